@@ -1,0 +1,80 @@
+# `make help` lists what there is. Everything runs in $(VENV), made on first use from requirements/*.txt.
+
+VENV   ?= .venv
+RECIPE ?= seed
+# The first Python that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-wheel check format train bench lock install-gpu clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo 'HOST= PORT= MODELS= go to serve, RECIPE= MODELS= to train; every GRAFT_… setting of docs/settings.md works too.'
+
+serve: $(VENV)/serve.stamp ## serve the models folder: HOST=127.0.0.1 PORT=8000 MODELS=models
+	@$(if $(HOST),GRAFT_HOST='$(HOST)') $(if $(PORT),GRAFT_PORT='$(PORT)') $(if $(MODELS),GRAFT_MODELS='$(MODELS)') $(PY) -m app
+
+test: $(VENV)/dev.stamp ## the whole test suite, with coverage
+	@rm -f .coverage .coverage.*
+	@$(PY) -m coverage run -m pytest $(ARGS); status=$$?; \
+	$(PY) -m coverage combine --quiet; $(PY) -m coverage report || true; exit $$status
+
+test-wheel: $(VENV)/dev.stamp ## build the wheel, and run the suite against it instead of the tree
+	@$(PY) tests/against_wheel.py
+
+check: $(VENV)/dev.stamp ## what must hold of the source: style, types, import direction, documents
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(PY) -m pytest -q tests/test_architecture.py tests/test_documents.py
+
+format: $(VENV)/dev.stamp ## mend what ruff can mend
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
+	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
+
+bench: $(VENV)/bench.stamp ## the measurements behind docs/decisions
+	@$(PY) benchmarks/decoders.py
+
+lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
+	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools
+	@PATH="$(abspath $(VENV)-lock)/bin:$$PATH" sh requirements/renew.sh
+
+install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
+	@$(PY) -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	@$(PIP) -r requirements/gpu.txt
+	@touch $(VENV)/serve.stamp
+
+clean: ## remove everything that make made
+	@rm -rf $(VENV) $(VENV)-lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+# Larger sets hold the smaller ones, at the same versions.
+$(VENV)/serve.stamp: requirements/serve.txt | $(PY)
+	@echo 'installing the service into $(VENV)…' >&2
+	@$(PIP) -r $<
+	@touch $@
+
+$(VENV)/train.stamp: requirements/train.txt | $(PY)
+	@echo 'installing training into $(VENV)…' >&2
+	@$(PIP) -r $<
+	@touch $@ $(VENV)/serve.stamp
+
+$(VENV)/dev.stamp: requirements/dev.txt | $(PY)
+	@echo 'installing everything that tests need into $(VENV)…' >&2
+	@$(PIP) -r $<
+	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
+
+$(VENV)/bench.stamp: requirements/bench.txt $(VENV)/dev.stamp | $(PY)
+	@echo 'installing the peers into $(VENV)…' >&2
+	@$(PIP) -r $<
+	@touch $@

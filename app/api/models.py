@@ -1,0 +1,34 @@
+"""/v1/models: what is loaded, and everything that is known of it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request
+
+from app.api.error_handlers import documented
+from app.api.schemas import ModelDetail, ModelList, ModelSummary, Refused
+from app.inference.repository import Repository
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+def _repository(request: Request) -> Repository:
+    return request.app.state.repository  # type: ignore[no-any-return]
+
+
+Models = Annotated[Repository, Depends(_repository)]
+
+
+@router.get("", summary="What is loaded", responses=documented(500))
+async def list_models(repository: Models) -> ModelList:
+    default = repository.get(None) if repository.ready else None
+    return ModelList(
+        models=[ModelSummary.summary(bundle, bundle is default) for bundle in repository.all()],
+        refused=[Refused(bundle=bundle, reason=reason) for bundle, reason in repository.refused.items()],
+    )
+
+
+@router.get("/{name}", summary="One model: name or name@version", responses=documented(404, 500))
+async def model(name: str, repository: Models) -> ModelDetail:
+    bundle = repository.get(name)
+    summary = ModelSummary.summary(bundle, repository.ready and bundle is repository.get(None))
+    return ModelDetail(**summary.model_dump(), manifest=bundle.manifest.model_dump(mode="json"))

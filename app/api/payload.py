@@ -1,0 +1,157 @@
+"""A request's body → the encoded images in it. Limits come first: nothing is read that would be refused."""
+
+import base64
+import binascii
+import json
+from email.message import Message
+from typing import Annotated
+
+from fastapi import Depends, Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+
+from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
+from app.settings import Settings
+
+_ACCEPTED = "multipart/form-data, image/* or application/json"
+_MAX_HEADER_BYTES = 16 << 10  # of one part of a form
+
+
+async def read_images(request: Request) -> list[bytes]:
+    """In the order they came; at least one."""
+    settings: Settings = request.app.state.settings
+    declared = request.headers.get("content-type")
+    if declared is None:
+        raise UnsupportedMediaType(f"no Content-Type: send {_ACCEPTED}")
+    header = Message()
+    header["content-type"] = declared
+    kind = header.get_content_type()
+    if kind != "multipart/form-data" and kind != "application/json" and not kind.startswith("image/"):
+        raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {_ACCEPTED}")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
+    body = await _read_body(request, settings.max_body_mb * 1_000_000)
+    if kind == "multipart/form-data":
+        images = _from_form(body, header.get_param("boundary"), settings.max_images)
+    elif kind == "application/json":
+        images = _from_json(body, settings.max_images)
+    else:
+        images = [body]
+    for index, image in enumerate(images):
+        if not image:
+            raise MalformedRequest("the image is empty: zero bytes", None if len(images) == 1 else index)
+    return images
+
+
+Images = Annotated[list[bytes], Depends(read_images)]
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise BodyTooLarge(f"the body is {int(declared[:20]):,} bytes; at most {limit:,} are allowed")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLarge(f"the body is more than the {limit:,} bytes allowed")
+    return bytes(body)
+
+
+def _from_json(body: bytes, most: int) -> list[bytes]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not JSON: {error}") from None
+    shape = 'a JSON object {"images": ["<base64>", …]} is expected'
+    if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
+        raise MalformedRequest(f"{shape}, and nothing else in it")
+    encoded = document["images"]
+    if not encoded:
+        raise MalformedRequest("images is empty: send at least one")
+    _refuse_too_many(len(encoded), most)
+    images = []
+    for index, text in enumerate(encoded):
+        if not isinstance(text, str):
+            raise MalformedRequest(f"images[{index}] is not a string: {shape}", index)
+        if text.startswith("data:"):
+            text = text.partition(",")[2]
+        try:
+            images.append(base64.b64decode("".join(text.split()), validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise MalformedRequest(f"images[{index}] is not base64: {error}", index) from None
+    return images
+
+
+def _from_form(body: bytes, boundary: object, most: int) -> list[bytes]:
+    """The parts that are files (they have a file name, or an image's content type), under any field name."""
+    if not isinstance(boundary, str) or not 1 <= len(boundary) <= 70:
+        raise MalformedRequest("multipart/form-data without a boundary of 1 to 70 characters in its Content-Type")
+    form = _Form(most)
+    parser = MultipartParser(boundary.encode("latin-1", "replace"), form.callbacks())  # type: ignore[arg-type]
+    try:
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise MalformedRequest(f"the form does not parse: {error}") from None
+    if not form.ended:
+        raise MalformedRequest("the form ends before its closing boundary")
+    if not form.images:
+        fields = ", ".join(form.fields[:10]) or "none"
+        raise MalformedRequest(f"no file among the form's parts (other fields: {fields}): send -F image=@FILE")
+    return form.images
+
+
+class _Form:
+    """What the parser tells of, part by part."""
+
+    def __init__(self, most: int) -> None:
+        self.images: list[bytes] = []
+        self.fields: list[str] = []
+        self.ended = False
+        self._most = most
+        self._name, self._value, self._headers = bytearray(), bytearray(), dict[str, str]()
+        self._spans: list[bytes] = []
+
+    def callbacks(self) -> dict[str, object]:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, a, b: self._grow(self._name, data[a:b]),
+            "on_header_value": lambda data, a, b: self._grow(self._value, data[a:b]),
+            "on_header_end": self._header_end,
+            "on_part_data": lambda data, a, b: self._spans.append(data[a:b]),
+            "on_part_end": self._part_end,
+            "on_end": self._end,
+        }
+
+    def _begin(self) -> None:
+        self._headers, self._spans = {}, []
+
+    def _grow(self, text: bytearray, more: bytes) -> None:
+        text += more
+        if len(text) > _MAX_HEADER_BYTES:
+            raise MalformedRequest(f"a part's header is longer than {_MAX_HEADER_BYTES:,} bytes")
+
+    def _header_end(self) -> None:
+        self._headers[self._name.decode("latin-1").lower()] = self._value.decode("latin-1")
+        self._name.clear()
+        self._value.clear()
+
+    def _part_end(self) -> None:
+        disposition = Message()
+        disposition["content-disposition"] = self._headers.get("content-disposition", "")
+        named = disposition.get_param("filename", header="content-disposition") is not None
+        if named or self._headers.get("content-type", "").lower().startswith("image/"):
+            _refuse_too_many(len(self.images) + 1, self._most)
+            self.images.append(b"".join(self._spans))
+        else:
+            self.fields.append(str(disposition.get_param("name", "?", header="content-disposition"))[:100])
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _refuse_too_many(count: int, most: int) -> None:
+    if count > most:
+        raise TooManyImages(f"more images than the {most:,} allowed in one request")

@@ -1,0 +1,79 @@
+"""A loaded bundle: its graphs, its preprocessing and its scoring, usable without a server."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle import scoring
+from app.bundle.decode import PIXELS_CEILING
+from app.bundle.manifest import Manifest
+from app.bundle.preprocess import preprocess
+from app.bundle.session import Session
+from app.errors import OperationUnavailable
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `load` gives: verified, and in the state in which it is served. N is the batch everywhere."""
+
+    name: str
+    version: int
+    digest: str  # of the manifest, which holds the digests of all else; embeddings compare only within one
+    manifest: Manifest
+    encoder: Session
+    decoder: Session | None
+    head: Session | None
+    scorer: scoring.AnomalyScorer | None
+
+    def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
+        """One encoded file → (H, W, C) uint8."""
+        return preprocess(data, self.manifest.input, max_pixels)
+
+    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """(N, H, W, C) uint8 → `embedding` (N, D) and, where the bundle has them, `features`."""
+        return self.encoder.run(images)
+
+    def reconstruct(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
+        """What `encode` gave → (N, H, W, C) float32 in 0…1."""
+        graph = self.manifest.graphs.decoder
+        if self.decoder is None or graph is None:
+            raise self._lacks("decoder", "reconstruct")
+        return self.decoder.run(encoded[graph.input.name])[graph.outputs[0].name]
+
+    def logits(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
+        """What `encode` gave → (N, K) float32."""
+        graph = self.manifest.graphs.head
+        if self.head is None or graph is None:
+            raise self._lacks("head", "classify")
+        return self.head.run(encoded[graph.input.name])[graph.outputs[0].name]
+
+    def classify(self, images: np.ndarray) -> list[scoring.Classification]:
+        logits = self.logits(self.encode(images))
+        assert self.manifest.classifier is not None  # the manifest has one exactly when there is a head
+        return scoring.classify(logits, self.manifest.classifier.labels, self.manifest.classifier.temperature)
+
+    def anomaly(self, images: np.ndarray) -> list[scoring.AnomalyScore]:
+        if self.scorer is None:
+            raise self._lacks("anomaly calibration", "anomaly")
+        encoded = self.encode(images)
+        return self.scorer.score(images, encoded[self.scorer.takes], self.reconstruct(encoded))
+
+    def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Every output of every graph, by name."""
+        outputs = self.encode(images)
+        for session, graph in ((self.decoder, self.manifest.graphs.decoder), (self.head, self.manifest.graphs.head)):
+            if session is not None and graph is not None:
+                outputs = outputs | session.run(outputs[graph.input.name])
+        return outputs
+
+    @property
+    def operations(self) -> Sequence[str]:
+        has = {"classify": self.head, "encode": self.encoder, "reconstruct": self.decoder, "anomaly": self.scorer}
+        return [operation for operation, part in has.items() if part is not None]
+
+    def _lacks(self, part: str, operation: str) -> OperationUnavailable:
+        return OperationUnavailable(
+            f"model {self.name}@{self.version} has no {part}, so it cannot {operation}; it can: "
+            + ", ".join(self.operations)
+        )

@@ -1,0 +1,80 @@
+"""Pictures drawn by code: golden inputs, and the samples that documents and pages show. No data set is quoted."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Outlines on a 28 × 28 grid, light on dark as Fashion-MNIST has them: (grey level, polygon) painted in order.
+_GARMENTS: dict[str, list[tuple[int, list[tuple[float, float]]]]] = {
+    "t-shirt": [
+        (
+            190,
+            [
+                (9, 3),
+                (12, 5),
+                (16, 5),
+                (19, 3),
+                (26, 8),
+                (23, 13),
+                (20, 11),
+                (20, 26),
+                (8, 26),
+                (8, 11),
+                (5, 13),
+                (2, 8),
+            ],
+        ),
+        (150, [(12, 5), (16, 5), (14, 8)]),
+    ],
+    "trouser": [
+        (200, [(9, 1), (19, 1), (20, 27), (15.5, 27), (14, 8), (12.5, 27), (8, 27)]),
+        (150, [(9, 1), (19, 1), (19, 3), (9, 3)]),
+    ],
+    "sneaker": [
+        (210, [(1, 14), (4, 13), (7, 15), (12, 11), (15, 11), (19, 15), (26, 17), (27, 20), (1, 20)]),
+        (120, [(1, 19), (27, 19), (27, 21), (1, 21)]),
+        (90, [(11, 13), (12, 12), (16, 15), (15, 16)]),
+    ],
+    "bag": [
+        (90, [(9, 10), (10, 4), (18, 4), (19, 10), (17, 10), (16, 6), (12, 6), (11, 10)]),
+        (200, [(3, 10), (25, 10), (26, 25), (2, 25)]),
+        (150, [(3, 14), (25, 14), (25, 15), (3, 15)]),
+    ],
+}
+GARMENTS = tuple(_GARMENTS)
+
+
+def garment(kind: str, side: int = 28) -> Image.Image:
+    """A grey silhouette; drawn four times as large and averaged, so that its edges are soft."""
+    large = Image.new("L", (4 * side, 4 * side))
+    pen = ImageDraw.Draw(large)
+    for level, outline in _GARMENTS[kind]:
+        pen.polygon([(x * 4 * side / 28, y * 4 * side / 28) for x, y in outline], fill=level)
+    return large.reduce(4)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def golden_files() -> list[bytes]:
+    """PNGs of every kind whose pixels must come out the same everywhere: each colour mode, larger and smaller."""
+    y, x = np.mgrid[0:48, 0:64]
+    ramp = (x * 4).astype(np.uint8)
+    rings = (127 + 127 * np.sin(np.hypot(x - 32, y - 24) / 3)).astype(np.uint8)
+    colour = np.stack([ramp, rings, (y * 5).astype(np.uint8)], axis=-1)
+    drawn = [
+        *(garment(kind) for kind in GARMENTS),
+        Image.fromarray(rings[:28, :28]),
+        Image.fromarray(colour),
+        Image.fromarray(np.dstack([colour, ramp])),
+        Image.fromarray((x * 1024 + y).astype(np.uint16)),
+        Image.fromarray(colour).quantize(16),
+        Image.fromarray(rings > 127),
+        Image.fromarray(ramp[:1, 40:41]),
+        garment("sneaker", side=301),
+    ]
+    return [png(image) for image in drawn]

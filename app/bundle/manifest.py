@@ -1,0 +1,219 @@
+"""The manifest: everything that serving may know of a bundle, checked before anything is believed.
+
+Name and version come from the folder, never from the file, so that a bundle can be renamed by moving it.
+"""
+
+import json
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from app.errors import ManifestInvalid, SchemaTooNew, UnsafePath
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    """Every field is written down, absent parts as null: a default would be a guess made by the reader."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class InputSpec(Strict):
+    """How the bytes of a file become the encoder's (H, W, C) uint8. Fields with one choice say what is done."""
+
+    height: PositiveInt
+    width: PositiveInt
+    channels: Literal[1, 3]
+    resize: Literal["stretch", "pad", "crop"]  # pad and crop keep the aspect and centre the picture
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"]  # all average over the source area when they shrink
+    background: Literal["black", "white"]  # what shows through alpha, and fills the padding
+    orientation: Literal["apply"]  # EXIF orientation is obeyed
+    sixteen_bit: Literal["high_byte"]  # of each sample, in grey and colour alike
+    palette: Literal["expand"]
+    cmyk: Literal["convert"]  # to RGB by Pillow's formula; colour profiles are ignored
+    animation: Literal["first_frame"]
+    jpeg: Literal["reduced"]  # decoded at the smallest DCT scale that leaves two pixels for each one needed
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+
+class Tensor(Strict):
+    """Shapes begin with -1, the batch."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int, ...]
+
+
+class Graph(Strict):
+    file: str
+    input: Tensor
+    outputs: tuple[Tensor, ...]
+
+
+class Graphs(Strict):
+    """`image` → encoder → `embedding` (and `features`); decoder and head name which of the two they take."""
+
+    encoder: Graph
+    decoder: Graph | None
+    head: Graph | None
+
+
+class Classifier(Strict):
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]  # the data set's own names in its own order
+    temperature: Annotated[float, Field(gt=0)]  # logits are divided by it before softmax
+
+
+class Scale(Strict):
+    mean: float
+    std: Annotated[float, Field(gt=0)]
+
+
+class Anomaly(Strict):
+    """score = z(reconstruction error) + z(latent distance), both z over the training normals.
+
+    reconstruction error: mean over pixels and channels of (reconstruction - image / 255)²
+    latent distance: Mahalanobis, √‖(x - mean) · whitening‖², of the tensor that `takes` names
+    """
+
+    definition: Literal["reconstruction+mahalanobis"]
+    takes: Literal["embedding", "features"]
+    reconstruction: Scale
+    latent: Scale
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    threshold: float  # the score above which p ≤ false_alarm_rate
+    calibrated_on: PositiveInt  # held-out normals; their sorted scores are in the reference file
+    quantiles: dict[str, float]  # of those scores, for a person to read
+
+
+class Golden(Strict):
+    """Drawn images with the pixels and outputs they gave at export; re-run at every load."""
+
+    file: str
+    images: PositiveInt
+    pixels: Annotated[int, Field(ge=0)]  # grey levels a decoded pixel may differ by
+    outputs: Annotated[float, Field(gt=0)]  # as a share of the tensor's largest magnitude, or of 1 if that is less
+
+
+class Metric(Strict):
+    name: str
+    value: float
+    images: PositiveInt
+    how: str
+
+
+class Provenance(Strict):
+    recipe: str
+    seed: int
+    source: str
+    target: str
+    data: dict[str, Sha256]  # fingerprint of every array that was read
+    created: str
+    commit: str
+    versions: dict[str, str]
+    opset: PositiveInt
+
+
+class Manifest(Strict):
+    schema_version: int
+    title: str
+    input: InputSpec
+    latent_size: PositiveInt
+    graphs: Graphs
+    classifier: Classifier | None
+    anomaly: Anomaly | None
+    reference: str | None
+    golden: Golden
+    metrics: tuple[Metric, ...]
+    provenance: Provenance
+    files: dict[str, Sha256]
+
+    @model_validator(mode="after")
+    def parts_agree(self) -> "Manifest":
+        graphs = self.graphs
+        if (graphs.head is None) != (self.classifier is None):
+            raise ValueError("graphs.head and classifier come together or not at all")
+        if graphs.head and self.classifier and graphs.head.outputs[0].shape[-1] != len(self.classifier.labels):
+            raise ValueError("classifier.labels: not as many as the head's outputs")
+        if self.anomaly and (graphs.decoder is None or self.reference is None):
+            raise ValueError("anomaly: needs graphs.decoder and reference")
+        if graphs.encoder.input.shape != (-1, *self.input.shape):
+            raise ValueError("graphs.encoder.input.shape: differs from input")
+        given = {t.name: t for t in graphs.encoder.outputs}
+        if given.get("embedding") is None or given["embedding"].shape != (-1, self.latent_size):
+            raise ValueError("graphs.encoder.outputs: no embedding of latent_size")
+        for part, graph in (("decoder", graphs.decoder), ("head", graphs.head)):
+            if graph and given.get(graph.input.name) != graph.input:
+                raise ValueError(f"graphs.{part}.input: the encoder does not give it")
+        if self.anomaly and self.anomaly.takes not in given:
+            raise ValueError("anomaly.takes: the encoder does not give it")
+        for field, file in self.named_files():
+            if file not in self.files:
+                raise ValueError(f"{field}: {file!r} is not in files")
+        return self
+
+    def named_files(self) -> list[tuple[str, str]]:
+        graphs = self.graphs
+        named = [(f"graphs.{part}.file", graph.file) for part, graph in graphs if graph is not None]
+        named.append(("golden.file", self.golden.file))
+        return named if self.reference is None else [*named, ("reference", self.reference)]
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> "Manifest":
+        """`where` (name/version) begins every message."""
+        file = f"{where}/{MANIFEST_FILE}"
+        try:
+            raw: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ManifestInvalid(f"{file}: not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise ManifestInvalid(f"{file}: a JSON object is expected")
+        schema = raw.get("schema_version")
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise SchemaTooNew(
+                f"{file}: schema_version {schema} is newer than {SCHEMA_VERSION}, the newest that this Graft reads: "
+                "upgrade Graft, or export the bundle again with this one"
+            )
+        if schema != SCHEMA_VERSION or isinstance(schema, bool):
+            raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema of Graft")
+        files = raw.get("files")
+        for name in files if isinstance(files, dict) else ():
+            refuse_unsafe(name, file)
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            raise ManifestInvalid(f"{file}: " + "; ".join(map(_sentence, error.errors()))) from None
+
+
+def refuse_unsafe(name: str, file: str) -> None:
+    """A bundle names files in its own folder and nowhere else, on any operating system."""
+    for path in (PurePosixPath(name), PureWindowsPath(name)):
+        if path.is_absolute() or path.drive or path.root:
+            raise UnsafePath(f"{file}: field files: {name!r} is an absolute path")
+        if ".." in path.parts:
+            raise UnsafePath(f"{file}: field files: {name!r} climbs out of the bundle")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == MANIFEST_FILE:
+        raise UnsafePath(f"{file}: field files: {name!r} is not a plain file name")
+
+
+def _sentence(error: Any) -> str:
+    field = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown field {field}"
+        case "missing":
+            return f"missing field {field}"
+        case "value_error":
+            return str(error["ctx"]["error"])
+    return f"field {field}: {error['msg']}"

@@ -1,0 +1,169 @@
+"""onnxruntime sessions. The only importer of onnxruntime, and the only reader of the ONNX wire format."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it warns of a telemetry id otherwise
+
+import numpy as np
+import onnxruntime
+
+from app.bundle.manifest import Graph, Tensor
+from app.errors import ExternalData, GraphMismatch
+
+_ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+CPU = ("CPUExecutionProvider",)
+
+
+class Session:
+    """One graph: (N, …) array in, one (N, …) array for each output that the manifest names, in its order."""
+
+    def __init__(self, model: bytes, graph: Graph, where: str, threads: int, providers: Sequence[str] = CPU) -> None:
+        """`where` (name/version/file) begins every message."""
+        for weight, location in external_data(model, where):
+            raise ExternalData(
+                f"{where}: weight {weight!r} lies outside the graph, in {location!r}: "
+                "a bundle keeps its weights inside; export with external_data=False"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))
+        except Exception as error:  # onnxruntime's own classes share no base
+            raise GraphMismatch(f"{where}: onnxruntime cannot load it: {error}") from error
+        given = [_tensor(t) for t in self._session.get_inputs()], [_tensor(t) for t in self._session.get_outputs()]
+        stated = [_signature(graph.input)], [_signature(t) for t in graph.outputs]
+        if given != stated:
+            raise GraphMismatch(f"{where}: the graph takes and gives {given}, the manifest says {stated}")
+        self._input = graph.input.name
+        self._outputs = [t.name for t in graph.outputs]
+
+    def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
+
+
+def cpu_limit(root: Path = Path("/")) -> int:
+    """Whole CPUs that this process may use: its affinity, and its container's quota (cgroup v2 or v1), rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(root)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    try:
+        limit, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    try:
+        return float(limit) / float(period) if float(limit) > 0 else None
+    except ValueError:  # "max"
+        return None
+
+
+def _tensor(t: onnxruntime.NodeArg) -> tuple[str, str, tuple[int, ...]]:
+    shape = tuple(size if isinstance(size, int) else -1 for size in t.shape)
+    return t.name, _ORT_TYPES.get(t.type, t.type), shape
+
+
+def _signature(tensor: Tensor) -> tuple[str, str, tuple[int, ...]]:
+    return tensor.name, tensor.dtype, tensor.shape
+
+
+# --- external data ---------------------------------------------------------------------------------------------
+# The service does without the onnx package (and its size); what it needs of the format is which messages may
+# hold a TensorProto, by field number, and the two fields of a TensorProto that speak of other files:
+#
+#   ModelProto ── 7 graph ── GraphProto ── 1 node, 5 initializer, 15 sparse_initializer
+#              ├─ 20 training_info ── 1, 2 graph
+#              └─ 25 functions ── 7 node
+#   NodeProto ── 5 attribute ── AttributeProto ── 5 t, 6 g, 10 tensors, 11 graphs, 22 sparse_tensor, 23 sparse_tensors
+#   TensorProto ── 8 name, 13 external_data { 1 key, 2 value }, 14 data_location (1 = external)
+_CHILDREN = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_MOST_NESTED = 64
+
+
+def external_data(model: bytes, where: str) -> Iterator[tuple[str, str]]:
+    """(weight, location) of every tensor that keeps its data in another file."""
+    try:
+        yield from _external(memoryview(model), "model", 0)
+    except (IndexError, ValueError, RecursionError) as error:
+        raise GraphMismatch(f"{where}: not an ONNX graph: {error}") from None
+
+
+def _external(message: memoryview, kind: str, depth: int) -> Iterator[tuple[str, str]]:
+    if depth > _MOST_NESTED:
+        raise ValueError("nested too deep")
+    if kind == "tensor":
+        yield from _external_tensor(message)
+        return
+    children = _CHILDREN[kind]
+    for field, value in _fields(message):
+        if field in children and isinstance(value, memoryview):
+            yield from _external(value, children[field], depth + 1)
+
+
+def _external_tensor(message: memoryview) -> Iterator[tuple[str, str]]:
+    name, location, external = "", "", False
+    for field, value in _fields(message):
+        if field == 8 and isinstance(value, memoryview):
+            name = bytes(value).decode(errors="replace")
+        elif field == 13 and isinstance(value, memoryview):
+            external = True
+            entry = {f: bytes(v).decode(errors="replace") for f, v in _fields(value) if isinstance(v, memoryview)}
+            if entry.get(1) == "location":
+                location = entry.get(2, "")
+        elif field == 14:
+            external = external or value == 1
+    if external:
+        yield name, location
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """(field number, value) of a protobuf message; length-delimited values as views, nothing is copied."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        match key & 7:
+            case 0:
+                value, at = _varint(message, at)
+                yield key >> 3, value
+            case 1:
+                at += 8
+            case 2:
+                length, at = _varint(message, at)
+                if length > len(message) - at:
+                    raise ValueError("a field runs past the end")
+                yield key >> 3, message[at : at + length]
+                at += length
+            case 5:
+                at += 4
+            case wire:
+                raise ValueError(f"wire type {wire}")
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number of more than ten bytes")

@@ -1,0 +1,184 @@
+"""Bundles on disk: models/<name>/<version>/. Loaded only when whole, saved only whole."""
+
+import hashlib
+import io
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.bundle import golden
+from app.bundle.bundle import Bundle
+from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
+from app.bundle.scoring import AnomalyScorer
+from app.bundle.session import CPU, Session, cpu_limit
+from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+_MANIFEST_LIMIT = 4 << 20
+
+
+def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CPU) -> Bundle:
+    """The bundle in models/<name>/<version>/, after every check; `threads` None is the container's CPU limit.
+
+    Nothing is believed before it is verified, and files are read once: what was summed is what runs.
+    """
+    name, version = _identity(folder)
+    where = f"{name}/{version}"
+    text = _read(folder, MANIFEST_FILE, where)
+    if len(text) > _MANIFEST_LIMIT:
+        raise ManifestInvalid(f"{where}/{MANIFEST_FILE}: larger than {_MANIFEST_LIMIT:,} bytes")
+    manifest = Manifest.parse(text, where)
+    contents = {file: _read(folder, file, where) for file in manifest.files}
+    for file, data in contents.items():
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != manifest.files[file]:
+            raise ChecksumMismatch(
+                f"{where}/{file}: SHA-256 is {actual[:12]}…, the manifest says {manifest.files[file][:12]}…: "
+                "the file was changed or damaged after export; copy the bundle again"
+            )
+
+    digest = hashlib.sha256(text).hexdigest()
+    bundle = _assemble(name, int(version), digest, manifest, contents, threads, providers)
+    file = manifest.golden.file
+    stored = _arrays(contents[file], f"{where}/{file}")
+    golden.verify(stored, manifest.golden, bundle.preprocess, bundle.run_all, f"{where}/{file}")
+    return bundle
+
+
+def _assemble(
+    name: str,
+    version: int,
+    digest: str,
+    manifest: Manifest,
+    contents: dict[str, bytes],
+    threads: int | None = None,
+    providers: Sequence[str] = CPU,
+) -> Bundle:
+    """The bundle of files that are in memory; its golden pairs are not run here."""
+    where = f"{name}/{version}"
+
+    def session(graph: Graph | None) -> Session | None:
+        if graph is None:
+            return None
+        return Session(contents[graph.file], graph, f"{where}/{graph.file}", threads or cpu_limit(), providers)
+
+    encoder = session(manifest.graphs.encoder)
+    assert encoder is not None  # the manifest always has one
+    scorer = None
+    if manifest.anomaly is not None and manifest.reference is not None:
+        reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
+        try:
+            scorer = AnomalyScorer(manifest.anomaly, reference)
+        except KeyError as error:
+            raise BundleFileMissing(f"{where}/{manifest.reference}: array {error} is missing") from None
+    decoder, head = session(manifest.graphs.decoder), session(manifest.graphs.head)
+    return Bundle(name, version, digest, manifest, encoder, decoder, head, scorer)
+
+
+def save(models: Path, name: str, fields: dict[str, Any], files: dict[str, bytes], version: int | None = None) -> Path:
+    """Write models/<name>/<version>/ so that it is there whole or not at all; `version` None is the next one.
+
+    `fields` are the manifest's, without `golden` and `files`, which are made here from `files`. The bundle is loaded
+    from the temporary folder, golden pairs and all, before it is given its name; one that is there is never touched.
+    """
+    if not _NAME.fullmatch(name):
+        raise BundleError(f"{name!r} cannot name a bundle: a to z, 0 to 9, dot, dash and underscore, 64 at most")
+    for file in files:
+        refuse_unsafe(file, f"{name}/{MANIFEST_FILE}")
+    draft = _manifest(fields, {**files, golden.SPEC.file: b""})
+    proof = _assemble(name, version or 1, "", draft, files)
+    files = {**files, golden.SPEC.file: golden.make(proof.preprocess, proof.run_all)}
+    text = _manifest(fields, files).to_json()
+    home = models / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=home) as temporary:
+            staged = Path(temporary) / name / "1"
+            staged.mkdir(parents=True)
+            for file, data in {**files, MANIFEST_FILE: text.encode()}.items():
+                _write(staged / file, data)
+            load(staged)
+            return _give_version(staged, home, version)
+    except OSError as error:
+        raise BundleError(f"{home}: the bundle cannot be written: {error.strerror}; nothing was changed") from error
+
+
+def _give_version(staged: Path, home: Path, version: int | None) -> Path:
+    """The rename that makes the bundle visible; where another export takes the number first, the next is tried."""
+    while True:
+        target = home / str(version or max(versions(home), default=0) + 1)
+        try:
+            if target.exists():  # a rename would replace an empty folder
+                raise FileExistsError
+            staged.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            if version is not None:
+                raise BundleExists(f"{home.name}/{version} is already there: bundles are never overwritten") from None
+        else:
+            _sync(home)
+            return target
+
+
+def _manifest(fields: dict[str, Any], files: dict[str, bytes]) -> Manifest:
+    sums = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    return Manifest(**fields, golden=golden.SPEC, files=sums)
+
+
+def versions(home: Path) -> list[int]:
+    """The versions that models/<name>/ has, or claims to have, rising; entries of other names are not ours."""
+    return sorted(int(entry.name) for entry in home.iterdir() if _VERSION.fullmatch(entry.name))
+
+
+def names(models: Path) -> list[str]:
+    return sorted(entry.name for entry in models.iterdir() if _NAME.fullmatch(entry.name) and entry.is_dir())
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    name, version = folder.parent.name, folder.name
+    if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
+        raise BundleError(f"{name}/{version}: a bundle lies in <name>/<version>/, the version a whole number from 1")
+    return name, version
+
+
+def _read(folder: Path, file: str, where: str) -> bytes:
+    path = folder / file
+    try:
+        if not path.is_file():  # a pipe or device would never end
+            raise FileNotFoundError
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BundleFileMissing(f"{where}/{file}: not there, or not a file") from None
+    except OSError as error:
+        raise BundleFileMissing(f"{where}/{file}: cannot be read: {error.strerror}") from None
+
+
+def _arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{where}: not an npz file of plain arrays: {error}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

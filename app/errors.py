@@ -1,0 +1,129 @@
+"""What can go wrong, named by what happened; nothing here knows HTTP.
+
+GraftError
+├── BundleError               a folder that cannot be served, by name/version/file and field
+│   ├── ManifestInvalid       not JSON, an unknown, missing or ill-typed field
+│   ├── SchemaTooNew          written by a newer Graft
+│   ├── UnsafePath            a file name that is absolute, has a folder in it, or climbs
+│   ├── BundleFileMissing     listed in the manifest, not in the folder
+│   ├── ChecksumMismatch      not the bytes that were exported
+│   ├── ExternalData          a graph whose weights lie outside it
+│   ├── GraphMismatch         a graph that does not load, or differs from the manifest
+│   ├── GoldenMismatch        does not reproduce on this machine what it gave at export
+│   └── BundleExists          this version is already there; bundles are never overwritten
+├── ImageError                one image; carries its index in the request
+│   ├── NotAnImage            bytes of no format that we read
+│   ├── BrokenImage           a format that we read, and cannot
+│   └── TooManyPixels         by its header; nothing was decoded
+├── RequestError
+│   ├── MalformedRequest
+│   ├── UnsupportedMediaType
+│   ├── BodyTooLarge
+│   └── TooManyImages
+├── UnknownModel
+├── OperationUnavailable      the model lacks the part that the operation needs
+├── NotReady
+└── SettingsInvalid           found before the service starts
+"""
+
+
+class GraftError(Exception):
+    """The message is for the person who can mend it: it names the thing, and where one exists the mend."""
+
+
+class BundleError(GraftError):
+    pass
+
+
+class ManifestInvalid(BundleError):
+    pass
+
+
+class SchemaTooNew(BundleError):
+    pass
+
+
+class UnsafePath(BundleError):
+    pass
+
+
+class BundleFileMissing(BundleError):
+    pass
+
+
+class ChecksumMismatch(BundleError):
+    pass
+
+
+class ExternalData(BundleError):
+    pass
+
+
+class GraphMismatch(BundleError):
+    pass
+
+
+class GoldenMismatch(BundleError):
+    pass
+
+
+class BundleExists(BundleError):
+    pass
+
+
+class ImageError(GraftError):
+    """`index` is the image's place in its request; None until a caller that knows it sets it."""
+
+    index: int | None = None
+
+
+class NotAnImage(ImageError):
+    pass
+
+
+class BrokenImage(ImageError):
+    pass
+
+
+class TooManyPixels(ImageError):
+    pass
+
+
+class RequestError(GraftError):
+    """`index` as for ImageError, where one image's envelope is at fault."""
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class MalformedRequest(RequestError):
+    pass
+
+
+class UnsupportedMediaType(RequestError):
+    pass
+
+
+class BodyTooLarge(RequestError):
+    pass
+
+
+class TooManyImages(RequestError):
+    pass
+
+
+class UnknownModel(GraftError):
+    pass
+
+
+class OperationUnavailable(GraftError):
+    pass
+
+
+class NotReady(GraftError):
+    pass
+
+
+class SettingsInvalid(GraftError):
+    pass

@@ -1,0 +1,1 @@
+"""Which models there are, and how a request's images pass through one. Knows nothing of HTTP."""

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Exact versions of everything, without download addresses: `make lock` runs this. Made on Linux with the oldest
+# Python that Graft supports, so that every newer one finds them too.
+set -eu
+cd "$(dirname "$0")"
+export CUSTOM_COMPILE_COMMAND="make lock"
+compile() {
+    pip-compile --quiet --upgrade --strip-extras --no-annotate --no-emit-index-url --no-emit-trusted-host \
+        --no-emit-find-links --allow-unsafe ../pyproject.toml --constraint held.txt "$@"
+}
+compile --output-file serve.txt
+compile --extra train --extra report --constraint serve.txt --output-file train.txt
+compile --extra train --extra report --extra dev --constraint train.txt --output-file dev.txt
+# A build of torch for one kind of machine carries a label that no index knows, or asks for a GPU's libraries, which
+# pip finds by itself where the build it takes wants them.
+sed -i -E -e 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' -e '/^(nvidia-|cuda-|triton==)/d' train.txt dev.txt
+# onnxruntime-gpu brings the same files as onnxruntime: never both.
+sed -E 's/^onnxruntime==/onnxruntime-gpu==/' serve.txt > gpu.txt

@@ -1,0 +1,39 @@
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="module")
+def openapi(client: httpx.Client) -> dict[str, Any]:
+    schema: dict[str, Any] = client.get("/openapi.json").json()
+    return schema
+
+
+def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, Any]) -> None:
+    assert set(openapi["paths"]) == {"/v1/classify", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz"}
+    for path, verbs in openapi["paths"].items():
+        for operation in verbs.values():
+            for status, answer in operation["responses"].items():
+                media = "application/problem+json" if int(status) >= 400 else "application/json"
+                assert list(answer["content"]) == [media], (path, status)
+            assert "200" in operation["responses"]
+            assert "500" in operation["responses"]
+
+
+def test_the_422_of_fastapis_own_shape_is_nowhere(openapi: dict[str, Any]) -> None:
+    assert "ValidationError" not in str(openapi)
+    assert "422" not in openapi["paths"]["/v1/models/{name}"]["get"]["responses"]
+
+
+def test_the_three_bodies_of_an_operation_are_described(openapi: dict[str, Any]) -> None:
+    body = openapi["paths"]["/v1/classify"]["post"]["requestBody"]
+    assert set(body["content"]) == {"multipart/form-data", "image/*", "application/json"}
+    assert body["required"]
+
+
+def test_the_page_needs_nothing_from_outside(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page.text)

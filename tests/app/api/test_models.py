@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from support import LABELS, assert_problem, save_tiny, serving
+
+from app.settings import Settings
+
+
+def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
+    [model] = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["version"], model["default"]) == ("tiny", 1, True)
+    assert model["operations"] == ["classify", "encode", "reconstruct", "anomaly"]
+    assert model["labels"] == list(LABELS)
+    assert model["input"] == [6, 4, 1]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny@1"])
+def test_one_model_shows_its_manifest(client: httpx.Client, models: Path, name: str) -> None:
+    body = client.get(f"/v1/models/{name}").json()
+    assert body["manifest"] == json.loads((models / "tiny/1/manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["none", "tiny@9", "..%2Ftiny", "%00"])
+def test_a_model_that_is_not_there_is_404(client: httpx.Client, name: str) -> None:
+    answer = client.get(f"/v1/models/{name}")
+    assert_problem(answer, 404, "not-found" if "%2F" in name else "unknown-model")
+
+
+def test_the_highest_version_answers_and_a_bad_one_is_refused_not_fatal(tmp_path: Path) -> None:
+    for seed in range(3):
+        save_tiny(tmp_path, "twin", seed=seed)
+    save_tiny(tmp_path, "alpha", head=False)
+    weights = tmp_path / "twin/3/encoder.onnx"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with serving(Settings(models=tmp_path, default_model="twin")) as client:
+        body = client.get("/v1/models").json()
+        found = [(m["name"], m["version"], m["default"]) for m in body["models"]]
+        assert found == [("alpha", 1, False), ("twin", 1, False), ("twin", 2, True)]
+        [refused] = body["refused"]
+        assert refused["bundle"] == "twin/3"
+        assert "SHA-256" in refused["reason"]
+        assert str(tmp_path) not in json.dumps(body)
+        image = {"image": (Path(__file__).parents[3] / "app/web/samples/bag.png").read_bytes()}
+        assert client.post("/v1/classify", files=image).json()["model"]["version"] == 2
+        assert client.post("/v1/classify?model=twin@1", files=image).json()["model"]["version"] == 1
+        answer = client.post("/v1/classify?model=alpha", files=image)
+        assert_problem(answer, 409, "operation-unavailable", "it can: encode")

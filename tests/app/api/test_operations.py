@@ -1,0 +1,222 @@
+"""POST /v1/classify, over a real socket."""
+
+import base64
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from support import LABELS, assert_problem
+
+from app.bundle import load
+from app.bundle.drawings import GARMENTS, garment, golden_files, png
+
+FILES = [png(garment(kind)) for kind in GARMENTS]
+GOOD = FILES[0]
+
+
+@pytest.fixture(scope="module")
+def expected(models: Path) -> list[str]:
+    bundle = load(models / "tiny/1")
+    return [c.label for c in bundle.classify(np.stack([bundle.preprocess(file) for file in FILES]))]
+
+
+def labels(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [result["label"] for result in answer.json()["results"]]
+
+
+def test_a_form_of_several_files_is_answered_in_order(client: httpx.Client, expected: list[str]) -> None:
+    parts = [(f"any-{i}", (f"{i}.png", file, "image/png")) for i, file in enumerate(FILES)]
+    assert labels(client.post("/v1/classify", files=parts)) == expected
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/x-anything"])
+def test_a_raw_body_is_one_image_whatever_subtype_it_claims(
+    client: httpx.Client, expected: list[str], kind: str
+) -> None:
+    for file, label in zip(FILES, expected, strict=True):
+        assert labels(client.post("/v1/classify", content=file, headers={"content-type": kind})) == [label]
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "data:;base64,"])
+def test_json_holds_base64_with_or_without_a_data_url(client: httpx.Client, expected: list[str], prefix: str) -> None:
+    images = [prefix + base64.b64encode(file).decode() for file in FILES]
+    assert labels(client.post("/v1/classify", json={"images": images})) == expected
+    folded = [prefix + base64.encodebytes(file).decode() for file in FILES]
+    assert labels(client.post("/v1/classify", json={"images": folded})) == expected
+
+
+def test_the_answer_says_who_answered_and_how_sure(client: httpx.Client, models: Path) -> None:
+    bundle = load(models / "tiny/1")
+    body = client.post("/v1/classify", files={"image": GOOD}).json()
+    assert body["model"] == {"name": "tiny", "version": 1, "digest": bundle.digest}
+    [result] = body["results"]
+    assert set(result) == {"label", "index", "confidence", "probabilities"}
+    assert set(result["probabilities"]) == set(LABELS)
+    assert LABELS[result["index"]] == result["label"] == next(iter(result["probabilities"]))
+    assert result["confidence"] == max(result["probabilities"].values())
+    assert sum(result["probabilities"].values()) == pytest.approx(1)
+    [direct] = bundle.classify(bundle.preprocess(GOOD)[None])
+    assert result["confidence"] == direct.confidence
+
+
+def test_every_kind_of_png_is_answered_as_in_process(client: httpx.Client, models: Path) -> None:
+    bundle = load(models / "tiny/1")
+    for file in golden_files():
+        [direct] = bundle.classify(bundle.preprocess(file)[None])
+        [served] = client.post("/v1/classify", files={"image": file}).json()["results"]
+        assert served["probabilities"] == dict(direct.ranked)
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (3, 3), (99, 3)])
+def test_top_k_bounds_the_probabilities(client: httpx.Client, top_k: int, count: int) -> None:
+    [result] = client.post(f"/v1/classify?top_k={top_k}", files={"image": GOOD}).json()["results"]
+    assert len(result["probabilities"]) == count
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny@1"])
+def test_a_model_is_named_with_or_without_its_version(client: httpx.Client, model: str) -> None:
+    assert client.post(f"/v1/classify?model={model}", files={"image": GOOD}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "other",
+        "tiny@2",
+        "tiny@",
+        "tiny@x",
+        "tiny@-1",
+        "tiny@1.0",
+        "@1",
+        "..%2F..%2Fetc",
+        "tiny@" + "9" * 5000,
+        "tiny@²",
+    ],
+)
+def test_a_model_that_is_not_there_is_404(client: httpx.Client, model: str) -> None:
+    if model == "tiny@":  # no version after all: the highest
+        assert client.post(f"/v1/classify?model={model}", files={"image": GOOD}).status_code == 200
+        return
+    body = assert_problem(client.post(f"/v1/classify?model={model}", files={"image": GOOD}), 404, "unknown-model")
+    assert "tiny@1" in body["detail"]
+
+
+BROKEN = GOOD[: len(GOOD) // 2]
+HUGE = png(Image.new("L", (2000, 600)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "kind", "says"),
+    [
+        ({"content": b""}, 415, "unsupported-media-type", "no Content-Type"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "unsupported-media-type", "text/plain"),
+        ({"content": b"x", "headers": {"content-type": "garbage"}}, 415, "unsupported-media-type", "garbage"),
+        ({"content": b"", "headers": {"content-type": "image/png"}}, 400, "malformed-request", "zero bytes"),
+        ({"content": b"text", "headers": {"content-type": "image/png"}}, 415, "not-an-image", "begins with"),
+        ({"content": BROKEN, "headers": {"content-type": "image/png"}}, 422, "broken-image", "broken PNG"),
+        ({"content": HUGE, "headers": {"content-type": "image/png"}}, 413, "too-many-pixels", "2000 × 600"),
+        (
+            {"content": GOOD, "headers": {"content-type": "image/png", "content-encoding": "gzip"}},
+            415,
+            "unsupported-media-type",
+            "gzip",
+        ),
+        ({"content": b"x" * 1_000_001, "headers": {"content-type": "image/png"}}, 413, "body-too-large", "1,000,000"),
+        (
+            {"content": iter([b"x" * 600_000] * 2), "headers": {"content-type": "image/png"}},
+            413,
+            "body-too-large",
+            "1,000,000",
+        ),
+        ({"json": {}}, 400, "malformed-request", "images"),
+        ({"json": []}, 400, "malformed-request", "images"),
+        ({"json": {"images": []}}, 400, "malformed-request", "at least one"),
+        ({"json": {"images": "abc"}}, 400, "malformed-request", "images"),
+        ({"json": {"images": ["abc"], "top_k": 3}}, 400, "malformed-request", "nothing else"),
+        ({"json": {"images": [3]}}, 400, "malformed-request", "images[0]"),
+        ({"json": {"images": ["§"]}}, 400, "malformed-request", "not base64"),
+        ({"json": {"images": ["abc"]}}, 400, "malformed-request", "not base64"),
+        ({"json": {"images": [""]}}, 400, "malformed-request", "zero bytes"),
+        ({"json": {"images": ["QUJD"] * 9}}, 413, "too-many-images", "8"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "malformed-request", "not JSON"),
+        ({"content": b"\xff", "headers": {"content-type": "application/json"}}, 400, "malformed-request", "not JSON"),
+        (
+            {"content": b"[" * 90_000, "headers": {"content-type": "application/json"}},
+            400,
+            "malformed-request",
+            "not JSON",
+        ),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "malformed-request", "boundary"),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary="}},
+            400,
+            "malformed-request",
+            "boundary",
+        ),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}},
+            400,
+            "malformed-request",
+            "form",
+        ),
+        (
+            {"content": b"", "headers": {"content-type": "multipart/form-data; boundary=a"}},
+            400,
+            "malformed-request",
+            "closing",
+        ),
+        (
+            {"content": b"--a--\r\n", "headers": {"content-type": "multipart/form-data; boundary=a"}},
+            400,
+            "malformed-request",
+            "no file",
+        ),
+        ({"files": {"a": (None, "text")}}, 400, "malformed-request", "other fields: a"),
+        ({"files": {"a": ("x.png", b"")}}, 400, "malformed-request", "zero bytes"),
+        ({"files": [("a", GOOD)] * 9}, 413, "too-many-images", "8"),
+        ({"files": {"a": GOOD}, "params": {"top_k": "0"}}, 400, "malformed-request", "top_k"),
+        ({"files": {"a": GOOD}, "params": {"top_k": "many"}}, 400, "malformed-request", "many"),
+    ],
+)
+def test_a_bad_request_hears_what_is_wrong(
+    client: httpx.Client, request_: dict[str, object], status: int, kind: str, says: str
+) -> None:
+    body = assert_problem(client.post("/v1/classify", **request_), status, kind, says)  # type: ignore[arg-type]
+    assert "index" not in body or "images" in str(request_)
+
+
+def test_of_several_images_the_one_at_fault_is_named(client: httpx.Client) -> None:
+    for bad, status, kind in (
+        (BROKEN, 422, "broken-image"),
+        (b"text", 415, "not-an-image"),
+        (HUGE, 413, "too-many-pixels"),
+    ):
+        parts = [("f", GOOD), ("f", GOOD), ("f", bad)]
+        assert assert_problem(client.post("/v1/classify", files=parts), status, kind)["index"] == 2
+    encoded = [base64.b64encode(GOOD).decode(), "§"]
+    assert assert_problem(client.post("/v1/classify", json={"images": encoded}), 400, "malformed-request")["index"] == 1
+
+
+def test_a_form_cut_short_is_refused(client: httpx.Client) -> None:
+    request = client.build_request("POST", "/v1/classify", files={"image": GOOD})
+    body, headers = request.read(), {"content-type": request.headers["content-type"]}
+    for end in range(0, len(body) - 2, max(1, len(body) // 40)):
+        answer = client.post("/v1/classify", content=body[:end], headers=headers)
+        assert_problem(answer, 400, "malformed-request")
+
+
+def test_a_part_with_an_images_type_needs_no_file_name(client: httpx.Client) -> None:
+    part = (
+        b'--b\r\nContent-Disposition: form-data; name="i"\r\nContent-Type: image/png\r\n\r\n' + GOOD + b"\r\n--b--\r\n"
+    )
+    answer = client.post("/v1/classify", content=part, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert len(labels(answer)) == 1
+
+
+def test_endless_part_headers_are_cut_off(client: httpx.Client) -> None:
+    body = b"--b\r\nX: " + b"y" * 100_000 + b"\r\n\r\n\r\n--b--\r\n"
+    answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert_problem(answer, 400, "malformed-request", "header")

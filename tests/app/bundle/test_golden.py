@@ -1,0 +1,61 @@
+import io
+
+import numpy as np
+import pytest
+from support import spec
+
+from app.bundle import preprocess
+from app.bundle.golden import SPEC, make, verify
+from app.errors import GoldenMismatch
+
+SHAPE = spec(28, 28)
+
+
+def see(data: bytes) -> np.ndarray:
+    return preprocess(data, SHAPE)
+
+
+def run(images: np.ndarray) -> dict[str, np.ndarray]:
+    return {"embedding": images.reshape(len(images), -1)[:, :5].astype(np.float32) / 255 * 100}
+
+
+@pytest.fixture
+def stored() -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(make(see, run))) as arrays:
+        return dict(arrays)
+
+
+def test_what_was_made_here_verifies_here(stored: dict[str, np.ndarray]) -> None:
+    verify(stored, SPEC, see, run, "m/1/golden.npz")
+
+
+def test_one_grey_level_in_one_pixel_is_too_much(stored: dict[str, np.ndarray]) -> None:
+    stored["pixels"][3, 5, 5, 0] ^= 1
+    with pytest.raises(GoldenMismatch, match="image 3 decodes to other pixels here, by up to 1 grey levels"):
+        verify(stored, SPEC, see, run, "m/1/golden.npz")
+
+
+@pytest.mark.parametrize(("error", "passes"), [(0.5e-4, True), (2e-4, False), (float("nan"), False)])
+def test_outputs_may_differ_by_the_tolerance_of_their_scale(
+    stored: dict[str, np.ndarray], error: float, passes: bool
+) -> None:
+    scale = float(np.abs(stored["output:embedding"]).max())
+    stored["output:embedding"][0, 0] += error * scale
+    if passes:
+        verify(stored, SPEC, see, run, "m/1/golden.npz")
+    else:
+        with pytest.raises(GoldenMismatch, match="embedding is off by"):
+            verify(stored, SPEC, see, run, "m/1/golden.npz")
+
+
+@pytest.mark.parametrize("array", ["files", "lengths", "pixels", "output:embedding"])
+def test_a_missing_array_is_named(stored: dict[str, np.ndarray], array: str) -> None:
+    del stored[array]
+    with pytest.raises(GoldenMismatch, match=array):
+        verify(stored, SPEC, see, run, "m/1/golden.npz")
+
+
+def test_fewer_images_than_stated_are_refused(stored: dict[str, np.ndarray]) -> None:
+    stored["lengths"] = stored["lengths"][:-1]
+    with pytest.raises(GoldenMismatch, match="the manifest says"):
+        verify(stored, SPEC, see, run, "m/1/golden.npz")

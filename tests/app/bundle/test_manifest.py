@@ -1,0 +1,124 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.bundle.manifest import SCHEMA_VERSION, Manifest
+from app.errors import BundleError, ManifestInvalid, SchemaTooNew, UnsafePath
+
+
+@pytest.fixture
+def fields(models: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((models / "tiny/1/manifest.json").read_text())
+    return read
+
+
+def parse(fields: object) -> Manifest:
+    return Manifest.parse(json.dumps(fields).encode(), "tiny/1")
+
+
+def paths(value: object, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Where every field of every fixed table lies; tables whose keys are data are not entered."""
+    if not isinstance(value, dict) or at[-1:] in [("files",), ("data",), ("versions",), ("quantiles",)]:
+        return []
+    return [p for key, inner in value.items() for p in [(*at, key), *paths(inner, (*at, key))]]
+
+
+def test_what_is_written_reads_back_the_same(fields: dict[str, Any]) -> None:
+    manifest = parse(fields)
+    assert Manifest.parse(manifest.to_json().encode(), "tiny/1") == manifest
+
+
+def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
+    found = paths(fields)
+    assert len(found) > 50
+    for path in found:
+        less = copy.deepcopy(fields)
+        table = less
+        for key in path[:-1]:
+            table = table[key]
+        del table[path[-1]]
+        with pytest.raises(ManifestInvalid) as refused:
+            parse(less)
+        if path != ("schema_version",):
+            assert f"tiny/1/manifest.json: missing field {'.'.join(path)}" in str(refused.value)
+
+
+@pytest.mark.parametrize("table", [(), ("input",), ("graphs",), ("graphs", "encoder"), ("golden",), ("provenance",)])
+def test_an_unknown_field_is_named(fields: dict[str, Any], table: tuple[str, ...]) -> None:
+    inner = fields
+    for key in table:
+        inner = inner[key]
+    inner["colour"] = 1
+    with pytest.raises(ManifestInvalid, match=rf"unknown field {'.'.join([*table, 'colour'])}"):
+        parse(fields)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(fields: dict[str, Any]) -> None:
+    fields["schema_version"] = SCHEMA_VERSION + 1
+    with pytest.raises(SchemaTooNew, match="upgrade Graft"):
+        parse(fields)
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", None, True, 1.5])
+def test_what_is_no_schema_is_refused(fields: dict[str, Any], schema: object) -> None:
+    fields["schema_version"] = schema
+    with pytest.raises(ManifestInvalid, match="schema_version"):
+        parse(fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/etc/passwd", "absolute"),
+        ("C:\\weights.onnx", "absolute"),
+        ("\\\\host\\share\\a", "absolute"),
+        ("../other/encoder.onnx", "climbs"),
+        ("a/../../b", "climbs"),
+        ("..", "climbs"),
+        ("sub/encoder.onnx", "plain"),
+        (".hidden", "plain"),
+        ("", "plain"),
+        ("manifest.json", "plain"),
+        ("a\x00b", "plain"),
+    ],
+)
+def test_a_file_lies_in_the_bundle_or_nowhere(fields: dict[str, Any], name: str, why: str) -> None:
+    fields["files"][name] = "0" * 64
+    with pytest.raises(UnsafePath, match=why):
+        parse(fields)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000])
+def test_what_is_not_a_json_object_is_refused(text: bytes) -> None:
+    with pytest.raises(ManifestInvalid, match=r"^tiny/1/manifest\.json: "):
+        Manifest.parse(text, "tiny/1")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("classifier", None, "come together"),
+        ("classifier.labels", ["a", "b"], "not as many"),
+        ("reference", None, "anomaly"),
+        ("latent_size", 7, "embedding"),
+        ("input.height", 9, "graphs.encoder.input.shape"),
+        ("input.channels", 2, "input.channels"),
+        ("graphs.head.input.name", "features", "graphs.head.input"),
+        ("anomaly.takes", "features", "anomaly.takes"),
+        ("golden.file", "other.npz", "'other.npz' is not in files"),
+        ("classifier.temperature", 0, "classifier.temperature"),
+        ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),
+    ],
+)
+def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value: object, says: str) -> None:
+    *tables, last = path.split(".")
+    inner = fields
+    for key in tables:
+        inner = inner[key]
+    inner[last] = value
+    with pytest.raises(BundleError) as refused:
+        parse(fields)
+    assert says in str(refused.value)

@@ -1,0 +1,348 @@
+"""What becomes of every kind of image; docs/preprocessing.md says the same in words."""
+
+import contextlib
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageCms, ImageDraw
+from support import spec
+
+from app.bundle import InputSpec, preprocess, preprocess_pixels
+from app.bundle.drawings import golden_files, png
+from app.errors import BrokenImage, NotAnImage, TooManyPixels
+
+GREY, COLOUR = spec(28, 28), spec(28, 28, 3)
+RAMP = np.tile(np.arange(28, dtype=np.uint8) * 9, (28, 1))
+RNG = np.random.default_rng(3)
+NOISE = RNG.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """ITU-R 601, as Pillow rounds it."""
+    r, g, b = (rgb[..., i].astype(np.uint32) for i in range(3))
+    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)
+
+
+def test_grey_stays_as_it_is() -> None:
+    assert np.array_equal(preprocess(png(Image.fromarray(RAMP)), GREY)[..., 0], RAMP)
+
+
+def test_grey_in_a_colour_model_is_the_same_thrice() -> None:
+    assert np.array_equal(preprocess(png(Image.fromarray(RAMP)), COLOUR), np.stack([RAMP] * 3, axis=-1))
+
+
+def test_colour_in_a_grey_model_is_its_luma() -> None:
+    assert np.array_equal(preprocess(png(Image.fromarray(NOISE)), GREY)[..., 0], luma(NOISE))
+
+
+@pytest.mark.parametrize(("background", "level"), [("black", 0), ("white", 255)])
+def test_alpha_lies_over_the_background(background: str, level: int) -> None:
+    alpha = np.full((28, 28), 255, np.uint8)
+    alpha[:14] = 0
+    image = Image.fromarray(np.dstack([NOISE, alpha]))
+    pixels = preprocess(png(image), spec(28, 28, 3, background=background))
+    assert (pixels[:14] == level).all()
+    assert np.array_equal(pixels[14:], NOISE[14:])
+    grey = Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(alpha)])
+    pixels = preprocess(png(grey), spec(28, 28, 1, background=background))
+    assert (pixels[:14] == level).all()
+    assert np.array_equal(pixels[14:, :, 0], RAMP[14:])
+
+
+def test_palettes_are_expanded_and_their_transparency_obeyed() -> None:
+    image = Image.fromarray(NOISE).quantize(16)
+    assert np.array_equal(preprocess(png(image), COLOUR), np.asarray(image.convert("RGB")))
+    clear = encoded(image, "PNG", transparency=0)
+    gone = np.asarray(image) == 0
+    assert gone.any()
+    assert (preprocess(clear, spec(28, 28, 3, background="white"))[gone] == 255).all()
+
+
+def test_a_transparent_grey_level_shows_the_background() -> None:
+    file = encoded(Image.fromarray(RAMP), "PNG", transparency=int(RAMP[0, 5]))
+    assert (preprocess(file, spec(28, 28, background="white"))[:, 5] == 255).all()
+
+
+def test_one_bit_is_black_and_white() -> None:
+    bits = RAMP > 100
+    assert np.array_equal(preprocess(png(Image.fromarray(bits)), GREY)[..., 0], bits * np.uint8(255))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_of_sixteen_bits_the_high_byte_counts(kind: str) -> None:
+    deep = RNG.integers(0, 65536, (28, 28), dtype=np.uint16)
+    assert np.array_equal(preprocess(encoded(Image.fromarray(deep), kind), GREY)[..., 0], deep >> 8)
+
+
+def test_of_sixteen_bits_of_colour_too() -> None:
+    deep = RNG.integers(0, 65536, (28, 28, 3), dtype=np.uint16)
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in deep)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 16, 2, 0, 0, 0))
+    file = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.array_equal(preprocess(file, COLOUR), deep >> 8)
+
+
+def test_cmyk_jpeg_comes_out_as_the_colours_it_was_made_of() -> None:
+    blocks = np.kron(RNG.integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255, np.ones((16, 16, 1), np.uint8))
+    file = encoded(Image.fromarray(blocks).convert("CMYK"), "JPEG", quality=100)
+    pixels = preprocess(file, spec(4, 4, 3, filter="box"))
+    assert np.abs(pixels.astype(int) - blocks[8::16, 8::16]).max() <= 3
+    grey = preprocess(file, spec(4, 4, 1, filter="box"))
+    assert np.abs(grey[..., 0].astype(int) - luma(blocks[8::16, 8::16])).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_obeyed(kind: str, orientation: int) -> None:
+    """A camera held in any of eight ways gives one upright picture: a bright patch at its top left."""
+    upright = Image.new("L", (40, 24))
+    ImageDraw.Draw(upright).rectangle((0, 0, 11, 7), fill=255)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition whose inverse EXIF asks for
+    held = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    pixels = preprocess(encoded(held, kind, exif=exif, **lossless), spec(24, 40))[..., 0].astype(int)
+    assert pixels[2:6, 2:10].min() > 230
+    assert pixels[10:, :].max() < 25
+    assert pixels[:, 14:].max() < 25
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (28, 28), colour) for colour in ("white", "black", "red")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert (preprocess(file, COLOUR) == 255).all()
+
+
+def test_one_pixel_fills_the_picture() -> None:
+    assert (preprocess(png(Image.new("L", (1, 1), 77)), GREY) == 77).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
+def test_twelve_megapixels_shrink_to_their_average(kind: str) -> None:
+    y, x = np.mgrid[0:3000, 0:4000]
+    large = ((x // 1000 * 60 + y // 1000 * 20) % 256).astype(np.uint8)
+    options = {"compress_level": 1} if kind == "PNG" else {"lossless": True, "method": 0} if kind == "WEBP" else {}
+    pixels = preprocess(encoded(Image.fromarray(large), kind, **options), spec(3, 4, filter="box"))
+    assert np.abs(pixels[..., 0].astype(int) - large[500::1000, 500::1000]).max() <= 2
+
+
+def test_shrinking_averages_and_does_not_skip() -> None:
+    """A checkerboard finer than a pixel is grey; picking every n-th pixel would leave it black or white."""
+    board = (np.indices((280, 280)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    for kind in ("box", "bilinear", "bicubic", "lanczos"):
+        pixels = preprocess(png(Image.fromarray(board)), spec(28, 28, filter=kind))
+        assert np.abs(pixels.astype(int) - 127).max() <= 2
+
+
+def test_stretch_pad_and_crop() -> None:
+    """Of a wide picture, white in its middle third: all of it, all of it between bars, or the middle alone."""
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 20:40] = 255
+    file = png(Image.fromarray(wide))
+    side = {"height": 12, "width": 12, "filter": "box"}
+    stretched = preprocess(file, spec(**side, resize="stretch"))[..., 0]
+    assert (stretched[:, 4:8] == 255).all()
+    assert not stretched[:, :4].any()
+    padded = preprocess(file, spec(**side, resize="pad"))[..., 0]
+    assert (padded[4:8, 4:8] == 255).all()
+    assert not padded[:4].any()
+    assert not padded[8:].any()
+    assert (preprocess(file, spec(**side, resize="pad", background="white"))[:4] == 255).all()
+    assert (preprocess(file, spec(**side, resize="crop")) == 255).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("size", [(1, 999), (999, 1), (7, 3), (29, 28), (3, 200)])
+def test_odd_shapes_come_out_whole(resize: str, size: tuple[int, int]) -> None:
+    for shape in (spec(28, 28, resize=resize), spec(5, 31, 3, resize=resize)):
+        assert preprocess(png(Image.new("RGB", size, "white")), shape).shape == shape.shape
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_decide_not_the_name() -> None:
+    """There is no name to ask: a JPEG that somebody calls .png is a JPEG."""
+    file = encoded(Image.fromarray(NOISE), "JPEG")
+    assert preprocess(file, COLOUR).shape == (28, 28, 3)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"%PDF-1.7", b"\x00" * 100, b"<svg/>", b"RIFF\x00\x00\x00\x00WAVE", b"\x1f\x8b\x08"]
+)
+def test_what_is_no_image_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(NotAnImage):
+        preprocess(data, GREY)
+
+
+def files_of_every_format() -> dict[str, bytes]:
+    drawn = Image.fromarray(NOISE)
+    made = {kind: encoded(drawn, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
+    made["PNG by Pillow"] = encoded(drawn, "PNG", dpi=(72, 72))
+    made["interlaced palette"] = encoded(drawn.quantize(200), "GIF", interlace=1)
+    made["progressive JPEG"] = encoded(drawn, "JPEG", progressive=True)
+    made["lossless WebP"] = encoded(drawn, "WEBP", lossless=True)
+    made["LZW TIFF"] = encoded(drawn, "TIFF", compression="tiff_lzw")
+    return made
+
+
+@pytest.mark.parametrize("kind", files_of_every_format())
+def test_a_truncated_file_is_broken_wherever_it_is_cut(kind: str) -> None:
+    whole = files_of_every_format()[kind]
+    assert preprocess(whole, COLOUR).shape == COLOUR.shape
+    for tenth in range(1, 10):
+        with pytest.raises((BrokenImage, NotAnImage)) as refused:
+            preprocess(whole[: len(whole) * tenth // 10], COLOUR)
+        assert "object at" not in str(refused.value)
+
+
+def test_a_png_without_its_end_is_broken() -> None:
+    whole = png(Image.fromarray(RAMP))
+    for cut in (1, 4, 12, 13, 16):
+        with pytest.raises(BrokenImage):
+            preprocess(whole[:-cut], GREY)
+
+
+def test_a_flipped_bit_in_a_png_is_found() -> None:
+    whole = bytearray(png(Image.fromarray(NOISE)))
+    whole[200] ^= 4
+    with pytest.raises(BrokenImage):
+        preprocess(bytes(whole), COLOUR)
+
+
+def test_floats_and_other_ranges_are_refused_by_name() -> None:
+    with pytest.raises(NotAnImage, match="mode F"):
+        preprocess(encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), GREY)
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(NOISE), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    with pytest.raises(NotAnImage, match="mode LAB"):
+        preprocess(encoded(lab, "TIFF"), GREY)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_too_many_pixels_are_refused_by_the_header(kind: str) -> None:
+    file = encoded(Image.new("RGB", (300, 200)), kind)
+    preprocess(file, GREY, max_pixels=60_000)
+    with pytest.raises(TooManyPixels, match="300 × 200"):
+        preprocess(file, GREY, max_pixels=59_999)
+
+
+def test_a_header_of_gigapixels_costs_nothing() -> None:
+    """65,535 × 65,535, and the largest that the formats can say: refused before a byte is reserved."""
+    gif = encoded(Image.fromarray(RAMP), "GIF")
+    claims = [
+        png_header(65535, 65535) + chunk(b"IDAT", zlib.compress(b"\x00" * 1000)) + chunk(b"IEND", b""),
+        png_header(2**31 - 1, 2**31 - 1) + chunk(b"pHYs", b"\x00" * 9) + chunk(b"IEND", b""),
+        gif[:6] + struct.pack("<HH", 65535, 65535) + gif[10:],
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 60, 0, 0, 54, 40, 65535, 65535, 1, 24, 0, 0, 0, 0, 0, 0),
+        b"RIFF\x1e\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00" + b"\xfe\xff\x00" * 2 + b"\x00" * 8,
+        b"RIFF\x1e\x00\x00\x00WEBPVP8L\x0a\x00\x00\x00\x2f\xff\xff\xff\x0f" + b"\x00" * 12,
+        b"RIFF\x1e\x00\x00\x00WEBPVP8 \x0a\x00\x00\x00\x00\x00\x00\x9d\x01\x2a\xff\x3f\xff\x3f" + b"\x00" * 8,
+    ]
+    for claim in claims:
+        with pytest.raises(TooManyPixels):
+            preprocess(claim, GREY)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_a_bomb_in_a_text_chunk_is_not_unpacked() -> None:
+    bomb = chunk(b"zTXt", b"k\x00\x00" + zlib.compress(b"\x00" * 50_000_000, 9))
+    whole = png(Image.fromarray(RAMP))
+    for file in (whole[:33] + bomb + whole[33:], whole[:-12] + bomb + whole[-12:]):
+        with pytest.raises(BrokenImage):
+            preprocess(file, GREY)
+
+
+# --- properties --------------------------------------------------------------------------------------------------
+
+SPECS = st.builds(
+    spec,
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+    resize=st.sampled_from(["stretch", "pad", "crop"]),
+    filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
+    background=st.sampled_from(["black", "white"]),
+)
+PIXELS = (
+    st.integers(1, 4)
+    .flatmap(
+        lambda depth: hnp.arrays(
+            np.uint8, st.tuples(st.integers(1, 48), st.integers(1, 48)).map(lambda s: s if depth == 2 else (*s, depth))
+        )
+    )
+    .filter(lambda a: a.ndim == 2 or a.shape[2] in (3, 4))
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(pixels=PIXELS, shape=SPECS)
+def test_pixels_from_an_array_and_from_a_file_are_the_same(pixels: np.ndarray, shape: InputSpec) -> None:
+    """Training reads arrays where data sets have them; serving reads files. Bit for bit the same, in every mode."""
+    from_array = preprocess_pixels(pixels, shape)
+    for file in (png(Image.fromarray(pixels)), encoded(Image.fromarray(pixels), "PNG", dpi=(72, 72), compress_level=1)):
+        assert np.array_equal(preprocess(file, shape), from_array)
+    assert from_array.shape == shape.shape
+    assert from_array.dtype == np.uint8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]),
+    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]),
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    shape=SPECS,
+    seed=st.integers(0, 1000),
+)
+def test_a_file_gives_the_same_pixels_every_time(
+    mode: str, kind: str, size: tuple[int, int], shape: InputSpec, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).integers(0, 65536, size[::-1], dtype=np.uint16)
+    image = Image.fromarray(noise) if mode == "I;16" else Image.fromarray((noise >> 8).astype(np.uint8)).convert(mode)
+    try:
+        file = encoded(image, kind)
+    except (OSError, ValueError):  # the format has no such mode
+        return
+    first, second = preprocess(file, shape), preprocess(bytes(bytearray(file)), shape)
+    assert first.shape == shape.shape
+    assert np.array_equal(first, second)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_files_end_in_a_refusal_or_a_picture(data: st.DataObject) -> None:
+    """Never in another exception: whatever the bytes, the sender hears what is wrong."""
+    kind = data.draw(st.sampled_from(sorted(FILES)))
+    file = bytearray(FILES[kind])
+    for _ in range(data.draw(st.integers(1, 8))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(BrokenImage, NotAnImage, TooManyPixels):
+        assert preprocess(bytes(file), COLOUR, max_pixels=100_000).shape == COLOUR.shape
+
+
+FILES = files_of_every_format() | {f"golden {i}": file for i, file in enumerate(golden_files())}

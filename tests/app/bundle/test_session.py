@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support import LATENT, tiny
+
+from app.bundle.manifest import Graph, Graphs, Tensor
+from app.bundle.session import Session, cpu_limit, external_data
+from app.errors import ExternalData, GraphMismatch
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    graphs = tiny()[0]["graphs"]
+    assert isinstance(graphs, Graphs)
+    return graphs.encoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> bytes:
+    return tiny()[1]["encoder.onnx"]
+
+
+def outside(model: bytes, location: str) -> bytes:
+    """The same graph with its first weight said to lie in another file."""
+    proto = onnx.load_from_string(model)
+    weight = proto.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value=location)
+    return proto.SerializeToString()
+
+
+def test_batch_of_n_equals_n_singles(encoder: bytes, graph: Graph) -> None:
+    session = Session(encoder, graph, "tiny/1/encoder.onnx", threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (7, 6, 4, 1), dtype=np.uint8)
+    together = session.run(images)["embedding"]
+    assert together.shape == (7, LATENT)
+    alone = np.concatenate([session.run(image[None])["embedding"] for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../../weights.bin", "weights.bin"])
+def test_weights_outside_the_graph_are_refused_by_name(encoder: bytes, graph: Graph, location: str) -> None:
+    with pytest.raises(ExternalData, match=rf"^t/1/encoder\.onnx: weight 'into' lies outside .*'{location}'"):
+        Session(outside(encoder, location), graph, "t/1/encoder.onnx", threads=1)
+
+
+def test_external_weights_are_found_in_subgraphs_functions_and_attributes() -> None:
+    tensor = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="x")
+    holder = helper.make_node("Constant", [], ["c"], value=tensor)
+    branch = helper.make_graph([holder], "branch", [], [])
+    nested = helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=branch)
+    sparse = onnx.SparseTensorProto(values=tensor)
+    models = {
+        "attribute": helper.make_model(helper.make_graph([holder], "g", [], [])),
+        "subgraph": helper.make_model(helper.make_graph([nested], "g", [], [])),
+        "function": helper.make_model(
+            helper.make_graph([], "g", [], []),
+            functions=[helper.make_function("d", "f", [], ["c"], [holder], [helper.make_opsetid("", 18)])],
+        ),
+        "sparse": helper.make_model(helper.make_graph([], "g", [], [], sparse_initializer=[sparse])),
+    }
+    for place, model in models.items():
+        assert ("far", "x") in list(external_data(model.SerializeToString(), place)), place
+
+
+def test_a_whole_graph_has_none(encoder: bytes) -> None:
+    assert list(external_data(encoder, "t")) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"not a graph", b"\xff" * 50, b"\x3a\xff\xff\xff\xff\x0f"])
+def test_what_is_no_graph_is_refused(graph: Graph, data: bytes) -> None:
+    with pytest.raises(GraphMismatch, match=r"^t/1/encoder\.onnx: "):
+        Session(data, graph, "t/1/encoder.onnx", threads=1)
+
+
+def test_every_cut_of_a_graph_is_refused(encoder: bytes, graph: Graph) -> None:
+    for end in range(0, len(encoder) - 1, 7):
+        with pytest.raises(GraphMismatch):
+            Session(encoder[:end], graph, "t", threads=1)
+
+
+def test_a_graph_that_differs_from_the_manifest_is_refused(encoder: bytes, graph: Graph) -> None:
+    other = Tensor(name="embedding", dtype="float32", shape=(-1, LATENT + 1))
+    with pytest.raises(GraphMismatch, match="the manifest says"):
+        Session(encoder, graph.model_copy(update={"outputs": (other,)}), "t", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "25000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "garbage\n"}, None),
+    ],
+)
+def test_threads_follow_the_containers_quota(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
+    import os
+
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_limit(tmp_path) == (limit or len(os.sched_getaffinity(0)))

@@ -1,0 +1,130 @@
+"""The service as its user starts it: a process of its own, from the command line."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support import ROOT, assert_problem
+
+import app
+
+PACKAGE_PARENT = Path(app.__file__).parents[1]
+
+
+def environment(**settings: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
+    return {**kept, "PYTHONPATH": str(PACKAGE_PARENT), **settings}
+
+
+@contextmanager
+def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """(process, address, seconds until it was ready)"""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "--port", "0"],
+        cwd=ROOT,
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        first = process.stdout.readline()
+        found = re.search(r"http://[\d.]+:\d+", first)
+        assert found, first + (process.stderr.read() if process.stderr else "")
+        httpx.get(f"{found[0]}/readyz").raise_for_status()
+        yield process, found[0], time.monotonic() - start
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def stopped(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_it_starts_says_where_answers_and_stops_in_success() -> None:
+    with running() as (process, address, seconds):
+        assert process.stdout is not None
+        curl = process.stdout.readline().split()
+        assert curl[:2] == ["curl", "-F"]
+        answered = subprocess.run([*curl, "-sS"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert '"results"' in answered.stdout
+        print(f"ready {seconds:.2f} s after its start")
+        memory = psutil.Process(process.pid).memory_info().rss / 1e6
+        print(f"{memory:.0f} MB resident")
+        assert memory < 150
+        assert httpx.get(f"{address}/docs").status_code == 200
+    assert process.returncode == 0
+
+
+def test_neither_torch_nor_training_is_imported() -> None:
+    unwanted = ("torch", "training", "onnx", "cv2")
+    code = f"import sys, app.__main__, app.main; print([m for m in {unwanted} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_in_success(number: signal.Signals) -> None:
+    with running() as (process, _, _):
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 0
+
+
+def test_settings_reach_it(models: Path) -> None:
+    with running(GRAFT_MODELS=str(models), GRAFT_MAX_IMAGES="1", GRAFT_MAX_BODY_MB="1") as (_, address, _):
+        files = [("a", b"x"), ("b", b"y")]
+        assert_problem(httpx.post(f"{address}/v1/classify", files=files), 413, "too-many-images")
+        assert httpx.get(f"{address}/v1/models").json()["models"][0]["name"] == "tiny"
+
+
+def test_a_path_prefix_is_honoured_in_the_description(models: Path) -> None:
+    with running(GRAFT_MODELS=str(models), GRAFT_ROOT_PATH="/graft") as (_, address, _):
+        assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/graft"}]
+
+
+def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        cases = [
+            (stopped("--port", port), "in use", "PORT"),
+            (stopped(GRAFT_PORT="many"), "GRAFT_PORT=many", "integer"),
+            (stopped(GRAFT_MODELS=str(tmp_path / "none")), "no such folder", "make train"),
+            (stopped(GRAFT_MODELS=str(tmp_path)), "no <name>/<version>/", "make train"),
+            (stopped(GRAFT_MODELS=str(models), GRAFT_DEFAULT_MODEL="x"), "GRAFT_DEFAULT_MODEL=x", "tiny"),
+            (stopped("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid", "HOST"),
+        ]
+    for done, what, mend in cases:
+        assert done.returncode == 2
+        assert done.stderr.startswith("graft: ")
+        assert done.stderr.count("\n") == 1
+        assert what in done.stderr
+        assert mend in done.stderr
+
+
+def test_help_names_every_setting() -> None:
+    text = stopped("--help").stdout
+    from app.settings import Settings
+
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert stopped("--version").stdout == f"graft {app.__version__}\n"

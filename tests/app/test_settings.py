@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from app.errors import SettingsInvalid
+from app.settings import PREFIX, Settings, load_settings
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (ROOT / "docs/settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(GRAFT_\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    for name, field in Settings.model_fields.items():
+        default = "unset" if field.default in (None, "") else f"`{field.default}`"
+        assert rows.pop(f"{PREFIX}{name.upper()}", "").strip() == default, name
+        assert field.description, name
+    assert set(rows) == {"GRAFT_DATA"}, "documented, and not a setting"
+
+
+def test_the_environment_is_read_and_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_PORT", "9000")
+    monkeypatch.setenv("GRAFT_HOST", "")
+    settings = load_settings()
+    assert (settings.port, settings.host) == (9000, "127.0.0.1")
+    assert load_settings(port="9001").port == 9001
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GRAFT_PORT", "http"), ("GRAFT_PORT", "70000"), ("GRAFT_MAX_IMAGES", "0"), ("GRAFT_THREADS", "-1")],
+)
+def test_a_bad_value_is_named_as_it_was_written(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid, match=rf"^{name}={value}: "):
+        load_settings()
+    monkeypatch.delenv(name)
+    flag = f"--{name.removeprefix(PREFIX).lower().replace('_', '-')}"
+    with pytest.raises(SettingsInvalid, match=rf"^{flag}={value}: "):
+        load_settings(**{name.removeprefix(PREFIX).lower(): value})
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings(models=Path("x")).port = 1  # type: ignore[misc]

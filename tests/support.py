@@ -1,0 +1,201 @@
+"""What several tests need: a tiny bundle, made without torch, and the one check of an error's shape."""
+
+import contextlib
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import uvicorn
+from fastapi import FastAPI
+from onnx import TensorProto, helper, numpy_helper
+
+from app.bundle.manifest import Anomaly, Classifier, Graph, Graphs, InputSpec, Provenance, Scale, Tensor
+from app.bundle.scoring import threshold_at
+from app.bundle.store import save
+from app.main import create_app
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+LABELS = ("cat", "dog", "owl")
+LATENT = 5
+
+
+def spec(height: int = 6, width: int = 4, channels: int = 1, **changes: Any) -> InputSpec:
+    fields = {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "resize": "stretch",
+        "filter": "bilinear",
+        "background": "black",
+        "orientation": "apply",
+        "sixteen_bit": "high_byte",
+        "palette": "expand",
+        "cmyk": "convert",
+        "animation": "first_frame",
+        "jpeg": "reduced",
+    }
+    return InputSpec(**{**fields, **changes})
+
+
+def onnx_file(nodes: list[Any], taken: Tensor, given: Tensor, weights: dict[str, np.ndarray]) -> bytes:
+    kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+
+    def value(tensor: Tensor) -> Any:
+        return helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], ["batch", *tensor.shape[1:]])
+
+    initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "tiny", [value(taken)], [value(given)], initialisers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def tiny(
+    shape: InputSpec | None = None, *, head: bool = True, decoder: bool = True, anomaly: bool = True, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid."""
+    shape = shape or spec()
+    rng = np.random.default_rng(seed)
+    size = int(np.prod(shape.shape))
+    image = Tensor(name="image", dtype="uint8", shape=(-1, *shape.shape))
+    embedding = Tensor(name="embedding", dtype="float32", shape=(-1, LATENT))
+    logits = Tensor(name="logits", dtype="float32", shape=(-1, len(LABELS)))
+    reconstruction = Tensor(name="reconstruction", dtype="float32", shape=image.shape)
+    weights = {
+        name: rng.normal(size=dims).astype(np.float32)
+        for name, dims in (("into", (size, LATENT)), ("label", (LATENT, len(LABELS))), ("back", (LATENT, size)))
+    }
+    files = {
+        "encoder.onnx": onnx_file(
+            [
+                helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+                helper.make_node("Div", ["float", "full"], ["unit"]),
+                helper.make_node("Flatten", ["unit"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "into"], ["embedding"]),
+            ],
+            image,
+            embedding,
+            {"into": weights["into"], "full": np.float32(255)},
+        )
+    }
+    graphs: dict[str, Graph | None] = {
+        "encoder": Graph(file="encoder.onnx", input=image, outputs=(embedding,)),
+        "decoder": None,
+        "head": None,
+    }
+    if head:
+        files["head.onnx"] = onnx_file(
+            [helper.make_node("MatMul", ["embedding", "label"], ["logits"])],
+            embedding,
+            logits,
+            {"label": weights["label"]},
+        )
+        graphs["head"] = Graph(file="head.onnx", input=embedding, outputs=(logits,))
+    if decoder:
+        files["decoder.onnx"] = onnx_file(
+            [
+                helper.make_node("MatMul", ["embedding", "back"], ["flat"]),
+                helper.make_node("Sigmoid", ["flat"], ["unit"]),
+                helper.make_node("Reshape", ["unit", "shape"], ["reconstruction"]),
+            ],
+            embedding,
+            reconstruction,
+            {"back": weights["back"], "shape": np.array([-1, *shape.shape])},
+        )
+        graphs["decoder"] = Graph(file="decoder.onnx", input=embedding, outputs=(reconstruction,))
+    calibration = None
+    if anomaly and decoder:
+        calibration, files["reference.npz"] = tiny_anomaly(rng)
+    fields = {
+        "schema_version": 1,
+        "title": "a tiny bundle",
+        "input": shape,
+        "latent_size": LATENT,
+        "graphs": Graphs(**graphs),
+        "classifier": Classifier(labels=LABELS, temperature=1.0) if head else None,
+        "anomaly": calibration,
+        "reference": "reference.npz" if calibration else None,
+        "metrics": (),
+        "provenance": Provenance(
+            recipe="{}",
+            seed=seed,
+            source="nothing",
+            target="nothing",
+            data={},
+            created="2026-01-01T00:00:00+00:00",
+            commit="unknown",
+            versions={},
+            opset=18,
+        ),
+    }
+    return fields, files
+
+
+def tiny_anomaly(rng: np.random.Generator) -> tuple[Anomaly, bytes]:
+    scores = np.sort(rng.normal(size=199))
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        mean=np.zeros(LATENT, np.float32),
+        whitening=np.eye(LATENT, dtype=np.float32),
+        calibration_scores=scores,
+    )
+    anomaly = Anomaly(
+        definition="reconstruction+mahalanobis",
+        takes="embedding",
+        reconstruction=Scale(mean=0.1, std=0.1),
+        latent=Scale(mean=1.0, std=1.0),
+        false_alarm_rate=0.05,
+        threshold=threshold_at(scores, 0.05),
+        calibrated_on=len(scores),
+        quantiles={"0.5": 0.0},
+    )
+    return anomaly, buffer.getvalue()
+
+
+def save_tiny(models: Path, name: str = "tiny", version: int | None = None, **changes: Any) -> Path:
+    fields, files = tiny(**changes)
+    return save(models, name, fields, files, version)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
+    """The service on a real socket, in a thread of this process; a client whose paths begin at its root."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app or create_app(settings), log_level="critical", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive(), "the server did not start"
+                time.sleep(0.005)
+            port = listener.getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "") -> dict[str, Any]:
+    """The one error shape: every failure outside /v2 is checked here."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert set(body) - {"index"} == {"type", "title", "status", "detail", "request_id"}
+    assert body["type"] == f"urn:graft:problem:{kind}"
+    assert body["status"] == status
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert says in body["detail"]
+    for leak in ("Traceback", "/home", "site-packages", str(ROOT), "object at 0x"):
+        assert leak not in answer.text
+    return body

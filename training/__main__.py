@@ -1,0 +1,96 @@
+"""`python -m training`, and `graft-train`: a table of contents."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from app.bundle import GraftError
+from training import data, recipe
+from training.errors import TrainingError
+from training.progress import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = _parser().parse_args(arguments)
+    try:
+        given.command(given)
+    except GraftError as error:
+        print(f"graft-train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say("stopped: nothing was published")
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    chosen = recipe.load(given.recipe, given.set)
+    folder = given.run or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if folder.exists():
+        raise TrainingError(f"{folder} is there already: name another with --run")
+    from training.run import run  # torch takes seconds to import: not before it is needed
+
+    print(run(chosen, given.models, folder))
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    from app.bundle import load
+    from training.evaluate import metrics
+
+    bundle = load(given.bundle.resolve())
+    images = data.load(given.data or bundle.manifest.provenance.target, given.part, bundle.manifest.input)
+    classifier = bundle.manifest.classifier
+    if classifier and len(images.labels) and images.classes != classifier.labels:
+        raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
+    for metric in metrics(bundle, images, f"{given.part} part of {given.data or bundle.manifest.provenance.target}"):
+        print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images")
+
+
+def _data(given: argparse.Namespace) -> None:
+    folder = data.root() / given.name
+    if given.download:
+        import httpx
+
+        from training.download import SOURCES, TIMEOUT, download
+
+        with httpx.Client(timeout=TIMEOUT) as client:
+            download(SOURCES[given.name], folder, client)
+    spec = recipe.Input().spec()
+    for part in ("train", "test"):
+        found = data.load(given.name, part, spec)
+        print(f"{given.name} {part}: {len(found):,} images, {len(found.classes)} classes, in {folder}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="graft-train", description="Train on a source, graft onto a target, export a bundle that can be served."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="a whole recipe, from images to a bundle")
+    run.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(recipe.names())}, or a TOML file")
+    run.add_argument("--models", type=Path, default=Path("models"), help="where the bundle goes (default: models)")
+    run.add_argument("--run", type=Path, help="folder of the run (default: runs/<name>-<time>)")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe: pretrain.epochs=3"
+    )
+    run.set_defaults(command=_run)
+
+    evaluate = commands.add_parser("evaluate", help="measure a bundle through the code that serves it")
+    evaluate.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    evaluate.add_argument("--data", help="a named data set or a folder (default: what it was trained for)")
+    evaluate.add_argument("--part", choices=("train", "test"), default="test")
+    evaluate.set_defaults(command=_evaluate)
+
+    named = commands.add_parser("data", help="where a named data set lies, and its download")
+    named.add_argument("name", choices=sorted(data.NAMED))
+    named.add_argument("--download", action="store_true", help="fetch what is missing, and check its sum")
+    named.set_defaults(command=_data)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Temperature and anomaly threshold, from held-out images. numpy alone: works where torch is not installed."""
+
+from typing import Literal
+
+import numpy as np
+
+from app.bundle.manifest import Anomaly, Scale
+from app.bundle.scoring import combine, mahalanobis, probabilities, reconstruction_errors, threshold_at
+from training.errors import TrainingError
+
+_RIDGE = 1e-3  # of the mean variance, added to every direction: flat ones would divide by nothing
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """What the logits must be divided by for the least negative log-likelihood; found by golden section on its log."""
+
+    def loss(log_t: float) -> float:
+        chances = probabilities(logits, float(np.exp(log_t)))
+        return float(-np.log(chances[np.arange(len(labels)), labels] + 1e-300).mean())
+
+    low, high, ratio = np.log(0.05), np.log(20.0), (np.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    return float(np.exp((low + high) / 2))
+
+
+def anomaly(
+    fitted_on: tuple[np.ndarray, np.ndarray, np.ndarray],
+    held_out: tuple[np.ndarray, np.ndarray, np.ndarray],
+    takes: Literal["embedding", "features"],
+    false_alarm_rate: float,
+) -> tuple[Anomaly, dict[str, np.ndarray]]:
+    """The calibration and its reference arrays, from normals: (images, points, reconstructions) of each set.
+
+    Means and variances come from `fitted_on`, the threshold from `held_out`, which nothing was fitted on.
+    """
+    images, points, reconstructions = fitted_on
+    mean = points.mean(axis=0, dtype=np.float64)
+    covariance = np.atleast_2d(np.cov(points, rowvar=False, dtype=np.float64))
+    spread = float(np.trace(covariance)) / len(covariance)
+    if not spread > 0:
+        raise TrainingError("the normals' codes have no variance: the images are all alike, or the encoder is dead")
+    values, vectors = np.linalg.eigh(covariance)
+    whitening = vectors / np.sqrt(np.maximum(values, 0) + _RIDGE * spread)
+    reference = {"mean": mean.astype(np.float32), "whitening": whitening.astype(np.float32)}
+
+    errors = reconstruction_errors(images, reconstructions)
+    distances = mahalanobis(points, reference["mean"], reference["whitening"])
+    scales = [Scale(mean=float(part.mean()), std=_spread(part)) for part in (errors, distances)]
+
+    images, points, reconstructions = held_out
+    errors = reconstruction_errors(images, reconstructions)
+    distances = mahalanobis(points, reference["mean"], reference["whitening"])
+    scores = np.sort(combine(errors, distances, *scales))
+    reference["calibration_scores"] = scores
+    try:
+        threshold = threshold_at(scores, false_alarm_rate)
+    except ValueError as error:
+        raise TrainingError(f"{error}; hold out more, or allow more false alarms") from None
+    calibration = Anomaly(
+        definition="reconstruction+mahalanobis",
+        takes=takes,
+        reconstruction=scales[0],
+        latent=scales[1],
+        false_alarm_rate=false_alarm_rate,
+        threshold=threshold,
+        calibrated_on=len(scores),
+        quantiles={str(q): float(np.quantile(scores, q)) for q in _QUANTILES},
+    )
+    return calibration, reference
+
+
+def _spread(part: np.ndarray) -> float:
+    std = float(part.std())
+    if not std > 0:
+        raise TrainingError("the normals all score alike: an anomaly score without variance tells nothing")
+    return std

@@ -1,0 +1,52 @@
+"""The plain convolutional autoencoder of the literature: 16-8-8 channels, 28 → 14 → 7 → 4, a code of 8×4×4."""
+
+from torch import Tensor, nn
+
+from training.errors import TrainingError
+
+LATENT_SIZE = 8 * 4 * 4
+SIDE = 28
+
+
+class Encoder(nn.Module):
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        height, width, channels = shape
+        if (height, width) != (SIDE, SIDE):
+            raise TrainingError(f"network conv-seed takes {SIDE}×{SIDE} images, not {height}×{width}: set [input] so")
+        self.layers = nn.Sequential(
+            *_stage(channels, 16),  # (N, 16, 14, 14)
+            *_stage(16, 8),  # (N, 8, 7, 7)
+            *_stage(8, 8),  # (N, 8, 4, 4): pooling keeps the odd edge
+            nn.Flatten(),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored; the last but one convolution is unpadded, 16 → 14, which brings 4×4 back to 28×28."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (8, 4, 4)),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),  # (N, 8, 8, 8)
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),  # (N, 8, 16, 16)
+            nn.Conv2d(8, 16, 3),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),  # (N, 16, 28, 28)
+            nn.Conv2d(16, shape[2], 3, padding=1),
+        )
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.layers(code)  # type: ignore[no-any-return]
+
+
+def _stage(given: int, made: int) -> list[nn.Module]:
+    return [nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]

@@ -1,0 +1,42 @@
+"""What a person sees while work goes on: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+_EVERY_S = 10.0  # between plain lines
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """The items, counted out as they pass, with the rate and the time left."""
+    if not sys.stderr.isatty():
+        yield from _plainly(items, what, total)
+        return
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total, rate="")
+        start = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.update(task, completed=done, rate=f"{done / max(1e-9, time.monotonic() - start):,.0f}/s")
+
+
+def _plainly(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    start = told = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - told >= _EVERY_S:
+            told = now
+            rate = done / (now - start)
+            say(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {(total - done) / rate:,.0f} s left")
