@@ -19,7 +19,7 @@ from app.main import create_app
 from app.observability import configure_logs
 from app.settings import PREFIX, Settings, load_settings
 
-SAMPLE = Path(__file__).parent / "web" / "samples" / "sneaker.png"
+SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
 DRAIN_S = 10  # what a stop leaves for requests in flight
 
 

@@ -46,16 +46,22 @@ def pillow(data: bytes, side: int, colour: bool) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert(mode).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def pillow_draft(data: bytes, side: int, colour: bool) -> np.ndarray:
+def pillow_draft(
+    data: bytes, side: int, colour: bool, kernel: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
     """JPEG decoded at the smallest DCT scale that leaves at least two pixels for one; box-reduced before the filter."""
     mode = "RGB" if colour else "L"
     image = Image.open(io.BytesIO(data))
     image.draft(mode, (2 * side, 2 * side))
-    return np.asarray(image.convert(mode).resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return np.asarray(image.convert(mode).resize((side, side), kernel, reducing_gap=2.0))
+
+
+def pillow_box(data: bytes, side: int, colour: bool) -> np.ndarray:
+    return pillow_draft(data, side, colour, Image.Resampling.BOX)
 
 
 def candidates() -> dict[str, Decode]:
-    found: dict[str, Decode] = {"pillow": pillow, "pillow draft": pillow_draft}
+    found: dict[str, Decode] = {"pillow": pillow, "pillow draft": pillow_draft, "pillow draft, box": pillow_box}
     if importlib.util.find_spec("pyspng"):
         from pyspng import _pyspng_c as spng
 

@@ -17,7 +17,9 @@ PACKAGES = ("app", "training")
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work, built, unpacked = (Path(folder) / name for name in ("tree", "dist", "site"))
-        subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)], cwd=ROOT, check=True
+        )
         [wheel] = built.glob("graft-*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)

@@ -30,7 +30,7 @@ MOST_ACCURACY_LOST = 0.001  # between torch and the exported bundle
 
 def run(recipe: Recipe, models: Path, folder: Path) -> Path:
     """The published bundle; `folder` keeps the configuration, the metrics and the weights of the run."""
-    start = time.monotonic()
+    start, commit = time.monotonic(), _commit()
     folder.mkdir(parents=True)
     (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
     journal = Journal(folder / "metrics.jsonl")
@@ -66,7 +66,7 @@ def run(recipe: Recipe, models: Path, folder: Path) -> Path:
             "target/test": test.fingerprint(),
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
+        commit=commit,
         versions={
             "python": platform.python_version(),
             **{p: version(p) for p in ("torch", "onnx", "onnxruntime", "numpy", "pillow")},
@@ -86,7 +86,7 @@ def run(recipe: Recipe, models: Path, folder: Path) -> Path:
     calibrated, files = _calibrate(bare, train, validation, calibration, recipe)
     rest |= calibrated
     bundle = rehearse(recipe.name, exported, rest, files)
-    found = evaluate.metrics(bundle, test, f"all {len(test):,} test images of {recipe.target}")
+    found = evaluate.metrics(bundle, test, f"all {len(test):,} test images of {provenance.target}")
     found.append(_torch_accuracy(net, head, test, found))
     rest["metrics"] = tuple(found)
     minutes = (time.monotonic() - start) / 60

@@ -1,0 +1,107 @@
+"""Imports run one way, as drawn here; every file's are read, those inside functions too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import app
+import training
+
+PARENT = Path(app.__file__).parents[1]
+LEAVES = {"app.errors", "app.settings", "app.observability"}
+
+# Module or package → what of ours it may import, besides itself. main → api → inference → bundle → errors.
+MAY_IMPORT = {
+    "app.errors": set(),
+    "app.observability": set(),
+    "app.settings": {"app.errors"},
+    "app.bundle": {"app.errors"},
+    "app.inference": {"app.bundle", *LEAVES},
+    "app.api": {"app.inference", "app.bundle", *LEAVES},
+    "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
+    "app.__main__": {"app", "app.main", "app.bundle", *LEAVES},
+    "app": set(),
+    "training": {"app.bundle"},
+}
+
+# Package of others → the only places of ours that may import it.
+KEPT_TO = {
+    "fastapi": ("app.main", "app.api"),
+    "starlette": ("app.main", "app.api"),
+    "uvicorn": ("app.__main__",),
+    "python_multipart": ("app.api.payload",),
+    "onnxruntime": ("app.bundle.session", "training.export"),
+    "pyspng": ("app.bundle.decode",),
+    "PIL": ("app.bundle",),
+    "torch": ("training",),
+    "onnx": ("training.export",),
+    "httpx": ("training.download", "training.__main__"),
+    "rich": ("training.progress",),
+    "pydantic_settings": ("app.settings",),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in (app, training):
+        for path in Path(package.__file__ or "").parent.rglob("*.py"):
+            parts = path.relative_to(PARENT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """Full names; `from app.api import health` is of app.api.health where that is a module."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in known else node.module)
+    return found
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def home(name: str) -> str:
+    """The longest entry of MAY_IMPORT that the module belongs to."""
+    return max((entry for entry in MAY_IMPORT if inside(name, entry)), key=len)
+
+
+FOUND = modules()
+
+
+@pytest.mark.parametrize("name", sorted(FOUND))
+def test_imports_run_one_way(name: str) -> None:
+    own = home(name)
+    for imported in imports(FOUND[name], set(FOUND)):
+        if inside(imported, "app") or inside(imported, "training"):
+            target = home(imported)
+            assert target == own or target in MAY_IMPORT[own], f"{name} imports {imported}"
+        places = KEPT_TO.get(imported.split(".")[0])
+        if places is not None:
+            assert any(inside(name, place) for place in places), f"{name} imports {imported}"
+        if inside(imported, "onnxruntime") and name == "training.export":
+            assert inside(imported, "onnxruntime.quantization")
+
+
+def test_every_rule_is_about_something_that_is_there() -> None:
+    used = {imported.split(".")[0] for path in FOUND.values() for imported in imports(path, set(FOUND))}
+    assert set(KEPT_TO) <= used
+    assert {home(name) for name in FOUND} == set(MAY_IMPORT)
+
+
+def test_tests_mirror_the_source() -> None:
+    """A test file is named after the module that it tests."""
+    tests = Path(__file__).parent
+    for folder in ("app", "training"):
+        for path in (tests / folder).rglob("test_*.py"):
+            tested = ".".join((*path.relative_to(tests).parts[:-1], path.stem.removeprefix("test_")))
+            assert tested in FOUND, path

@@ -1,0 +1,126 @@
+"""Documents are held to the code: commands run, links lead somewhere, quoted replies are real."""
+
+import ast
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ROOT
+
+import app
+from app.bundle import load
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def made_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        home = Path(app.__file__).parents[1] if target.startswith("app/") else page.parent
+        assert (home / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    for target in re.findall(r"(?:`|^|\n)make ([a-z-]+)", page.read_text()):
+        assert target in made_targets(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    homes = (ROOT, Path(app.__file__).parents[1])
+    for name in re.findall(r"`((?:app|training|tests|docs|benchmarks|requirements)/[\w./*-]+)`", page.read_text()):
+        assert any(list(home.glob(name.rstrip("/"))) for home in homes), name
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert made_targets() == set(re.findall(r"^([a-z-]+) ", listed, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    """The service as the README starts it, on a free port in place of 8000."""
+    venv = Path(sys.prefix)
+    if not (venv / "serve.stamp").exists():
+        pytest.skip("not run from the environment that make makes: `make serve` would install one")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GRAFT_", "MAKE", "MFLAGS"))
+    }
+    start = time.monotonic()
+    process = subprocess.Popen(
+        ["make", "serve", f"VENV={venv}", f"PORT={port}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        printed = process.stdout.readline() + process.stdout.readline()
+        seconds = time.monotonic() - start
+        print(f"make serve answered after {seconds:.2f} s: {printed}")
+        assert seconds < 3
+        assert f"http://127.0.0.1:{port}/docs" in printed
+        yield f"127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def shape(value: Any) -> Any:
+    """A reply with its numbers rounded: the last digits of a float are the machine's own."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(inner) for inner in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+
+
+def test_the_readmes_curl_gets_the_readmes_reply(served: str) -> None:
+    [curl] = [block for block in blocks(README, "sh") if block.startswith("curl")]
+    [reply] = blocks(README, "json")
+    command = shlex.split(curl.replace("127.0.0.1:8000", served))
+    home = Path(app.__file__).parents[1]  # where the sample lies: the tree, or the unpacked wheel
+    done = subprocess.run([*command, "-sS"], cwd=home, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == shape(json.loads(reply))
+
+
+def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
+    [code] = blocks((ROOT / "docs/bundle.md").read_text(), "python")
+    ast.parse(code)
+    home = Path(app.__file__).parents[1]
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "app").symlink_to(home / "app")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    label, p_value = done.stdout.split()
+    assert label == "Bag"
+    assert 0 < float(p_value) <= 1
+
+
+def test_the_numbers_of_the_readme_are_the_bundles() -> None:
+    stated = {m.name: m.value for m in load(ROOT / "models/fashion-mnist-seed/1").manifest.metrics}
+    assert f"| accuracy | {stated['accuracy']:.2%} |".replace("%", " %") in README
+    assert f"| the same weights in torch | {stated['accuracy_in_torch']:.2%} |".replace("%", " %") in README

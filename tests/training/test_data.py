@@ -1,0 +1,202 @@
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from support import spec
+
+from app.bundle import preprocess
+from app.bundle.drawings import GARMENTS, garment, png
+from training.data import ImageSet, load, read_folder, read_idx, root, split
+from training.errors import TrainingError
+
+
+def idx(array: np.ndarray) -> bytes:
+    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small mnist under GRAFT_DATA, the training part gzipped."""
+    monkeypatch.setenv("GRAFT_DATA", str(tmp_path))
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for stem, count in (("train", 40), ("t10k", 10)):
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
+            if stem == "train":
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                (folder / name).write_bytes(idx(array))
+    return folder
+
+
+def test_idx_files_read_gzipped_or_not(named: Path) -> None:
+    train, test = load("mnist", "train", spec(28, 28)), load("mnist", "test", spec(28, 28))
+    assert (train.images.shape, test.images.shape) == ((40, 28, 28, 1), (10, 28, 28, 1))
+    assert train.classes == tuple("0123456789")
+    assert list(test.labels) == list(range(10))
+    assert train.images.flags.writeable
+
+
+def test_another_size_goes_through_the_servings_preprocessing(named: Path) -> None:
+    shape = spec(11, 13, 3)
+    small, whole = load("mnist", "train", shape), load("mnist", "train", spec(28, 28))
+    for made, pixels in zip(small.images[:5], whole.images[:5], strict=True):
+        assert np.array_equal(made, preprocess(png(Image.fromarray(pixels[..., 0])), shape))
+
+
+def test_a_folder_of_idx_files_is_found_by_its_path(named: Path) -> None:
+    assert len(load(str(named), "test", spec(28, 28))) == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not an IDX file"),
+        (b"\x00\x00\x0d\x01" + b"\x00" * 8, "not an IDX file"),
+        (b"\x00\x00\x08\x03\x00\x00", "its header says"),
+        (idx(np.zeros((3, 2, 2), np.uint8))[:-1], "download it again"),
+        (idx(np.zeros((3, 2, 2), np.uint8)) + b"x", "download it again"),
+        (gzip.compress(b"\x00\x00\x08\x01")[:-5], "cannot be read"),
+        (b"\x1f\x8bnot gzip after all", "cannot be read"),
+    ],
+)
+def test_a_bad_idx_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=says) as refused:
+        read_idx(path)
+    assert str(path) in str(refused.value)
+
+
+def test_labels_that_do_not_match_are_refused(named: Path) -> None:
+    (named / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
+    with pytest.raises(TrainingError, match="not as many labels as images"):
+        load("mnist", "test", spec(28, 28))
+    (named / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(10, 77, np.uint8)))
+    with pytest.raises(TrainingError, match="label 77 of 10 classes"):
+        load("mnist", "test", spec(28, 28))
+
+
+def test_what_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFT_DATA", str(tmp_path))
+    with pytest.raises(TrainingError, match="data mnist --download"):
+        load("mnist", "train", spec(28, 28))
+    with pytest.raises(TrainingError, match="neither a data set of ours"):
+        load("emnist", "train", spec(28, 28))
+
+
+def test_the_root_is_a_setting_and_the_users_cache_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRAFT_DATA", "/somewhere")
+    assert root() == Path("/somewhere")
+    monkeypatch.setenv("GRAFT_DATA", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert root() == tmp_path / "graft" / "data"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert root() == Path.home() / ".cache" / "graft" / "data"
+
+
+def folder_of_classes(folder: Path) -> Path:
+    for kind in GARMENTS:
+        (folder / kind).mkdir(parents=True)
+        for side in (28, 40, 100):
+            garment(kind, side).save(folder / kind / f"{side}.png")
+        garment(kind, 64).convert("RGB").save(folder / kind / "64.JPG", "JPEG")
+    return folder
+
+
+def test_a_folder_per_class_any_size_any_format(tmp_path: Path) -> None:
+    data = read_folder(folder_of_classes(tmp_path), spec(28, 28))
+    assert data.images.shape == (16, 28, 28, 1)
+    assert data.classes == tuple(sorted(GARMENTS))
+    assert np.bincount(data.labels).tolist() == [4, 4, 4, 4]
+    for row, path in zip(data.images, sorted(p for p in tmp_path.rglob("*.*")), strict=True):
+        assert np.array_equal(row, preprocess(path.read_bytes(), spec(28, 28)))
+
+
+def test_a_folder_without_classes_has_no_labels(tmp_path: Path) -> None:
+    for side in (28, 40):
+        garment("bag", side).save(tmp_path / f"{side}.png")
+    data = read_folder(tmp_path, spec(28, 28))
+    assert (len(data), data.classes, len(data.labels)) == (2, (), 0)
+
+
+def test_parts_may_have_folders_of_their_own(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path / "train")
+    folder_of_classes(tmp_path / "test")
+    (tmp_path / "test/bag/28.png").unlink()
+    assert len(load(str(tmp_path), "train", spec(28, 28))) == 16
+    assert len(load(str(tmp_path), "test", spec(28, 28))) == 15
+
+
+def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of_classes(tmp_path)
+    for number in range(20):
+        garment("bag", 30 + number).save(tmp_path / f"bag/more-{number}.png")
+    (tmp_path / "bag/note.txt").write_text("not an image, by its name")
+    (tmp_path / "bag/broken.png").write_bytes(b"text in an image's clothes")
+    data = read_folder(tmp_path, spec(28, 28))
+    assert len(data) == len(data.labels) == 36
+    assert f"left out {tmp_path / 'bag/broken.png'}: not an image" in capsys.readouterr().err
+
+
+def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path)
+    for number in range(3):
+        (tmp_path / f"bag/broken-{number}.png").write_bytes(b"text")
+    with pytest.raises(TrainingError, match=r"3 of 19 images cannot be read, the first .*broken-0"):
+        read_folder(tmp_path, spec(28, 28))
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TrainingError, match="no images in it"):
+        read_folder(tmp_path, spec(28, 28))
+
+
+def numbered(labels: list[int]) -> ImageSet:
+    """Images whose pixel is their number, so that each can be told apart."""
+    images = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2, 1)
+    return ImageSet(images, np.array(labels, np.int64), tuple("abc"))
+
+
+@given(
+    counts=st.lists(st.integers(20, 200), min_size=1, max_size=3),
+    share=st.floats(0.1, 0.4),
+    seed=st.integers(0, 100),
+)
+def test_a_split_holds_every_image_once_and_every_class_in_its_proportion(
+    counts: list[int], share: float, seed: int
+) -> None:
+    data = numbered([label for label, count in enumerate(counts) for _ in range(count)])
+    size = int(len(data) * share)
+    parts = split(data, (size, size), seed)
+    assert [len(part) for part in parts] == [len(data) - 2 * size, size, size]
+    seen = np.concatenate([part.images.reshape(-1, 2).copy().view(np.uint16).ravel() for part in parts])
+    assert sorted(seen) == list(range(len(data)))
+    for part in parts:
+        for label, count in enumerate(counts):
+            assert abs((part.labels == label).sum() - count * len(part) / len(data)) <= 2
+
+
+def test_a_split_is_repeatable_and_differs_by_seed() -> None:
+    data = numbered([0, 1] * 50)
+    first, second, other = (split(data, (20,), seed)[1].images for seed in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_a_split_that_would_leave_nothing_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"10 images cannot give 5 \+ 5"):
+        split(numbered([0] * 10), (5, 5), 0)
+
+
+def test_the_fingerprint_is_of_images_and_labels() -> None:
+    one, two = numbered([0, 1]), numbered([1, 0])
+    assert one.fingerprint() == numbered([0, 1]).fingerprint() != two.fingerprint()

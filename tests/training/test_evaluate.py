@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import LABELS, save_tiny
+
+from app.bundle import load
+from training.data import ImageSet
+from training.evaluate import calibration_error, metrics
+
+RNG = np.random.default_rng(0)
+
+
+def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
+    bundle = load(models / "tiny/1")
+    images = RNG.integers(0, 256, (300, *bundle.manifest.input.shape), dtype=np.uint8)
+    served = np.array([c.index for c in bundle.classify(images)])
+    labels = np.where(np.arange(300) % 4 == 0, (served + 1) % 3, served)  # every fourth is wrong
+    found = {m.name: m for m in metrics(bundle, ImageSet(images, labels, LABELS), "made up")}
+    assert found["accuracy"].value == pytest.approx(0.75)
+    recalls = [np.mean(served[labels == label] == label) for label in np.unique(labels)]
+    assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
+    alarms = [score.anomalous for score in bundle.anomaly(images)]
+    assert found["false_alarm_rate"].value == pytest.approx(np.mean(alarms))
+    assert found["reconstruction_mse"].value > 0
+    assert all(m.images == 300 and "made up" in m.how for m in found.values())
+
+
+def test_a_bundle_without_a_head_has_no_accuracy(tmp_path: Path) -> None:
+    bundle = load(save_tiny(tmp_path, head=False))
+    images = RNG.integers(0, 256, (5, *bundle.manifest.input.shape), dtype=np.uint8)
+    names = {m.name for m in metrics(bundle, ImageSet(images, np.array([], np.int64), ()), "x")}
+    assert names == {"reconstruction_mse", "false_alarm_rate"}
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_truth() -> None:
+    confidence = np.full(1000, 0.8)
+    assert calibration_error(confidence, np.arange(1000) < 800) == pytest.approx(0.0)
+    assert calibration_error(confidence, np.arange(1000) < 500) == pytest.approx(0.3)
+    assert calibration_error(np.ones(10), np.ones(10, bool)) == 0.0

@@ -1,0 +1,243 @@
+"""A whole recipe on images that are drawn here: from a folder to a bundle that serves what torch gave."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import ImageChops
+
+from app.bundle import load, preprocess
+from app.bundle.drawings import GARMENTS, garment
+from training.__main__ import main
+from training.export import Exported, to_onnx
+from training.networks import build
+from training.recipe import Input
+
+
+class Brightness:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, level: float) -> float:
+        return min(255, level * self.factor)
+
+
+def draw_folder(folder: Path, per_class: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    for kind in GARMENTS:
+        (folder / kind).mkdir(parents=True)
+        for number in range(per_class):
+            image = garment(kind, int(rng.integers(24, 40)))
+            shifted = ImageChops.offset(image, *(int(v) for v in rng.integers(-3, 4, 2)))
+            shifted.point(Brightness(rng.uniform(0.5, 1.2))).save(folder / kind / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("garments")
+    draw_folder(folder / "train", 120, seed=1)
+    draw_folder(folder / "test", 30, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(images: Path) -> Path:
+    path = images / "drawn.toml"
+    path.write_text(f"""
+name = "drawn"
+title = "garments drawn by code"
+source = "{images}"
+target = "{images}"
+false_alarm_rate = 0.05
+[split]
+validation = 80
+calibration = 120
+[pretrain]
+epochs = 8
+rate = 5e-3
+[head]
+epochs = 20
+rate = 3e-2
+[decoder]
+epochs = 2
+""")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert train(recipe, folder) == 0
+    return folder
+
+
+def train(recipe: Path, folder: Path, changes: Sequence[str] = ()) -> int:
+    sets = [part for change in changes for part in ("--set", change)]
+    return main(["run", str(recipe), "--models", str(folder / "models"), "--run", str(folder / "run"), *sets])
+
+
+def test_the_bundle_serves_what_torch_gave(trained: Path, images: Path) -> None:
+    bundle = load(trained / "models/drawn/1")
+    assert bundle.manifest.classifier is not None
+    assert bundle.manifest.classifier.labels == tuple(sorted(GARMENTS))
+    net = build("conv-seed", bundle.manifest.input.shape)
+    weights = torch.load(trained / "run/weights.pt", weights_only=True)
+    net.encoder.load_state_dict(weights["encoder"])
+    net.decoder.load_state_dict(weights["decoder"])
+    files = sorted((images / "test").rglob("*.png"))
+    batch = np.stack([bundle.preprocess(path.read_bytes()) for path in files])
+    with torch.no_grad():
+        code = net.encoder(torch.from_numpy(batch).permute(0, 3, 1, 2) / 255)
+        drawn = net.decoder(code).sigmoid().permute(0, 2, 3, 1)
+        logits = code @ weights["head"]["weight"].T + weights["head"]["bias"]
+    outputs = bundle.run_all(batch)
+    for name, expected in (("embedding", code), ("reconstruction", drawn), ("logits", logits)):
+        np.testing.assert_allclose(outputs[name], expected.numpy(), atol=1e-4 * max(1, expected.abs().max()))
+    labels = [path.parent.name for path in files]
+    accuracy = np.mean([c.label == label for c, label in zip(bundle.classify(batch), labels, strict=True)])
+    stated = {m.name: m.value for m in bundle.manifest.metrics}
+    assert stated["accuracy"] == pytest.approx(accuracy)
+    assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001)
+    assert accuracy > 0.9
+
+
+def test_the_run_is_written_down(trained: Path, images: Path) -> None:
+    stages = [json.loads(line)["stage"] for line in (trained / "run/metrics.jsonl").read_text().splitlines()]
+    assert stages == ["pretrain"] * 8 + ["head"] * 20 + ["decoder"] * 2 + ["test"]
+    assert json.loads((trained / "run/recipe.json").read_text())["pretrain"]["batch"] == 128
+    provenance = load(trained / "models/drawn/1").manifest.provenance
+    assert set(provenance.data) == {"source/train", "target/train", "target/test"}
+    assert provenance.versions["torch"] == torch.__version__
+    card = (trained / "models/drawn/1/card.md").read_text()
+    assert re.search(r"\| accuracy \| [01]\.\d{4} \| 120 \|", card)
+    published = "".join(path.read_bytes().decode("latin-1") for path in (trained / "models/drawn/1").iterdir())
+    assert str(images) not in published, "a bundle names its data, not where it lay"
+    assert "site-packages" not in published
+    assert ".py" not in published
+
+
+def test_the_same_seed_gives_the_same_weights(recipe: Path, trained: Path, tmp_path: Path) -> None:
+    assert train(recipe, tmp_path) == 0
+    again, first = (load(folder / "models/drawn/1").manifest for folder in (tmp_path, trained))
+    for file in ("encoder.onnx", "decoder.onnx", "head.onnx"):
+        assert again.files[file] == first.files[file]
+
+
+def test_a_run_is_never_overwritten(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(recipe, trained) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_finished_bundle_is_measured_again_from_the_command_line(
+    trained: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = str(trained / "models/drawn/1")
+    assert main(["evaluate", bundle, "--data", str(images)]) == 0
+    stated = {m.name: m.value for m in load(Path(bundle)).manifest.metrics}
+    assert f"accuracy {stated['accuracy']:.4f} over 120 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nothing"], "no recipe 'nothing'"),
+        (["evaluate", "nowhere/1"], "nowhere/1"),
+        (["run", "seed", "--set", "split.validation=59000"], "cannot give"),
+        (["run", "seed", "--set", "source=/nowhere"], "neither a data set"),
+    ],
+)
+def test_a_bad_command_ends_in_one_sentence(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "split.validation=59000" in arguments:
+        draw_folder(tmp_path / "images/train", 3, seed=0)
+        draw_folder(tmp_path / "images/test", 3, seed=0)
+        path = tmp_path / "images"
+        arguments = [*arguments, "--set", f"source={path}", "--set", f"target={path}"]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("graft-train: ")
+    assert says in error
+
+
+def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "run", str(recipe), "--set", "pretrain.epochs=1000"]
+    process = subprocess.Popen(
+        [*command, "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    journal = tmp_path / "run/metrics.jsonl"
+    while not journal.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.rstrip().endswith("stopped: nothing was published")
+    assert "Traceback" not in error
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_exported_graph_keeps_nothing_of_the_machine_it_was_made_on() -> None:
+    spec = Input().spec()
+    exported = Exported(build("conv-seed", spec.shape), torch.nn.Linear(128, 3), spec, 3)
+    assert set(exported.files) == {"encoder.onnx", "decoder.onnx", "head.onnx"}
+    for data in exported.files.values():
+        model = onnx.load_from_string(data)
+        assert not model.metadata_props
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        assert b"/" + b"torch/" not in data
+
+
+def test_parity_is_required() -> None:
+    """A module that answers otherwise each time cannot agree with its export."""
+    from app.bundle.manifest import Tensor
+    from training.errors import TrainingError
+    from training.export import _require_parity
+
+    class Drifting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0.0
+
+        def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return embedding * self.calls
+
+    taken = Tensor(name="embedding", dtype="float32", shape=(-1, 4))
+    given = Tensor(name="logits", dtype="float32", shape=(-1, 4))
+    from app.bundle.manifest import Graph
+
+    good = torch.nn.Identity()
+    graph = Graph(file="head.onnx", input=taken, outputs=(given,))
+    model = to_onnx(torch.nn.Sequential(good, torch.nn.ReLU()), taken, given)
+    with pytest.raises(TrainingError, match=r"head\.onnx: onnxruntime is off torch by"):
+        _require_parity(Drifting(), model, graph)
+
+
+def test_training_and_serving_see_the_same_pixels(images: Path) -> None:
+    """What the reader gave training is what the bundle's own preprocessing gives, file by file."""
+    from training.data import read_folder
+
+    spec = Input().spec()
+    data = read_folder(images / "test", spec)
+    files = [p for kind in sorted(GARMENTS) for p in sorted((images / "test" / kind).iterdir())]
+    for row, path in zip(data.images, files, strict=True):
+        assert np.array_equal(row, preprocess(path.read_bytes(), spec))
