@@ -31,6 +31,9 @@ def _run(given: argparse.Namespace) -> None:
     folder = given.run or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists():
         raise TrainingError(f"{folder} is there already: name another with --run")
+    for name in {chosen.source, chosen.target} & set(data.NAMED):
+        if data.is_missing(name):
+            _download(name)
     from training.run import run  # torch takes seconds to import: not before it is needed
 
     print(run(chosen, given.models, folder))
@@ -52,16 +55,22 @@ def _evaluate(given: argparse.Namespace) -> None:
 def _data(given: argparse.Namespace) -> None:
     folder = data.root() / given.name
     if given.download:
-        import httpx
-
-        from training.download import SOURCES, TIMEOUT, download
-
-        with httpx.Client(timeout=TIMEOUT) as client:
-            download(SOURCES[given.name], folder, client)
+        _download(given.name)
     spec = recipe.Input().spec()
     for part in ("train", "test"):
         found = data.load(given.name, part, spec)
         print(f"{given.name} {part}: {len(found):,} images, {len(found.classes)} classes, in {folder}")
+
+
+def _download(name: str) -> None:
+    import httpx
+
+    from training.download import SOURCES, TIMEOUT, download
+
+    folder = data.root() / name
+    say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
+    with httpx.Client(timeout=TIMEOUT) as client:
+        download(SOURCES[name], folder, client)
 
 
 def _parser() -> argparse.ArgumentParser:

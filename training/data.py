@@ -67,7 +67,7 @@ def load(data: str, part: str, spec: InputSpec) -> ImageSet:
     """
     if data in NAMED:
         folder = root() / data
-        if find_idx(folder, _IDX_FILES[part][0]) is None:
+        if is_missing(data):
             raise TrainingError(
                 f"{data}: its files are not in {folder}; `python -m training data {data} --download` fetches them, "
                 "or set GRAFT_DATA to the folder that holds them"
@@ -80,6 +80,10 @@ def load(data: str, part: str, spec: InputSpec) -> ImageSet:
         return read_idx_set(folder, part, spec, ())
     inside = folder / part
     return read_folder(inside if inside.is_dir() else folder, spec)
+
+
+def is_missing(named: str) -> bool:
+    return any(find_idx(root() / named, stem) is None for stems in _IDX_FILES.values() for stem in stems)
 
 
 def find_idx(folder: Path, stem: str) -> Path | None:

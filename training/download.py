@@ -14,7 +14,7 @@ import httpx
 from training.errors import TrainingError
 from training.progress import say, track
 
-TIMEOUT = httpx.Timeout(30.0)
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _CHUNK = 1 << 16
 
 
