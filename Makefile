@@ -16,7 +16,8 @@ help: ## list the targets
 	@echo 'HOST= PORT= MODELS= go to serve, RECIPE= MODELS= to train; every GRAFT_… setting of docs/settings.md works too.'
 
 serve: $(VENV)/serve.stamp ## serve the models folder: HOST=127.0.0.1 PORT=8000 MODELS=models
-	@$(if $(HOST),GRAFT_HOST='$(HOST)') $(if $(PORT),GRAFT_PORT='$(PORT)') $(if $(MODELS),GRAFT_MODELS='$(MODELS)') $(PY) -m app
+	@exec env $(if $(HOST),GRAFT_HOST='$(HOST)') $(if $(PORT),GRAFT_PORT='$(PORT)') \
+		$(if $(MODELS),GRAFT_MODELS='$(MODELS)') $(PY) -m app
 
 test: $(VENV)/dev.stamp ## the whole test suite, with coverage
 	@rm -f .coverage .coverage.*
@@ -39,8 +40,8 @@ format: $(VENV)/dev.stamp ## mend what ruff can mend
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
 
-bench: $(VENV)/bench.stamp ## the measurements behind docs/decisions
-	@$(PY) benchmarks/decoders.py
+bench: $(VENV)-bench/stamp ## the measurements behind docs/decisions, in an environment of their own
+	@$(VENV)-bench/bin/python benchmarks/decoders.py
 
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
 	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools
@@ -52,7 +53,7 @@ install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
 	@touch $(VENV)/serve.stamp
 
 clean: ## remove everything that make made
-	@rm -rf $(VENV) $(VENV)-lock dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV)-lock $(VENV)-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
@@ -74,7 +75,8 @@ $(VENV)/dev.stamp: requirements/dev.txt | $(PY)
 	@$(PIP) -r $<
 	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
 
-$(VENV)/bench.stamp: requirements/bench.txt $(VENV)/dev.stamp | $(PY)
-	@echo 'installing the peers into $(VENV)…' >&2
-	@$(PIP) -r $<
+$(VENV)-bench/stamp: requirements/serve.txt requirements/bench.txt | $(PY)
+	@echo 'installing the peers into $(VENV)-bench…' >&2
+	@$(PY) -m venv $(VENV)-bench
+	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$^)
 	@touch $@

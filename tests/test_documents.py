@@ -69,25 +69,25 @@ def served() -> Iterator[str]:
         name: value for name, value in os.environ.items() if not name.startswith(("GRAFT_", "MAKE", "MFLAGS"))
     }
     start = time.monotonic()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         ["make", "serve", f"VENV={venv}", f"PORT={port}"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        printed = process.stdout.readline() + process.stdout.readline()
-        seconds = time.monotonic() - start
-        print(f"make serve answered after {seconds:.2f} s: {printed}")
-        assert seconds < 3
-        assert f"http://127.0.0.1:{port}/docs" in printed
-        yield f"127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+    ) as process:
+        assert process.stdout is not None
+        try:
+            printed = process.stdout.readline() + process.stdout.readline()
+            seconds = time.monotonic() - start
+            print(f"make serve answered after {seconds:.2f} s: {printed}")
+            assert seconds < 3
+            assert f"http://127.0.0.1:{port}/docs" in printed
+            yield f"127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=20)
 
 
 def shape(value: Any) -> Any:

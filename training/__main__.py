@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GraftError as error:
         print(f"graft-train: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"graft-train: {error.name} is not installed: pip install 'graft[train]', or make train", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         say("stopped: nothing was published")
         return 128 + signal.SIGINT

@@ -5,9 +5,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 T = TypeVar("T")
 _EVERY_S = 10.0  # between plain lines
 
@@ -21,6 +18,9 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     if not sys.stderr.isatty():
         yield from _plainly(items, what, total)
         return
+    from rich.console import Console  # here: commands that need no bar run without it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -11,6 +11,7 @@ from support import spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment, png
+from training.__main__ import main
 from training.data import ImageSet, load, read_folder, read_idx, root, split
 from training.errors import TrainingError
 
@@ -90,6 +91,14 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
         load("mnist", "train", spec(28, 28))
     with pytest.raises(TrainingError, match="neither a data set of ours"):
         load("emnist", "train", spec(28, 28))
+
+
+def test_the_command_says_where_a_data_set_lies(named: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "mnist"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"mnist train: 40 images, 10 classes, in {named}",
+        f"mnist test: 10 images, 10 classes, in {named}",
+    ]
 
 
 def test_the_root_is_a_setting_and_the_users_cache_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tm
         [*command, "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run")],
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
-    assert process.stderr is not None
     journal = tmp_path / "run/metrics.jsonl"
     while not journal.exists():
         assert process.poll() is None
