@@ -42,7 +42,8 @@ def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
     size = goal
     if spec.resize == "crop":
         scale = min(width / spec.width, height / spec.height)
-        left, top = (width - spec.width * scale) / 2, (height - spec.height * scale) / 2
+        # Held inside the picture, which rounding would leave by a hair.
+        left, top = max(0.0, (width - spec.width * scale) / 2), max(0.0, (height - spec.height * scale) / 2)
         box = (left, top, min(width, left + spec.width * scale), min(height, top + spec.height * scale))
     elif spec.resize == "pad":
         scale = max(width / spec.width, height / spec.height)

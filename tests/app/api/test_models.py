@@ -5,6 +5,7 @@ import httpx
 import pytest
 from support import LABELS, assert_problem, save_tiny, serving
 
+from app.bundle.drawings import garment, png
 from app.settings import Settings
 
 
@@ -42,7 +43,7 @@ def test_the_highest_version_answers_and_a_bad_one_is_refused_not_fatal(tmp_path
         assert refused["bundle"] == "twin/3"
         assert "SHA-256" in refused["reason"]
         assert str(tmp_path) not in json.dumps(body)
-        image = {"image": (Path(__file__).parents[3] / "app/web/samples/bag.png").read_bytes()}
+        image = {"image": png(garment("bag"))}
         assert client.post("/v1/classify", files=image).json()["model"]["version"] == 2
         assert client.post("/v1/classify?model=twin@1", files=image).json()["model"]["version"] == 1
         answer = client.post("/v1/classify?model=alpha", files=image)

@@ -176,9 +176,9 @@ def test_stretch_pad_and_crop() -> None:
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
-@pytest.mark.parametrize("size", [(1, 999), (999, 1), (7, 3), (29, 28), (3, 200)])
+@pytest.mark.parametrize("size", [(1, 999), (999, 1), (7, 3), (29, 28), (3, 200), (31, 3)])
 def test_odd_shapes_come_out_whole(resize: str, size: tuple[int, int]) -> None:
-    for shape in (spec(28, 28, resize=resize), spec(5, 31, 3, resize=resize)):
+    for shape in (spec(28, 28, resize=resize), spec(5, 31, 3, resize=resize), spec(1, 15, resize=resize)):
         assert preprocess(png(Image.new("RGB", size, "white")), shape).shape == shape.shape
 
 
