@@ -24,7 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"graft-train: {error.name} is not installed: pip install 'graft[train]', or make train", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        say("stopped: nothing was published")
         return 128 + signal.SIGINT
     return 0
 
@@ -32,14 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> None:
     chosen = recipe.load(given.recipe, given.set)
     folder = given.run or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if folder.exists():
-        raise TrainingError(f"{folder} is there already: name another with --run")
+    if given.resume and given.run is None:
+        raise TrainingError("--resume needs --run FOLDER: the run to go on with")
     for name in {chosen.source, chosen.target} & set(data.NAMED):
         if data.is_missing(name):
             _download(name)
     from training.run import run  # torch takes seconds to import: not before it is needed
 
-    print(run(chosen, given.models, folder))
+    try:
+        print(run(chosen, given.models, folder, given.resume))
+    except KeyboardInterrupt:
+        say(f"stopped: nothing was published; go on with the same command and --run {folder} --resume")
+        raise
 
 
 def _evaluate(given: argparse.Namespace) -> None:
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(recipe.names())}, or a TOML file")
     run.add_argument("--models", type=Path, default=Path("models"), help="where the bundle goes (default: models)")
     run.add_argument("--run", type=Path, help="folder of the run (default: runs/<name>-<time>)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --run, to the same weights")
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe: pretrain.epochs=3"
     )

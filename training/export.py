@@ -27,12 +27,13 @@ _BATCHES = (1, 17)
 class _Encoder(nn.Module):
     """uint8 (N, H, W, C) in, as the decoder of files makes it: the scaling is inside the graph."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, net: Autoencoder, reads: str) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.pool = net.encoder, net.pool if reads == "features" else None
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.encoder(image.permute(0, 3, 1, 2).float() / 255)  # type: ignore[no-any-return]
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
+        return (encoded.code,) if self.pool is None else (encoded.code, self.pool(encoded.maps))
 
 
 class _Decoder(nn.Module):
@@ -49,28 +50,32 @@ class _Decoder(nn.Module):
 class Exported:
     """The graphs of a network as files and manifest entries."""
 
-    def __init__(self, net: Autoencoder, head: nn.Module | None, spec: InputSpec, classes: int) -> None:
-        self.spec, self.latent_size = spec, net.latent_size
+    def __init__(self, net: Autoencoder, head: nn.Linear | None, spec: InputSpec, reads: str = "embedding") -> None:
+        """`reads` names what the head takes: the encoder gives `features` only where it is asked for."""
+        self.spec, self.latent_size = spec, net.latent
         image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
-        embedding = _floats("embedding", net.latent_size)
+        embedding, features = _floats("embedding", net.latent), _floats("features", net.pool.size)
+        taken = features if reads == "features" else embedding
+        given = (embedding, features) if reads == "features" else (embedding,)
+        drawn = _floats("reconstruction", *spec.shape)
         self.files: dict[str, bytes] = {}
         self.graphs = Graphs(
-            encoder=self._graph("encoder", _Encoder(net.encoder), image, embedding),
-            decoder=self._graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape)),
-            head=None if head is None else self._graph("head", head, embedding, _floats("logits", classes)),
+            encoder=self._graph("encoder", _Encoder(net, reads), image, *given),
+            decoder=self._graph("decoder", _Decoder(net.decoder), embedding, drawn),
+            head=None if head is None else self._graph("head", head, taken, _floats("logits", head.out_features)),
         )
 
-    def _graph(self, name: str, module: nn.Module, taken: TensorSpec, given: TensorSpec) -> Graph:
-        graph = Graph(file=f"{name}.onnx", input=taken, outputs=(given,))
-        module = module.eval()
-        self.files[graph.file] = to_onnx(module, taken, given)
+    def _graph(self, name: str, module: nn.Module, taken: TensorSpec, *given: TensorSpec) -> Graph:
+        graph = Graph(file=f"{name}.onnx", input=taken, outputs=given)
+        module = module.cpu().eval()
+        self.files[graph.file] = to_onnx(module, graph)
         _require_parity(module, self.files[graph.file], graph)
         return graph
 
 
-def to_onnx(module: nn.Module, taken: TensorSpec, given: TensorSpec) -> bytes:
+def to_onnx(module: nn.Module, graph: Graph) -> bytes:
     """One graph, its weights inside, its batch free; without the exporter's notes, which quote paths and source."""
-    example = _random_input(taken, 2)
+    example = _random_input(graph.input, 2)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here uses
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations; parity below is the judge
@@ -80,8 +85,8 @@ def to_onnx(module: nn.Module, taken: TensorSpec, given: TensorSpec) -> bytes:
             dynamo=True,
             external_data=False,
             opset_version=OPSET,
-            input_names=[taken.name],
-            output_names=[given.name],
+            input_names=[graph.input.name],
+            output_names=[tensor.name for tensor in graph.outputs],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
@@ -109,13 +114,15 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
     for size in _BATCHES:
         batch = _random_input(graph.input, size)
         with torch.no_grad():
-            expected = module(batch).numpy()
-        actual = session.run(batch.numpy())[graph.outputs[0].name]
-        difference = float(np.abs(actual - expected).max())
-        if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
-            raise TrainingError(
-                f"{graph.file}: onnxruntime is off torch by {difference:.3g} at batch {size}: not exported"
-            )
+            expected = module(batch)
+        outputs = session.run(batch.numpy())
+        for tensor, value in zip(graph.outputs, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            difference = float(np.abs(outputs[tensor.name] - value.numpy()).max())
+            if not difference <= PARITY * max(1.0, value.abs().max().item()):
+                raise TrainingError(
+                    f"{graph.file}: {tensor.name} of onnxruntime is off torch's by {difference:.3g} at batch {size}: "
+                    "not exported"
+                )
 
 
 def publish(models: Path, name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Path:

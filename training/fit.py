@@ -3,74 +3,135 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from training.checkpoint import Checkpoints, Reached
 from training.errors import TrainingError
 from training.progress import say, track
 from training.recipe import Stage
 
-Loss = Callable[[Tensor], Tensor]  # indices of a batch's images → the mean loss over them
-WARM_UP = 0.05  # of all steps
+Loss = Callable[[Tensor, float], Tensor]  # (indices of a batch's images, share of the steps done) → their mean loss
+WARM_UP = 0.05  # of all steps, before a cosine falls
+ONE_CYCLE_RISE = 0.3
 
 
 class Journal:
-    """metrics.jsonl: a line for every epoch of every stage."""
+    """metrics.jsonl: a line for every epoch of every stage; TensorBoard's events beside it where that is installed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board: SummaryWriter | None = SummaryWriter(str(path.parent / "tensorboard"))
+        except ImportError:
+            self._board = None
 
     def write(self, **facts: float | str) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(facts) + "\n")
+        if self._board is not None and "epoch" in facts:
+            for name, value in facts.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{facts['stage']}/{name}", value, int(facts["epoch"]))
 
 
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """A straight rise over the first steps, then half a cosine down to nothing."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def rate_at(stage: Stage, step: int, steps: int) -> float:
+    """cosine: a short straight rise, then half a cosine down to nothing; one-cycle: a longer rise, a cosine too."""
+    if stage.schedule == "constant":
+        return stage.rate
+    rise = max(1, round((WARM_UP if stage.schedule == "cosine" else ONE_CYCLE_RISE) * steps))
+    if step < rise:
+        share = (step + 1) / rise
+        return stage.rate * (share if stage.schedule == "cosine" else 0.5 * (1 - math.cos(math.pi * share)))
+    return stage.rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def optimiser_of(stage: Stage, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    match stage.optimiser:
+        case "adam":
+            return torch.optim.Adam(groups, lr=stage.rate, weight_decay=stage.weight_decay)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=stage.rate, weight_decay=stage.weight_decay)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=stage.rate, momentum=stage.momentum, weight_decay=stage.weight_decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=stage.rate, weight_decay=stage.weight_decay)
 
 
 def fit(
     what: str,
-    modules: Iterable[nn.Module],
+    modules: dict[str, nn.Module],
     loss_of: Loss,
     images: int,
     stage: Stage,
     journal: Journal,
+    checkpoints: Checkpoints,
     validate: Callable[[], float],
+    slower: dict[str, float] | None = None,
+    frozen: Callable[[float], set[str]] = lambda _: set(),
 ) -> None:
-    """Train the modules' parameters; `validate` gives the loss on held-out images, shown and written down."""
-    modules = list(modules)
-    optimiser = torch.optim.Adam([p for module in modules for p in module.parameters()], lr=stage.rate)
+    """Train the modules; `validate` gives the loss on held-out images, by which the best epoch is kept.
+
+    `slower` names modules whose rate is a share of the stage's; `frozen`, by the share of the epochs done, those that
+    do not learn yet. A stage that is done already, or half done, goes on from there.
+    """
+    if checkpoints.finished(what, modules):
+        say(f"{what}: done before")
+        return
+    groups = [
+        {"params": list(m.parameters()), "share": (slower or {}).get(n, 1.0), "name": n} for n, m in modules.items()
+    ]
+    optimiser = optimiser_of(stage, [group for group in groups if group["params"]])
+    reached = checkpoints.resume(what, modules, optimiser)
     per_epoch = math.ceil(images / stage.batch)
-    for epoch in range(stage.epochs):
-        for module in modules:
-            module.train()
-        start, total = time.monotonic(), torch.zeros(())
+    steps = stage.epochs * per_epoch
+    for epoch in range(reached.epochs, stage.epochs):
+        if stage.patience is not None and reached.since_best >= stage.patience:
+            say(f"{what}: no better for {reached.since_best} epochs; the best, {reached.best:.5f}, is kept")
+            break
+        still = frozen(epoch / stage.epochs)
+        for name, module in modules.items():
+            module.train(name not in still)
+            module.requires_grad_(name not in still)
+        start, total = time.monotonic(), 0.0
         order = torch.split(torch.randperm(images), stage.batch)
         for number, batch in enumerate(track(order, f"{what} {epoch + 1}/{stage.epochs}", per_epoch)):
+            step = epoch * per_epoch + number
             for group in optimiser.param_groups:
-                group["lr"] = rate_at(epoch * per_epoch + number, stage.epochs * per_epoch, stage.rate)
+                group["lr"] = group["share"] * rate_at(stage, step, steps)
             optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(batch)
+            loss = loss_of(batch, step / steps)
             loss.backward()  # type: ignore[no-untyped-call]
+            if stage.clip is not None:
+                torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], stage.clip)
             optimiser.step()
-            total += loss.detach() * len(batch)
-        mean, seconds = total.item() / images, time.monotonic() - start
-        if not math.isfinite(mean):
-            raise TrainingError(f"{what}: the loss is {mean} in epoch {epoch + 1}; try a lower rate than {stage.rate}")
-        for module in modules:
+            value = loss.item()
+            if not math.isfinite(value):
+                where = f"in step {number + 1} of epoch {epoch + 1}"
+                raise TrainingError(
+                    f"{what}: the loss is {value} {where}; try a lower rate than {stage.rate}, or a clip"
+                )
+            total += value * len(batch)
+        mean, seconds = total / images, time.monotonic() - start
+        for module in modules.values():
             module.eval()
         with torch.no_grad():
             held_out = validate()
+        better = held_out < reached.best
+        reached = Reached(epoch + 1, min(reached.best, held_out), 0 if better else reached.since_best + 1)
+        checkpoints.save(what, reached, modules, optimiser)
         journal.write(stage=what, epoch=epoch + 1, loss=mean, validation_loss=held_out, seconds=seconds)
         say(
             f"{what} {epoch + 1}/{stage.epochs}: loss {mean:.5f}, on validation {held_out:.5f}, "
             f"{images / seconds:,.0f} images/s, {(stage.epochs - epoch - 1) * seconds:,.0f} s left"
         )
+    checkpoints.restore_best(what, modules)
+    for module in modules.values():
+        module.requires_grad_(True)
+        module.eval()
+    checkpoints.finish(what, modules)

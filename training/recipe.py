@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from app.bundle import InputSpec
 from training.errors import TrainingError
@@ -16,12 +16,67 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Network(_Part):
+    kind: Literal["conv", "conv-seed", "dense", "resnet18", "resnet50"] = "conv"
+    width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; resnet: of the decoder
+    hidden: PositiveInt = 512  # dense: between pixels and code
+    latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
+    variational: bool = False  # conv and dense
+    weights: str | None = None  # resnet: a torchvision state dict, by path or URL
+
+    @model_validator(mode="after")
+    def fits(self) -> "Network":
+        if self.variational and self.kind not in ("conv", "dense"):
+            raise ValueError(f"variational is for conv and dense, not for {self.kind}")
+        if self.weights is not None and not self.kind.startswith("resnet"):
+            raise ValueError(f"weights are for resnet18 and resnet50, not for {self.kind}")
+        return self
+
+
+class Objective(_Part):
+    """reconstruction + corruption + penalty, each absent at zero."""
+
+    loss: Literal["bce", "mse"] = "bce"
+    noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of what is added to pixels in 0…1
+    mask: Annotated[float, Field(ge=0, lt=1)] = 0  # share of 4×4 patches that are blacked out
+    l1: Annotated[float, Field(ge=0)] = 0  # weight of the code's mean magnitude
+    kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean activity from `activity`
+    activity: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    beta: Annotated[float, Field(ge=0)] = 1  # weight of a variational code's divergence from the prior
+    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
+
+
 class Stage(_Part):
-    """One run of the training loop: Adam, the rate falling along a half cosine after a short rise."""
+    """One run of the training loop."""
 
     epochs: PositiveInt = 10
     batch: PositiveInt = 128
     rate: Annotated[float, Field(gt=0)] = 1e-3
+    optimiser: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 0
+    schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
+    clip: Annotated[float, Field(gt=0)] | None = None  # the gradient's norm
+    patience: PositiveInt | None = None  # epochs without a better validation loss before the stage ends
+
+
+class Transfer(Stage):
+    """How what was learnt comes to the target.
+
+    decoder        no labels: encoder frozen, the decoder alone is fine-tuned (as it is, at the end, in every mode)
+    head           encoder frozen, a linear head learns the labels
+    gradual        head first, then the encoder's blocks from the top down, each slower than the one above
+    full           head and the whole encoder
+    multitask      labels and reconstruction together
+    scratch        as full, without pretraining: what transfer has to beat
+    random-frozen  as head, without pretraining: what features have to beat
+    """
+
+    mode: Literal["decoder", "head", "gradual", "full", "multitask", "scratch", "random-frozen"] = "head"
+    reads: Literal["embedding", "features"] = "features"  # the code, or the pooled maps of every stage
+    class_weights: bool = False  # each class counts alike in the loss, however many images it has
+    slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
+    reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
 
 
 class Split(_Part):
@@ -56,13 +111,15 @@ class Recipe(_Part):
     title: str
     source: str  # a named data set, or a path
     target: str
-    network: Literal["conv-seed"] = "conv-seed"
+    network: Network = Network()
+    objective: Objective = Objective()
     seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 where the machine is fast at it; weights stay fp32
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     input: Input = Input()
     split: Split = Split()
     pretrain: Stage = Stage()
-    head: Stage = Stage()
+    transfer: Transfer = Transfer()
     decoder: Stage = Stage()
 
 

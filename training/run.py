@@ -1,4 +1,4 @@
-"""A whole recipe: data → pretrain → head → decoder → calibrate → export → measure → publish."""
+"""A whole recipe: data → pretrain → labels → decoder → calibrate → export → measure → publish."""
 
 import platform
 import subprocess
@@ -16,44 +16,66 @@ from app.bundle import Bundle
 from app.bundle.manifest import Classifier, Metric, Provenance
 from training import calibrate, evaluate
 from training.card import card
+from training.checkpoint import Checkpoints
 from training.data import ImageSet, load, split
 from training.errors import TrainingError
 from training.export import OPSET, Exported, npz, publish, rehearse
 from training.fit import Journal
-from training.networks import Autoencoder, build
+from training.networks import build
 from training.progress import say
 from training.recipe import Recipe
-from training.transfer import codes, finetune_decoder, in_batches, pretrain, train_head
+from training.transfer import Workshop, finetune_decoder, in_batches, learn_labels, pretrain, read
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported bundle
+RECIPE_FILE, DONE_FILE = "recipe.json", "bundle.txt"
 
 
-def run(recipe: Recipe, models: Path, folder: Path) -> Path:
+def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """A new run's folder; or, to resume, one that holds the same recipe unfinished."""
+    resolved = recipe.model_dump_json(indent=2) + "\n"
+    if not resume:
+        if folder.exists():
+            raise TrainingError(f"{folder} is there already: go on with it with --resume, or name another with --run")
+        folder.mkdir(parents=True)
+        (folder / RECIPE_FILE).write_text(resolved)
+        return
+    if not (folder / RECIPE_FILE).is_file():
+        raise TrainingError(f"{folder}: no run to resume there; begin it without --resume")
+    if (folder / RECIPE_FILE).read_text() != resolved:
+        raise TrainingError(f"{folder}: a run of another recipe, or of other --set values; resume it with its own")
+    if (folder / DONE_FILE).is_file():
+        raise TrainingError(f"{folder}: finished, as {(folder / DONE_FILE).read_text().strip()}; nothing is left to do")
+
+
+def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
     """The published bundle; `folder` keeps the configuration, the metrics and the weights of the run."""
     start, commit = time.monotonic(), _commit()
-    folder.mkdir(parents=True)
-    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n")
-    journal = Journal(folder / "metrics.jsonl")
+    open_folder(folder, recipe, resume)
     torch.manual_seed(recipe.seed)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
     spec = recipe.input.spec()
     source, target = load(recipe.source, "train", spec), load(recipe.target, "train", spec)
     test = load(recipe.target, "test", spec)
-    sizes = (recipe.split.validation, recipe.split.calibration)
-    train, validation, calibration = split(target, sizes, recipe.seed)
-    source_train, source_validation = split(source, sizes[:1], recipe.seed)
+    train, validation, calibration = split(target, (recipe.split.validation, recipe.split.calibration), recipe.seed)
+    source_train, source_validation = split(source, (recipe.split.validation,), recipe.seed)
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build(recipe.network, spec.shape)
-    pretrain(net, source_train, source_validation, recipe.pretrain, journal)
-    head = train_head(net, train, validation, recipe.head, journal)
-    finetune_decoder(net, train, validation, recipe.decoder, journal)
-    torch.save(
-        {"encoder": net.encoder.state_dict(), "decoder": net.decoder.state_dict(), "head": head.state_dict()},
-        folder / "weights.pt",
-    )
+    for part in (net.encoder, net.decoder, net.pool):
+        part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
+    shop = Workshop(net, recipe.objective, journal, checkpoints, device, recipe.precision)
+    mode, reads = recipe.transfer.mode, recipe.transfer.reads
+    if mode not in ("scratch", "random-frozen"):
+        pretrain(shop, source_train, source_validation, recipe.pretrain)
+    head = None if mode == "decoder" else learn_labels(shop, train, validation, recipe.transfer)
+    finetune_decoder(shop, train, validation, recipe.decoder)
 
-    exported = Exported(net, head, spec, len(target.classes))
+    shop = Workshop(net, recipe.objective, journal, checkpoints, torch.device("cpu"), "fp32")
+    exported = Exported(net, head, spec, reads if head else "embedding")
+    final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
+    torch.save({name: module.state_dict() for name, module in final.items()}, folder / "weights.pt")
     # A bundle is published with its manifest: of a folder it gives the name, not where it lies.
     data_names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
     provenance = Provenance(
@@ -75,7 +97,7 @@ def run(recipe: Recipe, models: Path, folder: Path) -> Path:
     )
     rest: dict[str, Any] = {
         "title": recipe.title,
-        "classifier": Classifier(labels=target.classes, temperature=1.0),
+        "classifier": Classifier(labels=target.classes, temperature=1.0) if head else None,
         "anomaly": None,
         "reference": None,
         "metrics": (),
@@ -87,11 +109,13 @@ def run(recipe: Recipe, models: Path, folder: Path) -> Path:
     rest |= calibrated
     bundle = rehearse(recipe.name, exported, rest, files)
     found = evaluate.metrics(bundle, test, f"all {len(test):,} test images of {provenance.target}")
-    found.append(_torch_accuracy(net, head, test, found))
+    if head is not None:
+        found.append(_torch_accuracy(shop, head, reads, test, found))
     rest["metrics"] = tuple(found)
     minutes = (time.monotonic() - start) / 60
     files["card.md"] = card(bundle.manifest.model_copy(update=rest), recipe, minutes).encode()
     path = publish(models, recipe.name, exported, rest, files)
+    (folder / DONE_FILE).write_text(f"{path}\n")
     journal.write(stage="test", **{metric.name: metric.value for metric in found})
     for metric in found:
         say(f"{metric.name} {metric.value:.4f} ({metric.how})")
@@ -103,26 +127,23 @@ def _calibrate(
     bundle: Bundle, train: ImageSet, validation: ImageSet, calibration: ImageSet, recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Temperature from the validation images, anomaly score from training and calibration images."""
-    logits = evaluate.run(bundle, validation, "temperature").logits
-    assert logits is not None
     normals = []
     for data in (train, calibration):
         outputs = evaluate.run(bundle, data, "anomaly")
-        assert outputs.reconstructions is not None
+        assert outputs.reconstructions is not None  # every network has a decoder
         normals.append((data.images, outputs.encoded["embedding"], outputs.reconstructions))
     anomaly, reference = calibrate.anomaly(normals[0], normals[1], "embedding", recipe.false_alarm_rate)
-    temperature = calibrate.temperature(logits, validation.labels)
-    fields = {
-        "classifier": Classifier(labels=train.classes, temperature=temperature),
-        "anomaly": anomaly,
-        "reference": "reference.npz",
-    }
+    fields: dict[str, Any] = {"anomaly": anomaly, "reference": "reference.npz"}
+    logits = evaluate.run(bundle, validation, "temperature").logits
+    if logits is not None:
+        temperature = calibrate.temperature(logits, validation.labels)
+        fields["classifier"] = Classifier(labels=train.classes, temperature=temperature)
     return fields, {"reference.npz": npz(reference)}
 
 
-def _torch_accuracy(net: Autoencoder, head: nn.Module, test: ImageSet, found: list[Metric]) -> Metric:
+def _torch_accuracy(shop: Workshop, head: nn.Module, reads: str, test: ImageSet, found: list[Metric]) -> Metric:
     """The same accuracy on the torch modules; the two must agree, or nothing is published."""
-    logits = in_batches(head, codes(net, test)).numpy()
+    logits = in_batches(head, read(shop, test, reads)).numpy()
     accuracy = float(np.mean(logits.argmax(axis=1) == test.labels))
     served = next(metric.value for metric in found if metric.name == "accuracy")
     if abs(accuracy - served) > MOST_ACCURACY_LOST:

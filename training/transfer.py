@@ -1,33 +1,51 @@
 """Pretraining on a source, and the ways to bring what was learnt to a target."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.checkpoint import Checkpoints
 from training.data import ImageSet
+from training.errors import TrainingError
 from training.fit import Journal, fit
 from training.networks import Autoencoder
-from training.recipe import Stage
+from training.objectives import autoencoding_loss, reconstruction
+from training.recipe import Objective, Stage, Transfer
 
 _BATCH = 1024  # where nothing is learnt, so that its size is only a matter of memory
 
 
-def unit(images: np.ndarray | Tensor) -> Tensor:
-    """(N, H, W, C) uint8 → (N, C, H, W) float in 0…1: the scaling that the exported encoder has inside."""
-    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+@dataclass(frozen=True)
+class Workshop:
+    """What every stage of a run needs: where to write, and how the network is computed."""
+
+    net: Autoencoder
+    objective: Objective
+    journal: Journal
+    checkpoints: Checkpoints
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+
+    def unit(self, images: np.ndarray | Tensor) -> Tensor:
+        """(N, H, W, C) uint8 → (N, C, H, W) float in 0…1: the scaling that the exported encoder has inside.
+
+        The channels stay last in memory, as they lie in the file: convolutions on a CPU like that.
+        """
+        return torch.as_tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def in_batches(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The function over all rows, nothing learnt, the result in ordinary memory."""
     with torch.no_grad():
-        return torch.cat([function(part) for part in torch.split(rows, _BATCH)])
-
-
-def reconstruction_loss(net: Autoencoder, images: Tensor) -> Tensor:
-    """Binary cross-entropy against grey levels as probabilities: steadier than MSE where pixels are black or white."""
-    return F.binary_cross_entropy_with_logits(net.decoder(net.encoder(images)), images)
+        return torch.cat([function(part).float().cpu() for part in torch.split(rows, _BATCH)])
 
 
 def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
@@ -35,40 +53,64 @@ def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
     return sum(loss(part).item() * len(part) for part in parts) / rows
 
 
-def pretrain(net: Autoencoder, train: ImageSet, validation: ImageSet, stage: Stage, journal: Journal) -> None:
+def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
     """Encoder and decoder, to reconstruct the source; its labels are not looked at."""
     seen, held = torch.from_numpy(train.images), torch.from_numpy(validation.images)
+
+    def loss(images: Tensor, progress: float) -> Tensor:
+        with shop.autocast():
+            return autoencoding_loss(shop.net, shop.objective, shop.unit(images), progress)
+
     fit(
         "pretrain",
-        [net.encoder, net.decoder],
-        lambda batch: reconstruction_loss(net, unit(seen[batch])),
+        {"encoder": shop.net.encoder, "decoder": shop.net.decoder},
+        lambda batch, progress: loss(seen[batch], progress),
         len(seen),
         stage,
-        journal,
-        lambda: _mean_loss(lambda batch: reconstruction_loss(net, unit(held[batch])), len(held)),
+        shop.journal,
+        shop.checkpoints,
+        lambda: _mean_loss(lambda batch: loss(held[batch], 1.0), len(held)),
     )
 
 
-def codes(net: Autoencoder, data: ImageSet) -> Tensor:
-    """(N, latent_size), of the frozen encoder."""
-    return in_batches(lambda images: net.encoder(unit(images)), torch.from_numpy(data.images))
+def read(shop: Workshop, data: ImageSet, tensor: str) -> Tensor:
+    """(N, D) of the encoder as it stands."""
+    return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), torch.from_numpy(data.images))
 
 
-def train_head(net: Autoencoder, train: ImageSet, validation: ImageSet, stage: Stage, journal: Journal) -> nn.Linear:
-    """A linear classifier on the frozen encoder's code. It learns on standardised codes, and is then folded back."""
-    seen, held = codes(net, train), codes(net, validation)
+def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
+    """The head, and as much of the encoder as the mode says."""
+    if not len(train.labels):
+        raise TrainingError('the target has no labels: put each class into a folder, or set transfer.mode="decoder"')
+    match transfer.mode:
+        case "head" | "random-frozen":
+            return train_head(shop, train, validation, transfer)
+        case "full" | "scratch":
+            return finetune(shop, train, validation, transfer, list(shop.net.blocks()), reconstruct=0.0)
+        case "multitask":
+            return finetune(shop, train, validation, transfer, list(shop.net.blocks()), transfer.reconstruction)
+        case "gradual":
+            return gradual(shop, train, validation, transfer)
+    raise AssertionError(transfer.mode)
+
+
+def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
+    """A linear classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
+    seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
     mean, std = seen.mean(0), seen.std(0).clamp_min(1e-6)
     seen, held = ((part - mean) / std for part in (seen, held))
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
-    head = nn.Linear(net.latent_size, len(train.classes))
+    weights = class_weights(train) if transfer.class_weights else None
+    head = nn.Linear(seen.shape[1], len(train.classes))
     fit(
         "head",
-        [head],
-        lambda batch: F.cross_entropy(head(seen[batch]), labels[batch]),
+        {"head": head},
+        lambda batch, _: F.cross_entropy(head(seen[batch]), labels[batch], weights),
         len(seen),
-        stage,
-        journal,
-        lambda: F.cross_entropy(head(held), held_labels).item(),
+        transfer,
+        shop.journal,
+        shop.checkpoints,
+        lambda: F.cross_entropy(head(held), held_labels, weights).item(),
     )
     with torch.no_grad():
         head.bias.sub_(head.weight @ (mean / std))
@@ -76,20 +118,83 @@ def train_head(net: Autoencoder, train: ImageSet, validation: ImageSet, stage: S
     return head
 
 
-def finetune_decoder(net: Autoencoder, train: ImageSet, validation: ImageSet, stage: Stage, journal: Journal) -> None:
+def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
+    """From the top down: the head, then in each equal share of the epochs a block more, each slower than the last."""
+    names = list(shop.net.blocks())
+    slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
+
+    def still_frozen(progress: float) -> set[str]:
+        return set(names[: len(names) - int(progress * (len(names) + 1))])
+
+    return finetune(shop, train, validation, transfer, names, 0.0, slower, still_frozen)
+
+
+def finetune(
+    shop: Workshop,
+    train: ImageSet,
+    validation: ImageSet,
+    transfer: Transfer,
+    blocks: list[str],
+    reconstruct: float,
+    slower: dict[str, float] | None = None,
+    frozen: Callable[[float], set[str]] = lambda _: set(),
+) -> nn.Linear:
+    """Head and blocks together; where `reconstruct` is not nothing the decoder too, its loss weighted so."""
+    net = shop.net
+    head = nn.Linear(net.latent if transfer.reads == "embedding" else net.pool.size, len(train.classes)).to(shop.device)
+    weights = class_weights(train).to(shop.device) if transfer.class_weights else None
+
+    def loss(data: ImageSet, batch: Tensor) -> Tensor:
+        images = shop.unit(data.images[batch.numpy()])
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
+        with shop.autocast():
+            encoded = net.encode(images)
+            taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
+            total = F.cross_entropy(head(taken).float(), labels, weights)
+            if reconstruct:
+                total = total + reconstruct * reconstruction(shop.objective, net.decoder(encoded.code), images)
+            return total
+
+    learning = {name: net.blocks()[name] for name in blocks} | {"head": head}
+    if reconstruct:
+        learning["decoder"] = net.decoder
+    fit(
+        transfer.mode,
+        learning,
+        lambda batch, _: loss(train, batch),
+        len(train),
+        transfer,
+        shop.journal,
+        shop.checkpoints,
+        lambda: _mean_loss(lambda batch: loss(validation, batch), len(validation)),
+        slower,
+        frozen,
+    )
+    return head
+
+
+def class_weights(data: ImageSet) -> Tensor:
+    """Each class's share of the loss becomes the same: weights inverse to its images, one on average over images."""
+    counts = np.bincount(data.labels, minlength=len(data.classes))
+    return torch.from_numpy(len(data) / (np.maximum(counts, 1) * len(data.classes))).float()
+
+
+def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
     """The decoder learns to draw the target from the frozen encoder's code."""
-    seen, held = codes(net, train), codes(net, validation)
+    seen, held = read(shop, train, "embedding"), read(shop, validation, "embedding")
     images, held_images = torch.from_numpy(train.images), torch.from_numpy(validation.images)
 
     def loss(code: Tensor, image: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(net.decoder(code), unit(image))
+        with shop.autocast():
+            return reconstruction(shop.objective, shop.net.decoder(code.to(shop.device)), shop.unit(image))
 
     fit(
         "decoder",
-        [net.decoder],
-        lambda batch: loss(seen[batch], images[batch]),
+        {"decoder": shop.net.decoder},
+        lambda batch, _: loss(seen[batch], images[batch]),
         len(seen),
         stage,
-        journal,
+        shop.journal,
+        shop.checkpoints,
         lambda: _mean_loss(lambda batch: loss(held[batch], held_images[batch]), len(held)),
     )

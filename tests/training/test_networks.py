@@ -1,31 +1,116 @@
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from training.errors import TrainingError
 from training.networks import build
+from training.networks.encoded import Pool
+from training.recipe import Network
+
+GREY, COLOUR = (28, 28, 1), (64, 48, 3)
+NETWORKS = [
+    (Network(kind="conv-seed"), GREY),
+    (Network(kind="conv-seed"), (28, 28, 3)),
+    (Network(kind="dense"), GREY),
+    (Network(kind="dense", variational=True), COLOUR),
+    (Network(), GREY),
+    (Network(width=8, variational=True), COLOUR),
+    (Network(width=8), (224, 224, 3)),
+    (Network(kind="resnet18", width=8), COLOUR),
+    (Network(kind="resnet50", width=8), GREY),
+]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_seeds_shapes(channels: int) -> None:
-    """28 → 14 → 7 → 4, a code of 8×4×4, and back to 28×28."""
-    net = build("conv-seed", (28, 28, channels))
-    image = torch.rand(2, channels, 28, 28)
-    stages, sizes = image, []
-    for layer in net.encoder.layers:  # type: ignore[union-attr]
-        stages = layer(stages)
-        if isinstance(layer, torch.nn.MaxPool2d):
-            sizes.append(tuple(stages.shape[1:]))
-    assert sizes == [(16, 14, 14), (8, 7, 7), (8, 4, 4)]
-    code = net.encoder(image)
-    assert code.shape == (2, net.latent_size) == (2, 128)
-    assert net.decoder(code).shape == image.shape
+@pytest.mark.parametrize(("network", "shape"), NETWORKS, ids=lambda value: str(getattr(value, "kind", value)))
+def test_what_goes_in_comes_out_and_the_stated_shapes_are_true(network: Network, shape: tuple[int, int, int]) -> None:
+    height, width, channels = shape
+    net = build(network, shape)
+    image = torch.rand(2, channels, height, width)
+    encoded = net.encode(image)
+    assert encoded.code.shape == (2, net.latent)
+    assert [tuple(each.shape[1:]) for each in encoded.maps] == net.encoder.maps
+    assert net.decoder(encoded.code).shape == image.shape
+    assert net.read(image, "embedding").shape == (2, net.latent)
+    assert net.read(image, "features").shape == (2, net.pool.size)
+    assert (encoded.log_variance is not None) == network.variational
 
 
-def test_another_size_is_refused_with_the_mend() -> None:
+@pytest.mark.parametrize(("network", "shape"), NETWORKS, ids=lambda value: str(getattr(value, "kind", value)))
+def test_the_blocks_hold_every_weight_of_the_encoder_once(network: Network, shape: tuple[int, int, int]) -> None:
+    net = build(network, shape)
+    held = [id(p) for block in net.blocks().values() for p in block.parameters()]
+    assert sorted(held) == sorted(id(p) for p in net.encoder.parameters())
+    assert len(net.blocks()) >= 2
+
+
+def test_the_seeds_stages() -> None:
+    """28 → 14 → 7 → 4, a code of 8×4×4."""
+    net = build(Network(kind="conv-seed"), GREY)
+    assert net.encoder.maps == [(16, 14, 14), (8, 7, 7), (8, 4, 4)]
+    assert net.latent == 128
+
+
+def test_the_dense_layers_are_the_literatures() -> None:
+    net = build(Network(kind="dense", latent=32), GREY)
+    linear = [m for part in (net.encoder, net.decoder) for m in part.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(784, 512), (512, 32), (32, 512), (512, 784)]
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 7, 14, 28, 56])
+def test_pooling_is_adaptive_averaging(side: int) -> None:
+    image = torch.rand(3, 5, side, side + 2)
+    cells = min(4, side), min(4, side + 2)
+    expected = torch.nn.functional.adaptive_avg_pool2d(image, cells).flatten(1)
+    pool = Pool([(5, side, side + 2)])
+    torch.testing.assert_close(pool([image]), expected)
+    assert pool.size == expected.shape[1]
+
+
+def test_the_seed_on_another_size_is_refused_with_the_mend() -> None:
     with pytest.raises(TrainingError, match="takes 28×28 images, not 64×64"):
-        build("conv-seed", (64, 64, 1))
+        build(Network(kind="conv-seed"), (64, 64, 1))
 
 
-def test_an_unknown_network_is_a_mistake_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="no network"):
-        build("nothing", (28, 28, 1))
+# --- torchvision's names -----------------------------------------------------------------------------------------
+
+
+def torchvision_names(kind: str) -> set[str]:
+    """The state dict that torchvision's resnet18 and resnet50 have, from their published structure."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    depths, convolutions = {"resnet18": ((2, 2, 2, 2), 2), "resnet50": ((3, 4, 6, 3), 3)}[kind]
+    names = {"conv1.weight", "fc.weight", "fc.bias", *(f"bn1.{part}" for part in norm)}
+    for layer, depth in enumerate(depths, 1):
+        for block in range(depth):
+            prefix = f"layer{layer}.{block}"
+            for number in range(1, convolutions + 1):
+                names |= {f"{prefix}.conv{number}.weight", *(f"{prefix}.bn{number}.{part}" for part in norm)}
+            if block == 0 and (layer > 1 or kind == "resnet50"):
+                names |= {f"{prefix}.downsample.0.weight", *(f"{prefix}.downsample.1.{part}" for part in norm)}
+    return names
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
+def test_weights_under_torchvisions_names_load(kind: str, tmp_path: object) -> None:
+    path = f"{tmp_path}/weights.pth"
+    made = build(Network(kind=kind, width=8), COLOUR).encoder.state_dict()  # type: ignore[arg-type]
+    fc = {"fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}
+    assert set(made) | set(fc) == torchvision_names(kind)
+    torch.save({**{name: torch.full_like(value, 0.5) for name, value in made.items()}, **fc}, path)
+    loaded = build(Network(kind=kind, width=8, weights=path), COLOUR)  # type: ignore[arg-type]
+    assert all(
+        (value.float() == (0.5 if value.is_floating_point() else 0)).all()
+        for value in loaded.encoder.state_dict().values()
+    )
+
+
+def test_weights_that_are_not_weights_are_refused(tmp_path: object) -> None:
+    path = f"{tmp_path}/weights.pth"
+    with pytest.raises(TrainingError, match="cannot be read"):
+        build(Network(kind="resnet18", weights=path), COLOUR)
+    np.save(path, np.zeros(3))
+    with pytest.raises(TrainingError, match="cannot be read"):
+        build(Network(kind="resnet18", weights=f"{path}.npy"), COLOUR)
+    torch.save({"conv1.weight": torch.zeros(1)}, path)
+    with pytest.raises(TrainingError, match="not of this network"):
+        build(Network(kind="resnet18", weights=path), COLOUR)

@@ -1,4 +1,3 @@
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ def test_our_recipes_load_and_give_a_reason_for_every_number(name: str) -> None:
         key, _, value = line.partition("=")
         if value.strip()[:1].isdigit() and key.strip() != "batch":
             assert "#" in line, f"{name}: {line}"
-    assert "network" in tomllib.loads(text)
 
 
 def test_a_change_overrides_and_a_bare_word_is_a_string() -> None:
@@ -36,7 +34,9 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
     [
         ("pretrain.epoch=3", "pretrain.epoch: Extra inputs"),
         ("pretrain.epochs=0", "pretrain.epochs: Input should be greater than 0"),
-        ("network=resnet", "network"),
+        ("network.kind=alexnet", "network.kind"),
+        ("network.variational=true", "variational is for conv and dense"),
+        ("network.weights=x.pth", "weights are for resnet18"),
         ("epochs", "write key=value"),
         ("=3", "write key=value"),
         ("name.x=3", "name is not a table"),
@@ -48,7 +48,7 @@ def test_a_bad_change_is_named(change: str, says: str) -> None:
 
 
 def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="ours are seed"):
+    with pytest.raises(TrainingError, match=r"ours are .*seed"):
         recipe.load("sead", [])
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(TrainingError, match=r"bad\.toml"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from app.bundle.drawings import GARMENTS, garment
 from training.__main__ import main
 from training.export import Exported, to_onnx
 from training.networks import build
-from training.recipe import Input
+from training.recipe import Input, Network
 
 
 class Brightness:
@@ -65,7 +66,10 @@ calibration = 120
 [pretrain]
 epochs = 8
 rate = 5e-3
-[head]
+[network]
+kind = "conv-seed"
+[transfer]
+reads = "embedding"
 epochs = 20
 rate = 3e-2
 [decoder]
@@ -90,14 +94,14 @@ def test_the_bundle_serves_what_torch_gave(trained: Path, images: Path) -> None:
     bundle = load(trained / "models/drawn/1")
     assert bundle.manifest.classifier is not None
     assert bundle.manifest.classifier.labels == tuple(sorted(GARMENTS))
-    net = build("conv-seed", bundle.manifest.input.shape)
+    net = build(Network(kind="conv-seed"), bundle.manifest.input.shape)
     weights = torch.load(trained / "run/weights.pt", weights_only=True)
     net.encoder.load_state_dict(weights["encoder"])
     net.decoder.load_state_dict(weights["decoder"])
     files = sorted((images / "test").rglob("*.png"))
     batch = np.stack([bundle.preprocess(path.read_bytes()) for path in files])
     with torch.no_grad():
-        code = net.encoder(torch.from_numpy(batch).permute(0, 3, 1, 2) / 255)
+        code = net.encode(torch.from_numpy(batch).permute(0, 3, 1, 2) / 255).code
         drawn = net.decoder(code).sigmoid().permute(0, 2, 3, 1)
         logits = code @ weights["head"]["weight"].T + weights["head"]["bias"]
     outputs = bundle.run_all(batch)
@@ -153,7 +157,7 @@ def test_a_finished_bundle_is_measured_again_from_the_command_line(
         (["run", "nothing"], "no recipe 'nothing'"),
         (["evaluate", "nowhere/1"], "nowhere/1"),
         (["run", "seed", "--set", "split.validation=59000"], "cannot give"),
-        (["run", "seed", "--set", "source=/nowhere"], "neither a data set"),
+        (["run", "seed", "--set", "source=/nowhere", "--set", "target=/nowhere"], "neither a data set"),
     ],
 )
 def test_a_bad_command_ends_in_one_sentence(
@@ -190,14 +194,109 @@ def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tm
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.rstrip().endswith("stopped: nothing was published")
+    assert error.rstrip().endswith(f"go on with the same command and --run {tmp_path / 'run'} --resume")
     assert "Traceback" not in error
     assert not (tmp_path / "models").exists()
 
 
+SMALL = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("mode", "reads"),
+    [
+        ("head", "features"),
+        ("gradual", "features"),
+        ("full", "embedding"),
+        ("multitask", "features"),
+        ("scratch", "features"),
+        ("random-frozen", "embedding"),
+        ("decoder", "features"),
+    ],
+)
+def test_every_mode_ends_in_a_bundle(mode: str, reads: str, recipe: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, f"transfer.mode={mode}", f"transfer.reads={reads}", "transfer.class_weights=true"]
+    assert train(recipe, tmp_path, changes) == 0
+    bundle = load(tmp_path / "models/drawn/1")
+    stages = {json.loads(line)["stage"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()}
+    assert ("pretrain" in stages) == (mode not in ("scratch", "random-frozen"))
+    assert ("classify" in bundle.operations) == (mode != "decoder")
+    outputs = [tensor.name for tensor in bundle.manifest.graphs.encoder.outputs]
+    assert outputs == (["embedding", "features"] if reads == "features" and mode != "decoder" else ["embedding"])
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+    assert len(bundle.anomaly(images)) == 5
+
+
+def test_a_frozen_encoder_stays_and_a_freed_one_moves(recipe: Path, tmp_path: Path) -> None:
+    for mode in ("head", "full"):
+        assert train(recipe, tmp_path / mode, [*SMALL, f"transfer.mode={mode}"]) == 0
+    moved = {}
+    for mode in ("head", "full"):
+        before = torch.load(tmp_path / mode / "run/checkpoints/pretrain.pt", weights_only=True)["modules"]["encoder"]
+        after = torch.load(tmp_path / mode / "run/weights.pt", weights_only=True)["encoder"]
+        moved[mode] = [not torch.equal(before[name], after[name]) for name in before if name.startswith("stages")]
+    assert not any(moved["head"])
+    assert any(moved["full"])
+
+
+def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / "plain" / part).mkdir(parents=True)
+        for path in (images / part).rglob("*.png"):
+            shutil.copy(path, tmp_path / "plain" / part / f"{path.parent.name}-{path.name}")
+    changes = [*SMALL, f"target={tmp_path / 'plain'}"]
+    assert train(recipe, tmp_path, changes) == 2
+    assert train(recipe, tmp_path / "again", [*changes, "transfer.mode=decoder"]) == 0
+    assert load(tmp_path / "again/models/drawn/1").operations == ["encode", "reconstruct", "anomaly"]
+
+
+def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, "network.variational=true", "input.channels=3", "input.height=32", "input.width=40"]
+    assert train(recipe, tmp_path, changes) == 0
+    assert load(tmp_path / "models/drawn/1").manifest.input.shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "full"])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(stage: str, recipe: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]
+    assert train(recipe, tmp_path / "whole", changes) == 0
+    arguments = ["run", str(recipe), "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run")]
+    arguments += [part for change in changes for part in ("--set", change)]
+    with subprocess.Popen([sys.executable, "-m", "training", *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(f"{stage} 2/"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "models").exists()
+    assert main(arguments) == 2, "a run is not begun again by mistake"
+    assert main([*arguments, "--resume"]) == 0
+    whole, resumed = (
+        torch.load(f / "weights.pt", weights_only=True) for f in (tmp_path / "whole/run", tmp_path / "run")
+    )
+    for part, weights in whole.items():
+        for name, value in weights.items():
+            assert torch.equal(value, resumed[part][name]), f"{part}.{name}"
+
+
+def test_what_cannot_be_resumed_says_why(
+    recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["run", str(recipe), "--resume"]
+    for arguments, says in (
+        (run, "--resume needs --run"),
+        ([*run, "--run", str(tmp_path / "none")], "no run to resume there"),
+        ([*run, "--run", str(trained / "run"), "--set", "seed=9"], "of another recipe"),
+        ([*run, "--run", str(trained / "run")], "finished, as"),
+    ):
+        assert main(arguments) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_an_exported_graph_keeps_nothing_of_the_machine_it_was_made_on() -> None:
     spec = Input().spec()
-    exported = Exported(build("conv-seed", spec.shape), torch.nn.Linear(128, 3), spec, 3)
+    exported = Exported(build(Network(kind="conv-seed"), spec.shape), torch.nn.Linear(128, 3), spec)
     assert set(exported.files) == {"encoder.onnx", "decoder.onnx", "head.onnx"}
     for data in exported.files.values():
         model = onnx.load_from_string(data)
@@ -227,8 +326,8 @@ def test_parity_is_required() -> None:
 
     good = torch.nn.Identity()
     graph = Graph(file="head.onnx", input=taken, outputs=(given,))
-    model = to_onnx(torch.nn.Sequential(good, torch.nn.ReLU()), taken, given)
-    with pytest.raises(TrainingError, match=r"head\.onnx: onnxruntime is off torch by"):
+    model = to_onnx(torch.nn.Sequential(good, torch.nn.ReLU()), graph)
+    with pytest.raises(TrainingError, match=r"head\.onnx: logits of onnxruntime is off torch's by"):
         _require_parity(Drifting(), model, graph)
 
 

@@ -3,26 +3,30 @@
 from torch import Tensor, nn
 
 from training.errors import TrainingError
+from training.networks import encoded
+from training.networks.encoded import Encoded
 
-LATENT_SIZE = 8 * 4 * 4
 SIDE = 28
 
 
-class Encoder(nn.Module):
+class Encoder(encoded.Encoder):
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
         height, width, channels = shape
         if (height, width) != (SIDE, SIDE):
             raise TrainingError(f"network conv-seed takes {SIDE}×{SIDE} images, not {height}×{width}: set [input] so")
-        self.layers = nn.Sequential(
-            *_stage(channels, 16),  # (N, 16, 14, 14)
-            *_stage(16, 8),  # (N, 8, 7, 7)
-            *_stage(8, 8),  # (N, 8, 4, 4): pooling keeps the odd edge
-            nn.Flatten(),
-        )
+        self.latent, self.maps = 8 * 4 * 4, [(16, 14, 14), (8, 7, 7), (8, 4, 4)]
+        self.stages = nn.ModuleList([_stage(channels, 16), _stage(16, 8), _stage(8, 8)])
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)  # type: ignore[no-any-return]
+    def blocks(self) -> list[nn.Module]:
+        return list(self.stages)
+
+    def forward(self, image: Tensor) -> Encoded:
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        return Encoded(image.flatten(1), maps)
 
 
 class Decoder(nn.Module):
@@ -48,5 +52,6 @@ class Decoder(nn.Module):
         return self.layers(code)  # type: ignore[no-any-return]
 
 
-def _stage(given: int, made: int) -> list[nn.Module]:
-    return [nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+def _stage(given: int, made: int) -> nn.Module:
+    """Pooling keeps the odd edge: 7 → 4."""
+    return nn.Sequential(nn.Conv2d(given, made, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))

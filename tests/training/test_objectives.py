@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+
+from training.networks import build
+from training.networks.encoded import Encoded
+from training.objectives import autoencoding_loss, corrupt, penalty, reconstruction, sample
+from training.recipe import Network, Objective
+
+CODE = torch.tensor([[1.0, -3.0], [0.0, 2.0]])
+
+
+def test_reconstruction_is_the_mean_over_pixels() -> None:
+    logits, images = torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 0.25)
+    assert reconstruction(Objective(loss="bce"), logits, images).item() == pytest.approx(math.log(2))
+    assert reconstruction(Objective(loss="mse"), logits, images).item() == pytest.approx(0.25**2)
+
+
+def test_corruption_is_none_unless_asked_for() -> None:
+    images = torch.rand(4, 1, 28, 28)
+    assert corrupt(Objective(), images) is images
+
+
+def test_noise_has_its_spread_and_stays_in_range() -> None:
+    torch.manual_seed(0)
+    noisy = corrupt(Objective(noise=0.1), torch.full((8, 1, 64, 64), 0.5))
+    assert noisy.std().item() == pytest.approx(0.1, rel=0.05)
+    assert corrupt(Objective(noise=5), torch.rand(2, 1, 8, 8)).aminmax() == (0, 1)
+
+
+@pytest.mark.parametrize("side", [28, 30])
+def test_masking_blacks_out_whole_patches_in_its_share(side: int) -> None:
+    torch.manual_seed(0)
+    masked = corrupt(Objective(mask=0.3), torch.ones(64, 3, side, side))
+    assert masked.shape == (64, 3, side, side)
+    patches = masked[:, :, :28, :28].unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
+    assert ((patches.sum(4) == 0) | (patches.sum(4) == 16)).all()
+    assert (patches.sum(4) == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(masked[:, 0], masked[:, 2])
+
+
+def test_l1_is_the_codes_mean_magnitude() -> None:
+    assert penalty(Objective(l1=2), Encoded(CODE, []), 1.0, 10).item() == pytest.approx(2 * 1.5)
+
+
+def test_kl_sparsity_is_nothing_at_the_stated_activity_and_grows_from_there() -> None:
+    """The divergence between Bernoulli variables of the wanted and the mean activity."""
+    at = torch.full((5, 3), math.log(0.05 / 0.95))
+    assert penalty(Objective(kl=1), Encoded(at, []), 1.0, 10).item() == pytest.approx(0, abs=1e-6)
+    half = penalty(Objective(kl=1), Encoded(torch.zeros(5, 3), []), 1.0, 10).item()
+    assert half == pytest.approx(0.05 * math.log(0.05 / 0.5) + 0.95 * math.log(0.95 / 0.5), rel=1e-5)
+
+
+def test_the_divergence_from_the_prior_is_torchs_own_and_warms_up() -> None:
+    log_variance = torch.tensor([[0.5, -1.0], [0.0, 0.2]])
+    normal = torch.distributions.Normal(CODE, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean().item()
+    encoded, objective = Encoded(CODE, [], log_variance), Objective(beta=3, warm_up=0.5)
+    for progress, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)):
+        value = penalty(objective, encoded, progress, pixels=784).item()
+        assert value == pytest.approx(3 * share * expected / 784, rel=1e-5)
+    assert penalty(Objective(warm_up=0), encoded, 0.0, 784).item() == pytest.approx(expected / 784, rel=1e-5)
+
+
+def test_a_sample_is_drawn_around_the_mean_and_lets_the_gradient_through() -> None:
+    torch.manual_seed(0)
+    mean, log_variance = torch.full((20_000, 1), 2.0, requires_grad=True), torch.full((20_000, 1), math.log(0.25))
+    drawn = sample(Encoded(mean, [], log_variance))
+    assert drawn.mean().item() == pytest.approx(2, abs=0.02)
+    assert drawn.std().item() == pytest.approx(0.5, abs=0.02)
+    drawn.sum().backward()
+    assert mean.grad is not None
+    assert sample(Encoded(CODE, [])) is CODE
+
+
+def test_a_denoiser_is_asked_for_the_clean_image() -> None:
+    """With everything hidden the loss is still against the image."""
+    net = build(Network(width=4), (28, 28, 1))
+    net.encoder.eval()
+    net.decoder.eval()
+    images = torch.rand(2, 1, 28, 28)
+    torch.manual_seed(1)
+    hidden = autoencoding_loss(net, Objective(mask=0.99999), images, 1.0)
+    black = net.decoder(net.encode(torch.zeros_like(images)).code)
+    assert hidden.item() == pytest.approx(reconstruction(Objective(), black, images).item(), rel=1e-4)

@@ -1,0 +1,99 @@
+"""A run's state on disk, so that a run that was killed goes on as if it had not been."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from training.errors import TrainingError
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+class Reached(NamedTuple):
+    epochs: int = 0  # that are done
+    best: float = float("inf")  # validation loss
+    since_best: int = 0  # epochs
+
+
+class Checkpoints:
+    """`last.pt` holds the end of the last whole epoch, `best.pt` the epoch with the lowest validation loss.
+
+    Everything that the next epoch depends on is in them: weights, optimiser, random state, and the name of the stage.
+    Stages that are finished leave `<stage>.pt`, their modules' weights.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, stage: str, reached: Reached, modules: dict[str, nn.Module], optimiser: Optimizer) -> None:
+        state = {
+            "stage": stage,
+            **reached._asdict(),
+            "modules": {name: module.state_dict() for name, module in modules.items()},
+            "optimiser": optimiser.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        self._write(LAST, state)
+        if reached.since_best == 0:
+            self._write(BEST, {"stage": stage, "modules": state["modules"]})
+
+    def resume(self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer) -> Reached:
+        """How far a stage came that was interrupted; nowhere, for a new one."""
+        state = self._read(LAST)
+        if state is None or state["stage"] != stage:
+            return Reached()
+        _load(modules, state["modules"], self.folder / LAST)
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+        return Reached(*(state[field] for field in Reached._fields))
+
+    def restore_best(self, stage: str, modules: dict[str, nn.Module]) -> None:
+        state = self._read(BEST)
+        if state is not None and state["stage"] == stage:
+            _load(modules, state["modules"], self.folder / BEST)
+
+    def finish(self, stage: str, modules: dict[str, nn.Module]) -> None:
+        modules_state = {name: module.state_dict() for name, module in modules.items()}
+        self._write(f"{stage}.pt", {"modules": modules_state, "random": torch.get_rng_state()})
+
+    def finished(self, stage: str, modules: dict[str, nn.Module]) -> bool:
+        """Whether the stage is done; then its weights, and the random state after it, are back."""
+        state = self._read(f"{stage}.pt")
+        if state is None:
+            return False
+        _load(modules, state["modules"], self.folder / f"{stage}.pt")
+        torch.set_rng_state(state["random"])
+        return True
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        """Whole or not at all: a kill in the middle leaves the one before."""
+        temporary = self.folder / f".{name}"
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, self.folder / name)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            raise TrainingError(f"{self.folder / name}: cannot be written: {error}; what was there is kept") from None
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and file errors share no base
+            raise TrainingError(f"{path}: cannot be read: {error}; remove it to begin this stage again") from None
+        return state
+
+
+def _load(modules: dict[str, nn.Module], states: dict[str, Any], path: Path) -> None:
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(states[name])
+    except (KeyError, RuntimeError) as error:
+        raise TrainingError(f"{path}: of another network than this recipe's: {error}") from None

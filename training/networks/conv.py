@@ -1,0 +1,85 @@
+"""A small residual convolutional autoencoder for images of 28 to 224 pixels; the default."""
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.networks import encoded
+from training.networks.encoded import Encoded
+
+SMALLEST = 4  # sides are halved until the longer is no larger
+MOST_CHANNELS = 256
+
+
+def stages(shape: tuple[int, int, int], width: int) -> list[tuple[int, int, int]]:
+    """(channels, height, width) after every halving: 28×28 and 32 give 32×14×14, 64×7×7, 128×4×4."""
+    height, across, _ = shape
+    found: list[tuple[int, int, int]] = []
+    while not found or max(height, across) > SMALLEST:
+        height, across = -(-height // 2), -(-across // 2)
+        found.append((min(MOST_CHANNELS, width * 2 ** len(found)), height, across))
+    return found
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions beside a shortcut; the first may halve the sides."""
+
+    def __init__(self, given: int, made: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(given, made, 3, stride, 1, bias=False), nn.BatchNorm2d(made)
+        self.second, self.second_norm = nn.Conv2d(made, made, 3, 1, 1, bias=False), nn.BatchNorm2d(made)
+        same = given == made and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(given, made, 1, stride, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        changed = self.second_norm(self.second(F.relu(self.first_norm(self.first(image)))))
+        return F.relu(changed + self.shortcut(image))
+
+
+class Encoder(encoded.Encoder):
+    def __init__(self, shape: tuple[int, int, int], width: int, latent: int, variational: bool) -> None:
+        super().__init__()
+        made = stages(shape, width)
+        self.latent, self.maps = latent, list(made)
+        channels = [shape[2], *(each[0] for each in made)]
+        self.stages = nn.ModuleList(Residual(a, b, 2) for a, b in pairwise(channels))
+        last, high, wide = made[-1]
+        self.code = nn.Linear(last * high * wide, latent)
+        self.log_variance = nn.Linear(last * high * wide, latent) if variational else None
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.stages, *(part for part in (self.code, self.log_variance) if part is not None)]
+
+    def forward(self, image: Tensor) -> Encoded:
+        maps = []
+        for stage in self.stages:
+            image = stage(image)
+            maps.append(image)
+        flat = image.flatten(1)
+        return Encoded(self.code(flat), maps, None if self.log_variance is None else self.log_variance(flat))
+
+
+class Decoder(nn.Module):
+    """The stages backwards, each enlarged to the size that the encoder had there."""
+
+    def __init__(self, shape: tuple[int, int, int], width: int, latent: int) -> None:
+        super().__init__()
+        shapes = stages(shape, width)[::-1]
+        self.start = shapes[0]
+        self.sizes = [*((high, wide) for _, high, wide in shapes[1:]), shape[:2]]
+        last, high, wide = self.start
+        self.spread = nn.Linear(latent, last * high * wide)
+        made = [*(each[0] for each in shapes[1:]), width]
+        given = [each[0] for each in shapes]
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(given, made, strict=True)
+        )
+        self.image = nn.Conv2d(width, shape[2], 3, padding=1)
+
+    def forward(self, code: Tensor) -> Tensor:
+        image = F.relu(self.spread(code)).reshape(-1, *self.start)
+        for stage, size in zip(self.stages, self.sizes, strict=True):
+            image = stage(F.interpolate(image, size=size, mode="nearest"))
+        return self.image(image)  # type: ignore[no-any-return]

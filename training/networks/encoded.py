@@ -1,0 +1,60 @@
+"""What an encoder gives, and the pooling of its stage maps."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+GRID = 4  # maps are pooled to GRID × GRID
+
+
+class Encoded(NamedTuple):
+    code: Tensor  # (N, latent); of a variational encoder, the mean
+    maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
+    log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
+
+
+class Encoder(nn.Module):
+    """What every network's encoder has beside `forward`, which gives an Encoded."""
+
+    latent: int
+    maps: list[tuple[int, ...]]  # shapes of Encoded.maps, without the batch
+
+    def blocks(self) -> list[nn.Module]:
+        """From the pixels up: what gradual unfreezing takes one by one."""
+        raise NotImplementedError
+
+
+class Pool(nn.Module):
+    """Every map averaged over a 4×4 grid (or left as it is, where it is smaller or has no grid), and joined.
+
+    Adaptive average pooling written as two matrix products, for any size: onnxruntime knows those.
+    """
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        """`shapes` are those of the maps, without the batch."""
+        super().__init__()
+        self.size = sum(math.prod((c, *(min(GRID, side) for side in grid))) for c, *grid in shapes)
+        for index, (_, *grid) in enumerate(shapes):
+            for axis, side in zip(("rows", "columns"), grid, strict=False):
+                self.register_buffer(f"{axis}{index}", _averages(side), persistent=False)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat([self._pooled(index, each) for index, each in enumerate(maps)], dim=1)
+
+    def _pooled(self, index: int, each: Tensor) -> Tensor:
+        if each.ndim == 2:
+            return each
+        rows, columns = self.get_buffer(f"rows{index}"), self.get_buffer(f"columns{index}")
+        return (rows @ (each.float() @ columns.T)).flatten(1)  # (4, H) (N, C, H, W) (W, 4)
+
+
+def _averages(side: int) -> Tensor:
+    """(cells, side): row i averages the i-th of equal, where need be overlapping, spans."""
+    cells = min(GRID, side)
+    matrix = torch.zeros(cells, side)
+    for cell in range(cells):
+        start, end = cell * side // cells, -(-(cell + 1) * side // cells)
+        matrix[cell, start:end] = 1 / (end - start)
+    return matrix
