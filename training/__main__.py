@@ -58,6 +58,17 @@ def _evaluate(given: argparse.Namespace) -> None:
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images")
 
 
+def _calibrate(given: argparse.Namespace) -> None:
+    from app.bundle import load
+    from training.calibrate import recalibrate
+
+    folder = given.bundle.resolve()
+    bundle = load(folder)
+    normals = data.load(given.normals, "train", bundle.manifest.input)
+    stated = bundle.manifest.anomaly.false_alarm_rate if bundle.manifest.anomaly else 0.01
+    print(recalibrate(folder, normals, given.false_alarm_rate or stated, given.seed))
+
+
 def _data(given: argparse.Namespace) -> None:
     folder = data.root() / given.name
     if given.download:
@@ -77,6 +88,13 @@ def _download(name: str) -> None:
     say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
     with httpx.Client(timeout=TIMEOUT) as client:
         download(SOURCES[name], folder, client)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="a named data set or a folder (default: what it was trained for)")
     evaluate.add_argument("--part", choices=("train", "test"), default="test")
     evaluate.set_defaults(command=_evaluate)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="a bundle's anomaly score anew, from normal images of your own; needs no torch"
+    )
+    calibrate.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    calibrate.add_argument("normals", help="a folder of normal images, or a named data set")
+    calibrate.add_argument("--false-alarm-rate", type=_share, help="of normal images (default: the bundle's, or 0.01)")
+    calibrate.add_argument("--seed", type=int, default=0, help="which half is fitted on, which held out (default: 0)")
+    calibrate.set_defaults(command=_calibrate)
 
     named = commands.add_parser("data", help="where a named data set lies, and its download")
     named.add_argument("name", choices=sorted(data.NAMED))

@@ -1,13 +1,20 @@
-"""Temperature and anomaly threshold, from held-out images. numpy alone: works where torch is not installed."""
+"""Temperature and anomaly threshold, from held-out images. Works where torch is not installed."""
 
-from typing import Literal
+import io
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from app.bundle.manifest import Anomaly, Scale
+from app.bundle import Bundle, load, save
+from app.bundle.manifest import Anomaly, Manifest, Scale
 from app.bundle.scoring import combine, mahalanobis, probabilities, reconstruction_errors, threshold_at
+from training import evaluate
+from training.data import ImageSet, split
 from training.errors import TrainingError
 
+REFERENCE_FILE, CARD_FILE = "reference.npz", "card.md"
+_ANOMALY_METRICS = frozenset({"false_alarm_rate"})  # which a new calibration makes untrue
 _RIDGE = 1e-3  # of the mean variance, added to every direction: flat ones would divide by nothing
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -77,3 +84,51 @@ def _spread(part: np.ndarray) -> float:
     if not std > 0:
         raise TrainingError("the normals all score alike: an anomaly score without variance tells nothing")
     return std
+
+
+def anomaly_part(
+    bundle: Bundle, fitted_on: ImageSet, held_out: ImageSet, false_alarm_rate: float
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(manifest fields, files) of an anomaly score on what the bundle's own graphs give."""
+    normals = []
+    for data in (fitted_on, held_out):
+        outputs = evaluate.run(bundle, data, "anomaly")
+        if outputs.reconstructions is None:
+            raise TrainingError(f"{bundle.name}@{bundle.version} has no decoder: an anomaly score needs one")
+        normals.append((data.images, outputs.encoded["embedding"], outputs.reconstructions))
+    calibration, reference = anomaly(normals[0], normals[1], "embedding", false_alarm_rate)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **reference)
+    return {"anomaly": calibration, "reference": REFERENCE_FILE}, {REFERENCE_FILE: buffer.getvalue()}
+
+
+def recalibrate(folder: Path, normals: ImageSet, false_alarm_rate: float, seed: int) -> Path:
+    """A new version of the bundle in `folder`: the anomaly score fitted on half of the normals, calibrated on the rest.
+
+    Graphs, labels and temperature stay as they are.
+    """
+    bundle = load(folder)
+    fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
+    fields, files = anomaly_part(bundle, fitted_on, held_out, false_alarm_rate)
+    before = {
+        field: getattr(bundle.manifest, field) for field in Manifest.model_fields if field not in ("golden", "files")
+    }
+    kept = {
+        name for name in bundle.manifest.files if name not in (bundle.manifest.golden.file, bundle.manifest.reference)
+    }
+    metrics = tuple(metric for metric in before["metrics"] if metric.name not in _ANOMALY_METRICS)
+    data = {**before["provenance"].data, "calibration/normals": normals.fingerprint()}
+    fields |= {"metrics": metrics, "provenance": before["provenance"].model_copy(update={"data": data})}
+    files |= {name: (folder / name).read_bytes() for name in kept}
+    if CARD_FILE in files:
+        kept_lines = [
+            line
+            for line in files[CARD_FILE].decode().splitlines()
+            if not line.startswith((*(f"| {name} |" for name in _ANOMALY_METRICS), "An image is called anomalous"))
+        ]
+        note = (
+            f"The anomaly score was fitted and calibrated anew, from version {bundle.version}, on {len(normals):,} "
+            f"normal images from elsewhere; it calls {false_alarm_rate:.1%} of such images anomalous."
+        )
+        files[CARD_FILE] = "\n".join([*kept_lines, "", note, ""]).encode()
+    return save(folder.parent.parent, bundle.name, before | fields, files)

@@ -1,6 +1,5 @@
 """torch modules → graphs → a bundle, proven on the way: torch and onnxruntime must agree before it is saved."""
 
-import io
 import logging
 import tempfile
 import warnings
@@ -141,12 +140,6 @@ def rehearse(name: str, exported: Exported, rest: dict[str, Any], files: dict[st
     """The bundle as it would be loaded, saved where nobody serves from: to be measured before it is published."""
     with tempfile.TemporaryDirectory() as folder:
         return load(publish(Path(folder), name, exported, rest, files))
-
-
-def npz(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
 
 
 def _floats(name: str, *shape: int) -> TensorSpec:

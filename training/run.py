@@ -19,7 +19,7 @@ from training.card import card
 from training.checkpoint import Checkpoints
 from training.data import ImageSet, load, split
 from training.errors import TrainingError
-from training.export import OPSET, Exported, npz, publish, rehearse
+from training.export import OPSET, Exported, publish, rehearse
 from training.fit import Journal
 from training.networks import build
 from training.progress import say
@@ -127,18 +127,12 @@ def _calibrate(
     bundle: Bundle, train: ImageSet, validation: ImageSet, calibration: ImageSet, recipe: Recipe
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Temperature from the validation images, anomaly score from training and calibration images."""
-    normals = []
-    for data in (train, calibration):
-        outputs = evaluate.run(bundle, data, "anomaly")
-        assert outputs.reconstructions is not None  # every network has a decoder
-        normals.append((data.images, outputs.encoded["embedding"], outputs.reconstructions))
-    anomaly, reference = calibrate.anomaly(normals[0], normals[1], "embedding", recipe.false_alarm_rate)
-    fields: dict[str, Any] = {"anomaly": anomaly, "reference": "reference.npz"}
+    fields, files = calibrate.anomaly_part(bundle, train, calibration, recipe.false_alarm_rate)
     logits = evaluate.run(bundle, validation, "temperature").logits
     if logits is not None:
         temperature = calibrate.temperature(logits, validation.labels)
         fields["classifier"] = Classifier(labels=train.classes, temperature=temperature)
-    return fields, {"reference.npz": npz(reference)}
+    return fields, files
 
 
 def _torch_accuracy(shop: Workshop, head: nn.Module, reads: str, test: ImageSet, found: list[Metric]) -> Metric:

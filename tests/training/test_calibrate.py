@@ -1,10 +1,20 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
+from support import save_tiny
 
+import training
+from app.bundle import load
 from app.bundle.scoring import AnomalyScorer, probabilities
+from training.__main__ import main
 from training.calibrate import anomaly, temperature
 from training.errors import TrainingError
 
+PARENT = Path(training.__file__).parents[1]
 RNG = np.random.default_rng(0)
 
 
@@ -44,3 +54,43 @@ def test_what_cannot_be_calibrated_says_why() -> None:
     perfect = (images.astype(np.float32) / np.float32(255)).astype(np.float32)
     with pytest.raises(TrainingError, match="score alike"):
         anomaly((images, points, perfect), normals(200), "embedding", 0.05)
+
+
+def drawn(folder: Path, count: int, levels: tuple[int, int]) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        noise = RNG.integers(*levels, (6, 4), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_path: Path) -> None:
+    old = save_tiny(tmp_path / "models")
+    normals = drawn(tmp_path / "normals", 400, (0, 120))
+    command = [sys.executable, "-X", "importtime", "-m", "training", "calibrate", str(old), str(normals)]
+    done = subprocess.run(
+        [*command, "--false-alarm-rate", "0.05"], cwd=PARENT, capture_output=True, text=True, check=True
+    )
+    assert " torch" not in done.stderr
+    assert done.stdout.strip() == str(tmp_path / "models/tiny/2")
+    before, after = load(old), load(tmp_path / "models/tiny/2")
+    assert after.manifest.anomaly is not None
+    assert after.manifest.anomaly.calibrated_on == 200
+    assert after.manifest.files["encoder.onnx"] == before.manifest.files["encoder.onnx"]
+    assert after.manifest.classifier == before.manifest.classifier
+    fresh = RNG.integers(0, 120, (2000, 6, 4, 1), dtype=np.uint8)
+    assert 0.01 < np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.12
+    strange = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
+    assert np.mean([score.anomalous for score in after.anomaly(strange)]) > 0.9
+
+
+def test_a_bundle_without_a_decoder_or_too_few_normals_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, whole = save_tiny(tmp_path / "models", "bare", decoder=False), save_tiny(tmp_path / "models")
+    normals = str(drawn(tmp_path / "normals", 40, (0, 256)))
+    for bundle, rate, says in ((bare, "0.1", "has no decoder"), (whole, "0.001", "at least 999")):
+        assert main(["calibrate", str(bundle), normals, "--false-alarm-rate", rate]) == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(whole), normals, "--false-alarm-rate", "2"])
