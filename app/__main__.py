@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from app.observability import configure_logs
 from app.settings import PREFIX, Settings, load_settings
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
+BACKLOG = 2048  # connections that wait to be accepted
 DRAIN_S = 10  # what a stop leaves for requests in flight
 
 
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"graft: {error}", file=sys.stderr)
         return 2
     configure_logs()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(
         create_app(settings),
         log_level="warning",
@@ -74,7 +77,7 @@ def _announce(host: str, port: int) -> None:
 def _require_bundles(settings: Settings) -> None:
     models = settings.models
     mend = f"train one with `make train RECIPE=seed`, or set {PREFIX}MODELS to a folder of bundles"
-    if not models.is_dir():
+    if not os.path.isdir(models):  # which takes what is no path at all for what is not there
         raise SettingsInvalid(f"{PREFIX}MODELS={models}: there is no such folder; {mend}")
     if not any(versions(models / name) for name in names(models)):
         raise SettingsInvalid(f"{PREFIX}MODELS={models}: no <name>/<version>/ in it; {mend}")
@@ -91,8 +94,9 @@ def _listen(settings: Settings) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        listener.listen(BACKLOG)  # only now does the system say whether the port is free
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise SettingsInvalid(
             f"cannot listen on {at}: {reason}; choose another with {PREFIX}HOST and {PREFIX}PORT "
             f"(make serve PORT={settings.port + 1 if 0 < settings.port < 65535 else 8001})"

@@ -9,6 +9,7 @@ GraftError
 │   ├── ChecksumMismatch      not the bytes that were exported
 │   ├── ExternalData          a graph whose weights lie outside it
 │   ├── GraphMismatch         a graph that does not load, or differs from the manifest
+│   ├── ReferenceInvalid      an npz that is none, or whose arrays do not fit the manifest
 │   ├── GoldenMismatch        does not reproduce on this machine what it gave at export
 │   └── BundleExists          this version is already there; bundles are never overwritten
 ├── ImageError                one image; carries its index in the request
@@ -60,6 +61,10 @@ class ExternalData(BundleError):
 
 
 class GraphMismatch(BundleError):
+    pass
+
+
+class ReferenceInvalid(BundleError):
     pass
 
 

@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 
 from app.bundle import GraftError
-from training import data, recipe
+from training import data, inspect, recipe
 from training.errors import TrainingError
 from training.progress import say
+from training.splits import train_and_test
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,13 +71,16 @@ def _calibrate(given: argparse.Namespace) -> None:
 
 
 def _data(given: argparse.Namespace) -> None:
-    folder = data.root() / given.name
     if given.download:
-        _download(given.name)
-    spec = recipe.Input().spec()
-    for part in ("train", "test"):
-        found = data.load(given.name, part, spec)
-        print(f"{given.name} {part}: {len(found):,} images, {len(found.classes)} classes, in {folder}")
+        if given.data not in data.NAMED:
+            raise TrainingError(f"{given.data} is not a data set of ours: {', '.join(data.NAMED)} can be downloaded")
+        _download(given.data)
+    spec = recipe.Input(height=given.side, width=given.side).spec()
+    train, test = train_and_test(given.data, spec, recipe.Split(groups=given.groups), seed=0)
+    for line in inspect.table(train, test):
+        print(line)
+    for warning in (*inspect.class_warnings(train), *inspect.duplicate_warnings(train, test)):
+        print(f"note: {warning}")
 
 
 def _download(name: str) -> None:
@@ -128,10 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--seed", type=int, default=0, help="which half is fitted on, which held out (default: 0)")
     calibrate.set_defaults(command=_calibrate)
 
-    named = commands.add_parser("data", help="where a named data set lies, and its download")
-    named.add_argument("name", choices=sorted(data.NAMED))
-    named.add_argument("--download", action="store_true", help="fetch what is missing, and check its sum")
-    named.set_defaults(command=_data)
+    inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
+    inspected.add_argument("data", help=f"{', '.join(data.NAMED)}, or a folder")
+    inspected.add_argument("--download", action="store_true", help="fetch what is missing of a named one")
+    inspected.add_argument("--side", type=int, default=64, help="pixels at which images are compared (default: 64)")
+    inspected.add_argument("--groups", help="as split.groups of a recipe: keep together what belongs together")
+    inspected.set_defaults(command=_data)
     return parser
 
 

@@ -10,8 +10,9 @@ from app.bundle import Bundle, load, save
 from app.bundle.manifest import Anomaly, Manifest, Scale
 from app.bundle.scoring import combine, mahalanobis, probabilities, reconstruction_errors, threshold_at
 from training import evaluate
-from training.data import ImageSet, split
+from training.data import ImageSet
 from training.errors import TrainingError
+from training.splits import split
 
 REFERENCE_FILE, CARD_FILE = "reference.npz", "card.md"
 _ANOMALY_METRICS = frozenset({"false_alarm_rate"})  # which a new calibration makes untrue

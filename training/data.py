@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ _IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_NPZ_FILES = {"train": "train.npz", "test": "test.npz"}
 NAMED = {
     "mnist": tuple("0123456789"),
     "fashion-mnist": (
@@ -33,17 +35,23 @@ NAMED = {
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`labels` index `classes`; both are empty where the images have none."""
+    """`labels` index `classes`; both are empty where the images have none, `names` where they are not files."""
 
     images: np.ndarray  # (N, H, W, C) uint8, as the encoder takes them
     labels: np.ndarray  # (N,) int64, or (0,)
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()  # paths within the folder
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> "ImageSet":
-        return ImageSet(self.images[indices], self.labels[indices] if len(self.labels) else self.labels, self.classes)
+        labels = self.labels[indices] if len(self.labels) else self.labels
+        names = tuple(self.names[index] for index in indices) if self.names else ()
+        return ImageSet(self.images[indices], labels, self.classes, names)
+
+    def name(self, index: int) -> str:
+        return self.names[index] if self.names else f"number {index}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -60,10 +68,17 @@ def root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft" / "data"
 
 
-def load(data: str, part: str, spec: InputSpec) -> ImageSet:
-    """`data` is a named data set or a path: a folder of IDX files, of class folders, or of images.
+def has_parts(data: str) -> bool:
+    """Whether train and test are told apart by the data set itself."""
+    folder = Path(data)
+    kinds = (_IDX_FILES["test"][0], _NPZ_FILES["test"])
+    return data in NAMED or (folder / "test").is_dir() or any(find(folder, name) is not None for name in kinds)
 
-    `part` is train or test.
+
+def load(data: str, part: str, spec: InputSpec) -> ImageSet:
+    """`data` is a named data set or a folder: of IDX files, of train.npz and test.npz, of class folders, or of images.
+
+    `part` is train or test; of a folder that does not tell them apart it is all there is.
     """
     if data in NAMED:
         folder = root() / data
@@ -76,22 +91,25 @@ def load(data: str, part: str, spec: InputSpec) -> ImageSet:
     folder = Path(data)
     if not folder.is_dir():
         raise TrainingError(f"{data}: neither a data set of ours ({', '.join(NAMED)}) nor a folder")
-    if find_idx(folder, _IDX_FILES["train"][0]) is not None:
+    if find(folder, _IDX_FILES["train"][0]) is not None:
         return read_idx_set(folder, part, spec, ())
+    if find(folder, _NPZ_FILES["train"]) is not None:
+        return read_npz(folder / _NPZ_FILES[part], spec)
     inside = folder / part
     return read_folder(inside if inside.is_dir() else folder, spec)
 
 
 def is_missing(named: str) -> bool:
-    return any(find_idx(root() / named, stem) is None for stems in _IDX_FILES.values() for stem in stems)
+    return any(find(root() / named, stem) is None for stems in _IDX_FILES.values() for stem in stems)
 
 
-def find_idx(folder: Path, stem: str) -> Path | None:
-    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
+def find(folder: Path, name: str) -> Path | None:
+    """The file, or the same gzipped."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def read_idx_set(folder: Path, part: str, spec: InputSpec, classes: tuple[str, ...]) -> ImageSet:
-    paths = [find_idx(folder, stem) for stem in _IDX_FILES[part]]
+    paths = [find(folder, stem) for stem in _IDX_FILES[part]]
     if paths[0] is None or paths[1] is None:
         missing = [stem for stem, path in zip(_IDX_FILES[part], paths, strict=True) if path is None]
         raise TrainingError(f"{folder}: {' and '.join(missing)} (or .gz) not found")
@@ -105,10 +123,36 @@ def read_idx_set(folder: Path, part: str, spec: InputSpec, classes: tuple[str, .
         classes = tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
     if labels.max(initial=0) >= len(classes):
         raise TrainingError(f"{paths[1]}: label {labels.max()} of {len(classes)} classes")
-    if (*pixels.shape[1:], 1) == spec.shape:
-        return ImageSet(pixels[..., None], labels, classes)
-    images = np.stack([preprocess_pixels(image, spec) for image in pixels])
-    return ImageSet(images, labels, classes)
+    return ImageSet(_brought_to(spec, pixels), labels, classes)
+
+
+def _brought_to(spec: InputSpec, pixels: np.ndarray) -> np.ndarray:
+    """(N, …) pixels of one size → (N, H, W, C), each as if it had come in a file."""
+    if pixels.shape[1:] == spec.shape or (*pixels.shape[1:], 1) == spec.shape:
+        return pixels.reshape(len(pixels), *spec.shape)
+    return np.stack([preprocess_pixels(image, spec) for image in pixels])
+
+
+def read_npz(path: Path, spec: InputSpec) -> ImageSet:
+    """`images` (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and where there are labels `labels` (N,) and `classes`."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{path}: cannot be read: {error}") from None
+    pixels = arrays.get("images")
+    if pixels is None or pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not len(pixels):
+        found = "missing" if pixels is None else f"{pixels.dtype} {pixels.shape}"
+        raise TrainingError(f"{path}: `images` is {found}; uint8 of (N, H, W) or (N, H, W, C) is expected")
+    if pixels.ndim == 4 and pixels.shape[3] not in (1, 3, 4):
+        raise TrainingError(f"{path}: `images` has {pixels.shape[3]} channels: 1, 3 or 4 are read")
+    labels = arrays.get("labels", np.array([], np.int64)).astype(np.int64)
+    if labels.shape not in ((0,), (len(pixels),)) or labels.min(initial=0) < 0:
+        raise TrainingError(f"{path}: `labels` is {labels.shape}; one number from 0 for each of {len(pixels)} images")
+    names = arrays.get("classes", np.arange(labels.max(initial=-1) + 1))
+    if len(labels) and labels.max() >= len(names):
+        raise TrainingError(f"{path}: label {labels.max()} of {len(names)} classes")
+    return ImageSet(_brought_to(spec, pixels), labels, tuple(str(name) for name in names) if len(labels) else ())
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -145,9 +189,10 @@ def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
 
     images = np.empty((len(files), *spec.shape), np.uint8)
     labels: list[int] = []
+    names: list[str] = []
     broken: list[str] = []
     with ThreadPoolExecutor() as pool:
-        for (_, label), result in track(
+        for (path, label), result in track(
             zip(files, pool.map(read, (path for path, _ in files)), strict=True), str(folder), len(files)
         ):
             if isinstance(result, str):
@@ -155,32 +200,13 @@ def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
             else:
                 images[len(labels)] = result
                 labels.append(label)
+                names.append(str(path.relative_to(folder)))
     for message in broken:
         say(f"left out {message}")
     if len(broken) > MOST_BROKEN * len(files):
         raise TrainingError(f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {broken[0]}")
-    return ImageSet(images[: len(labels)], np.array(labels if classes else [], np.int64), classes)
+    return ImageSet(images[: len(labels)], np.array(labels if classes else [], np.int64), classes, tuple(names))
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def split(data: ImageSet, sizes: tuple[int, ...], seed: int) -> tuple[ImageSet, ...]:
-    """(what is left, a set of each size): seeded, every class in its proportion, no image twice."""
-    if sum(sizes) >= len(data):
-        raise TrainingError(f"{len(data)} images cannot give {' + '.join(map(str, sizes))} and leave any to train on")
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(data))
-    if len(data.labels):
-        # Within the shuffled order, give each image its rank in its class as a share of the class: sorting by
-        # that share deals every class out evenly, so that any prefix is stratified.
-        labels = data.labels[shuffled]
-        share = np.empty(len(data))
-        for label in np.unique(labels):
-            members = np.flatnonzero(labels == label)
-            share[members] = (np.arange(len(members)) + rng.random()) / len(members)
-        shuffled = shuffled[np.argsort(share, kind="stable")]
-    ends = np.cumsum(sizes)
-    parts = [data.take(np.sort(p)) for p in np.split(shuffled, ends)]
-    return (parts[-1], *parts[:-1])

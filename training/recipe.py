@@ -80,10 +80,12 @@ class Transfer(Stage):
 
 
 class Split(_Part):
-    """Images taken, seeded and by class, from the target's training part. The test part takes no part in choices."""
+    """Seeded, by class. The test part takes no part in any choice."""
 
-    validation: PositiveInt = 5000
-    calibration: PositiveInt = 5000
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share kept back where the data set has no test part of its own
+    validation: PositiveInt = 5000  # of the training part, at most; and no more than a tenth of it
+    calibration: PositiveInt = 5000  # the same; and no more than a fifth
+    groups: str | None = None  # images that belong together: a CSV of file,group, or a regular expression on the path
 
 
 class Input(_Part):
@@ -107,7 +109,7 @@ class Input(_Part):
 
 
 class Recipe(_Part):
-    name: str  # of the bundle
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]  # of the bundle
     title: str
     source: str  # a named data set, or a path
     target: str
@@ -129,9 +131,7 @@ def names() -> list[str]:
 
 def load(recipe: str, changes: list[str]) -> Recipe:
     """`recipe` is a name of ours or the path of a TOML file; `changes` are key=value, as in pretrain.epochs=3."""
-    path = FOLDER / f"{recipe}.toml"
-    if not path.is_file():
-        path = Path(recipe)
+    path = FOLDER / f"{recipe}.toml" if recipe in names() else Path(recipe)
     try:
         fields = tomllib.loads(path.read_text())
     except FileNotFoundError:

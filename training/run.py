@@ -14,16 +14,17 @@ from torch import nn
 
 from app.bundle import Bundle
 from app.bundle.manifest import Classifier, Metric, Provenance
-from training import calibrate, evaluate
+from training import calibrate, evaluate, inspect
 from training.card import card
 from training.checkpoint import Checkpoints
-from training.data import ImageSet, load, split
+from training.data import ImageSet
 from training.errors import TrainingError
 from training.export import OPSET, Exported, publish, rehearse
 from training.fit import Journal
 from training.networks import build
 from training.progress import say
 from training.recipe import Recipe
+from training.splits import train_and_held_out, train_and_test
 from training.transfer import Workshop, finetune_decoder, in_batches, learn_labels, pretrain, read
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported bundle
@@ -55,10 +56,19 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
 
     spec = recipe.input.spec()
-    source, target = load(recipe.source, "train", spec), load(recipe.target, "train", spec)
-    test = load(recipe.target, "test", spec)
-    train, validation, calibration = split(target, (recipe.split.validation, recipe.split.calibration), recipe.seed)
-    source_train, source_validation = split(source, (recipe.split.validation,), recipe.seed)
+    target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
+    if test.classes != target.classes:
+        raise TrainingError(
+            f"{recipe.target}: its test part has the classes {', '.join(test.classes) or 'none'}, "
+            f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
+        )
+    source = (
+        target if recipe.source == recipe.target else train_and_test(recipe.source, spec, recipe.split, recipe.seed)[0]
+    )
+    for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
+        say(f"note: {warning}")
+    train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
+    source_train, source_validation, _ = train_and_held_out(source, recipe.split, recipe.seed)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build(recipe.network, spec.shape)

@@ -80,8 +80,9 @@ def read(shop: Workshop, data: ImageSet, tensor: str) -> Tensor:
 
 def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
     """The head, and as much of the encoder as the mode says."""
-    if not len(train.labels):
-        raise TrainingError('the target has no labels: put each class into a folder, or set transfer.mode="decoder"')
+    if len(train.classes) < 2:
+        found = f"one class, {train.classes[0]}" if train.classes else "no labels"
+        raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
     match transfer.mode:
         case "head" | "random-frozen":
             return train_head(shop, train, validation, transfer)

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
@@ -66,6 +67,8 @@ class UnexpectedErrors:
 
         try:
             await self.app(scope, receive, watching)
+        except ClientDisconnect:
+            log.info("the client went away before its request was read")
         except Exception as error:
             if started or scope["type"] != "http":
                 raise

@@ -1,9 +1,11 @@
 """A request's body → the encoded images in it. Limits come first: nothing is read that would be refused."""
 
+import asyncio
 import base64
 import binascii
 import json
-from email.message import Message
+import re
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,7 +16,12 @@ from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, Unsupporte
 from app.settings import Settings
 
 _ACCEPTED = "multipart/form-data, image/* or application/json"
-_MAX_HEADER_BYTES = 16 << 10  # of one part of a form
+_MAX_HEADER_BYTES = 4 << 10  # of one part of a form
+_MOST_OTHER_FIELDS = 100  # parts of a form that are not files
+_PARSED_AT_ONCE = 256 << 10  # bytes of a body; larger ones are parsed in a thread
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70})(?:[\s;]|$))', re.IGNORECASE)
+_FILE_NAME = re.compile(r";\s*filename\*?\s*=", re.IGNORECASE)
+_FIELD_NAME = re.compile(r';\s*name="?([^";]*)', re.IGNORECASE)
 
 
 async def read_images(request: Request) -> list[bytes]:
@@ -23,9 +30,7 @@ async def read_images(request: Request) -> list[bytes]:
     declared = request.headers.get("content-type")
     if declared is None:
         raise UnsupportedMediaType(f"no Content-Type: send {_ACCEPTED}")
-    header = Message()
-    header["content-type"] = declared
-    kind = header.get_content_type()
+    kind = declared.partition(";")[0].strip().lower()
     if kind != "multipart/form-data" and kind != "application/json" and not kind.startswith("image/"):
         raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {_ACCEPTED}")
     coding = request.headers.get("content-encoding", "identity")
@@ -33,9 +38,9 @@ async def read_images(request: Request) -> list[bytes]:
         raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
     body = await _read_body(request, settings.max_body_mb * 1_000_000)
     if kind == "multipart/form-data":
-        images = _from_form(body, header.get_param("boundary"), settings.max_images)
+        images = await _parse(_from_form, body, _boundary(declared), settings.max_images)
     elif kind == "application/json":
-        images = _from_json(body, settings.max_images)
+        images = await _parse(_from_json, body, settings.max_images)
     else:
         images = [body]
     for index, image in enumerate(images):
@@ -45,6 +50,11 @@ async def read_images(request: Request) -> list[bytes]:
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
+
+
+async def _parse(parse: Callable[..., list[bytes]], body: bytes, *rest: object) -> list[bytes]:
+    """Large bodies off the event loop, so that nobody else waits for them."""
+    return parse(body, *rest) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *rest)
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
@@ -84,12 +94,17 @@ def _from_json(body: bytes, most: int) -> list[bytes]:
     return images
 
 
-def _from_form(body: bytes, boundary: object, most: int) -> list[bytes]:
-    """The parts that are files (they have a file name, or an image's content type), under any field name."""
-    if not isinstance(boundary, str) or not 1 <= len(boundary) <= 70:
+def _boundary(content_type: str) -> bytes:
+    found = _BOUNDARY.search(content_type)
+    if found is None:
         raise MalformedRequest("multipart/form-data without a boundary of 1 to 70 characters in its Content-Type")
+    return (found[1] or found[2]).encode("latin-1", "replace")
+
+
+def _from_form(body: bytes, boundary: bytes, most: int) -> list[bytes]:
+    """The parts that are files (they have a file name, or an image's content type), under any field name."""
     form = _Form(most)
-    parser = MultipartParser(boundary.encode("latin-1", "replace"), form.callbacks())  # type: ignore[arg-type]
+    parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
     try:
         parser.write(body)
         parser.finalize()
@@ -139,14 +154,15 @@ class _Form:
         self._value.clear()
 
     def _part_end(self) -> None:
-        disposition = Message()
-        disposition["content-disposition"] = self._headers.get("content-disposition", "")
-        named = disposition.get_param("filename", header="content-disposition") is not None
-        if named or self._headers.get("content-type", "").lower().startswith("image/"):
+        disposition = self._headers.get("content-disposition", "")
+        if _FILE_NAME.search(disposition) or self._headers.get("content-type", "").lower().startswith("image/"):
             _refuse_too_many(len(self.images) + 1, self._most)
             self.images.append(b"".join(self._spans))
         else:
-            self.fields.append(str(disposition.get_param("name", "?", header="content-disposition"))[:100])
+            name = _FIELD_NAME.search(disposition)
+            self.fields.append(name[1][:100] if name else "?")
+            if len(self.fields) > _MOST_OTHER_FIELDS:
+                raise MalformedRequest(f"more than {_MOST_OTHER_FIELDS} parts of the form are not files")
 
     def _end(self) -> None:
         self.ended = True

@@ -1,7 +1,7 @@
 """Encoded bytes → a picture in grey or RGB, eight bits a sample. The only importer of an image library.
 
 libspng answers the plain PNG that most clients send (8 µs for 28×28, where Pillow takes 50); Pillow answers
-everything else. docs/decisions/0002 has the measurement. Both give the same pixels: a test says so.
+everything else. docs/decisions/0002 has the measurement. Both give the same pixels of a whole file: a test says so.
 """
 
 import io
@@ -35,6 +35,7 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_MOST_SCANS = 100  # progressive files have some ten
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # By depth, colour type, compression, filter and interlacing, as IHDR has them: 8-bit grey, 8-bit RGB.
@@ -63,19 +64,30 @@ def sniff(data: bytes) -> str:
 def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:
     """The upright picture in the file's own size and colours; an array (H, W, 1 or 3) where libspng made it."""
     kind = sniff(data)
-    if kind == "PNG":
-        layout = _plain_png_layout(data)
-        if layout is not None:
-            width, height = struct.unpack(">II", data[16:24])
-            _refuse_too_many(width, height, max_pixels)
-            try:
-                pixels: np.ndarray = spng.spng_decode_image_bytes(data, layout)
-            except RuntimeError as error:
-                raise BrokenImage(f"broken PNG: {str(error).removeprefix('pyspng: ')}") from None
-            return pixels
-        _require_png_end(data)
-    if kind == "WEBP":
-        _refuse_large_webp(data, max_pixels)  # Pillow reserves the canvas as soon as it opens one
+    match kind:
+        case "PNG":
+            layout = _plain_png_layout(data)
+            if layout is not None:
+                return _decode_plain_png(data, layout, max_pixels)
+            _require_png_end(data)
+        case "JPEG" if data.count(b"\xff\xda") > _MOST_SCANS:
+            raise BrokenImage(f"broken JPEG: more than {_MOST_SCANS} scans; each costs as much as a whole picture")
+        case "WEBP":
+            _refuse_large_webp(data, max_pixels)  # Pillow reserves the canvas as soon as it opens one
+    return _decode_by_pillow(data, kind, spec, max_pixels)
+
+
+def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:
+    width, height = struct.unpack(">II", data[16:24])
+    _refuse_too_many(width, height, max_pixels)
+    try:
+        pixels: np.ndarray = spng.spng_decode_image_bytes(data, layout)
+    except RuntimeError as error:
+        raise BrokenImage(f"broken PNG: {str(error).removeprefix('pyspng: ')}") from None
+    return pixels
+
+
+def _decode_by_pillow(data: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _refuse_too_many(*image.size, max_pixels)
@@ -83,6 +95,8 @@ def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np
                 side = 2 * max(spec.height, spec.width)
                 image.draft("L" if spec.channels == 1 else "RGB", (side, side))
             image.load()
+            if kind == "PNG" and "transparency" in image.info:
+                return _with_png_alpha(image, depth=data[24])
             return _upright(image)
     except TooManyPixels:
         raise
@@ -108,6 +122,20 @@ def in_colours(image: Image.Image, spec: InputSpec) -> Image.Image:
         image.alpha_composite(rgba)
     mode = "L" if spec.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _with_png_alpha(image: Image.Image, depth: int) -> Image.Image:
+    """The transparent colour brought to the depth of Pillow's pixels: it leaves that in the file's own."""
+    colour = image.info["transparency"]
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        opaque = (deep != colour).astype(np.uint8) * 255
+        return _upright(Image.merge("LA", [Image.fromarray((deep >> 8).astype(np.uint8)), Image.fromarray(opaque)]))
+    if image.mode in ("1", "L") and depth < 8:
+        image.info["transparency"] = colour * (255 // (2**depth - 1))
+    if image.mode == "RGB" and depth == 16:
+        del image.info["transparency"]  # the low bytes that tell it from its neighbours are gone
+    return _upright(image)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.bundle.drawings import golden_files
 from app.bundle.manifest import Golden
-from app.errors import GoldenMismatch
+from app.errors import GoldenMismatch, ImageError
 
 SPEC = Golden(file="golden.npz", images=len(golden_files()), pixels=0, outputs=1e-4)
 
@@ -32,15 +32,17 @@ def make(preprocess: Preprocess, run: Run) -> bytes:
 
 def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess, run: Run, where: str) -> None:
     """Refuse the bundle unless this machine gives again what is stored; `where` is name/version/file."""
+    joined, lengths = _array(stored, "files", np.uint8, 1, where), _array(stored, "lengths", np.int64, 1, where)
+    expected = _array(stored, "pixels", np.uint8, 4, where)
+    if len(lengths) != golden.images or len(expected) != golden.images:
+        raise GoldenMismatch(f"{where}: holds {len(lengths)} images, the manifest says {golden.images}")
+    if lengths.min() < 0 or lengths.sum() != len(joined):
+        raise GoldenMismatch(f"{where}: lengths do not add up to files")
+    files = [joined[end - n : end].tobytes() for end, n in zip(lengths.cumsum(), lengths, strict=True)]
     try:
-        ends = np.cumsum(stored["lengths"])
-        files = [stored["files"][end - n : end].tobytes() for end, n in zip(ends, stored["lengths"], strict=True)]
-        expected = stored["pixels"]
-    except KeyError as error:
-        raise GoldenMismatch(f"{where}: array {error} is missing") from None
-    if len(files) != golden.images or len(expected) != golden.images:
-        raise GoldenMismatch(f"{where}: holds {len(files)} images, the manifest says {golden.images}")
-    pixels = np.stack([preprocess(data) for data in files])
+        pixels = np.stack([preprocess(data) for data in files])
+    except ImageError as error:
+        raise GoldenMismatch(f"{where}: an image of it cannot be decoded here: {error}") from None
     if pixels.shape != expected.shape:
         raise GoldenMismatch(f"{where}: pixels are {expected.shape}, this machine makes {pixels.shape}")
     off = np.abs(pixels.astype(int) - expected).max(axis=(1, 2, 3))
@@ -50,9 +52,9 @@ def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess
             f"(allowed: {golden.pixels}): this machine's image library differs from the one the bundle was made with"
         )
     for name, values in run(pixels).items():
-        before = stored.get(f"output:{name}")
-        if before is None or before.shape != values.shape:
-            raise GoldenMismatch(f"{where}: no array output:{name} of shape {values.shape}")
+        before = _array(stored, f"output:{name}", np.float32, values.ndim, where)
+        if before.shape != values.shape or not np.isfinite(before).all():
+            raise GoldenMismatch(f"{where}: output:{name} is not finite numbers of shape {values.shape}")
         allowed = golden.outputs * max(1.0, float(np.abs(before).max()))
         difference = float(np.abs(values - before).max())
         if not difference <= allowed:  # written so that NaN is refused
@@ -60,3 +62,13 @@ def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess
                 f"{where}: {name} is off by {difference:.3g} here (allowed: {allowed:.3g}): this bundle does not "
                 "reproduce itself on this machine; export it again, or serve it with the onnxruntime it was made with"
             )
+
+
+def _array(stored: dict[str, np.ndarray], name: str, dtype: type, dimensions: int, where: str) -> np.ndarray:
+    array = stored.get(name)
+    if array is None or array.dtype != dtype or array.ndim != dimensions:
+        found = "missing" if array is None else f"{array.dtype} {array.shape}"
+        raise GoldenMismatch(
+            f"{where}: array {name} is {found}; {np.dtype(dtype)} of {dimensions} dimensions is expected"
+        )
+    return array

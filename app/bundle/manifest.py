@@ -8,7 +8,7 @@ import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from app.errors import ManifestInvalid, SchemaTooNew, UnsafePath
 
@@ -50,13 +50,13 @@ class Tensor(Strict):
 
     name: str
     dtype: Literal["uint8", "float32"]
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[int, ...], Field(min_length=2)]
 
 
 class Graph(Strict):
     file: str
     input: Tensor
-    outputs: tuple[Tensor, ...]
+    outputs: Annotated[tuple[Tensor, ...], Field(min_length=1)]
 
 
 class Graphs(Strict):
@@ -69,12 +69,19 @@ class Graphs(Strict):
 
 class Classifier(Strict):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]  # the data set's own names in its own order
-    temperature: Annotated[float, Field(gt=0)]  # logits are divided by it before softmax
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]  # logits are divided by it before softmax
+
+    @field_validator("labels")
+    @classmethod
+    def distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("classifier.labels: the same label twice")
+        return labels
 
 
 class Scale(Strict):
     mean: float
-    std: Annotated[float, Field(gt=0)]
+    std: Annotated[float, Field(ge=1e-12)]
 
 
 class Anomaly(Strict):
@@ -99,8 +106,8 @@ class Golden(Strict):
 
     file: str
     images: PositiveInt
-    pixels: Annotated[int, Field(ge=0)]  # grey levels a decoded pixel may differ by
-    outputs: Annotated[float, Field(gt=0)]  # as a share of the tensor's largest magnitude, or of 1 if that is less
+    pixels: Annotated[int, Field(ge=0, le=1)]  # grey levels a decoded pixel may differ by
+    outputs: Annotated[float, Field(gt=0, le=0.05)]  # as a share of the tensor's largest magnitude, or of 1 if less
 
 
 class Metric(Strict):
@@ -185,7 +192,7 @@ class Manifest(Strict):
                 f"{file}: schema_version {schema} is newer than {SCHEMA_VERSION}, the newest that this Graft reads: "
                 "upgrade Graft, or export the bundle again with this one"
             )
-        if schema != SCHEMA_VERSION or isinstance(schema, bool):
+        if type(schema) is not int or schema != SCHEMA_VERSION:
             raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema of Graft")
         files = raw.get("files")
         for name in files if isinstance(files, dict) else ():

@@ -90,11 +90,19 @@ def threshold_at(calibration: np.ndarray, false_alarm_rate: float) -> float:
 class AnomalyScorer:
     """The manifest's definition with its numbers: `mean`, `whitening` and `calibration_scores` of the reference."""
 
-    def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray]) -> None:
+    def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], size: int) -> None:
+        """`size` is that of the tensor that the score takes. A ValueError names the array that does not fit."""
         self.takes = anomaly.takes
         self._anomaly = anomaly
+        shapes = {"mean": (size,), "whitening": (size, size), "calibration_scores": (anomaly.calibrated_on,)}
+        for name, shape in shapes.items():
+            array = reference.get(name)
+            if array is None or array.dtype.kind != "f" or array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"array {name}: finite numbers of shape {shape} are expected")
         self._mean, self._whitening = reference["mean"], reference["whitening"]
         self._calibration = reference["calibration_scores"]
+        if (np.diff(self._calibration) < 0).any():
+            raise ValueError("array calibration_scores: not in rising order")
 
     def score(self, images: np.ndarray, points: np.ndarray, reconstructions: np.ndarray) -> list[AnomalyScore]:
         a = self._anomaly

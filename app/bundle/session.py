@@ -129,8 +129,8 @@ def _external_tensor(message: memoryview) -> Iterator[tuple[str, str]]:
             entry = {f: bytes(v).decode(errors="replace") for f, v in _fields(value) if isinstance(v, memoryview)}
             if entry.get(1) == "location":
                 location = entry.get(2, "")
-        elif field == 14:
-            external = external or value == 1
+        elif field == 14 and isinstance(value, int):
+            external = external or value & 0xFFFFFFFF == 1  # an enum has 32 bits; what is above is cut off
     if external:
         yield name, location
 
@@ -140,6 +140,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
+        if not 8 <= key < 1 << 32:  # other readers cut a longer key to 32 bits, and would see another field
+            raise ValueError(f"field key {key}")
         match key & 7:
             case 0:
                 value, at = _varint(message, at)

@@ -17,11 +17,12 @@ from app.bundle.bundle import Bundle
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer
 from app.bundle.session import CPU, Session, cpu_limit
-from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid
+from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid, ReferenceInvalid
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MANIFEST_LIMIT = 4 << 20
+_ARRAYS_LIMIT = 1 << 30
 
 
 def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CPU) -> Bundle:
@@ -74,10 +75,11 @@ def _assemble(
     scorer = None
     if manifest.anomaly is not None and manifest.reference is not None:
         reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
+        [taken] = [t for t in manifest.graphs.encoder.outputs if t.name == manifest.anomaly.takes]
         try:
-            scorer = AnomalyScorer(manifest.anomaly, reference)
-        except KeyError as error:
-            raise BundleFileMissing(f"{where}/{manifest.reference}: array {error} is missing") from None
+            scorer = AnomalyScorer(manifest.anomaly, reference, taken.shape[-1])
+        except ValueError as error:
+            raise ReferenceInvalid(f"{where}/{manifest.reference}: {error}") from None
     decoder, head = session(manifest.graphs.decoder), session(manifest.graphs.head)
     return Bundle(name, version, digest, manifest, encoder, decoder, head, scorer)
 
@@ -163,10 +165,13 @@ def _read(folder: Path, file: str, where: str) -> bytes:
 
 def _arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _ARRAYS_LIMIT:
+                raise ValueError(f"unpacks to more than {_ARRAYS_LIMIT:,} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             return dict(stored)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{where}: not an npz file of plain arrays: {error}") from None
+    except Exception as error:  # zip, zlib and numpy errors share no base; a claim of terabytes is a MemoryError
+        raise ReferenceInvalid(f"{where}: not an npz file of plain arrays: {error}") from None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -24,6 +24,9 @@ class Repository:
                 except BundleError as error:
                     self.refused[f"{name}/{version}"] = str(error)
                     log.error("refused %s", error)
+                except Exception as error:
+                    self.refused[f"{name}/{version}"] = f"{name}/{version}: {type(error).__name__}; the log has it"
+                    log.exception("refused %s/%d", name, version)  # one bad bundle never stops the others
                 else:
                     self._bundles.setdefault(name, {})[version] = bundle
                     log.info("loaded %s@%d %s", name, version, bundle.digest[:12])
@@ -50,12 +53,13 @@ class Repository:
         name, _, version = wanted.partition("@")
         loaded = self._bundles.get(name)
         if loaded is None:
-            raise UnknownModel(f"there is no model {name!r}; loaded: {self._loaded()}")
+            raise UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._loaded()}")
         if not version:
             return loaded[max(loaded)]
-        if not version.isascii() or not version.isdigit() or int(version[:10]) not in loaded:
-            raise UnknownModel(f"model {name!r} has no version {version!r}; loaded: {self._loaded()}")
-        return loaded[int(version[:10])]
+        bundle = next((loaded[number] for number in loaded if str(number) == version), None)
+        if bundle is None:
+            raise UnknownModel(f"model {name!r} has no version {version[:20]!r}; loaded: {self._loaded()}")
+        return bundle
 
     def _loaded(self) -> str:
         return ", ".join(f"{b.name}@{b.version}" for b in self.all()) or "none"

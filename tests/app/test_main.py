@@ -111,6 +111,8 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Pat
             (stopped(GRAFT_MODELS=str(tmp_path / "none")), "no such folder", "make train"),
             (stopped(GRAFT_MODELS=str(tmp_path)), "no <name>/<version>/", "make train"),
             (stopped(GRAFT_MODELS=str(models), GRAFT_DEFAULT_MODEL="x"), "GRAFT_DEFAULT_MODEL=x", "tiny"),
+            (stopped("--host", "a..b"), "cannot listen on a..b", "HOST"),
+            (stopped("--models", "x" * 3000), "no such folder", "make train"),
             (stopped("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid", "HOST"),
         ]
     for done, what, mend in cases:

@@ -36,7 +36,7 @@ def normals(count: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.
 def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_seen() -> None:
     """One direction of the codes is flat, as dead units make it."""
     calibration, reference = anomaly(normals(4000), normals(4000), "embedding", 0.02)
-    scorer = AnomalyScorer(calibration, reference)
+    scorer = AnomalyScorer(calibration, reference, size=6)
     fresh = scorer.score(*normals(20_000))
     assert 0.013 < np.mean([score.anomalous for score in fresh]) < 0.027
     assert np.mean([score.anomalous for score in scorer.score(*normals(500, shift=5.0))]) > 0.99

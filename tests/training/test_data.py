@@ -4,15 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from support import spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment, png
-from training.__main__ import main
-from training.data import ImageSet, load, read_folder, read_idx, root, split
+from training.data import ImageSet, has_parts, load, read_folder, read_idx, read_npz, root
 from training.errors import TrainingError
 
 
@@ -93,14 +90,6 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
         load("emnist", "train", spec(28, 28))
 
 
-def test_the_command_says_where_a_data_set_lies(named: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "mnist"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"mnist train: 40 images, 10 classes, in {named}",
-        f"mnist test: 10 images, 10 classes, in {named}",
-    ]
-
-
 def test_the_root_is_a_setting_and_the_users_cache_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRAFT_DATA", "/somewhere")
     assert root() == Path("/somewhere")
@@ -170,42 +159,50 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def numbered(labels: list[int]) -> ImageSet:
-    """Images whose pixel is their number, so that each can be told apart."""
     images = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2, 1)
     return ImageSet(images, np.array(labels, np.int64), tuple("abc"))
-
-
-@given(
-    counts=st.lists(st.integers(20, 200), min_size=1, max_size=3),
-    share=st.floats(0.1, 0.4),
-    seed=st.integers(0, 100),
-)
-def test_a_split_holds_every_image_once_and_every_class_in_its_proportion(
-    counts: list[int], share: float, seed: int
-) -> None:
-    data = numbered([label for label, count in enumerate(counts) for _ in range(count)])
-    size = int(len(data) * share)
-    parts = split(data, (size, size), seed)
-    assert [len(part) for part in parts] == [len(data) - 2 * size, size, size]
-    seen = np.concatenate([part.images.reshape(-1, 2).copy().view(np.uint16).ravel() for part in parts])
-    assert sorted(seen) == list(range(len(data)))
-    for part in parts:
-        for label, count in enumerate(counts):
-            assert abs((part.labels == label).sum() - count * len(part) / len(data)) <= 2
-
-
-def test_a_split_is_repeatable_and_differs_by_seed() -> None:
-    data = numbered([0, 1] * 50)
-    first, second, other = (split(data, (20,), seed)[1].images for seed in (1, 1, 2))
-    assert np.array_equal(first, second)
-    assert not np.array_equal(first, other)
-
-
-def test_a_split_that_would_leave_nothing_is_refused() -> None:
-    with pytest.raises(TrainingError, match=r"10 images cannot give 5 \+ 5"):
-        split(numbered([0] * 10), (5, 5), 0)
 
 
 def test_the_fingerprint_is_of_images_and_labels() -> None:
     one, two = numbered([0, 1]), numbered([1, 0])
     assert one.fingerprint() == numbered([0, 1]).fingerprint() != two.fingerprint()
+
+
+def test_npz_files_are_read_by_their_parts(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=[0, 1, 2] * 2, classes=["a", "b", "c"])
+    np.savez(tmp_path / "test.npz", images=images[:2, ..., 0])
+    assert has_parts(str(tmp_path))
+    train, test = load(str(tmp_path), "train", spec(9, 7, 3)), load(str(tmp_path), "test", spec(9, 7))
+    assert np.array_equal(train.images, images)
+    assert (train.classes, list(train.labels)) == (("a", "b", "c"), [0, 1, 2] * 2)
+    assert (test.images.shape, test.classes) == ((2, 9, 7, 1), ())
+    small = load(str(tmp_path), "train", spec(5, 5, 1))
+    assert np.array_equal(small.images[3], preprocess(png(Image.fromarray(images[3])), spec(5, 5, 1)))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({}, "`images` is missing"),
+        ({"images": np.zeros((2, 3, 3))}, "`images` is float64"),
+        ({"images": np.zeros((0, 3, 3), np.uint8)}, "`images` is uint8"),
+        ({"images": np.zeros((2, 3, 3, 2), np.uint8)}, "2 channels"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [1]}, "`labels` is"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [-1, 0]}, "`labels` is"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 5], "classes": ["a"]}, "label 5 of 1"),
+    ],
+)
+def test_a_bad_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
+    np.savez(tmp_path / "train.npz", **arrays)
+    with pytest.raises(TrainingError, match=says) as refused:
+        read_npz(tmp_path / "train.npz", spec(3, 3))
+    assert "train.npz" in str(refused.value)
+
+
+def test_a_npz_of_objects_or_of_text_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "b.npz").write_text("text")
+    for name in ("a.npz", "b.npz", "c.npz"):
+        with pytest.raises(TrainingError, match="cannot be read"):
+            read_npz(tmp_path / name, spec(3, 3))

@@ -38,6 +38,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("network.variational=true", "variational is for conv and dense"),
         ("network.weights=x.pth", "weights are for resnet18"),
         ("epochs", "write key=value"),
+        ("name=Bad Name", "name: String should match"),
         ("=3", "write key=value"),
         ("name.x=3", "name is not a table"),
     ],
@@ -50,6 +51,8 @@ def test_a_bad_change_is_named(change: str, says: str) -> None:
 def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"ours are .*seed"):
         recipe.load("sead", [])
+    with pytest.raises(TrainingError, match="File name too long"):
+        recipe.load("a" * 300, [])
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(TrainingError, match=r"bad\.toml"):
         recipe.load(str(tmp_path / "bad.toml"), [])

@@ -151,12 +151,15 @@ def test_a_finished_bundle_is_measured_again_from_the_command_line(
     assert f"accuracy {stated['accuracy']:.4f} over 120 images" in capsys.readouterr().out
 
 
+WHERE = ("--set", "source=drawn", "--set", "target=drawn")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["run", "nothing"], "no recipe 'nothing'"),
         (["evaluate", "nowhere/1"], "nowhere/1"),
-        (["run", "seed", "--set", "split.validation=59000"], "cannot give"),
+        (["run", "seed", *WHERE, "--set", "split.test=0.9999"], "cannot give"),
         (["run", "seed", "--set", "source=/nowhere", "--set", "target=/nowhere"], "neither a data set"),
     ],
 )
@@ -167,11 +170,7 @@ def test_a_bad_command_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if "split.validation=59000" in arguments:
-        draw_folder(tmp_path / "images/train", 3, seed=0)
-        draw_folder(tmp_path / "images/test", 3, seed=0)
-        path = tmp_path / "images"
-        arguments = [*arguments, "--set", f"source={path}", "--set", f"target={path}"]
+    draw_folder(tmp_path / "drawn", 3, seed=0)
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -237,6 +236,17 @@ def test_a_frozen_encoder_stays_and_a_freed_one_moves(recipe: Path, tmp_path: Pa
         moved[mode] = [not torch.equal(before[name], after[name]) for name in before if name.startswith("stages")]
     assert not any(moved["head"])
     assert any(moved["full"])
+
+
+def test_a_test_part_of_other_classes_is_refused(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its labels would be numbered otherwise, and every number about them wrong."""
+    for part in ("train", "test"):
+        shutil.copytree(images / part, tmp_path / "odd" / part)
+    shutil.rmtree(tmp_path / "odd/test/bag")
+    assert train(recipe, tmp_path, [*SMALL, f"target={tmp_path / 'odd'}"]) == 2
+    assert "they must be the same" in capsys.readouterr().err
 
 
 def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path, tmp_path: Path) -> None:

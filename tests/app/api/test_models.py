@@ -6,6 +6,7 @@ import pytest
 from support import LABELS, assert_problem, save_tiny, serving
 
 from app.bundle.drawings import garment, png
+from app.inference import repository
 from app.settings import Settings
 
 
@@ -27,6 +28,25 @@ def test_one_model_shows_its_manifest(client: httpx.Client, models: Path, name: 
 def test_a_model_that_is_not_there_is_404(client: httpx.Client, name: str) -> None:
     answer = client.get(f"/v1/models/{name}")
     assert_problem(answer, 404, "not-found" if "%2F" in name else "unknown-model")
+
+
+def test_a_bundle_that_fails_in_a_way_nobody_foresaw_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "strange"):
+        save_tiny(tmp_path, name)
+    real = repository.load
+
+    def load(folder: Path, threads: int | None) -> object:
+        if folder.parent.name == "strange":
+            raise ZeroDivisionError("a secret")
+        return real(folder, threads)
+
+    monkeypatch.setattr(repository, "load", load)  # nothing known fails so: known failures are BundleErrors
+    with serving(Settings(models=tmp_path)) as client:
+        body = client.get("/v1/models").json()
+        assert [m["name"] for m in body["models"]] == ["good"]
+        assert body["refused"] == [{"bundle": "strange/1", "reason": "strange/1: ZeroDivisionError; the log has it"}]
 
 
 def test_the_highest_version_answers_and_a_bad_one_is_refused_not_fatal(tmp_path: Path) -> None:

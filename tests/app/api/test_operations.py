@@ -1,7 +1,10 @@
 """POST /v1/classify, over a real socket."""
 
 import base64
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -214,6 +217,44 @@ def test_a_part_with_an_images_type_needs_no_file_name(client: httpx.Client) -> 
     )
     answer = client.post("/v1/classify", content=part, headers={"content-type": "multipart/form-data; boundary=b"})
     assert len(labels(answer)) == 1
+
+
+def form(parts: list[bytes]) -> dict[str, Any]:
+    body = b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
+    return {"content": body, "headers": {"content-type": "multipart/form-data; boundary=b"}}
+
+
+def test_a_form_made_to_be_slow_is_refused_before_it_is(client: httpx.Client) -> None:
+    """Parameters by the thousand, and parts by the thousand; neither may hold up anybody else."""
+    start = time.monotonic()
+    semicolons = b"Content-Disposition: form-data; x=" + b";" * 3900 + b"\r\n\r\nv"
+    assert_problem(client.post("/v1/classify", **form([semicolons] * 200)), 400, "malformed-request", "not files")
+    assert_problem(client.post("/v1/classify", **form([b"\r\nv"] * 60_000)), 400, "malformed-request", "not files")
+    odd = "multipart/form-data; boundary*0=a; boundary*" + "9" * 5000 + "=3"
+    answer = client.post("/v1/classify", content=b"x", headers={"content-type": odd})
+    assert_problem(answer, 400, "malformed-request", "boundary")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("boundary", ["b", '"b"', '"a b:c"', "-" * 60])
+def test_boundaries_may_be_quoted(client: httpx.Client, boundary: str) -> None:
+    mark = boundary.strip('"').encode()
+    part = b'\r\nContent-Disposition: form-data; name=i; filename="a;b.png"\r\n\r\n' + GOOD
+    body = b"--" + mark + part + b"\r\n--" + mark + b"--\r\n"
+    for kind in (
+        f"multipart/form-data; boundary={boundary}",
+        f"Multipart/Form-Data;charset=utf-8;BOUNDARY={boundary}",
+    ):
+        assert len(labels(client.post("/v1/classify", content=body, headers={"content-type": kind}))) == 1
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(client: httpx.Client, capfd: pytest.CaptureFixture[str]) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc"
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as raw:
+        raw.sendall(head)
+    time.sleep(0.2)
+    assert client.get("/healthz").status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_endless_part_headers_are_cut_off(client: httpx.Client) -> None:

@@ -62,7 +62,7 @@ def test_a_newer_schema_asks_for_an_upgrade(fields: dict[str, Any]) -> None:
         parse(fields)
 
 
-@pytest.mark.parametrize("schema", [0, -1, "1", None, True, 1.5])
+@pytest.mark.parametrize("schema", [0, -1, "1", None, True, 1.0, 1.5])
 def test_what_is_no_schema_is_refused(fields: dict[str, Any], schema: object) -> None:
     fields["schema_version"] = schema
     with pytest.raises(ManifestInvalid, match="schema_version"):
@@ -110,6 +110,12 @@ def test_what_is_not_a_json_object_is_refused(text: bytes) -> None:
         ("anomaly.takes", "features", "anomaly.takes"),
         ("golden.file", "other.npz", "'other.npz' is not in files"),
         ("classifier.temperature", 0, "classifier.temperature"),
+        ("classifier.temperature", 5e-324, "classifier.temperature"),
+        ("classifier.labels", ["a", "b", "a"], "the same label twice"),
+        ("graphs.head.outputs", [], "graphs.head.outputs"),
+        ("golden.outputs", 1e300, "golden.outputs"),
+        ("golden.pixels", 255, "golden.pixels"),
+        ("anomaly.latent.std", 5e-324, "anomaly.latent.std"),
         ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),
     ],
 )

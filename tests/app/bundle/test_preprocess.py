@@ -84,6 +84,25 @@ def test_a_transparent_grey_level_shows_the_background() -> None:
     assert (preprocess(file, spec(28, 28, background="white"))[:, 5] == 255).all()
 
 
+@pytest.mark.parametrize(("depth", "value"), [(1, 1), (2, 1), (4, 5), (16, 0x4012)])
+def test_a_transparent_grey_is_met_at_every_depth(depth: int, value: int) -> None:
+    """One column of it among others; white shows through there and nowhere else."""
+    levels = [0, value] * 8
+    bits = "".join(f"{level:0{depth}b}" for level in levels)
+    row = b"\x00" + int(bits, 2).to_bytes(len(bits) // 8)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 1, depth, 0, 0, 0, 0))
+    transparent = chunk(b"tRNS", struct.pack(">H", value))
+    file = b"\x89PNG\r\n\x1a\n" + header + transparent + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    pixels = preprocess(file, spec(1, 16, background="white"))[0, :, 0]
+    assert pixels.tolist() == [0, 255] * 8
+
+
+def test_a_sixteen_bit_neighbour_of_the_transparent_grey_stays() -> None:
+    deep = np.array([[0x4012, 0x4013]], np.uint16)
+    file = encoded(Image.fromarray(deep), "PNG", transparency=0x4012)
+    assert preprocess(file, spec(1, 2, background="white")).ravel().tolist() == [255, 0x40]
+
+
 def test_one_bit_is_black_and_white() -> None:
     bits = RAMP > 100
     assert np.array_equal(preprocess(png(Image.fromarray(bits)), GREY)[..., 0], bits * np.uint8(255))
@@ -269,13 +288,21 @@ def test_a_header_of_gigapixels_costs_nothing() -> None:
             preprocess(claim, GREY)
 
 
-@pytest.mark.filterwarnings("error::ResourceWarning")
 def test_a_bomb_in_a_text_chunk_is_not_unpacked() -> None:
     bomb = chunk(b"zTXt", b"k\x00\x00" + zlib.compress(b"\x00" * 50_000_000, 9))
     whole = png(Image.fromarray(RAMP))
     for file in (whole[:33] + bomb + whole[33:], whole[:-12] + bomb + whole[-12:]):
         with pytest.raises(BrokenImage):
             preprocess(file, GREY)
+
+
+def test_a_jpeg_of_endless_scans_is_refused_at_once() -> None:
+    """Each scan of fifty bytes would go over the whole picture again."""
+    whole = encoded(Image.fromarray(NOISE), "JPEG", progressive=True)
+    start = whole.rindex(b"\xff\xda")
+    bomb = whole[:-2] + whole[start:-2] * 2000 + whole[-2:]
+    with pytest.raises(BrokenImage, match="scans"):
+        preprocess(bomb, COLOUR)
 
 
 # --- properties --------------------------------------------------------------------------------------------------

@@ -68,6 +68,21 @@ def test_external_weights_are_found_in_subgraphs_functions_and_attributes() -> N
         assert ("far", "x") in list(external_data(model.SerializeToString(), place)), place
 
 
+def test_a_field_number_that_others_would_cut_short_hides_nothing(encoder: bytes, graph: Graph) -> None:
+    """The tag of `graph` as a number of 33 bits: protobuf drops the highest, and would see the graph."""
+    model = outside(encoder, "secret.bin")
+    at = model.index(b"\x3a")  # field 7, length-delimited
+    hidden = model[:at] + b"\xba\x80\x80\x80\x10" + model[at + 1 :]
+    with pytest.raises(GraphMismatch, match="field key"):
+        Session(hidden, graph, "t", threads=1)
+
+
+def test_a_location_flag_of_too_many_bits_counts() -> None:
+    far = b"\x42\x01w" + b"\x70\x81\x80\x80\x80\x10"  # name "w", data_location 2**32 + 1
+    model = b"\x3a" + bytes([len(far) + 2]) + b"\x2a" + bytes([len(far)]) + far
+    assert list(external_data(model, "t")) == [("w", "")]
+
+
 def test_a_whole_graph_has_none(encoder: bytes) -> None:
     assert list(external_data(encoder, "t")) == []
 

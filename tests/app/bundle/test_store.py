@@ -1,8 +1,11 @@
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from app.errors import (
     ChecksumMismatch,
     GoldenMismatch,
     ManifestInvalid,
+    ReferenceInvalid,
     SchemaTooNew,
     UnsafePath,
 )
@@ -85,8 +89,6 @@ def test_a_golden_pair_that_no_longer_matches_is_refused(models: Path, tmp_path:
     path = save(tmp_path, "tiny", fields, files)
     other = tiny(seed=1)[1]["encoder.onnx"]
     (path / "encoder.onnx").write_bytes(other)
-    import hashlib
-
     sums = json.loads((path / "manifest.json").read_text())["files"]
     rewrite(path, files={**sums, "encoder.onnx": hashlib.sha256(other).hexdigest()})
     with pytest.raises(GoldenMismatch, match=r"^tiny/1/golden\.npz: embedding is off by .* does not reproduce itself"):
@@ -157,13 +159,73 @@ def test_parts_may_be_absent(tmp_path: Path) -> None:
     assert plain.operations == ["classify", "encode", "reconstruct"]
 
 
-def test_no_pickle_is_ever_opened(folder: Path) -> None:
-    import hashlib
-
-    np.savez(folder / "reference.npz", mean=np.array([object()], dtype=object), allow_pickle=True)
+def replace(folder: Path, file: str, data: bytes) -> None:
+    """Other contents under a sum that is right."""
+    (folder / file).write_bytes(data)
     sums = json.loads((folder / "manifest.json").read_text())["files"]
-    rewrite(
-        folder, files={**sums, "reference.npz": hashlib.sha256((folder / "reference.npz").read_bytes()).hexdigest()}
-    )
-    with pytest.raises(BundleError, match="plain arrays"):
+    rewrite(folder, files={**sums, file: hashlib.sha256(data).hexdigest()})
+
+
+def packed(**arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=True, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def bare(array: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+CLAIM = (
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (5000000000000,), }".ljust(127) + b"\n"
+)
+
+
+def zipped(member: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("mean.npy", member)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("file", ["reference.npz", "golden.npz"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        packed(mean=np.array([object()], dtype=object)),
+        bare(np.zeros(3)),
+        bare(np.array([object()], dtype=object)),
+        zipped(CLAIM),
+        packed(mean=np.zeros(5))[:-30],
+        b"",
+        b"text",
+    ],
+    ids=["object", "npy", "npy of objects", "40 terabytes", "cut", "empty", "text"],
+)
+def test_what_is_no_plain_npz_is_refused(folder: Path, file: str, data: bytes) -> None:
+    replace(folder, file, data)
+    with pytest.raises(ReferenceInvalid, match=rf"^tiny/1/{file}: not an npz file of plain arrays"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("array", "value"),
+    [
+        ("mean", np.zeros(4, np.float32)),
+        ("mean", np.full(5, np.nan, np.float32)),
+        ("whitening", np.float32(1)),
+        ("calibration_scores", np.zeros(3)),
+        ("calibration_scores", np.arange(199.0)[::-1]),
+        ("calibration_scores", np.full(199, "x")),
+        ("mean", None),
+    ],
+)
+def test_a_reference_that_does_not_fit_is_refused_by_array(folder: Path, array: str, value: object) -> None:
+    with np.load(folder / "reference.npz") as stored:
+        arrays: dict[str, object] = dict(stored)
+    arrays = {name: kept for name, kept in {**arrays, array: value}.items() if kept is not None}
+    replace(folder, "reference.npz", packed(**arrays))
+    with pytest.raises(ReferenceInvalid, match=rf"^tiny/1/reference\.npz: array {array}: "):
         load(folder)
