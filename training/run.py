@@ -24,7 +24,7 @@ from training.fit import Journal
 from training.networks import build
 from training.progress import say
 from training.recipe import Recipe
-from training.splits import train_and_held_out, train_and_test
+from training.splits import train_and_held_out, train_and_test, train_and_validation
 from training.transfer import Workshop, finetune_decoder, in_batches, learn_labels, pretrain, read
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported bundle
@@ -62,13 +62,14 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
             f"{recipe.target}: its test part has the classes {', '.join(test.classes) or 'none'}, "
             f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
         )
-    source = (
-        target if recipe.source == recipe.target else train_and_test(recipe.source, spec, recipe.split, recipe.seed)[0]
-    )
     for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
         say(f"note: {warning}")
     train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
-    source_train, source_validation, _ = train_and_held_out(source, recipe.split, recipe.seed)
+    # Calibration images are seen by nothing that is trained: where source and target are one, pretraining has the rest.
+    source, source_train, source_validation = target, train, validation
+    if recipe.source != recipe.target:
+        source, _ = train_and_test(recipe.source, spec, recipe.split, recipe.seed)
+        source_train, source_validation = train_and_validation(source, recipe.split, recipe.seed)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build(recipe.network, spec.shape)

@@ -42,6 +42,11 @@ def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSe
     return split(data, sizes, seed, _groups(data, rules))  # type: ignore[return-value]
 
 
+def train_and_validation(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Of a source, on which nothing is calibrated."""
+    return split(data, (min(rules.validation, len(data) // 10),), seed, _groups(data, rules))  # type: ignore[return-value]
+
+
 def _groups(data: ImageSet, rules: Split) -> np.ndarray | None:
     return None if rules.groups is None or not data.names else groups_of(data, rules.groups)
 
