@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format train bench lock install-gpu clean
+.PHONY: help serve test test-wheel check format train bench bench-training lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 
 bench: $(VENV)-bench/stamp ## the measurements behind docs/decisions, in an environment of their own
 	@$(VENV)-bench/bin/python benchmarks/decoders.py
+
+bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
+	@PYTHONPATH=. $(PY) benchmarks/loop.py
 
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
 	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools

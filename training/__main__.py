@@ -48,15 +48,20 @@ def _run(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.evaluate import metrics
+    from training.evaluate import class_table, confusion, metrics, run
 
     bundle = load(given.bundle.resolve())
     images = data.load(given.data or bundle.manifest.provenance.target, given.part, bundle.manifest.input)
     classifier = bundle.manifest.classifier
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
-    for metric in metrics(bundle, images, f"{given.part} part of {given.data or bundle.manifest.provenance.target}"):
+    outputs = run(bundle, images, "evaluate")
+    for metric in metrics(bundle, images, given.part, outputs):
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images")
+    if classifier and outputs.logits is not None and len(images.labels):
+        found = outputs.logits.argmax(axis=1)
+        for line in class_table(confusion(images.labels, found, len(classifier.labels)), classifier.labels):
+            print(line)
 
 
 def _calibrate(given: argparse.Namespace) -> None:

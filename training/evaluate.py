@@ -38,9 +38,9 @@ def run(bundle: Bundle, data: ImageSet, what: str) -> Outputs:
     return Outputs(joined, logits, reconstructions)
 
 
-def metrics(bundle: Bundle, data: ImageSet, part: str) -> list[Metric]:
+def metrics(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None = None) -> list[Metric]:
     """Accuracy, calibration error, reconstruction error and false alarms, as far as the bundle has the parts."""
-    outputs = run(bundle, data, f"evaluate {bundle.name}")
+    outputs = outputs or run(bundle, data, f"evaluate {bundle.name}")
     how = f"exported bundle through app.bundle, {part}"
     found: dict[str, float] = {}
     if outputs.logits is not None and bundle.manifest.classifier is not None and len(data.labels):
@@ -57,6 +57,25 @@ def metrics(bundle: Bundle, data: ImageSet, part: str) -> list[Metric]:
             scores = bundle.scorer.score(data.images, outputs.encoded[bundle.scorer.takes], outputs.reconstructions)
             found["false_alarm_rate"] = float(np.mean([score.anomalous for score in scores]))
     return [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
+
+
+def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) counts: a row for what an image is, a column for what it was taken for."""
+    return np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
+
+
+def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """Precision, recall, F1 and images of each class, and what it is most often mistaken for."""
+    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    precision, recall = hits / np.maximum(taken, 1), hits / np.maximum(is_, 1)
+    f1 = 2 * hits / np.maximum(is_ + taken, 1)
+    width = max(map(len, classes))
+    lines = [f"{'class':{width}}  precision  recall      F1   images  mostly mistaken for"]
+    for i, name in enumerate(classes):
+        others = np.where(np.arange(len(classes)) == i, 0, counts[i])
+        rival = f"{classes[others.argmax()]} ({others.max():,})" if others.any() else "none"
+        lines.append(f"{name:{width}}  {precision[i]:9.4f}  {recall[i]:.4f}  {f1[i]:.4f}  {is_[i]:7,}  {rival}")
+    return lines
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:

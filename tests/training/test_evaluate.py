@@ -6,7 +6,7 @@ from support import LABELS, save_tiny
 
 from app.bundle import load
 from training.data import ImageSet
-from training.evaluate import calibration_error, metrics
+from training.evaluate import calibration_error, class_table, confusion, metrics
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +31,18 @@ def test_a_bundle_without_a_head_has_no_accuracy(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (5, *bundle.manifest.input.shape), dtype=np.uint8)
     names = {m.name for m in metrics(bundle, ImageSet(images, np.array([], np.int64), ()), "x")}
     assert names == {"reconstruction_mse", "false_alarm_rate"}
+
+
+def test_the_table_of_classes_counts_as_its_words_say() -> None:
+    labels, found = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 2, 1])
+    counts = confusion(labels, found, 3)
+    assert counts.tolist() == [[3, 1, 0], [0, 1, 1], [0, 1, 0]]
+    head, *rows = [line.split() for line in class_table(counts, ("cat", "dog", "owl"))]
+    assert head[:5] == ["class", "precision", "recall", "F1", "images"]
+    assert rows[0] == ["cat", "1.0000", "0.7500", "0.8571", "4", "dog", "(1)"]
+    assert rows[1] == ["dog", "0.3333", "0.5000", "0.4000", "2", "owl", "(1)"]
+    assert rows[2] == ["owl", "0.0000", "0.0000", "0.0000", "1", "dog", "(1)"]
+    assert class_table(np.eye(2, dtype=int), ("a", "b"))[1].split()[-1] == "none"
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_truth() -> None:
