@@ -82,7 +82,7 @@ def served() -> Iterator[str]:
             printed = process.stdout.readline() + process.stdout.readline()
             seconds = time.monotonic() - start
             print(f"make serve answered after {seconds:.2f} s: {printed}")
-            assert seconds < 3
+            assert seconds < 10, "an install, on a second start?"
             assert f"http://127.0.0.1:{port}/docs" in printed
             yield f"127.0.0.1:{port}"
         finally:

@@ -36,7 +36,7 @@ class Checkpoints:
             **reached._asdict(),
             "modules": {name: module.state_dict() for name, module in modules.items()},
             "optimiser": optimiser.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": _random_state(),
         }
         self._write(LAST, state)
         if reached.since_best == 0:
@@ -49,7 +49,7 @@ class Checkpoints:
             return Reached()
         _load(modules, state["modules"], self.folder / LAST)
         optimiser.load_state_dict(state["optimiser"])
-        torch.set_rng_state(state["random"])
+        _set_random_state(state["random"])
         return Reached(*(state[field] for field in Reached._fields))
 
     def restore_best(self, stage: str, modules: dict[str, nn.Module]) -> None:
@@ -59,7 +59,7 @@ class Checkpoints:
 
     def finish(self, stage: str, modules: dict[str, nn.Module]) -> None:
         modules_state = {name: module.state_dict() for name, module in modules.items()}
-        self._write(f"{stage}.pt", {"modules": modules_state, "random": torch.get_rng_state()})
+        self._write(f"{stage}.pt", {"modules": modules_state, "random": _random_state()})
 
     def finished(self, stage: str, modules: dict[str, nn.Module]) -> bool:
         """Whether the stage is done; then its weights, and the random state after it, are back."""
@@ -67,7 +67,7 @@ class Checkpoints:
         if state is None:
             return False
         _load(modules, state["modules"], self.folder / f"{stage}.pt")
-        torch.set_rng_state(state["random"])
+        _set_random_state(state["random"])
         return True
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
@@ -89,6 +89,17 @@ class Checkpoints:
         except Exception as error:  # pickle, zip and file errors share no base
             raise TrainingError(f"{path}: cannot be read: {error}; remove it to begin this stage again") from None
         return state
+
+
+def _random_state() -> list[torch.Tensor]:
+    """Of the CPU, then of every GPU."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+
+
+def _set_random_state(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _load(modules: dict[str, nn.Module], states: dict[str, Any], path: Path) -> None:

@@ -102,7 +102,8 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
         commit=commit,
         versions={
             "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "onnx", "onnxruntime", "numpy", "pillow")},
+            "torch": str(torch.__version__),  # with the build's label, which the package's own version may lack
+            **{p: version(p) for p in ("onnx", "onnxruntime", "numpy", "pillow")},
         },
         opset=OPSET,
     )

@@ -59,7 +59,7 @@ async def _parse(parse: Callable[..., list[bytes]], body: bytes, *rest: object) 
 
 async def _read_body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared[:20]) > limit:
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise BodyTooLarge(f"the body is {int(declared[:20]):,} bytes; at most {limit:,} are allowed")
     body = bytearray()
     async for chunk in request.stream():

@@ -231,8 +231,9 @@ def test_a_frozen_encoder_stays_and_a_freed_one_moves(recipe: Path, tmp_path: Pa
         assert train(recipe, tmp_path / mode, [*SMALL, f"transfer.mode={mode}"]) == 0
     moved = {}
     for mode in ("head", "full"):
-        before = torch.load(tmp_path / mode / "run/checkpoints/pretrain.pt", weights_only=True)["modules"]["encoder"]
-        after = torch.load(tmp_path / mode / "run/weights.pt", weights_only=True)["encoder"]
+        run = tmp_path / mode / "run"
+        before = torch.load(run / "checkpoints/pretrain.pt", "cpu", weights_only=True)["modules"]["encoder"]
+        after = torch.load(run / "weights.pt", weights_only=True)["encoder"]
         moved[mode] = [not torch.equal(before[name], after[name]) for name in before if name.startswith("stages")]
     assert not any(moved["head"])
     assert any(moved["full"])
