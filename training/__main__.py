@@ -13,6 +13,8 @@ from training.errors import TrainingError
 from training.progress import say
 from training.splits import train_and_test
 
+EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # what the extra `train` adds
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"graft-train: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
         print(f"graft-train: {error.name} is not installed: pip install 'graft[train]', or make train", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -111,9 +111,8 @@ def recalibrate(folder: Path, normals: ImageSet, false_alarm_rate: float, seed: 
     bundle = load(folder)
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
     fields, files = anomaly_part(bundle, fitted_on, held_out, false_alarm_rate)
-    before = {
-        field: getattr(bundle.manifest, field) for field in Manifest.model_fields if field not in ("golden", "files")
-    }
+    made_anew = ("golden", "files", "seal")
+    before = {field: getattr(bundle.manifest, field) for field in Manifest.model_fields if field not in made_anew}
     kept = {
         name for name in bundle.manifest.files if name not in (bundle.manifest.golden.file, bundle.manifest.reference)
     }
@@ -132,4 +131,5 @@ def recalibrate(folder: Path, normals: ImageSet, false_alarm_rate: float, seed: 
             f"normal images from elsewhere; it calls {false_alarm_rate:.1%} of such images anomalous."
         )
         files[CARD_FILE] = "\n".join([*kept_lines, "", note, ""]).encode()
-    return save(folder.parent.parent, bundle.name, before | fields, files)
+    tolerances = bundle.manifest.golden.outputs
+    return save(folder.parent.parent, bundle.name, before | fields, files, tolerances=tolerances)

@@ -35,7 +35,7 @@ def card(manifest: Manifest, recipe: Recipe, minutes: float) -> str:
         ]
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     lines += [
-        f"Made by `make train RECIPE=…` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes; "
+        f"Made by `graft-train run` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes; "
         f"opset {p.opset}, {versions}, source at {p.commit}. Nothing was chosen by the test images.",
         "",
     ]

@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.bundle import SCHEMA_VERSION, Bundle, load, save
+from app.bundle import SCHEMA_VERSION, Bundle, golden, load, save
 from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
@@ -19,7 +19,7 @@ from training.errors import TrainingError
 from training.networks import Autoencoder
 
 OPSET = 20
-PARITY = 1e-4  # of the largest magnitude, or of 1 if that is less: the golden pairs' tolerance
+PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
 _BATCHES = (1, 17)
 
 

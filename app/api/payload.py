@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -45,7 +45,7 @@ async def read_images(request: Request) -> list[bytes]:
         images = [body]
     for index, image in enumerate(images):
         if not image:
-            raise MalformedRequest("the image is empty: zero bytes", None if len(images) == 1 else index)
+            raise MalformedRequest("the image is empty: zero bytes", _place(index, images))
     return images
 
 
@@ -69,6 +69,11 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
+def _place(index: int, among: Sequence[object]) -> int | None:
+    """What an error says of which image is at fault: nothing, where there is only one."""
+    return index if len(among) > 1 else None
+
+
 def _from_json(body: bytes, most: int) -> list[bytes]:
     try:
         document = json.loads(body)
@@ -84,13 +89,13 @@ def _from_json(body: bytes, most: int) -> list[bytes]:
     images = []
     for index, text in enumerate(encoded):
         if not isinstance(text, str):
-            raise MalformedRequest(f"images[{index}] is not a string: {shape}", index)
+            raise MalformedRequest(f"images[{index}] is not a string: {shape}", _place(index, encoded))
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
             images.append(base64.b64decode("".join(text.split()), validate=True))
         except (binascii.Error, ValueError) as error:
-            raise MalformedRequest(f"images[{index}] is not base64: {error}", index) from None
+            raise MalformedRequest(f"images[{index}] is not base64: {error}", _place(index, encoded)) from None
     return images
 
 

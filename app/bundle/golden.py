@@ -1,7 +1,7 @@
 """Golden pairs: drawn images, and what they gave where the bundle was made. Re-run wherever it is loaded."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -9,14 +9,15 @@ from app.bundle.drawings import golden_files
 from app.bundle.manifest import Golden
 from app.errors import GoldenMismatch, ImageError
 
-SPEC = Golden(file="golden.npz", images=len(golden_files()), pixels=0, outputs=1e-4)
+FILE = "golden.npz"
+TOLERANCE = 1e-4  # of a tensor in fp32; an INT8 graph states its own step
 
 Preprocess = Callable[[bytes], np.ndarray]
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]  # (N, H, W, C) uint8 → every output of every graph, by name
 
 
 def make(preprocess: Preprocess, run: Run) -> bytes:
-    """The file that SPEC describes, an npz: `files` (joined), `lengths`, `pixels`, and one array per output."""
+    """The golden file, an npz: `files` (joined), `lengths`, `pixels`, and one array per output."""
     files = golden_files()
     pixels = np.stack([preprocess(data) for data in files])
     arrays = {
@@ -28,6 +29,12 @@ def make(preprocess: Preprocess, run: Run) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def spec(tensors: Iterable[str], tolerances: dict[str, float]) -> Golden:
+    """The manifest's part: pixels exact, every tensor within its tolerance."""
+    outputs = {name: tolerances.get(name, TOLERANCE) for name in tensors}
+    return Golden(file=FILE, images=len(golden_files()), pixels=0, outputs=outputs)
 
 
 def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess, run: Run, where: str) -> None:
@@ -55,7 +62,7 @@ def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess
         before = _array(stored, f"output:{name}", np.float32, values.ndim, where)
         if before.shape != values.shape or not np.isfinite(before).all():
             raise GoldenMismatch(f"{where}: output:{name} is not finite numbers of shape {values.shape}")
-        allowed = golden.outputs * max(1.0, float(np.abs(before).max()))
+        allowed = golden.outputs[name] * max(1.0, float(np.abs(before).max()))
         difference = float(np.abs(values - before).max())
         if not difference <= allowed:  # written so that NaN is refused
             raise GoldenMismatch(

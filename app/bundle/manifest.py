@@ -3,14 +3,16 @@
 Name and version come from the folder, never from the file, so that a bundle can be renamed by moving it.
 """
 
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from app.errors import ManifestInvalid, SchemaTooNew, UnsafePath
+from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -21,7 +23,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Strict(BaseModel):
     """Every field is written down, absent parts as null: a default would be a guess made by the reader."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class InputSpec(Strict):
@@ -66,6 +68,10 @@ class Graphs(Strict):
     decoder: Graph | None
     head: Graph | None
 
+    def tensors(self) -> list[str]:
+        """The names of all that the graphs give."""
+        return [tensor.name for _, graph in self if graph is not None for tensor in graph.outputs]
+
 
 class Classifier(Strict):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]  # the data set's own names in its own order
@@ -107,7 +113,8 @@ class Golden(Strict):
     file: str
     images: PositiveInt
     pixels: Annotated[int, Field(ge=0, le=1)]  # grey levels a decoded pixel may differ by
-    outputs: Annotated[float, Field(gt=0, le=0.05)]  # as a share of the tensor's largest magnitude, or of 1 if less
+    # By tensor, what a value may differ by, as a share of the tensor's largest magnitude, or of 1 if that is less.
+    outputs: dict[str, Annotated[float, Field(gt=0, le=0.05)]]
 
 
 class Metric(Strict):
@@ -142,10 +149,13 @@ class Manifest(Strict):
     metrics: tuple[Metric, ...]
     provenance: Provenance
     files: dict[str, Sha256]
+    seal: Sha256  # of all the rest: a changed temperature or threshold is found as a changed weight is
 
     @model_validator(mode="after")
     def parts_agree(self) -> "Manifest":
         graphs = self.graphs
+        if set(self.golden.outputs) != set(graphs.tensors()):
+            raise ValueError("golden.outputs: not the tensors that the graphs give")
         if (graphs.head is None) != (self.classifier is None):
             raise ValueError("graphs.head and classifier come together or not at all")
         if graphs.head and self.classifier and graphs.head.outputs[0].shape[-1] != len(self.classifier.labels):
@@ -173,6 +183,12 @@ class Manifest(Strict):
         named.append(("golden.file", self.golden.file))
         return named if self.reference is None else [*named, ("reference", self.reference)]
 
+    @classmethod
+    def sealed(cls, **fields: Any) -> "Manifest":
+        """From all fields but the seal, which is set here."""
+        unsealed = cls(**fields, seal="0" * 64)
+        return unsealed.model_copy(update={"seal": seal_of(unsealed.model_dump(mode="json"))})
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
@@ -181,7 +197,7 @@ class Manifest(Strict):
         """`where` (name/version) begins every message."""
         file = f"{where}/{MANIFEST_FILE}"
         try:
-            raw: Any = json.loads(text)
+            raw: Any = json.loads(text, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             raise ManifestInvalid(f"{file}: not JSON: {error}") from None
         if not isinstance(raw, dict):
@@ -194,24 +210,53 @@ class Manifest(Strict):
             )
         if type(schema) is not int or schema != SCHEMA_VERSION:
             raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema of Graft")
-        files = raw.get("files")
-        for name in files if isinstance(files, dict) else ():
-            refuse_unsafe(name, file)
+        for field, name in _file_names(raw):
+            refuse_unsafe(name, f"{file}: field {field}")
         try:
-            return cls.model_validate(raw)
+            manifest = cls.model_validate_json(text)
         except ValidationError as error:
             raise ManifestInvalid(f"{file}: " + "; ".join(map(_sentence, error.errors()))) from None
+        if manifest.seal != seal_of(raw):
+            raise ChecksumMismatch(
+                f"{file}: field seal: the manifest was changed or damaged after export; copy the bundle again"
+            )
+        return manifest
 
 
-def refuse_unsafe(name: str, file: str) -> None:
+def seal_of(raw: dict[str, Any]) -> str:
+    """SHA-256 of the manifest without its seal, as JSON with sorted keys and no white space."""
+    rest = {name: value for name, value in raw.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("the same key twice in one object")
+    return dict(pairs)
+
+
+def _file_names(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, name) of every file that a manifest of whatever shape speaks of."""
+    graphs, golden, files = (raw.get(field) for field in ("graphs", "golden", "files"))
+    for part, graph in graphs.items() if isinstance(graphs, dict) else ():
+        if isinstance(graph, dict) and isinstance(graph.get("file"), str):
+            yield f"graphs.{part}.file", graph["file"]
+    if isinstance(golden, dict) and isinstance(golden.get("file"), str):
+        yield "golden.file", golden["file"]
+    if isinstance(raw.get("reference"), str):
+        yield "reference", raw["reference"]
+    yield from (("files", name) for name in (files if isinstance(files, dict) else ()))
+
+
+def refuse_unsafe(name: str, where: str) -> None:
     """A bundle names files in its own folder and nowhere else, on any operating system."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute() or path.drive or path.root:
-            raise UnsafePath(f"{file}: field files: {name!r} is an absolute path")
+            raise UnsafePath(f"{where}: {name!r} is an absolute path")
         if ".." in path.parts:
-            raise UnsafePath(f"{file}: field files: {name!r} climbs out of the bundle")
+            raise UnsafePath(f"{where}: {name!r} climbs out of the bundle")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == MANIFEST_FILE:
-        raise UnsafePath(f"{file}: field files: {name!r} is not a plain file name")
+        raise UnsafePath(f"{where}: {name!r} is not a plain file name")
 
 
 def _sentence(error: Any) -> str:

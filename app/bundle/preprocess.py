@@ -30,6 +30,8 @@ def preprocess(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -
 
 def preprocess_pixels(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
     """Pixels that lie in an array, (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, as if they had come in a PNG."""
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
+        raise ValueError(f"{pixels.dtype} {pixels.shape}: uint8 of (H, W) or (H, W, 1, 3 or 4) is expected")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     return _fit(in_colours(Image.fromarray(pixels), spec), spec)

@@ -47,9 +47,10 @@ class Session:
         return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
 
 
-def cpu_limit(root: Path = Path("/")) -> int:
+def cpu_limit(root: Path = Path("/"), affinity: int | None = None) -> int:
     """Whole CPUs that this process may use: its affinity, and its container's quota (cgroup v2 or v1), rounded up."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = affinity or own
     quota = _cgroup_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 

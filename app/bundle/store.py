@@ -32,9 +32,7 @@ def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CP
     """
     name, version = _identity(folder)
     where = f"{name}/{version}"
-    text = _read(folder, MANIFEST_FILE, where)
-    if len(text) > _MANIFEST_LIMIT:
-        raise ManifestInvalid(f"{where}/{MANIFEST_FILE}: larger than {_MANIFEST_LIMIT:,} bytes")
+    text = _read(folder, MANIFEST_FILE, where, _MANIFEST_LIMIT)
     manifest = Manifest.parse(text, where)
     contents = {file: _read(folder, file, where) for file in manifest.files}
     for file, data in contents.items():
@@ -84,20 +82,34 @@ def _assemble(
     return Bundle(name, version, digest, manifest, encoder, decoder, head, scorer)
 
 
-def save(models: Path, name: str, fields: dict[str, Any], files: dict[str, bytes], version: int | None = None) -> Path:
+def save(
+    models: Path,
+    name: str,
+    fields: dict[str, Any],
+    files: dict[str, bytes],
+    version: int | None = None,
+    tolerances: dict[str, float] | None = None,
+) -> Path:
     """Write models/<name>/<version>/ so that it is there whole or not at all; `version` None is the next one.
 
-    `fields` are the manifest's, without `golden` and `files`, which are made here from `files`. The bundle is loaded
+    `fields` are the manifest's, without `golden`, `files` and `seal`, which are made here. `tolerances` are those of
+    golden tensors, where they differ from golden.TOLERANCE. The bundle is loaded
     from the temporary folder, golden pairs and all, before it is given its name; one that is there is never touched.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(f"{name!r} cannot name a bundle: a to z, 0 to 9, dot, dash and underscore, 64 at most")
     for file in files:
-        refuse_unsafe(file, f"{name}/{MANIFEST_FILE}")
-    draft = _manifest(fields, {**files, golden.SPEC.file: b""})
-    proof = _assemble(name, version or 1, "", draft, files)
-    files = {**files, golden.SPEC.file: golden.make(proof.preprocess, proof.run_all)}
-    text = _manifest(fields, files).to_json()
+        refuse_unsafe(file, f"{name}: field files")
+
+    def manifest(golden_file: bytes) -> Manifest:
+        sums = {f: hashlib.sha256(data).hexdigest() for f, data in {**files, golden.FILE: golden_file}.items()}
+        pairs = golden.spec(fields["graphs"].tensors(), tolerances or {})
+        return Manifest.sealed(**fields, golden=pairs, files=sums)
+
+    proof = _assemble(name, version or 1, "", manifest(b""), files)
+    golden_file = golden.make(proof.preprocess, proof.run_all)
+    text = manifest(golden_file).to_json()
+    files = {**files, golden.FILE: golden_file}
     home = models / name
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -130,11 +142,6 @@ def _give_version(staged: Path, home: Path, version: int | None) -> Path:
             return target
 
 
-def _manifest(fields: dict[str, Any], files: dict[str, bytes]) -> Manifest:
-    sums = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    return Manifest(**fields, golden=golden.SPEC, files=sums)
-
-
 def versions(home: Path) -> list[int]:
     """The versions that models/<name>/ has, or claims to have, rising; entries of other names are not ours."""
     return sorted(int(entry.name) for entry in home.iterdir() if _VERSION.fullmatch(entry.name))
@@ -151,11 +158,13 @@ def _identity(folder: Path) -> tuple[str, str]:
     return name, version
 
 
-def _read(folder: Path, file: str, where: str) -> bytes:
+def _read(folder: Path, file: str, where: str, limit: int | None = None) -> bytes:
     path = folder / file
     try:
         if not path.is_file():  # a pipe or device would never end
             raise FileNotFoundError
+        if limit is not None and path.stat().st_size > limit:
+            raise ManifestInvalid(f"{where}/{file}: larger than {limit:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
         raise BundleFileMissing(f"{where}/{file}: not there, or not a file") from None

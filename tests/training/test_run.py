@@ -8,17 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import ImageChops
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageChops
+from support import spec
 
-from app.bundle import load, preprocess
+from app.bundle import InputSpec, load, preprocess
 from app.bundle.drawings import GARMENTS, garment
+from app.inference.predictor import Predictor
+from app.inference.repository import Repository
 from training.__main__ import main
+from training.data import read_folder
 from training.export import Exported, to_onnx
 from training.networks import build
 from training.recipe import Input, Network
@@ -342,12 +350,39 @@ def test_parity_is_required() -> None:
         _require_parity(Drifting(), model, graph)
 
 
-def test_training_and_serving_see_the_same_pixels(images: Path) -> None:
-    """What the reader gave training is what the bundle's own preprocessing gives, file by file."""
-    from training.data import read_folder
-
-    spec = Input().spec()
-    data = read_folder(images / "test", spec)
-    files = [p for kind in sorted(GARMENTS) for p in sorted((images / "test" / kind).iterdir())]
-    for row, path in zip(data.images, files, strict=True):
-        assert np.array_equal(row, preprocess(path.read_bytes(), spec))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]),
+    sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=3),
+    shape=st.builds(
+        spec,
+        height=st.integers(1, 40),
+        width=st.integers(1, 40),
+        channels=st.sampled_from([1, 3]),
+        resize=st.sampled_from(["stretch", "pad", "crop"]),
+        filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
+        background=st.sampled_from(["black", "white"]),
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_training_and_serving_see_the_same_pixels(
+    mode: str, sizes: list[tuple[int, int]], shape: InputSpec, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every format that has the mode: what a folder gives training, and what a request gives the encoder."""
+    folder = tmp_path_factory.mktemp("pixels")
+    rng = np.random.default_rng(seed)
+    for number, size in enumerate(sizes):
+        noise = rng.integers(0, 65536, size, dtype=np.uint16)
+        image = Image.fromarray(noise if mode == "I;16" else (noise >> 8).astype(np.uint8))
+        for kind in ("png", "jpg", "webp", "gif", "bmp", "tif"):
+            path = folder / f"{number}.{kind}"
+            try:
+                (image if mode == "I;16" else image.convert(mode)).save(path)
+            except (OSError, ValueError):  # the format has no such mode
+                path.unlink(missing_ok=True)
+    trained = read_folder(folder, shape)
+    files = [(folder / name).read_bytes() for name in trained.names]
+    bundle = SimpleNamespace(manifest=SimpleNamespace(input=shape), preprocess=partial(preprocess, spec=shape))
+    predictor = Predictor(Repository(folder), max_pixels=10**6)
+    served = predictor._decode(bundle, files)  # type: ignore[arg-type]
+    assert np.array_equal(served, trained.images)

@@ -5,10 +5,12 @@ import pytest
 from support import spec
 
 from app.bundle import preprocess
-from app.bundle.golden import SPEC, make, verify
+from app.bundle.golden import make, verify
+from app.bundle.golden import spec as golden_spec
 from app.errors import GoldenMismatch
 
 SHAPE = spec(28, 28)
+SPEC = golden_spec(["embedding"], {})
 
 
 def see(data: bytes) -> np.ndarray:
@@ -81,6 +83,14 @@ def test_a_golden_image_that_cannot_be_decoded_here_is_a_mismatch(stored: dict[s
     stored["files"][: stored["lengths"][0]] = 0
     with pytest.raises(GoldenMismatch, match="cannot be decoded here"):
         verify(stored, SPEC, see, run, "m/1/golden.npz")
+
+
+def test_a_tensor_may_have_a_tolerance_of_its_own(stored: dict[str, np.ndarray]) -> None:
+    """As the step of an INT8 graph: only that tensor's."""
+    stored["output:embedding"][0, 0] += 0.009 * float(np.abs(stored["output:embedding"]).max())
+    with pytest.raises(GoldenMismatch):
+        verify(stored, SPEC, see, run, "m/1/golden.npz")
+    verify(stored, golden_spec(["embedding"], {"embedding": 0.01}), see, run, "m/1/golden.npz")
 
 
 def test_fewer_images_than_stated_are_refused(stored: dict[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.bundle.manifest import SCHEMA_VERSION, Manifest
-from app.errors import BundleError, ManifestInvalid, SchemaTooNew, UnsafePath
+from app.errors import BundleError, ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def parse(fields: object) -> Manifest:
 
 def paths(value: object, at: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """Where every field of every fixed table lies; tables whose keys are data are not entered."""
-    if not isinstance(value, dict) or at[-1:] in [("files",), ("data",), ("versions",), ("quantiles",)]:
+    if not isinstance(value, dict) or at[-1:] in [("files",), ("data",), ("versions",), ("quantiles",), ("outputs",)]:
         return []
     return [p for key, inner in value.items() for p in [(*at, key), *paths(inner, (*at, key))]]
 
@@ -97,6 +97,35 @@ def test_what_is_not_a_json_object_is_refused(text: bytes) -> None:
         Manifest.parse(text, "tiny/1")
 
 
+@pytest.mark.parametrize("field", ["graphs.encoder.file", "golden.file", "reference"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "../encoder.onnx"])
+def test_every_field_that_names_a_file_is_confined(fields: dict[str, Any], field: str, name: str) -> None:
+    *tables, last = field.split(".")
+    inner = fields
+    for key in tables:
+        inner = inner[key]
+    inner[last] = name
+    with pytest.raises(UnsafePath, match=f"field {field}: "):
+        parse(fields)
+
+
+def test_any_changed_value_breaks_the_seal(fields: dict[str, Any]) -> None:
+    for path, value in ((("classifier", "temperature"), 9.6), (("anomaly", "threshold"), -99.0), (("title",), "other")):
+        changed = copy.deepcopy(fields)
+        table = changed
+        for key in path[:-1]:
+            table = table[key]
+        table[path[-1]] = value
+        with pytest.raises(ChecksumMismatch, match="field seal"):
+            parse(changed)
+
+
+def test_a_key_that_comes_twice_is_refused(fields: dict[str, Any]) -> None:
+    text = json.dumps(fields).replace('"title"', '"title": "first", "title"', 1)
+    with pytest.raises(ManifestInvalid, match="the same key twice"):
+        Manifest.parse(text.encode(), "tiny/1")
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -113,7 +142,10 @@ def test_what_is_not_a_json_object_is_refused(text: bytes) -> None:
         ("classifier.temperature", 5e-324, "classifier.temperature"),
         ("classifier.labels", ["a", "b", "a"], "the same label twice"),
         ("graphs.head.outputs", [], "graphs.head.outputs"),
-        ("golden.outputs", 1e300, "golden.outputs"),
+        ("golden.outputs", {"embedding": 1e300}, "golden.outputs.embedding"),
+        ("golden.outputs", {"embedding": 1e-4}, "golden.outputs: not the tensors"),
+        ("latent_size", "5", "latent_size"),
+        ("golden.pixels", True, "golden.pixels"),
         ("golden.pixels", 255, "golden.pixels"),
         ("anomaly.latent.std", 5e-324, "anomaly.latent.std"),
         ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),

@@ -338,28 +338,6 @@ def test_pixels_from_an_array_and_from_a_file_are_the_same(pixels: np.ndarray, s
     assert from_array.dtype == np.uint8
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]),
-    kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]),
-    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
-    shape=SPECS,
-    seed=st.integers(0, 1000),
-)
-def test_a_file_gives_the_same_pixels_every_time(
-    mode: str, kind: str, size: tuple[int, int], shape: InputSpec, seed: int
-) -> None:
-    noise = np.random.default_rng(seed).integers(0, 65536, size[::-1], dtype=np.uint16)
-    image = Image.fromarray(noise) if mode == "I;16" else Image.fromarray((noise >> 8).astype(np.uint8)).convert(mode)
-    try:
-        file = encoded(image, kind)
-    except (OSError, ValueError):  # the format has no such mode
-        return
-    first, second = preprocess(file, shape), preprocess(bytes(bytearray(file)), shape)
-    assert first.shape == shape.shape
-    assert np.array_equal(first, second)
-
-
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damaged_files_end_in_a_refusal_or_a_picture(data: st.DataObject) -> None:

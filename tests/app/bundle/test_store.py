@@ -13,6 +13,7 @@ import pytest
 from support import LABELS, save_tiny, tiny
 
 from app.bundle import load, save
+from app.bundle.manifest import seal_of
 from app.bundle.store import versions
 from app.errors import (
     BundleError,
@@ -35,8 +36,9 @@ def folder(models: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, **changes}))
+    """With a seal that is right: only what the change itself breaks is broken."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "seal": seal_of(manifest)}))
 
 
 def test_what_is_saved_loads_and_answers(models: Path) -> None:
@@ -54,6 +56,14 @@ def test_one_flipped_byte_is_found(folder: Path, file: str) -> None:
     (folder / file).write_bytes(data)
     with pytest.raises(ChecksumMismatch, match=rf"^tiny/1/{file}: .*damaged"):
         load(folder)
+
+
+def test_no_flipped_byte_of_the_manifest_goes_unseen(folder: Path) -> None:
+    whole = (folder / "manifest.json").read_bytes()
+    for at in range(0, len(whole), 5):
+        (folder / "manifest.json").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(BundleError, match=r"^tiny/1/manifest\.json: "):
+            load(folder)
 
 
 @pytest.mark.parametrize("file", ["encoder.onnx", "golden.npz", "manifest.json"])
