@@ -6,9 +6,9 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,18 +59,16 @@ def test_make_help_lists_every_target() -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
-    """The service as the README starts it, on a free port in place of 8000."""
+    """The address of the service as the README starts it, on a free port in place of 8000."""
     venv = Path(sys.prefix)
     if not (venv / "serve.stamp").exists():
         pytest.skip("not run from the environment that make makes: `make serve` would install one")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("GRAFT_", "MAKE", "MFLAGS"))
     }
     start = time.monotonic()
     with subprocess.Popen(
-        ["make", "serve", f"VENV={venv}", f"PORT={port}"],
+        ["make", "serve", f"VENV={venv}", "PORT=0"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -78,14 +76,18 @@ def served() -> Iterator[str]:
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(60, process.kill)  # a silent child must not hang the suite
+        watchdog.start()
         try:
             printed = process.stdout.readline() + process.stdout.readline()
             seconds = time.monotonic() - start
             print(f"make serve answered after {seconds:.2f} s: {printed}")
             assert seconds < 10, "an install, on a second start?"
-            assert f"http://127.0.0.1:{port}/docs" in printed
-            yield f"127.0.0.1:{port}"
+            address = re.search(r"http://(127\.0\.0\.1:\d+)/docs", printed)
+            assert address, printed
+            yield address[1]
         finally:
+            watchdog.cancel()
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=20)
 
