@@ -8,20 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 from support import spec
 
-from app.bundle import InputSpec, load, preprocess
+from app.bundle import InputSpec, load
 from app.bundle.drawings import GARMENTS, garment
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
@@ -350,7 +349,7 @@ def test_parity_is_required() -> None:
         _require_parity(Drifting(), model, graph)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]),
     sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=3),
@@ -366,7 +365,12 @@ def test_parity_is_required() -> None:
     seed=st.integers(0, 1000),
 )
 def test_training_and_serving_see_the_same_pixels(
-    mode: str, sizes: list[tuple[int, int]], shape: InputSpec, seed: int, tmp_path_factory: pytest.TempPathFactory
+    mode: str,
+    sizes: list[tuple[int, int]],
+    shape: InputSpec,
+    seed: int,
+    models: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Every format that has the mode: what a folder gives training, and what a request gives the encoder."""
     folder = tmp_path_factory.mktemp("pixels")
@@ -382,7 +386,7 @@ def test_training_and_serving_see_the_same_pixels(
                 path.unlink(missing_ok=True)
     trained = read_folder(folder, shape)
     files = [(folder / name).read_bytes() for name in trained.names]
-    bundle = SimpleNamespace(manifest=SimpleNamespace(input=shape), preprocess=partial(preprocess, spec=shape))
-    predictor = Predictor(Repository(folder), max_pixels=10**6)
-    served = predictor._decode(bundle, files)  # type: ignore[arg-type]
+    tiny = load(models / "tiny/1")
+    bundle = replace(tiny, manifest=tiny.manifest.model_copy(update={"input": shape}))
+    served = Predictor(Repository(models), max_pixels=10**6)._decode(bundle, files)
     assert np.array_equal(served, trained.images)
