@@ -1,8 +1,13 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import training
 from training.errors import TrainingError
 from training.networks import build
 from training.networks.encoded import Pool
@@ -42,6 +47,26 @@ def test_the_blocks_hold_every_weight_of_the_encoder_once(network: Network, shap
     held = [id(p) for block in net.blocks().values() for p in block.parameters()]
     assert sorted(held) == sorted(id(p) for p in net.encoder.parameters())
     assert len(net.blocks()) >= 2
+
+
+def test_colour_trains_with_channels_last() -> None:
+    """In a process of its own: what went wrong once was memory, and ended the process."""
+    code = """
+import torch
+from training.networks import build
+from training.recipe import Network
+net = build(Network(width=16), (64, 64, 3))
+net.encoder.to(memory_format=torch.channels_last)
+for count in (128, 112) * 4:
+    images = torch.rand(count, 64, 64, 3).permute(0, 3, 1, 2)
+    net.encoder.zero_grad()
+    net.encode(images).code.square().mean().backward()
+    kept = [torch.rand(1000 * size) for size in range(50)]
+print("trained")
+"""
+    home = Path(training.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "trained"), done.stderr[-500:]
 
 
 def test_the_seeds_stages() -> None:

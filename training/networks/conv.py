@@ -30,11 +30,14 @@ class Residual(nn.Module):
         self.first, self.first_norm = nn.Conv2d(given, made, 3, stride, 1, bias=False), nn.BatchNorm2d(made)
         self.second, self.second_norm = nn.Conv2d(made, made, 3, 1, 1, bias=False), nn.BatchNorm2d(made)
         same = given == made and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(given, made, 1, stride, bias=False)
+        # Every stride-th pixel is taken before a 1×1 convolution, not by it: the same, but oneDNN writes beyond its
+        # memory in the backward pass of a strided 1×1 convolution over three channels that lie last (torch 2.13).
+        self.stride = stride
+        self.shortcut = nn.Identity() if same else nn.Conv2d(given, made, 1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
         changed = self.second_norm(self.second(F.relu(self.first_norm(self.first(image)))))
-        return F.relu(changed + self.shortcut(image))
+        return F.relu(changed + self.shortcut(image[:, :, :: self.stride, :: self.stride]))
 
 
 class Encoder(encoded.Encoder):
