@@ -14,9 +14,12 @@ import numpy as np
 import onnx
 import uvicorn
 from fastapi import FastAPI
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import ImageChops
 
-from app.bundle.manifest import Anomaly, Classifier, Graph, Graphs, InputSpec, Provenance, Scale, Tensor
+from app.bundle.drawings import GARMENTS, garment
+from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
 from app.main import create_app
@@ -43,6 +46,17 @@ def spec(height: int = 6, width: int = 4, channels: int = 1, **changes: Any) -> 
         "jpeg": "reduced",
     }
     return InputSpec(**{**fields, **changes})
+
+
+SPECS = st.builds(
+    spec,
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    channels=st.sampled_from([1, 3]),
+    resize=st.sampled_from(["stretch", "pad", "crop"]),
+    filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
+    background=st.sampled_from(["black", "white"]),
+)
 
 
 def onnx_file(nodes: list[Any], taken: Tensor, given: Tensor, weights: dict[str, np.ndarray]) -> bytes:
@@ -90,6 +104,7 @@ def tiny(
         "encoder": Graph(file="encoder.onnx", input=image, outputs=(embedding,)),
         "decoder": None,
         "head": None,
+        "explain": None,
     }
     if head:
         files["head.onnx"] = onnx_file(
@@ -119,6 +134,7 @@ def tiny(
         "title": "a tiny bundle",
         "input": shape,
         "latent_size": LATENT,
+        "feature_maps": (),
         "graphs": Graphs(**graphs),
         "classifier": Classifier(labels=LABELS, temperature=1.0) if head else None,
         "anomaly": calibration,
@@ -141,18 +157,20 @@ def tiny(
 
 def tiny_anomaly(rng: np.random.Generator) -> tuple[Anomaly, bytes]:
     scores = np.sort(rng.normal(size=199))
+    arrays = {
+        "embedding.mean": np.zeros(LATENT, np.float32),
+        "embedding.weight": np.ones(LATENT, np.float32),
+        "embedding.basis": np.eye(LATENT, dtype=np.float32),
+        "embedding.spread": np.ones(LATENT, np.float32),
+        "calibration_scores": scores,
+    }
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        mean=np.zeros(LATENT, np.float32),
-        whitening=np.eye(LATENT, dtype=np.float32),
-        calibration_scores=scores,
-    )
+    np.savez(buffer, **arrays)
     anomaly = Anomaly(
-        definition="reconstruction+mahalanobis",
-        takes="embedding",
-        reconstruction=Scale(mean=0.1, std=0.1),
-        latent=Scale(mean=1.0, std=1.0),
+        distances=(
+            Distance(measure="reconstruction", takes="pixels", mean=0.1, std=0.1),
+            Distance(measure="mahalanobis", takes="embedding", mean=1.0, std=1.0),
+        ),
         false_alarm_rate=0.05,
         threshold=threshold_at(scores, 0.05),
         calibrated_on=len(scores),
@@ -199,3 +217,22 @@ def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "
     for leak in ("Traceback", "/home", "site-packages", str(ROOT), "object at 0x"):
         assert leak not in answer.text
     return body
+
+
+class Brightness:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, level: float) -> float:
+        return min(255, level * self.factor)
+
+
+def draw_folder(folder: Path, per_class: int, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    for kind in GARMENTS:
+        (folder / kind).mkdir(parents=True)
+        for number in range(per_class):
+            image = garment(kind, int(rng.integers(24, 40)))
+            shifted = ImageChops.offset(image, *(int(v) for v in rng.integers(-3, 4, 2)))
+            shifted.point(Brightness(rng.uniform(0.5, 1.2))).save(folder / kind / f"{number}.png")
+    return folder

@@ -31,7 +31,7 @@ KEPT_TO = {
     "starlette": ("app.main", "app.api"),
     "uvicorn": ("app.__main__",),
     "python_multipart": ("app.api.payload",),
-    "onnxruntime": ("app.bundle.session", "training.export"),
+    "onnxruntime": ("app.bundle.session", "training.quantise"),
     "pyspng": ("app.bundle.decode",),
     "PIL": ("app.bundle",),
     "torch": ("training",),
@@ -88,7 +88,7 @@ def test_imports_run_one_way(name: str) -> None:
         places = KEPT_TO.get(imported.split(".")[0])
         if places is not None:
             assert any(inside(name, place) for place in places), f"{name} imports {imported}"
-        if inside(imported, "onnxruntime") and name == "training.export":
+        if inside(imported, "onnxruntime") and name == "training.quantise":
             assert inside(imported, "onnxruntime.quantization")
 
 

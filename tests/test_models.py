@@ -8,7 +8,8 @@ from support import ROOT
 
 import app
 from app.bundle import Bundle, load
-from app.bundle.drawings import garment, png
+from app.bundle.drawings import garment
+from app.bundle.encode import png
 from app.bundle.store import names, versions
 from training import data
 from training.errors import TrainingError
@@ -39,7 +40,8 @@ def test_what_it_states_is_what_it_reaches(bundle: Bundle) -> None:
     for metric in metrics(bundle, test, "again"):
         print(f"{bundle.name}@{bundle.version} {metric.name} {metric.value:.4f} over {metric.images:,} images")
         assert metric.value == pytest.approx(stated[metric.name], abs=5e-4), metric.name
-    assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001)
+    in_integers = stated.get("int8_accuracy_lost")  # on validation images; the test's may differ by chance
+    assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001 if in_integers is None else 0.005)
 
 
 def test_the_seed_lies_in_the_recipes_honest_reach() -> None:

@@ -1,14 +1,18 @@
 """`python -m training`, and `graft-train`: a table of contents."""
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
-from app.bundle import GraftError
+from app.bundle import Bundle, GraftError
+from app.bundle.manifest import Metric
 from training import data, inspect, recipe
+from training.arms import ARMS
 from training.errors import TrainingError
 from training.progress import say
 from training.splits import train_and_test
@@ -28,44 +32,124 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"graft-train: {error.name} is not installed: pip install 'graft[train]', or make train", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"graft-train: {error.filename or 'a file'}: {error.strerror or error}; nothing is lost", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
 
 
 def _run(given: argparse.Namespace) -> None:
+    _train(given, "nothing was published", lambda run, chosen, to: run.run(chosen, given.models, to, given.resume))
+
+
+def _pretrain(given: argparse.Namespace) -> None:
+    _train(given, "nothing is lost", lambda run, chosen, to: run.pretrain(chosen, to, given.resume))
+
+
+def _transfer(given: argparse.Namespace) -> None:
+    _train(given, "nothing is lost", lambda run, chosen, to: run.transfer(chosen, to, given.resume, given.pretrained))
+
+
+def _train(given: argparse.Namespace, stopped: str, work: Callable[[ModuleType, recipe.Recipe, Path], Path]) -> None:
     chosen = recipe.load(given.recipe, given.set)
     folder = given.run or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if given.resume and given.run is None:
         raise TrainingError("--resume needs --run FOLDER: the run to go on with")
+    _fetch_missing(chosen)
+    from training import run  # torch takes seconds to import: not before it is needed
+
+    try:
+        print(work(run, chosen, folder))
+    except KeyboardInterrupt:
+        say(f"stopped: {stopped}; go on with the same command and --run {folder} --resume")
+        raise
+
+
+def _fetch_missing(chosen: recipe.Recipe) -> None:
     for name in {chosen.source, chosen.target} & set(data.NAMED):
         if data.is_missing(name):
             _download(name)
-    from training.run import run  # torch takes seconds to import: not before it is needed
 
-    try:
-        print(run(chosen, given.models, folder, given.resume))
-    except KeyboardInterrupt:
-        say(f"stopped: nothing was published; go on with the same command and --run {folder} --resume")
-        raise
+
+def _export(given: argparse.Namespace) -> None:
+    from training.run import export
+
+    print(export(given.run, given.models))
+
+
+def _report(given: argparse.Namespace) -> None:
+    from training.run import report
+
+    print(report(given.run))
+
+
+def _compare(given: argparse.Namespace) -> None:
+    chosen = recipe.load(given.recipe, given.set)
+    _fetch_missing(chosen)
+    from training.compare import compare
+
+    print(compare(chosen, given.out, given.arms, given.budgets, given.seeds))
 
 
 def _evaluate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.evaluate import class_table, confusion, metrics, run
+    from training.evaluate import class_table, confusion, confusion_table, metrics, run
 
     bundle = load(given.bundle.resolve())
-    images = data.load(given.data or bundle.manifest.provenance.target, given.part, bundle.manifest.input)
+    images, train = _measured(bundle, given.data, given.part)
     classifier = bundle.manifest.classifier
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
     outputs = run(bundle, images, "evaluate")
-    for metric in metrics(bundle, images, given.part, outputs):
-        print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images")
+    for metric in metrics(bundle, images, given.part, outputs, train):
+        print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(bundle, metric)}")
     if classifier and outputs.logits is not None and len(images.labels):
         found = outputs.logits.argmax(axis=1)
-        for line in class_table(confusion(images.labels, found, len(classifier.labels)), classifier.labels):
+        counts = confusion(images.labels, found, len(classifier.labels))
+        for line in (*class_table(counts, classifier.labels), "", *confusion_table(counts, classifier.labels)):
             print(line)
+
+
+def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[data.ImageSet, data.ImageSet | None]:
+    """The images to measure, and the training images if they are at hand.
+
+    Images that a folder does not tell apart are divided as the bundle's recipe divided them, if they are the ones that
+    it was trained on: none of those is measured unknowingly.
+    """
+    name, spec = given or bundle.manifest.provenance.target, bundle.manifest.input
+    if data.has_parts(name):
+        train = data.load(name, "train", spec)
+        return (train if part == "train" else data.load(name, "test", spec)), train
+    try:
+        trained = recipe.Recipe.model_validate_json(bundle.manifest.provenance.recipe)
+    except ValueError:
+        trained = None
+    divided = None
+    if trained is not None:
+        with contextlib.suppress(TrainingError):  # groups that do not match: of another folder
+            divided = train_and_test(name, spec, trained.split, trained.seed)
+    if divided is not None:
+        train, test = divided
+        if train.fingerprint() == bundle.manifest.provenance.data.get("target/train"):
+            say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
+            return (train if part == "train" else test), train
+    say(
+        f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
+        "if training images are among it, the numbers flatter"
+    )
+    return data.load(name, part, spec), None
+
+
+def _expected(bundle: Bundle, metric: Metric) -> str:
+    from training.evaluate import false_alarm_interval
+
+    a = bundle.manifest.anomaly
+    if metric.name != "false_alarm_rate" or a is None:
+        return ""
+    low, high = false_alarm_interval(a.false_alarm_rate, a.calibrated_on, metric.images)
+    return f" (stated {a.false_alarm_rate:g}; 95 % by chance in both samples: {low:.4f} to {high:.4f})"
 
 
 def _calibrate(given: argparse.Namespace) -> None:
@@ -76,7 +160,13 @@ def _calibrate(given: argparse.Namespace) -> None:
     bundle = load(folder)
     normals = data.load(given.normals, "train", bundle.manifest.input)
     stated = bundle.manifest.anomaly.false_alarm_rate if bundle.manifest.anomaly else 0.01
-    print(recalibrate(folder, normals, given.false_alarm_rate or stated, given.seed))
+    if given.anomalies is not None and given.threshold != "f1":
+        raise TrainingError("--anomalies is for --threshold f1: at a false-alarm rate normals alone decide")
+    if given.threshold == "f1" and given.anomalies is None:
+        raise TrainingError("--threshold f1 needs --anomalies FOLDER: without anomalies there is no F1 to be best")
+    anomalies = data.load(given.anomalies, "train", bundle.manifest.input) if given.threshold == "f1" else None
+    rate = given.false_alarm_rate or stated
+    print(recalibrate(folder, bundle, normals, rate, given.seed, anomalies))
 
 
 def _data(given: argparse.Namespace) -> None:
@@ -117,14 +207,42 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="a whole recipe, from images to a bundle")
-    run.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(recipe.names())}, or a TOML file")
-    run.add_argument("--models", type=Path, default=Path("models"), help="where the bundle goes (default: models)")
-    run.add_argument("--run", type=Path, help="folder of the run (default: runs/<name>-<time>)")
-    run.add_argument("--resume", action="store_true", help="go on with the run in --run, to the same weights")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe: pretrain.epochs=3"
-    )
+    _takes_recipe(run)
+    _has_folder(run)
+    _gives_bundle(run)
     run.set_defaults(command=_run)
+
+    pretrain = commands.add_parser("pretrain", help="the first part of run: an autoencoder of the source")
+    _takes_recipe(pretrain)
+    _has_folder(pretrain)
+    pretrain.set_defaults(command=_pretrain)
+
+    transfer = commands.add_parser("transfer", help="run up to the weights: what was pretrained comes to the target")
+    _takes_recipe(transfer)
+    _has_folder(transfer)
+    transfer.add_argument(
+        "--from", dest="pretrained", type=Path, metavar="RUN", help="take what this run pretrained, and its source"
+    )
+    transfer.set_defaults(command=_transfer)
+
+    export = commands.add_parser("export", help="calibrate, measure and publish what a run has learnt")
+    export.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    _gives_bundle(export)
+    export.set_defaults(command=_export)
+
+    report = commands.add_parser("report", help="write a run's report.html anew, with pictures of the data")
+    report.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has published a bundle")
+    report.set_defaults(command=_report)
+
+    compare = commands.add_parser("compare", help="whether transfer helped: the honest arms, at several label budgets")
+    _takes_recipe(compare)
+    compare.add_argument("--out", type=Path, help="folder of the results (default: runs/compare-<name>)")
+    compare.add_argument("--arms", type=_words, help=f"some of {', '.join(ARMS)} (default: all)")
+    compare.add_argument(
+        "--budgets", type=_budgets, help="labels per class, as 1,10,100,all (default: 1,10,100,1000,all)"
+    )
+    compare.add_argument("--seeds", type=_seeds, default=3, help="repetitions of each (default: 3; at least 2)")
+    compare.set_defaults(command=_compare)
 
     evaluate = commands.add_parser("evaluate", help="measure a bundle through the code that serves it")
     evaluate.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
@@ -138,16 +256,72 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
     calibrate.add_argument("normals", help="a folder of normal images, or a named data set")
     calibrate.add_argument("--false-alarm-rate", type=_share, help="of normal images (default: the bundle's, or 0.01)")
+    calibrate.add_argument(
+        "--threshold",
+        choices=("rate", "f1"),
+        default="rate",
+        help="at the false-alarm rate (default), or where F1 is best against --anomalies",
+    )
+    calibrate.add_argument("--anomalies", help="a folder of images that are not normal, for --threshold f1")
     calibrate.add_argument("--seed", type=int, default=0, help="which half is fitted on, which held out (default: 0)")
     calibrate.set_defaults(command=_calibrate)
 
     inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
     inspected.add_argument("data", help=f"{', '.join(data.NAMED)}, or a folder")
     inspected.add_argument("--download", action="store_true", help="fetch what is missing of a named one")
-    inspected.add_argument("--side", type=int, default=64, help="pixels at which images are compared (default: 64)")
+    inspected.add_argument(
+        "--side", type=_positive, default=64, help="pixels at which images are compared (default: 64)"
+    )
     inspected.add_argument("--groups", help="as split.groups of a recipe: keep together what belongs together")
     inspected.set_defaults(command=_data)
     return parser
+
+
+def _takes_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(recipe.names())}, or a TOML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe: pretrain.epochs=3"
+    )
+
+
+def _has_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/<name>-<time>)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run, to the same weights")
+
+
+def _gives_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=Path, default=Path("models"), help="where the bundle goes (default: models)")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    for arm in chosen:
+        if arm not in ARMS:
+            raise argparse.ArgumentTypeError(f"{arm} is none of {', '.join(ARMS)}")
+    return chosen
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
+def _budgets(text: str) -> tuple[int | None, ...]:
+    """None stands for all."""
+    try:
+        chosen = tuple(None if word == "all" else int(word) for word in text.split(","))
+    except ValueError:
+        chosen = (0,)
+    if any(budget is not None and budget < 1 for budget in chosen):
+        raise argparse.ArgumentTypeError(f"{text}: numbers from 1, and all, as in 1,10,100,all")
+    return chosen
+
+
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: at least 2 are needed for an interval")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from training.errors import TrainingError
+from training.errors import TrainingError, in_short
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -38,9 +38,9 @@ class Checkpoints:
             "optimiser": optimiser.state_dict(),
             "random": _random_state(),
         }
-        self._write(LAST, state)
-        if reached.since_best == 0:
+        if reached.since_best == 0:  # first: a kill in between then repeats the epoch, and keeps its best
             self._write(BEST, {"stage": stage, "modules": state["modules"]})
+        self._write(LAST, state)
 
     def resume(self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer) -> Reached:
         """How far a stage came that was interrupted; nowhere, for a new one."""
@@ -71,14 +71,18 @@ class Checkpoints:
         return True
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
+        self.write(self.folder / name, state)
+
+    @staticmethod
+    def write(path: Path, state: dict[str, Any]) -> None:
         """Whole or not at all: a kill in the middle leaves the one before."""
-        temporary = self.folder / f".{name}"
+        temporary = path.with_name(f".{path.name}")
         try:
             torch.save(state, temporary)
-            os.replace(temporary, self.folder / name)
+            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
-            raise TrainingError(f"{self.folder / name}: cannot be written: {error}; what was there is kept") from None
+            raise TrainingError(f"{path}: cannot be written: {in_short(error)}; what was there is kept") from None
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
@@ -87,7 +91,9 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and file errors share no base
-            raise TrainingError(f"{path}: cannot be read: {error}; remove it to begin this stage again") from None
+            raise TrainingError(
+                f"{path}: cannot be read: {in_short(error)}; remove it to begin this stage again"
+            ) from None
         return state
 
 
@@ -107,4 +113,4 @@ def _load(modules: dict[str, nn.Module], states: dict[str, Any], path: Path) -> 
         for name, module in modules.items():
             module.load_state_dict(states[name])
     except (KeyError, RuntimeError) as error:
-        raise TrainingError(f"{path}: of another network than this recipe's: {error}") from None
+        raise TrainingError(f"{path}: of another network than this recipe's: {in_short(error)}") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess, preprocess_pixels
+from training.arrays import Rows, allocate, chunks, take
 from training.errors import TrainingError
 from training.progress import say, track
 
@@ -37,7 +38,7 @@ NAMED = {
 class ImageSet:
     """`labels` index `classes`; both are empty where the images have none, `names` where they are not files."""
 
-    images: np.ndarray  # (N, H, W, C) uint8, as the encoder takes them
+    images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory
     labels: np.ndarray  # (N,) int64, or (0,)
     classes: tuple[str, ...]
     names: tuple[str, ...] = ()  # paths within the folder
@@ -48,15 +49,15 @@ class ImageSet:
     def take(self, indices: np.ndarray) -> "ImageSet":
         labels = self.labels[indices] if len(self.labels) else self.labels
         names = tuple(self.names[index] for index in indices) if self.names else ()
-        return ImageSet(self.images[indices], labels, self.classes, names)
+        return ImageSet(take(self.images, indices), labels, self.classes, names)
 
     def name(self, index: int) -> str:
         return self.names[index] if self.names else f"number {index}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for array in (self.images, self.labels):
-            digest.update(np.ascontiguousarray(array).data)
+        for part in (*chunks(self.images), self.labels):
+            digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
 
@@ -130,7 +131,10 @@ def _brought_to(spec: InputSpec, pixels: np.ndarray) -> np.ndarray:
     """(N, …) pixels of one size → (N, H, W, C), each as if it had come in a file."""
     if pixels.shape[1:] == spec.shape or (*pixels.shape[1:], 1) == spec.shape:
         return pixels.reshape(len(pixels), *spec.shape)
-    return np.stack([preprocess_pixels(image, spec) for image in pixels])
+    images = allocate((len(pixels), *spec.shape), np.uint8)
+    for index, image in enumerate(track(pixels, "resize", len(pixels))):
+        images[index] = preprocess_pixels(image, spec)
+    return images
 
 
 def read_npz(path: Path, spec: InputSpec) -> ImageSet:
@@ -187,7 +191,7 @@ def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
         except (ImageError, OSError) as error:
             return f"{path}: {error}"
 
-    images = np.empty((len(files), *spec.shape), np.uint8)
+    images = allocate((len(files), *spec.shape), np.uint8)
     labels: list[int] = []
     names: list[str] = []
     broken: list[str] = []

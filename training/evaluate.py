@@ -1,12 +1,17 @@
 """What a bundle reaches, measured on the bundle, through the code that serves it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from math import exp, lgamma
 
 import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
 from app.bundle.scoring import probabilities, reconstruction_errors
+from training import pca
+from training.arrays import allocate
+from training.clusters import k_means, normalised_mutual_information
 from training.data import ImageSet
 from training.progress import track
 
@@ -17,29 +22,42 @@ _BATCH = 128  # what one request may hold
 class Outputs:
     """Of every image of a set, in its order."""
 
-    encoded: dict[str, np.ndarray]
-    logits: np.ndarray | None
-    reconstructions: np.ndarray | None
+    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors that were asked for
+    logits: np.ndarray | None  # (N, labels)
+    errors: np.ndarray | None  # (N,) of the reconstruction
+    scores: np.ndarray | None  # (N,) of anomaly
 
 
-def run(bundle: Bundle, data: ImageSet, what: str) -> Outputs:
-    parts: list[dict[str, np.ndarray]] = []
+def run(bundle: Bundle, data: ImageSet, what: str, tensors: Collection[str] = ("embedding",)) -> Outputs:
+    """In batches as a request holds them; what is not asked for is not kept."""
+    found: dict[str, np.ndarray] = {}
     starts = range(0, len(data), _BATCH)
     for start in track(starts, what, len(starts)):
-        encoded = bundle.encode(data.images[start : start + _BATCH])
-        part = dict(encoded)
-        if bundle.head is not None:
-            part["=logits"] = bundle.logits(encoded)
-        if bundle.decoder is not None:
-            part["=reconstructions"] = bundle.reconstruct(encoded)
-        parts.append(part)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    logits, reconstructions = joined.pop("=logits", None), joined.pop("=reconstructions", None)
-    return Outputs(joined, logits, reconstructions)
+        images = data.images[start : start + _BATCH]
+        for name, part in _batch(bundle, images, tensors).items():
+            if name not in found:
+                found[name] = allocate((len(data), *part.shape[1:]), part.dtype.type)
+            found[name][start : start + len(part)] = part
+    logits, errors, scores = (found.pop(name, None) for name in ("=logits", "=errors", "=scores"))
+    return Outputs(found, logits, errors, scores)
 
 
-def metrics(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None = None) -> list[Metric]:
-    """Accuracy, calibration error, reconstruction error and false alarms, as far as the bundle has the parts."""
+def _batch(bundle: Bundle, images: np.ndarray, tensors: Collection[str]) -> dict[str, np.ndarray]:
+    encoded = bundle.encode(images)
+    part = {name: encoded[name] for name in tensors}
+    if bundle.head is not None:
+        part["=logits"] = bundle.logits(encoded)
+    if bundle.decoder is not None:
+        part["=errors"] = reconstruction_errors(images, bundle.reconstruct(encoded))
+    if bundle.scorer is not None:
+        part["=scores"] = bundle.scorer.combine(bundle.scorer.distances(encoded, part.get("=errors")))
+    return part
+
+
+def metrics(
+    bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None = None, train: ImageSet | None = None
+) -> list[Metric]:
+    """As far as the bundle has the parts; with the training images, what principal components reach too."""
     outputs = outputs or run(bundle, data, f"evaluate {bundle.name}")
     how = f"exported bundle through app.bundle, {part}"
     found: dict[str, float] = {}
@@ -51,12 +69,42 @@ def metrics(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None =
             np.mean([right[data.labels == label].mean() for label in np.unique(data.labels)])
         )
         found["calibration_error"] = calibration_error(chances.max(axis=1), right)
-    if outputs.reconstructions is not None:
-        found["reconstruction_mse"] = float(reconstruction_errors(data.images, outputs.reconstructions).mean())
-        if bundle.scorer is not None:
-            scores = bundle.scorer.score(data.images, outputs.encoded[bundle.scorer.takes], outputs.reconstructions)
-            found["false_alarm_rate"] = float(np.mean([score.anomalous for score in scores]))
+        raw = probabilities(outputs.logits, 1.0).max(axis=1)
+        found["calibration_error_before_temperature"] = calibration_error(raw, right)
+    if len(np.unique(data.labels)) > 1:
+        clusters = k_means(outputs.encoded["embedding"], len(data.classes))
+        found["cluster_nmi"] = normalised_mutual_information(data.labels, clusters)
+    if outputs.errors is not None:
+        found["reconstruction_mse"] = float(outputs.errors.mean())
+        if train is not None:
+            found["pca_mse"] = pca.reconstruction_mse(train, data, bundle.manifest.latent_size)
+    if outputs.scores is not None and bundle.manifest.anomaly is not None:
+        found["false_alarm_rate"] = float(np.mean(outputs.scores > bundle.manifest.anomaly.threshold))
     return [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
+
+
+def false_alarm_interval(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:
+    """Where 95 % of measured false-alarm rates fall if nothing is wrong: chance in both samples counted.
+
+    The threshold is the k-th highest of n calibration scores, so that the alarms among m fresh normals are
+    beta-binomial, with parameters k and n + 1 - k.
+    """
+    k, n, m = int(np.floor(rate * (calibrated_on + 1) + 1e-9)), calibrated_on, tested
+
+    def log_beta(a: float, b: float) -> float:
+        return lgamma(a) + lgamma(b) - lgamma(a + b)
+
+    constant = lgamma(m + 1) - log_beta(k, n + 1 - k)
+    total, low, high = 0.0, 0, m
+    for alarms in range(m + 1):
+        ways = constant - lgamma(alarms + 1) - lgamma(m - alarms + 1)
+        total += exp(ways + log_beta(k + alarms, n + 1 - k + m - alarms))
+        if total < 0.025:
+            low = alarms + 1
+        if total >= 0.975:
+            high = alarms
+            break
+    return low / m, high / m
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
@@ -76,6 +124,17 @@ def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
         rival = f"{classes[others.argmax()]} ({others.max():,})" if others.any() else "none"
         lines.append(f"{name:{width}}  {precision[i]:9.4f}  {recall[i]:.4f}  {f1[i]:.4f}  {is_[i]:7,}  {rival}")
     return lines
+
+
+def confusion_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """Every count: a row for what an image is, a column for what it was taken for."""
+    width = max(7, *(len(f"{count:,}") + 2 for count in counts.ravel()))
+    names = max(map(len, classes))
+    lines = [" " * names + "".join(f"{name[: width - 2]:>{width}}" for name in classes)]
+    return lines + [
+        f"{name:{names}}" + "".join(f"{count:{width},}" for count in row)
+        for name, row in zip(classes, counts, strict=True)
+    ]
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:

@@ -1,8 +1,11 @@
 """torch modules → graphs → a bundle, proven on the way: torch and onnxruntime must agree before it is saved."""
 
 import logging
+import math
 import tempfile
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks import Autoencoder
+from training.networks.encoded import GRID
 
 OPSET = 20
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
@@ -26,9 +30,9 @@ _BATCHES = (1, 17)
 class _Encoder(nn.Module):
     """uint8 (N, H, W, C) in, as the decoder of files makes it: the scaling is inside the graph."""
 
-    def __init__(self, net: Autoencoder, reads: str) -> None:
+    def __init__(self, net: Autoencoder, features: bool) -> None:
         super().__init__()
-        self.encoder, self.pool = net.encoder, net.pool if reads == "features" else None
+        self.encoder, self.pool = net.encoder, net.pool if features else None
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
@@ -46,30 +50,85 @@ class _Decoder(nn.Module):
         return self.decoder(embedding).sigmoid().permute(0, 2, 3, 1)  # type: ignore[no-any-return]
 
 
+class _Explainer(nn.Module):
+    """(N, features) → (N, labels, GRID, GRID): a linear head's logits, less the bias, told apart by place.
+
+    A map of fewer cells than the grid has gives each cell its share of the area.
+    """
+
+    def __init__(self, head: nn.Linear, maps: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.sizes = [math.prod(each) for each in maps]
+        self.maps = list(maps)
+        for index, (part, (channels, rows, columns)) in enumerate(
+            zip(torch.split(head.weight.detach(), self.sizes, dim=1), maps, strict=True)
+        ):
+            self.register_buffer(f"weight{index}", part.view(-1, channels, rows, columns))
+            self.register_buffer(f"rows{index}", _spread(rows))
+            self.register_buffer(f"columns{index}", _spread(columns))
+
+    def forward(self, features: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for index, (part, shape) in enumerate(zip(torch.split(features, self.sizes, dim=1), self.maps, strict=True)):
+            weight, rows, columns = (self.get_buffer(f"{name}{index}") for name in ("weight", "rows", "columns"))
+            cells = (part.view(-1, 1, *shape) * weight).sum(dim=2)  # (N, labels, rows, columns) of this map
+            spread = rows @ cells @ columns.T
+            total = spread if total is None else total + spread
+        assert total is not None
+        return total
+
+
+def _spread(cells: int) -> Tensor:
+    """(GRID, cells): what share of each cell lies in each of GRID equal spans; columns sum to one."""
+    overlap = torch.zeros(GRID, cells)
+    for span in range(GRID):
+        for cell in range(cells):
+            low, high = max(span / GRID, cell / cells), min((span + 1) / GRID, (cell + 1) / cells)
+            overlap[span, cell] = max(0.0, high - low) * cells
+    return overlap
+
+
+@dataclass(frozen=True)
 class Exported:
     """The graphs of a network as files and manifest entries."""
 
-    def __init__(self, net: Autoencoder, head: nn.Linear | None, spec: InputSpec, reads: str = "embedding") -> None:
-        """`reads` names what the head takes: the encoder gives `features` only where it is asked for."""
-        self.spec, self.latent_size = spec, net.latent
-        image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
-        embedding, features = _floats("embedding", net.latent), _floats("features", net.pool.size)
-        taken = features if reads == "features" else embedding
-        given = (embedding, features) if reads == "features" else (embedding,)
-        drawn = _floats("reconstruction", *spec.shape)
-        self.files: dict[str, bytes] = {}
-        self.graphs = Graphs(
-            encoder=self._graph("encoder", _Encoder(net, reads), image, *given),
-            decoder=self._graph("decoder", _Decoder(net.decoder), embedding, drawn),
-            head=None if head is None else self._graph("head", head, taken, _floats("logits", head.out_features)),
-        )
+    spec: InputSpec
+    latent_size: int
+    feature_maps: tuple[tuple[int, ...], ...]
+    graphs: Graphs
+    files: dict[str, bytes]
+    tolerances: dict[str, float]  # of golden tensors, where they differ from golden.TOLERANCE
 
-    def _graph(self, name: str, module: nn.Module, taken: TensorSpec, *given: TensorSpec) -> Graph:
-        graph = Graph(file=f"{name}.onnx", input=taken, outputs=given)
+
+def export(
+    net: Autoencoder, head: nn.Linear | None, spec: InputSpec, reads: str = "embedding", features: bool = False
+) -> Exported:
+    """`reads` names what the head takes; the encoder gives `features` where the head or `features` asks for them."""
+    features = features or (head is not None and reads == "features")
+    image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
+    embedding, joined = _floats("embedding", net.latent), _floats("features", net.pool.size)
+    taken = joined if reads == "features" else embedding
+    maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
+    drawn = _floats("reconstruction", *spec.shape)
+    files: dict[str, bytes] = {}
+
+    def graph(name: str, module: nn.Module, taken: TensorSpec, *given: TensorSpec) -> Graph:
+        made = Graph(file=f"{name}.onnx", input=taken, outputs=given)
         module = module.cpu().eval()
-        self.files[graph.file] = to_onnx(module, graph)
-        _require_parity(module, self.files[graph.file], graph)
-        return graph
+        files[made.file] = to_onnx(module, made)
+        _require_parity(module, files[made.file], made)
+        return made
+
+    encoder = graph("encoder", _Encoder(net, features), image, *((embedding, joined) if features else (embedding,)))
+    decoder = graph("decoder", _Decoder(net.decoder), embedding, drawn)
+    labelled = explained = None
+    if head is not None:
+        labelled = graph("head", head, taken, _floats("logits", head.out_features))
+        if reads == "features" and all(len(each) == 3 for each in maps):
+            evidence = _floats("evidence", head.out_features, GRID, GRID)
+            explained = graph("explain", _Explainer(head, maps), joined, evidence)
+    graphs = Graphs(encoder=encoder, decoder=decoder, head=labelled, explain=explained)
+    return Exported(spec, net.latent, maps, graphs, files, {})
 
 
 def to_onnx(module: nn.Module, graph: Graph) -> bytes:
@@ -130,10 +189,11 @@ def publish(models: Path, name: str, exported: Exported, rest: dict[str, Any], f
         "schema_version": SCHEMA_VERSION,
         "input": exported.spec,
         "latent_size": exported.latent_size,
+        "feature_maps": exported.feature_maps,
         "graphs": exported.graphs,
         **rest,
     }
-    return save(models, name, fields, {**exported.files, **files})
+    return save(models, name, fields, {**exported.files, **files}, tolerances=exported.tolerances)
 
 
 def rehearse(name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Bundle:

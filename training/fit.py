@@ -32,8 +32,11 @@ class Journal:
             self._board = None
 
     def write(self, **facts: float | str) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(facts) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(facts) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.path}: cannot be written: {error.strerror}; what was there is kept") from None
         if self._board is not None and "epoch" in facts:
             for name, value in facts.items():
                 if isinstance(value, float):
@@ -58,7 +61,13 @@ def optimiser_of(stage: Stage, groups: list[dict[str, object]]) -> torch.optim.O
         case "adamw":
             return torch.optim.AdamW(groups, lr=stage.rate, weight_decay=stage.weight_decay)
         case "sgd":
-            return torch.optim.SGD(groups, lr=stage.rate, momentum=stage.momentum, weight_decay=stage.weight_decay)
+            return torch.optim.SGD(
+                groups,
+                lr=stage.rate,
+                momentum=stage.momentum,
+                weight_decay=stage.weight_decay,
+                nesterov=stage.momentum > 0,
+            )
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=stage.rate, weight_decay=stage.weight_decay)
 
@@ -82,13 +91,15 @@ def fit(
     """
     if checkpoints.finished(what, modules):
         say(f"{what}: done before")
+        for module in modules.values():
+            module.eval()
         return
     groups = [
         {"params": list(m.parameters()), "share": (slower or {}).get(n, 1.0), "name": n} for n, m in modules.items()
     ]
     optimiser = optimiser_of(stage, [group for group in groups if group["params"]])
     reached = checkpoints.resume(what, modules, optimiser)
-    per_epoch = math.ceil(images / stage.batch)
+    per_epoch = len(_batches(torch.arange(images), stage.batch))
     steps = stage.epochs * per_epoch
     for epoch in range(reached.epochs, stage.epochs):
         if stage.patience is not None and reached.since_best >= stage.patience:
@@ -99,7 +110,7 @@ def fit(
             module.train(name not in still)
             module.requires_grad_(name not in still)
         start, total = time.monotonic(), 0.0
-        order = torch.split(torch.randperm(images), stage.batch)
+        order = _batches(torch.randperm(images), stage.batch)
         for number, batch in enumerate(track(order, f"{what} {epoch + 1}/{stage.epochs}", per_epoch)):
             step = epoch * per_epoch + number
             for group in optimiser.param_groups:
@@ -111,17 +122,14 @@ def fit(
                 torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], stage.clip)
             optimiser.step()
             value = loss.item()
-            if not math.isfinite(value):
-                where = f"in step {number + 1} of epoch {epoch + 1}"
-                raise TrainingError(
-                    f"{what}: the loss is {value} {where}; try a lower rate than {stage.rate}, or a clip"
-                )
+            _require_finite(value, what, f"in step {number + 1} of epoch {epoch + 1}", stage)
             total += value * len(batch)
         mean, seconds = total / images, time.monotonic() - start
         for module in modules.values():
             module.eval()
         with torch.no_grad():
             held_out = validate()
+        _require_finite(held_out, what, f"on validation after epoch {epoch + 1}", stage)
         better = held_out < reached.best
         reached = Reached(epoch + 1, min(reached.best, held_out), 0 if better else reached.since_best + 1)
         checkpoints.save(what, reached, modules, optimiser)
@@ -135,3 +143,16 @@ def fit(
         module.requires_grad_(True)
         module.eval()
     checkpoints.finish(what, modules)
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    """A last batch of one joins the one before it: alone it has no spread to be normalised by."""
+    parts = list(torch.split(order, size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _require_finite(loss: float, what: str, where: str, stage: Stage) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(f"{what}: the loss is {loss} {where}; try a lower rate than {stage.rate}, or a clip")

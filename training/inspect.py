@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from training.arrays import Rows, chunks
 from training.data import ImageSet
 from training.progress import track
 
@@ -81,8 +82,12 @@ def duplicates(train: ImageSet, test: ImageSet) -> tuple[list[tuple[int, int]], 
     return exact, near
 
 
-def _thumbnails(images: np.ndarray) -> np.ndarray:
+def _thumbnails(images: np.ndarray | Rows) -> np.ndarray:
     """(N, H, W, C) uint8 → (N, 64) float32, the means over an 8×8 grid of the mean over channels."""
+    return np.concatenate([_thumbnails_of(part) for part in chunks(images)])
+
+
+def _thumbnails_of(images: np.ndarray) -> np.ndarray:
     grey = images.mean(axis=3, dtype=np.float32)
     rows, columns = (np.linspace(0, side, _THUMBNAIL + 1).astype(int) for side in grey.shape[1:])
     cells = [

@@ -4,9 +4,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from app.bundle import InputSpec
+from training import anomaly
 from training.errors import TrainingError
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -19,6 +29,8 @@ class _Part(BaseModel):
 class Network(_Part):
     kind: Literal["conv", "conv-seed", "dense", "resnet18", "resnet50"] = "conv"
     width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; resnet: of the decoder
+    depth: PositiveInt = 1  # conv: residual blocks in each stage
+    most: PositiveInt = 256  # conv and resnet's decoder: channels of no stage exceed it
     hidden: PositiveInt = 512  # dense: between pixels and code
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
     variational: bool = False  # conv and dense
@@ -46,6 +58,16 @@ class Objective(_Part):
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
 
 
+class Augment(_Part):
+    """What may happen to an image on its way into training, drawn anew each time; each absent at zero."""
+
+    flip: Literal["none", "across", "both"] = "none"  # left and right exchanged, or any of left, right, top and bottom
+    shift: NonNegativeInt = 0  # pixels, each way, at most; what moves in is black
+    turn: Annotated[float, Field(ge=0, le=180)] = 0  # degrees, each way, at most
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0  # larger or smaller by this share, at most
+    erase: Annotated[float, Field(ge=0, le=1)] = 0  # how often a rectangle is filled with noise
+
+
 class Stage(_Part):
     """One run of the training loop."""
 
@@ -53,10 +75,11 @@ class Stage(_Part):
     batch: PositiveInt = 128
     rate: Annotated[float, Field(gt=0)] = 1e-3
     optimiser: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd, Nesterov's
     weight_decay: Annotated[float, Field(ge=0)] = 0
     schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
     clip: Annotated[float, Field(gt=0)] | None = None  # the gradient's norm
+    augment: Augment = Augment()  # of stages in which the encoder learns
     patience: PositiveInt | None = None  # epochs without a better validation loss before the stage ends
 
 
@@ -77,6 +100,13 @@ class Transfer(Stage):
     class_weights: bool = False  # each class counts alike in the loss, however many images it has
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
     reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
+
+    @model_validator(mode="after")
+    def augments_what_learns(self) -> "Transfer":
+        if self.augment != Augment() and self.mode in ("decoder", "head", "random-frozen"):
+            raise ValueError(f"transfer.augment: with mode {self.mode} the encoder is frozen, and runs once per image")
+        return self
 
 
 class Split(_Part):
@@ -86,6 +116,23 @@ class Split(_Part):
     validation: PositiveInt = 5000  # of the training part, at most; and no more than a tenth of it
     calibration: PositiveInt = 5000  # the same; and no more than a fifth
     groups: str | None = None  # images that belong together: a CSV of file,group, or a regular expression on the path
+
+
+class Score(_Part):
+    """The anomaly score: a sum of distances, each in its own standard deviations among normals."""
+
+    distances: Annotated[tuple[str, ...], Field(min_length=1)] = anomaly.DEFAULT
+
+    @field_validator("distances")
+    @classmethod
+    def are_known(cls, distances: tuple[str, ...]) -> tuple[str, ...]:
+        anomaly.tensors(distances)  # a ValueError names the one that is not
+        return distances
+
+
+class Export(_Part):
+    int8: bool = False  # graphs of eight-bit integers, where they hold their accuracy
+    most_lost: Annotated[float, Field(ge=0, lt=1)] = 0.002  # accuracy on validation images that int8 may cost
 
 
 class Input(_Part):
@@ -116,13 +163,27 @@ class Recipe(_Part):
     network: Network = Network()
     objective: Objective = Objective()
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 where the machine is fast at it; weights stay fp32
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 on machines that compute it faster; weights stay fp32
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     input: Input = Input()
     split: Split = Split()
     pretrain: Stage = Stage()
     transfer: Transfer = Transfer()
     decoder: Stage = Stage()
+    anomaly: Score = Score()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def int8_is_held_to_an_accuracy(self) -> "Recipe":
+        if self.export.int8 and self.transfer.mode == "decoder":
+            raise ValueError("export.int8: without labels there is no accuracy to hold it to")
+        return self
+
+    @model_validator(mode="after")
+    def decoder_is_not_augmented(self) -> "Recipe":
+        if self.decoder.augment != Augment():
+            raise ValueError("decoder.augment: the encoder is frozen there, and runs once per image")
+        return self
 
 
 def names() -> list[str]:

@@ -1,172 +1,129 @@
-"""A whole recipe: data → pretrain → labels → decoder → calibrate → export → measure → publish."""
+"""Runs: a folder each, with the recipe, the checkpoints, the weights, the journal and the report."""
 
-import platform
-import subprocess
-import time
-from datetime import UTC, datetime
-from importlib.metadata import version
+import json
+import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from pydantic import ValidationError
 
-from app.bundle import Bundle
-from app.bundle.manifest import Classifier, Metric, Provenance
-from training import calibrate, evaluate, inspect
-from training.card import card
-from training.checkpoint import Checkpoints
-from training.data import ImageSet
+from app.bundle import load
+from training.deliver import deliver, write_report
 from training.errors import TrainingError
-from training.export import OPSET, Exported, publish, rehearse
-from training.fit import Journal
-from training.networks import build
-from training.progress import say
+from training.learn import CHECKPOINTS, UNTRAINED, Learnt, learn, learnt_before
+from training.material import Material, gather, seen_in_pretraining
 from training.recipe import Recipe
-from training.splits import train_and_held_out, train_and_test, train_and_validation
-from training.transfer import Workshop, finetune_decoder, in_batches, learn_labels, pretrain, read
 
-MOST_ACCURACY_LOST = 0.001  # between torch and the exported bundle
-RECIPE_FILE, DONE_FILE = "recipe.json", "bundle.txt"
+RECIPE_FILE, DATA_FILE, DONE_FILE = "recipe.json", "data.json", "bundle.txt"
+_PRETRAINED = "pretrain.pt"
+_OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed")
 
 
 def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     """A new run's folder; or, to resume, one that holds the same recipe unfinished."""
-    resolved = recipe.model_dump_json(indent=2) + "\n"
     if not resume:
         if folder.exists():
             raise TrainingError(f"{folder} is there already: go on with it with --resume, or name another with --run")
-        folder.mkdir(parents=True)
-        (folder / RECIPE_FILE).write_text(resolved)
+        try:
+            folder.mkdir(parents=True)
+            (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --run") from None
         return
-    if not (folder / RECIPE_FILE).is_file():
-        raise TrainingError(f"{folder}: no run to resume there; begin it without --resume")
-    if (folder / RECIPE_FILE).read_text() != resolved:
+    if recipe_of(folder) != recipe:
         raise TrainingError(f"{folder}: a run of another recipe, or of other --set values; resume it with its own")
     if (folder / DONE_FILE).is_file():
-        raise TrainingError(f"{folder}: finished, as {(folder / DONE_FILE).read_text().strip()}; nothing is left to do")
+        done = (folder / DONE_FILE).read_text().splitlines()[-1]
+        raise TrainingError(f"{folder}: finished, as {done}; nothing is left to do")
+
+
+def recipe_of(folder: Path) -> Recipe:
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise TrainingError(f"{folder}: no run there: {RECIPE_FILE} is missing; begin one without --resume")
+    try:
+        return Recipe.model_validate_json(path.read_text())
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise TrainingError(f"{path}: not a recipe of this Graft: {error}") from None
 
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
-    """The published bundle; `folder` keeps the configuration, the metrics and the weights of the run."""
-    start, commit = time.monotonic(), _commit()
+    """All of it: the published bundle."""
     open_folder(folder, recipe, resume)
-    torch.manual_seed(recipe.seed)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    material = _gather(recipe, folder)
+    return _publish(recipe, material, learn(recipe, material, folder), models, folder)
 
-    spec = recipe.input.spec()
-    target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
-    if test.classes != target.classes:
+
+def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
+    """The folder, with an encoder and a decoder of the source."""
+    if recipe.transfer.mode in UNTRAINED:
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or run it")
+    open_folder(folder, recipe, resume)
+    learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
+    return folder
+
+
+def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
+    """The folder, with all that is learnt; what another run pretrained is taken from there."""
+    if pretrained is None:
+        open_folder(folder, recipe, resume)
+        learn(recipe, _gather(recipe, folder), folder)
+        return folder
+    before, weights = recipe_of(pretrained), pretrained / CHECKPOINTS / _PRETRAINED
+    if not weights.is_file():
         raise TrainingError(
-            f"{recipe.target}: its test part has the classes {', '.join(test.classes) or 'none'}, "
-            f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
+            f"{pretrained}: not pretrained to its end; go on with graft-train pretrain RECIPE --resume "
+            f"--run {pretrained}"
         )
-    for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
-        say(f"note: {warning}")
-    train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
-    # Calibration images are seen by nothing that is trained: where source and target are one, pretraining has the rest.
-    source, source_train, source_validation = target, train, validation
-    if recipe.source != recipe.target:
-        source, _ = train_and_test(recipe.source, spec, recipe.split, recipe.seed)
-        source_train, source_validation = train_and_validation(source, recipe.split, recipe.seed)
+    recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
+    open_folder(folder, recipe, resume)
+    material = _gather(recipe, folder)
+    if seen := seen_in_pretraining(before, material):
+        raise TrainingError(
+            f"{pretrained}: its pretraining had {seen:,} of the images that are held out here, so that no number about "
+            "them could be trusted; pretrain with the target's own split, or on other images"
+        )
+    if not (folder / CHECKPOINTS / _PRETRAINED).exists():
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        shutil.copy(weights, folder / CHECKPOINTS / f".{_PRETRAINED}")
+        (folder / CHECKPOINTS / f".{_PRETRAINED}").rename(folder / CHECKPOINTS / _PRETRAINED)
+    learn(recipe, material, folder)
+    return folder
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(recipe.network, spec.shape)
-    for part in (net.encoder, net.decoder, net.pool):
-        part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
-    shop = Workshop(net, recipe.objective, journal, checkpoints, device, recipe.precision)
-    mode, reads = recipe.transfer.mode, recipe.transfer.reads
-    if mode not in ("scratch", "random-frozen"):
-        pretrain(shop, source_train, source_validation, recipe.pretrain)
-    head = None if mode == "decoder" else learn_labels(shop, train, validation, recipe.transfer)
-    finetune_decoder(shop, train, validation, recipe.decoder)
 
-    shop = Workshop(net, recipe.objective, journal, checkpoints, torch.device("cpu"), "fp32")
-    exported = Exported(net, head, spec, reads if head else "embedding")
-    final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
-    torch.save({name: module.state_dict() for name, module in final.items()}, folder / "weights.pt")
-    # A bundle is published with its manifest: of a folder it gives the name, not where it lies.
-    data_names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
-    provenance = Provenance(
-        recipe=recipe.model_copy(update=data_names).model_dump_json(),
-        seed=recipe.seed,
-        **data_names,
-        data={
-            "source/train": source.fingerprint(),
-            "target/train": target.fingerprint(),
-            "target/test": test.fingerprint(),
-        },
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit,
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),  # with the build's label, which the package's own version may lack
-            **{p: version(p) for p in ("onnx", "onnxruntime", "numpy", "pillow")},
-        },
-        opset=OPSET,
-    )
-    rest: dict[str, Any] = {
-        "title": recipe.title,
-        "classifier": Classifier(labels=target.classes, temperature=1.0) if head else None,
-        "anomaly": None,
-        "reference": None,
-        "metrics": (),
-        "provenance": provenance,
-    }
-    # Twice rehearsed: bare, to calibrate on what the graphs give; calibrated, to be measured as it will be served.
-    bare = rehearse(recipe.name, exported, rest, {})
-    calibrated, files = _calibrate(bare, train, validation, calibration, recipe)
-    rest |= calibrated
-    bundle = rehearse(recipe.name, exported, rest, files)
-    found = evaluate.metrics(bundle, test, f"all {len(test):,} test images of {provenance.target}")
-    if head is not None:
-        found.append(_torch_accuracy(shop, head, reads, test, found))
-    rest["metrics"] = tuple(found)
-    minutes = (time.monotonic() - start) / 60
-    files["card.md"] = card(bundle.manifest.model_copy(update=rest), recipe, minutes).encode()
-    path = publish(models, recipe.name, exported, rest, files)
-    (folder / DONE_FILE).write_text(f"{path}\n")
-    journal.write(stage="test", **{metric.name: metric.value for metric in found})
-    for metric in found:
-        say(f"{metric.name} {metric.value:.4f} ({metric.how})")
-    say(f"{path} is ready after {minutes:.1f} minutes; the run is in {folder}")
+def export(folder: Path, models: Path) -> Path:
+    """The bundle of a run that is trained; calibrated, measured and published as the next version."""
+    recipe = recipe_of(folder)
+    learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
+    return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
+
+
+def report(folder: Path) -> Path:
+    """The page with pictures, written anew from the bundle that the run published last."""
+    recipe = recipe_of(folder)
+    if not (folder / DONE_FILE).is_file():
+        raise TrainingError(f"{folder}: nothing was published from there yet; graft-train export {folder} does it")
+    bundle = load(Path((folder / DONE_FILE).read_text().splitlines()[-1]))
+    return write_report(bundle, recipe, _gather(recipe, folder), folder)
+
+
+def _gather(recipe: Recipe, folder: Path) -> Material:
+    """The material, which must be what it was when the run began: else what was held out would be other images."""
+    material, path = gather(recipe), folder / DATA_FILE
+    found = material.fingerprints()
+    if not path.is_file():
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        return material
+    changed = [name for name, digest in json.loads(path.read_text()).items() if found.get(name) != digest]
+    if changed:
+        raise TrainingError(
+            f"{folder}: the data have changed since the run began ({', '.join(changed)}): other images would be held "
+            "out than before; put them back as they were, or begin a new run"
+        )
+    return material
+
+
+def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
+    path = deliver(recipe, material, learnt, models, folder)
+    with (folder / DONE_FILE).open("a") as done:
+        done.write(f"{path.resolve()}\n")
     return path
-
-
-def _calibrate(
-    bundle: Bundle, train: ImageSet, validation: ImageSet, calibration: ImageSet, recipe: Recipe
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Temperature from the validation images, anomaly score from training and calibration images."""
-    fields, files = calibrate.anomaly_part(bundle, train, calibration, recipe.false_alarm_rate)
-    logits = evaluate.run(bundle, validation, "temperature").logits
-    if logits is not None:
-        temperature = calibrate.temperature(logits, validation.labels)
-        fields["classifier"] = Classifier(labels=train.classes, temperature=temperature)
-    return fields, files
-
-
-def _torch_accuracy(shop: Workshop, head: nn.Module, reads: str, test: ImageSet, found: list[Metric]) -> Metric:
-    """The same accuracy on the torch modules; the two must agree, or nothing is published."""
-    logits = in_batches(head, read(shop, test, reads)).numpy()
-    accuracy = float(np.mean(logits.argmax(axis=1) == test.labels))
-    served = next(metric.value for metric in found if metric.name == "accuracy")
-    if abs(accuracy - served) > MOST_ACCURACY_LOST:
-        raise TrainingError(f"the exported bundle reaches {served:.4f}, torch {accuracy:.4f}: not published")
-    return Metric(name="accuracy_in_torch", value=accuracy, images=len(test), how="the torch modules, the same images")
-
-
-def _commit() -> str:
-    """Of the source tree, with a mark if it was changed since; unknown outside of one."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"],  # noqa: S607 - whichever git the user has
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

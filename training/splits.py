@@ -47,6 +47,14 @@ def train_and_validation(data: ImageSet, rules: Split, seed: int) -> tuple[Image
     return split(data, (min(rules.validation, len(data) // 10),), seed, _groups(data, rules))  # type: ignore[return-value]
 
 
+def some_of_each(data: ImageSet, count: int, seed: int) -> np.ndarray:
+    """Indices, rising, of so many images of every class; of a larger count, the same and more."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    labels = data.labels[order]
+    chosen = [order[labels == label][:count] for label in range(len(data.classes))]
+    return np.sort(np.concatenate(chosen))
+
+
 def _groups(data: ImageSet, rules: Split) -> np.ndarray | None:
     return None if rules.groups is None or not data.names else groups_of(data, rules.groups)
 

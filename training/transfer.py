@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.arrays import Rows, allocate, chunks
+from training.augment import augmented
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
-from training.errors import TrainingError
 from training.fit import Journal, fit
 from training.networks import Autoencoder
 from training.objectives import autoencoding_loss, reconstruction
-from training.recipe import Objective, Stage, Transfer
+from training.recipe import Augment, Objective, Stage, Transfer
 
 _BATCH = 1024  # where nothing is learnt, so that its size is only a matter of memory
 
@@ -42,10 +43,26 @@ class Workshop:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def in_batches(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """The function over all rows, nothing learnt, the result in ordinary memory."""
+def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """What the recipe asks for; fp32 on a CPU that has no bf16 of its own, where it would take twice as long."""
+    if precision == "bf16" and device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        if not any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            return "fp32"
+    return precision
+
+
+def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) -> np.ndarray:
+    """(N, …) → (N, D) float32 of the function over all rows, nothing learnt."""
+    found: np.ndarray | None = None
     with torch.no_grad():
-        return torch.cat([function(part).float().cpu() for part in torch.split(rows, _BATCH)])
+        for start in range(0, len(rows), _BATCH):
+            part = function(torch.from_numpy(rows[start : start + _BATCH])).float().cpu().numpy()
+            if found is None:
+                found = allocate((len(rows), *part.shape[1:]), np.float32)
+            found[start : start + len(part)] = part
+    assert found is not None  # no set is empty
+    return found
 
 
 def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
@@ -55,34 +72,49 @@ def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
 
 def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
     """Encoder and decoder, to reconstruct the source; its labels are not looked at."""
-    seen, held = torch.from_numpy(train.images), torch.from_numpy(validation.images)
 
-    def loss(images: Tensor, progress: float) -> Tensor:
+    def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:
+        images = augmented(shop.unit(data.images[batch.numpy()]), augment)
         with shop.autocast():
-            return autoencoding_loss(shop.net, shop.objective, shop.unit(images), progress)
+            return autoencoding_loss(shop.net, shop.objective, images, progress)
 
     fit(
         "pretrain",
         {"encoder": shop.net.encoder, "decoder": shop.net.decoder},
-        lambda batch, progress: loss(seen[batch], progress),
-        len(seen),
+        lambda batch, progress: loss(train, batch, stage.augment, progress),
+        len(train),
         stage,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(held[batch], 1.0), len(held)),
+        lambda: _mean_loss(lambda batch: loss(validation, batch, Augment(), 1.0), len(validation)),
     )
 
 
-def read(shop: Workshop, data: ImageSet, tensor: str) -> Tensor:
-    """(N, D) of the encoder as it stands."""
-    return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), torch.from_numpy(data.images))
+def read(shop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
+    """(N, D) float32 of the encoder as it stands."""
+    return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), data.images)
+
+
+def accuracy_of(net: Autoencoder, head: nn.Linear, tensor: str, data: ImageSet) -> float:
+    """In torch, as trained; what is exported is held to it."""
+
+    def logits(images: Tensor) -> Tensor:
+        return head(net.read(images.permute(0, 3, 1, 2).float() / 255, tensor))  # type: ignore[no-any-return]
+
+    for module in (net.encoder, net.pool, head):
+        module.cpu().eval()
+    return float(np.mean(in_batches(logits, data.images).argmax(axis=1) == data.labels))
+
+
+def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(D,) mean and standard deviation, a part at a time."""
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
+    variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
 
 
 def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
     """The head, and as much of the encoder as the mode says."""
-    if len(train.classes) < 2:
-        found = f"one class, {train.classes[0]}" if train.classes else "no labels"
-        raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
     match transfer.mode:
         case "head" | "random-frozen":
             return train_head(shop, train, validation, transfer)
@@ -98,20 +130,24 @@ def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer
 def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
     """A linear classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
     seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
-    mean, std = seen.mean(0), seen.std(0).clamp_min(1e-6)
-    seen, held = ((part - mean) / std for part in (seen, held))
+    mean, std = _moments(seen)
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
     head = nn.Linear(seen.shape[1], len(train.classes))
+
+    def loss(points: np.ndarray, truth: Tensor, batch: Tensor, smoothing: float) -> Tensor:
+        standardised = (torch.from_numpy(points[batch.numpy()]) - mean) / std
+        return F.cross_entropy(head(standardised), truth[batch], weights, label_smoothing=smoothing)
+
     fit(
         "head",
         {"head": head},
-        lambda batch, _: F.cross_entropy(head(seen[batch]), labels[batch], weights),
+        lambda batch, _: loss(seen, labels, batch, transfer.smoothing),
         len(seen),
         transfer,
         shop.journal,
         shop.checkpoints,
-        lambda: F.cross_entropy(head(held), held_labels, weights).item(),
+        lambda: _mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
     )
     with torch.no_grad():
         head.bias.sub_(head.weight @ (mean / std))
@@ -121,7 +157,7 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
 
 def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
     """From the top down: the head, then in each equal share of the epochs a block more, each slower than the last."""
-    names = list(shop.net.blocks())
+    names = shop.net.blocks_read(transfer.reads)
     slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
 
     def still_frozen(progress: float) -> set[str]:
@@ -145,13 +181,13 @@ def finetune(
     head = nn.Linear(net.latent if transfer.reads == "embedding" else net.pool.size, len(train.classes)).to(shop.device)
     weights = class_weights(train).to(shop.device) if transfer.class_weights else None
 
-    def loss(data: ImageSet, batch: Tensor) -> Tensor:
-        images = shop.unit(data.images[batch.numpy()])
+    def loss(data: ImageSet, batch: Tensor, augment: Augment, smoothing: float) -> Tensor:
+        images = augmented(shop.unit(data.images[batch.numpy()]), augment)
         labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
         with shop.autocast():
             encoded = net.encode(images)
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
-            total = F.cross_entropy(head(taken).float(), labels, weights)
+            total = F.cross_entropy(head(taken).float(), labels, weights, label_smoothing=smoothing)
             if reconstruct:
                 total = total + reconstruct * reconstruction(shop.objective, net.decoder(encoded.code), images)
             return total
@@ -162,12 +198,12 @@ def finetune(
     fit(
         transfer.mode,
         learning,
-        lambda batch, _: loss(train, batch),
+        lambda batch, _: loss(train, batch, transfer.augment, transfer.smoothing),
         len(train),
         transfer,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(validation, batch), len(validation)),
+        lambda: _mean_loss(lambda batch: loss(validation, batch, Augment(), 0.0), len(validation)),
         slower,
         frozen,
     )
@@ -183,19 +219,19 @@ def class_weights(data: ImageSet) -> Tensor:
 def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
     """The decoder learns to draw the target from the frozen encoder's code."""
     seen, held = read(shop, train, "embedding"), read(shop, validation, "embedding")
-    images, held_images = torch.from_numpy(train.images), torch.from_numpy(validation.images)
 
-    def loss(code: Tensor, image: Tensor) -> Tensor:
+    def loss(codes: np.ndarray, data: ImageSet, batch: Tensor) -> Tensor:
+        code, images = torch.from_numpy(codes[batch.numpy()]), shop.unit(data.images[batch.numpy()])
         with shop.autocast():
-            return reconstruction(shop.objective, shop.net.decoder(code.to(shop.device)), shop.unit(image))
+            return reconstruction(shop.objective, shop.net.decoder(code.to(shop.device)), images)
 
     fit(
         "decoder",
         {"decoder": shop.net.decoder},
-        lambda batch, _: loss(seen[batch], images[batch]),
+        lambda batch, _: loss(seen, train, batch),
         len(seen),
         stage,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(held[batch], held_images[batch]), len(held)),
+        lambda: _mean_loss(lambda batch: loss(held, validation, batch), len(held)),
     )

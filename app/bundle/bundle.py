@@ -24,6 +24,7 @@ class Bundle:
     encoder: Session
     decoder: Session | None
     head: Session | None
+    explainer: Session | None
     scorer: scoring.AnomalyScorer | None
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
@@ -57,12 +58,27 @@ class Bundle:
         if self.scorer is None:
             raise self._lacks("anomaly calibration", "anomaly")
         encoded = self.encode(images)
-        return self.scorer.score(images, encoded[self.scorer.takes], self.reconstruct(encoded))
+        errors = None
+        if self.scorer.reconstructs:
+            errors = scoring.reconstruction_errors(images, self.reconstruct(encoded))
+        return self.scorer.score(encoded, errors)
+
+    def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
+        """What `encode` gave → (N, labels, rows, columns): each place's share of each logit; the bias is left out."""
+        graph = self.manifest.graphs.explain
+        if self.explainer is None or graph is None:
+            raise self._lacks("head that reads places", "explain")
+        return self.explainer.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every output of every graph, by name."""
         outputs = self.encode(images)
-        for session, graph in ((self.decoder, self.manifest.graphs.decoder), (self.head, self.manifest.graphs.head)):
+        graphs = self.manifest.graphs
+        for session, graph in (
+            (self.decoder, graphs.decoder),
+            (self.head, graphs.head),
+            (self.explainer, graphs.explain),
+        ):
             if session is not None and graph is not None:
                 outputs = outputs | session.run(outputs[graph.input.name])
         return outputs

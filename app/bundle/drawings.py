@@ -1,9 +1,9 @@
 """Pictures drawn by code: golden inputs, and the samples that documents and pages show. No data set is quoted."""
 
-import io
-
 import numpy as np
 from PIL import Image, ImageDraw
+
+from app.bundle.encode import png
 
 # Outlines on a 28 × 28 grid, light on dark as Fashion-MNIST has them: (grey level, polygon) painted in order.
 _GARMENTS: dict[str, list[tuple[int, list[tuple[float, float]]]]] = {
@@ -52,12 +52,6 @@ def garment(kind: str, side: int = 28) -> Image.Image:
     for level, outline in _GARMENTS[kind]:
         pen.polygon([(x * 4 * side / 28, y * 4 * side / 28) for x, y in outline], fill=level)
     return large.reduce(4)
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def golden_files() -> list[bytes]:

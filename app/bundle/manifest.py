@@ -5,6 +5,7 @@ Name and version come from the folder, never from the file, so that a bundle can
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
@@ -62,11 +63,15 @@ class Graph(Strict):
 
 
 class Graphs(Strict):
-    """`image` → encoder → `embedding` (and `features`); decoder and head name which of the two they take."""
+    """`image` → encoder → `embedding` (and `features`); the others name which of the two they take.
+
+    `explain` gives the head's logits, less the bias, as sums over places: (N, labels, rows, columns).
+    """
 
     encoder: Graph
     decoder: Graph | None
     head: Graph | None
+    explain: Graph | None
 
     def tensors(self) -> list[str]:
         """The names of all that the graphs give."""
@@ -85,22 +90,31 @@ class Classifier(Strict):
         return labels
 
 
-class Scale(Strict):
-    mean: float
+class Distance(Strict):
+    """How far an image lies from the normals that the score was fitted on, by one measure.
+
+    reconstruction  mean over pixels and channels of (reconstruction - image / 255)²; takes `pixels`
+    mahalanobis     √‖z / spread‖²
+    residual        √(‖x‖² - ‖z‖²), what the normals' main directions leave unexplained
+    neighbours      mean distance of z from its nearest references
+
+    x = (tensor - mean) · weight, z = x · basis, with the arrays of `takes` in the reference file.
+    """
+
+    measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours"]
+    takes: Literal["pixels", "embedding", "features"]
+    mean: float  # of the distances of training normals that no array was fitted on
     std: Annotated[float, Field(ge=1e-12)]
+
+    @property
+    def name(self) -> str:
+        return self.measure if self.takes == "pixels" else f"{self.takes}.{self.measure}"
 
 
 class Anomaly(Strict):
-    """score = z(reconstruction error) + z(latent distance), both z over the training normals.
+    """score = sum over the distances of (distance - mean) / std. The higher, the more anomalous."""
 
-    reconstruction error: mean over pixels and channels of (reconstruction - image / 255)²
-    latent distance: Mahalanobis, √‖(x - mean) · whitening‖², of the tensor that `takes` names
-    """
-
-    definition: Literal["reconstruction+mahalanobis"]
-    takes: Literal["embedding", "features"]
-    reconstruction: Scale
-    latent: Scale
+    distances: Annotated[tuple[Distance, ...], Field(min_length=1)]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     threshold: float  # the score above which p ≤ false_alarm_rate
     calibrated_on: PositiveInt  # held-out normals; their sorted scores are in the reference file
@@ -141,6 +155,7 @@ class Manifest(Strict):
     title: str
     input: InputSpec
     latent_size: PositiveInt
+    feature_maps: tuple[tuple[PositiveInt, ...], ...]  # what `features` joins: (channels, rows, columns), or (numbers,)
     graphs: Graphs
     classifier: Classifier | None
     anomaly: Anomaly | None
@@ -152,29 +167,53 @@ class Manifest(Strict):
     seal: Sha256  # of all the rest: a changed temperature or threshold is found as a changed weight is
 
     @model_validator(mode="after")
-    def parts_agree(self) -> "Manifest":
+    def files_are_summed(self) -> "Manifest":
+        for field, file in self.named_files():
+            if file not in self.files:
+                raise ValueError(f"{field}: {file!r} is not in files")
+        return self
+
+    @model_validator(mode="after")
+    def anomaly_can_be_computed(self) -> "Manifest":
+        if self.anomaly and self.reference is None:
+            raise ValueError("anomaly: needs reference")
+        given = {tensor.name for tensor in self.graphs.encoder.outputs}
+        for distance in self.anomaly.distances if self.anomaly else ():
+            if (distance.measure == "reconstruction") != (distance.takes == "pixels"):
+                raise ValueError("anomaly.distances: reconstruction takes pixels, and nothing else does")
+            if distance.takes == "pixels" and self.graphs.decoder is None:
+                raise ValueError("anomaly.distances: reconstruction needs graphs.decoder")
+            if distance.takes != "pixels" and distance.takes not in given:
+                raise ValueError("anomaly.distances.takes: the encoder does not give it")
+        return self
+
+    @model_validator(mode="after")
+    def head_and_labels_agree(self) -> "Manifest":
+        head, explain, classifier = self.graphs.head, self.graphs.explain, self.classifier
+        if (head is None) != (classifier is None):
+            raise ValueError("graphs.head and classifier come together or not at all")
+        if head and classifier and head.outputs[0].shape[-1] != len(classifier.labels):
+            raise ValueError("classifier.labels: not as many as the head's outputs")
+        if explain and (head is None or explain.outputs[0].shape[1:-2] != head.outputs[0].shape[1:]):
+            raise ValueError("graphs.explain: its output is not (N, labels, rows, columns), of the head's labels")
+        return self
+
+    @model_validator(mode="after")
+    def graphs_agree(self) -> "Manifest":
         graphs = self.graphs
         if set(self.golden.outputs) != set(graphs.tensors()):
             raise ValueError("golden.outputs: not the tensors that the graphs give")
-        if (graphs.head is None) != (self.classifier is None):
-            raise ValueError("graphs.head and classifier come together or not at all")
-        if graphs.head and self.classifier and graphs.head.outputs[0].shape[-1] != len(self.classifier.labels):
-            raise ValueError("classifier.labels: not as many as the head's outputs")
-        if self.anomaly and (graphs.decoder is None or self.reference is None):
-            raise ValueError("anomaly: needs graphs.decoder and reference")
         if graphs.encoder.input.shape != (-1, *self.input.shape):
             raise ValueError("graphs.encoder.input.shape: differs from input")
         given = {t.name: t for t in graphs.encoder.outputs}
         if given.get("embedding") is None or given["embedding"].shape != (-1, self.latent_size):
             raise ValueError("graphs.encoder.outputs: no embedding of latent_size")
-        for part, graph in (("decoder", graphs.decoder), ("head", graphs.head)):
+        joined = sum(math.prod(each) for each in self.feature_maps)
+        if joined != (given["features"].shape[-1] if "features" in given else 0):
+            raise ValueError("feature_maps: they do not add up to the encoder's features")
+        for part, graph in (("decoder", graphs.decoder), ("head", graphs.head), ("explain", graphs.explain)):
             if graph and given.get(graph.input.name) != graph.input:
                 raise ValueError(f"graphs.{part}.input: the encoder does not give it")
-        if self.anomaly and self.anomaly.takes not in given:
-            raise ValueError("anomaly.takes: the encoder does not give it")
-        for field, file in self.named_files():
-            if file not in self.files:
-                raise ValueError(f"{field}: {file!r} is not in files")
         return self
 
     def named_files(self) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.bundle.manifest import Anomaly, Scale
+from app.bundle.manifest import Anomaly
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,16 @@ class AnomalyScore:
     threshold: float
     anomalous: bool
     p_value: float
-    reconstruction_error: float
-    latent_distance: float
+    distances: dict[str, float]  # raw, by name: reconstruction, embedding.mahalanobis, …
+
+    @property
+    def reconstruction_error(self) -> float | None:
+        return self.distances.get("reconstruction")
+
+    @property
+    def latent_distance(self) -> float | None:
+        """The first that the manifest names of those that are not the reconstruction's."""
+        return next((value for name, value in self.distances.items() if name != "reconstruction"), None)
 
 
 def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -56,15 +64,43 @@ def reconstruction_errors(images: np.ndarray, reconstructions: np.ndarray) -> np
     return np.asarray(np.mean(np.square(difference), axis=(1, 2, 3), dtype=np.float64))
 
 
-def mahalanobis(points: np.ndarray, mean: np.ndarray, whitening: np.ndarray) -> np.ndarray:
-    """(N, D) → (N,) distances; one matrix product."""
-    whitened = (points - mean) @ whitening
-    return np.asarray(np.sqrt(np.sum(np.square(whitened), axis=1, dtype=np.float64)))
+NEAREST = 3  # references whose distances are averaged, or as many as there are
+_PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK"}
+NEEDS = {  # arrays of a space, by measure
+    "mahalanobis": ("mean", "weight", "basis", "spread"),
+    "residual": ("mean", "weight", "basis"),
+    "neighbours": ("mean", "weight", "basis", "references"),
+}
 
 
-def combine(errors: np.ndarray, distances: np.ndarray, reconstruction: Scale, latent: Scale) -> np.ndarray:
-    """(N,) scores: both parts in standard deviations of the training normals, added."""
-    return (errors - reconstruction.mean) / reconstruction.std + (distances - latent.mean) / latent.std
+class Space:
+    """Where one tensor's normals lie: main directions, their spread, and a few of the normals themselves.
+
+    `mean` and `weight` (D,), `basis` (D, K) of orthonormal columns, `spread` (K,), `references` (R, K).
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        references = arrays.get("references")
+        if references is not None:
+            self._norms = np.square(references).sum(axis=1)
+
+    def distances(self, points: np.ndarray, measures: set[str]) -> dict[str, np.ndarray]:
+        """(N, D) → (N,) for each measure."""
+        x = (points - self._arrays["mean"]) * self._arrays["weight"]
+        z = x @ self._arrays["basis"]
+        inside = np.square(z).sum(axis=1)
+        found = {}
+        if "mahalanobis" in measures:
+            found["mahalanobis"] = np.sqrt(np.square(z / self._arrays["spread"]).sum(axis=1))
+        if "residual" in measures:
+            found["residual"] = np.sqrt(np.maximum(np.square(x).sum(axis=1) - inside, 0))
+        if "neighbours" in measures:
+            squared = inside[:, None] + self._norms - 2 * z @ self._arrays["references"].T  # (N, R)
+            count = min(NEAREST, squared.shape[1])
+            nearest = np.partition(squared, count - 1, axis=1)[:, :count]
+            found["neighbours"] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
+        return {measure: values.astype(np.float64) for measure, values in found.items()}
 
 
 def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
@@ -88,29 +124,81 @@ def threshold_at(calibration: np.ndarray, false_alarm_rate: float) -> float:
 
 
 class AnomalyScorer:
-    """The manifest's definition with its numbers: `mean`, `whitening` and `calibration_scores` of the reference."""
+    """The manifest's distances with their numbers: `calibration_scores` and `<tensor>.<array>` of the reference."""
 
-    def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], size: int) -> None:
-        """`size` is that of the tensor that the score takes. A ValueError names the array that does not fit."""
-        self.takes = anomaly.takes
+    def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
+        """`sizes` are those of the encoder's tensors. A ValueError names the array that does not fit."""
         self._anomaly = anomaly
-        shapes = {"mean": (size,), "whitening": (size, size), "calibration_scores": (anomaly.calibrated_on,)}
-        for name, shape in shapes.items():
-            array = reference.get(name)
-            if array is None or array.dtype.kind != "f" or array.shape != shape or not np.isfinite(array).all():
-                raise ValueError(f"array {name}: finite numbers of shape {shape} are expected")
-        self._mean, self._whitening = reference["mean"], reference["whitening"]
-        self._calibration = reference["calibration_scores"]
+        self._calibration = _numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
         if (np.diff(self._calibration) < 0).any():
             raise ValueError("array calibration_scores: not in rising order")
+        self._measures: dict[str, set[str]] = {}
+        for distance in anomaly.distances:
+            self._measures.setdefault(distance.takes, set()).add(distance.measure)
+        self.reconstructs = "pixels" in self._measures
+        self._spaces = {
+            tensor: Space(_space_arrays(reference, tensor, measures, sizes[tensor]))
+            for tensor, measures in self._measures.items()
+            if tensor != "pixels"
+        }
 
-    def score(self, images: np.ndarray, points: np.ndarray, reconstructions: np.ndarray) -> list[AnomalyScore]:
+    def distances(self, encoded: dict[str, np.ndarray], errors: np.ndarray | None) -> np.ndarray:
+        """(N, distances of the manifest), raw. `errors` are the reconstruction's, where they are among them."""
+        found: dict[tuple[str, str], np.ndarray] = {}
+        for tensor, space in self._spaces.items():
+            for measure, values in space.distances(encoded[tensor], self._measures[tensor]).items():
+                found[tensor, measure] = values
+        if self.reconstructs:
+            assert errors is not None
+            found["pixels", "reconstruction"] = errors
+        return np.stack([found[distance.takes, distance.measure] for distance in self._anomaly.distances], axis=1)
+
+    def combine(self, distances: np.ndarray) -> np.ndarray:
+        """(N, distances) → (N,) scores."""
+        mean, std = (np.array([getattr(d, name) for d in self._anomaly.distances]) for name in ("mean", "std"))
+        return np.asarray(((distances - mean) / std).sum(axis=1))
+
+    def score(self, encoded: dict[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
         a = self._anomaly
-        errors = reconstruction_errors(images, reconstructions)
-        distances = mahalanobis(points, self._mean, self._whitening)
-        scores = combine(errors, distances, a.reconstruction, a.latent)
+        distances = self.distances(encoded, errors)
+        scores = self.combine(distances)
         chances = p_values(scores, self._calibration)
+        named = [distance.name for distance in a.distances]
         return [
-            AnomalyScore(float(s), a.threshold, bool(p <= a.false_alarm_rate), float(p), float(e), float(d))
-            for s, p, e, d in zip(scores, chances, errors, distances, strict=True)
+            AnomalyScore(
+                float(s),
+                a.threshold,
+                bool(p <= a.false_alarm_rate),
+                float(p),
+                dict(zip(named, map(float, row), strict=True)),
+            )
+            for s, p, row in zip(scores, chances, distances, strict=True)
         ]
+
+
+def _numbers(reference: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """The array, of finite numbers; None in `shape` is any size."""
+    array = reference.get(name)
+    if array is not None and array.dtype.kind == "f" and _fits(array.shape, shape) and np.isfinite(array).all():
+        return array
+    told = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(f"array {name}: finite numbers of shape ({told}) are expected")
+
+
+def _fits(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
+    return len(found) == len(stated) and all(s in (None, f) for f, s in zip(found, stated, strict=True))
+
+
+def _space_arrays(
+    reference: dict[str, np.ndarray], tensor: str, measures: set[str], size: int
+) -> dict[str, np.ndarray]:
+    basis = _numbers(reference, f"{tensor}.basis", (size, None))
+    sizes = {"D": size, "K": basis.shape[1], "R": None}
+    arrays = {}
+    for name in sorted({array for measure in measures for array in NEEDS[measure]}):
+        arrays[name] = _numbers(reference, f"{tensor}.{name}", tuple(sizes[place] for place in _PLACES[name]))
+    if "spread" in arrays and not (arrays["spread"] > 0).all():
+        raise ValueError(f"array {tensor}.spread: not all above zero")
+    if "references" in arrays and not len(arrays["references"]):
+        raise ValueError(f"array {tensor}.references: empty")
+    return arrays

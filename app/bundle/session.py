@@ -20,8 +20,16 @@ CPU = ("CPUExecutionProvider",)
 class Session:
     """One graph: (N, …) array in, one (N, …) array for each output that the manifest names, in its order."""
 
-    def __init__(self, model: bytes, graph: Graph, where: str, threads: int, providers: Sequence[str] = CPU) -> None:
-        """`where` (name/version/file) begins every message."""
+    def __init__(
+        self,
+        model: bytes,
+        graph: Graph,
+        where: str,
+        threads: int,
+        providers: Sequence[str] = CPU,
+        optimise: bool = True,
+    ) -> None:
+        """`where` (name/version/file) begins every message; not optimised, every node is run as it is written."""
         for weight, location in external_data(model, where):
             raise ExternalData(
                 f"{where}: weight {weight!r} lies outside the graph, in {location!r}: "
@@ -31,6 +39,8 @@ class Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))

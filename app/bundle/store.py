@@ -73,13 +73,13 @@ def _assemble(
     scorer = None
     if manifest.anomaly is not None and manifest.reference is not None:
         reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
-        [taken] = [t for t in manifest.graphs.encoder.outputs if t.name == manifest.anomaly.takes]
+        sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
         try:
-            scorer = AnomalyScorer(manifest.anomaly, reference, taken.shape[-1])
+            scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
         except ValueError as error:
             raise ReferenceInvalid(f"{where}/{manifest.reference}: {error}") from None
-    decoder, head = session(manifest.graphs.decoder), session(manifest.graphs.head)
-    return Bundle(name, version, digest, manifest, encoder, decoder, head, scorer)
+    decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
+    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, scorer)
 
 
 def save(

@@ -8,7 +8,8 @@ from PIL import Image
 from support import spec
 
 from app.bundle import preprocess
-from app.bundle.drawings import GARMENTS, garment, png
+from app.bundle.drawings import GARMENTS, garment
+from app.bundle.encode import png
 from training.data import ImageSet, has_parts, load, read_folder, read_idx, read_npz, root
 from training.errors import TrainingError
 

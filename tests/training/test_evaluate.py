@@ -6,7 +6,14 @@ from support import LABELS, save_tiny
 
 from app.bundle import load
 from training.data import ImageSet
-from training.evaluate import calibration_error, class_table, confusion, metrics
+from training.evaluate import (
+    calibration_error,
+    class_table,
+    confusion,
+    confusion_table,
+    false_alarm_interval,
+    metrics,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -23,6 +30,10 @@ def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
     alarms = [score.anomalous for score in bundle.anomaly(images)]
     assert found["false_alarm_rate"].value == pytest.approx(np.mean(alarms))
     assert found["reconstruction_mse"].value > 0
+    assert 0 <= found["cluster_nmi"].value <= 1
+    assert found["calibration_error_before_temperature"] == found["calibration_error"].model_copy(
+        update={"name": "calibration_error_before_temperature"}
+    ), "the tiny bundle's temperature is 1"
     assert all(m.images == 300 and "made up" in m.how for m in found.values())
 
 
@@ -50,3 +61,23 @@ def test_calibration_error_is_the_gap_between_confidence_and_truth() -> None:
     assert calibration_error(confidence, np.arange(1000) < 800) == pytest.approx(0.0)
     assert calibration_error(confidence, np.arange(1000) < 500) == pytest.approx(0.3)
     assert calibration_error(np.ones(10), np.ones(10, bool)) == 0.0
+
+
+def test_the_whole_table_has_every_count() -> None:
+    counts = np.array([[1200, 3], [0, 9]])
+    assert [line.split() for line in confusion_table(counts, ("cat", "dog"))] == [
+        ["cat", "dog"],
+        ["cat", "1,200", "3"],
+        ["dog", "0", "9"],
+    ]
+
+
+def test_the_interval_of_false_alarms_holds_what_chance_gives() -> None:
+    """Thresholds from one sample, alarms counted in another, again and again."""
+    low, high = false_alarm_interval(0.05, 399, 500)
+    inside = []
+    for _ in range(3000):
+        threshold = np.sort(RNG.normal(size=399))[-20]  # the k-th highest, k = 0.05 · 400
+        inside.append(low <= np.mean(RNG.normal(size=500) > threshold) <= high)
+    assert np.mean(inside) == pytest.approx(0.955, abs=0.02)
+    assert false_alarm_interval(0.01, 5000, 10_000) == pytest.approx((0.0068, 0.0137), abs=5e-4)

@@ -1,5 +1,6 @@
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,24 @@ def test_the_rate_rises_then_falls_to_nothing(schedule: Literal["cosine", "one-c
     assert rates[-1] < 1e-6
     assert rate_at(Stage(rate=0.1), 0, 1) == 0.1
     assert {rate_at(Stage(rate=0.1, schedule="constant"), step, 9) for step in range(9)} == {0.1}
+
+
+def test_no_batch_is_a_single_image() -> None:
+    seen: list[int] = []
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        seen.extend(batch.tolist())
+        sizes.append(len(batch))
+        return line(torch.ones(1, 1)).sum()
+
+    for images, expected in ((9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1])):
+        line, sizes = nn.Linear(1, 1), list[int]()
+        seen.clear()
+        with tempfile.TemporaryDirectory() as folder:
+            journal, checkpoints = Journal(Path(folder) / "metrics.jsonl"), Checkpoints(Path(folder))
+            fit("line", {"line": line}, loss, images, Stage(epochs=1, batch=4), journal, checkpoints, lambda: 0.0)
+        assert sizes == expected
+        assert sorted(seen) == list(range(images))
 
 
 def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = None) -> nn.Linear:
@@ -126,3 +145,13 @@ def test_slower_modules_move_less_and_frozen_ones_not_at_all(tmp_path: Path) -> 
     moved = {name: module.weight.item() for name, module in modules.items()}
     assert moved == pytest.approx({"top": -0.1, "slow": -0.05, "frozen": 0.0})
     assert all(p.requires_grad for module in modules.values() for p in module.parameters())
+
+
+def test_tensorboard_gets_the_curves_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: no events to read")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    learn(Stage(epochs=3, batch=64), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event.value for event in events.Scalars("line/loss")] == pytest.approx(written, rel=1e-5)

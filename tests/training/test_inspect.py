@@ -6,7 +6,8 @@ from PIL import Image
 from support import spec
 
 from app.bundle import preprocess
-from app.bundle.drawings import GARMENTS, garment, png
+from app.bundle.drawings import GARMENTS, garment
+from app.bundle.encode import png
 from training.__main__ import main
 from training.data import ImageSet
 from training.inspect import class_warnings, duplicate_warnings, duplicates, table

@@ -17,84 +17,45 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops
-from support import spec
+from PIL import Image
+from support import SPECS
 
 from app.bundle import InputSpec, load
-from app.bundle.drawings import GARMENTS, garment
+from app.bundle.drawings import GARMENTS
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
 from training.__main__ import main
-from training.data import read_folder
-from training.export import Exported, to_onnx
+from training.data import ImageSet, read_folder
+from training.export import Exported, export, to_onnx
 from training.networks import build
 from training.recipe import Input, Network
-
-
-class Brightness:
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def __call__(self, level: float) -> float:
-        return min(255, level * self.factor)
-
-
-def draw_folder(folder: Path, per_class: int, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    for kind in GARMENTS:
-        (folder / kind).mkdir(parents=True)
-        for number in range(per_class):
-            image = garment(kind, int(rng.integers(24, 40)))
-            shifted = ImageChops.offset(image, *(int(v) for v in rng.integers(-3, 4, 2)))
-            shifted.point(Brightness(rng.uniform(0.5, 1.2))).save(folder / kind / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("garments")
-    draw_folder(folder / "train", 120, seed=1)
-    draw_folder(folder / "test", 30, seed=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def recipe(images: Path) -> Path:
-    path = images / "drawn.toml"
-    path.write_text(f"""
-name = "drawn"
-title = "garments drawn by code"
-source = "{images}"
-target = "{images}"
-false_alarm_rate = 0.05
-[split]
-validation = 80
-calibration = 120
-[pretrain]
-epochs = 8
-rate = 5e-3
-[network]
-kind = "conv-seed"
-[transfer]
-reads = "embedding"
-epochs = 20
-rate = 3e-2
-[decoder]
-epochs = 2
-""")
-    return path
-
-
-@pytest.fixture(scope="module")
-def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    assert train(recipe, folder) == 0
-    return folder
 
 
 def train(recipe: Path, folder: Path, changes: Sequence[str] = ()) -> int:
     sets = [part for change in changes for part in ("--set", change)]
     return main(["run", str(recipe), "--models", str(folder / "models"), "--run", str(folder / "run"), *sets])
+
+
+Weights = dict[str, dict[str, torch.Tensor]]
+
+
+def learnt(recipe: Path, run: Path, changes: Sequence[str] = (), *more: str) -> Weights:
+    """The weights of a run that is not exported, which takes longer than all the rest."""
+    sets = [part for change in changes for part in ("--set", change)]
+    assert main(["transfer", str(recipe), "--run", str(run), *sets, *more]) == 0
+    return weights_of(run)
+
+
+def weights_of(run: Path) -> Weights:
+    found: Weights = torch.load(run / "weights.pt", weights_only=True)
+    return found
+
+
+def assert_same(some: Weights, others: Weights) -> None:
+    assert some.keys() == others.keys()
+    for part, weights in some.items():
+        for name, value in weights.items():
+            assert torch.equal(value, others[part][name]), f"{part}.{name}"
 
 
 def test_the_bundle_serves_what_torch_gave(trained: Path, images: Path) -> None:
@@ -158,31 +119,136 @@ def test_a_finished_bundle_is_measured_again_from_the_command_line(
     assert f"accuracy {stated['accuracy']:.4f} over 120 images" in capsys.readouterr().out
 
 
-WHERE = ("--set", "source=drawn", "--set", "target=drawn")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["run", "nothing"], "no recipe 'nothing'"),
-        (["evaluate", "nowhere/1"], "nowhere/1"),
-        (["run", "seed", *WHERE, "--set", "split.test=0.9999"], "cannot give"),
-        (["run", "seed", "--set", "source=/nowhere", "--set", "target=/nowhere"], "neither a data set"),
-    ],
-)
-def test_a_bad_command_ends_in_one_sentence(
-    arguments: list[str],
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_pretrain_transfer_and_export_make_the_bundle_that_run_makes(
+    trained: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    draw_folder(tmp_path / "drawn", 3, seed=0)
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.splitlines()[-1].startswith("graft-train: ")
-    assert says in error
+    first, second, models = tmp_path / "first", tmp_path / "second", tmp_path / "models"
+    assert main(["pretrain", str(recipe), "--run", str(first)]) == 0
+    assert not (first / "weights.pt").exists()
+    whole = weights_of(trained / "run")
+    assert_same(whole, learnt(recipe, second, (), "--from", str(first)))
+    assert_same(whole, learnt(recipe, first, (), "--resume"))
+    assert main(["export", str(second), "--models", str(models)]) == 0
+    bundles = [load(folder / "drawn/1").manifest for folder in (trained / "models", models)]
+    assert bundles[0].metrics == bundles[1].metrics
+    assert bundles[0].files["encoder.onnx"] == bundles[1].files["encoder.onnx"]
+    written = (second / "report.html").read_text()
+    (second / "report.html").unlink()
+    assert main(["report", str(second)]) == 0
+    assert (second / "report.html").read_text() == written
+
+
+def test_what_was_pretrained_stands_still_while_it_is_read(recipe: Path, tmp_path: Path) -> None:
+    """Normalisation statistics are learnt in pretraining; reading a target must not overwrite them."""
+    changes = [*SMALL, "transfer.reads=features"]
+    first = tmp_path / "first"
+    assert main(["pretrain", str(recipe), "--run", str(first), *(p for c in changes for p in ("--set", c))]) == 0
+    whole = learnt(recipe, tmp_path / "whole", changes)
+    assert_same(whole, learnt(recipe, tmp_path / "second", changes, "--from", str(first)))
+    assert_same(whole, learnt(recipe, first, changes, "--resume"))
+
+
+def test_an_untrained_encoder_is_untrained(recipe: Path, tmp_path: Path) -> None:
+    """Its normalisation has seen nothing."""
+    encoder = learnt(recipe, tmp_path / "run", [*SMALL, "transfer.mode=random-frozen"])["encoder"]
+    means = [value for name, value in encoder.items() if name.endswith("running_mean")]
+    assert means
+    assert not any(mean.any() for mean in means)
+
+
+def test_data_that_changed_are_not_measured_as_if_they_had_not(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images / "train", tmp_path / "mine")
+    sets = ["--set", f"source={tmp_path}/mine", "--set", f"target={tmp_path}/mine"]
+    run = str(tmp_path / "run")
+    assert main(["transfer", str(recipe), "--run", run, *sets, "--set", "pretrain.epochs=1"]) == 0
+    shutil.copy(images / "test/bag/0.png", tmp_path / "mine/bag/new.png")
+    assert main(["export", run, "--models", str(tmp_path / "models")]) == 2
+    assert "the data have changed since the run began (source/train, target/train" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_not_pretrained_on(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unlabelled source that holds the target's images too, and a run that pretrained on what is held out here."""
+    (tmp_path / "all").mkdir()
+    for part in ("train", "test"):
+        for path in (images / part).rglob("*.png"):
+            shutil.copy(path, tmp_path / f"all/{part}-{path.parent.name}-{path.name}")
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    source = ["--set", f"source={tmp_path}/all", "--set", "pretrain.epochs=1"]
+    assert main(["pretrain", str(recipe), "--run", first, *source]) == 0
+    assert "are held out of the target: pretraining goes without them" in capsys.readouterr().err
+    assert main(["transfer", str(recipe), "--run", second, "--from", first]) == 0
+    alone = ["--set", f"source={tmp_path}/all", "--set", f"target={tmp_path}/all", "--set", "transfer.mode=decoder"]
+    assert main(["pretrain", str(recipe), "--run", str(tmp_path / "third"), *alone, "--set", "pretrain.epochs=1"]) == 0
+    assert main(["transfer", str(recipe), "--run", str(tmp_path / "fourth"), "--from", str(tmp_path / "third")]) == 2
+    assert "of the images that are held out here" in capsys.readouterr().err
+
+
+def test_images_larger_than_memory_give_the_same_weights(
+    trained: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFT_MEMORY_MB", "0.01")
+    assert_same(weights_of(trained / "run"), learnt(recipe, tmp_path / "run"))
+    assert (trained / "run/data.json").read_text() == (tmp_path / "run/data.json").read_text(), "fingerprints too"
+
+
+def test_int8_is_kept_only_where_it_holds_its_accuracy(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [*SMALL, "transfer.reads=features", "export.int8=true"]
+    assert train(recipe, tmp_path / "kept", [*changes, "export.most_lost=0.9"]) == 0
+    bundle = load(tmp_path / "kept/models/drawn/1")
+    assert b"QuantizeLinear" in (tmp_path / "kept/models/drawn/1/encoder.onnx").read_bytes()
+    assert max(bundle.manifest.golden.outputs.values()) > 1e-4
+    lost = {metric.name: metric for metric in bundle.manifest.metrics}["int8_accuracy_lost"]
+    assert lost.how.endswith("is allowed: kept")
+    assert lost.images == 48
+    assert "int8: " in capsys.readouterr().err
+
+
+def test_a_refused_int8_leaves_fp32(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that cannot be told apart in eight bits: one channel's are a thousand times the others'."""
+    from training import deliver
+
+    real = deliver.quantised
+
+    def coarse(exported: Exported, images: ImageSet) -> Exported:
+        """Quantised, then spoilt: all codes come out alike."""
+        made = real(exported, images)
+        head = onnx.load_from_string(made.files["head.onnx"])
+        for weight in head.graph.initializer:
+            weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
+        return replace(made, files={**made.files, "head.onnx": head.SerializeToString()})
+
+    monkeypatch.setattr(deliver, "quantised", coarse)
+    assert train(recipe, tmp_path, [*SMALL, "transfer.reads=features", "transfer.epochs=10", "export.int8=true"]) == 0
+    assert b"QuantizeLinear" not in (tmp_path / "models/drawn/1/encoder.onnx").read_bytes()
+    assert "refused, fp32 is published" in capsys.readouterr().err
+
+
+def test_evaluate_divides_a_folder_as_the_recipe_did(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder without a test part only what was held back is measured; of another folder everything."""
+    sets = ["--set", f"source={images}/train", "--set", f"target={images}/train"]
+    arguments = ["run", str(recipe), "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run"), *sets]
+    assert main([*arguments, *(part for change in SMALL for part in ("--set", change))]) == 0
+    capsys.readouterr()
+    bundle = str(tmp_path / "models/drawn/1")
+    for data, says, count in (
+        (images / "train", "divided as then", 96),
+        (images / "test", "all of it is measured", 120),
+    ):
+        assert main(["evaluate", bundle, "--data", str(data)]) == 0
+        told = capsys.readouterr()
+        assert says in told.err
+        assert f" over {count} images" in told.out
+        assert "95 % by chance in both samples" in told.out
 
 
 def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tmp_path: Path) -> None:
@@ -220,27 +286,29 @@ SMALL = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.e
         ("decoder", "features"),
     ],
 )
-def test_every_mode_ends_in_a_bundle(mode: str, reads: str, recipe: Path, tmp_path: Path) -> None:
+def test_every_mode_learns_and_is_exported(mode: str, reads: str, recipe: Path, tmp_path: Path) -> None:
     changes = [*SMALL, f"transfer.mode={mode}", f"transfer.reads={reads}", "transfer.class_weights=true"]
-    assert train(recipe, tmp_path, changes) == 0
-    bundle = load(tmp_path / "models/drawn/1")
+    weights = learnt(recipe, tmp_path / "run", changes)
+    assert ("head" in weights) == (mode != "decoder")
     stages = {json.loads(line)["stage"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()}
     assert ("pretrain" in stages) == (mode not in ("scratch", "random-frozen"))
+    if mode not in ("gradual", "decoder"):  # the others' graphs are like gradual's
+        return
+    assert main(["export", str(tmp_path / "run"), "--models", str(tmp_path / "models")]) == 0
+    bundle = load(tmp_path / "models/drawn/1")
     assert ("classify" in bundle.operations) == (mode != "decoder")
     outputs = [tensor.name for tensor in bundle.manifest.graphs.encoder.outputs]
-    assert outputs == (["embedding", "features"] if reads == "features" and mode != "decoder" else ["embedding"])
+    assert outputs == (["embedding", "features"] if mode != "decoder" else ["embedding"])
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
     assert len(bundle.anomaly(images)) == 5
 
 
 def test_a_frozen_encoder_stays_and_a_freed_one_moves(recipe: Path, tmp_path: Path) -> None:
-    for mode in ("head", "full"):
-        assert train(recipe, tmp_path / mode, [*SMALL, f"transfer.mode={mode}"]) == 0
     moved = {}
     for mode in ("head", "full"):
-        run = tmp_path / mode / "run"
-        before = torch.load(run / "checkpoints/pretrain.pt", "cpu", weights_only=True)["modules"]["encoder"]
-        after = torch.load(run / "weights.pt", weights_only=True)["encoder"]
+        after = learnt(recipe, tmp_path / mode, [*SMALL, f"transfer.mode={mode}"])["encoder"]
+        checkpoint = torch.load(tmp_path / mode / "checkpoints/pretrain.pt", "cpu", weights_only=True)
+        before = checkpoint["modules"]["encoder"]
         moved[mode] = [not torch.equal(before[name], after[name]) for name in before if name.startswith("stages")]
     assert not any(moved["head"])
     assert any(moved["full"])
@@ -274,28 +342,31 @@ def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: P
     assert load(tmp_path / "models/drawn/1").manifest.input.shape == (32, 40, 3)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "full"])
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(stage: str, recipe: Path, tmp_path: Path) -> None:
-    changes = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]
-    assert train(recipe, tmp_path / "whole", changes) == 0
-    arguments = ["run", str(recipe), "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run")]
-    arguments += [part for change in changes for part in ("--set", change)]
+KILLED = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return learnt(recipe, tmp_path_factory.mktemp("undisturbed") / "run", KILLED)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "full", "decoder"])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(
+    stage: str, recipe: Path, undisturbed: Weights, tmp_path: Path
+) -> None:
+    arguments = ["transfer", str(recipe), "--run", str(tmp_path / "run")]
+    arguments += [part for change in KILLED for part in ("--set", change)]
     with subprocess.Popen([sys.executable, "-m", "training", *arguments], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith(f"{stage} 2/"):
+            if line.startswith(f"{stage} {1 if stage == 'decoder' else 2}/"):
                 process.kill()
                 break
     assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "run/weights.pt").exists()
     assert main(arguments) == 2, "a run is not begun again by mistake"
     assert main([*arguments, "--resume"]) == 0
-    whole, resumed = (
-        torch.load(f / "weights.pt", weights_only=True) for f in (tmp_path / "whole/run", tmp_path / "run")
-    )
-    for part, weights in whole.items():
-        for name, value in weights.items():
-            assert torch.equal(value, resumed[part][name]), f"{part}.{name}"
+    assert_same(undisturbed, weights_of(tmp_path / "run"))
 
 
 def test_what_cannot_be_resumed_says_why(
@@ -304,7 +375,7 @@ def test_what_cannot_be_resumed_says_why(
     run = ["run", str(recipe), "--resume"]
     for arguments, says in (
         (run, "--resume needs --run"),
-        ([*run, "--run", str(tmp_path / "none")], "no run to resume there"),
+        ([*run, "--run", str(tmp_path / "none")], "no run there: recipe.json is missing"),
         ([*run, "--run", str(trained / "run"), "--set", "seed=9"], "of another recipe"),
         ([*run, "--run", str(trained / "run")], "finished, as"),
     ):
@@ -314,7 +385,7 @@ def test_what_cannot_be_resumed_says_why(
 
 def test_an_exported_graph_keeps_nothing_of_the_machine_it_was_made_on() -> None:
     spec = Input().spec()
-    exported = Exported(build(Network(kind="conv-seed"), spec.shape), torch.nn.Linear(128, 3), spec)
+    exported = export(build(Network(kind="conv-seed"), spec.shape), torch.nn.Linear(128, 3), spec)
     assert set(exported.files) == {"encoder.onnx", "decoder.onnx", "head.onnx"}
     for data in exported.files.values():
         model = onnx.load_from_string(data)
@@ -353,15 +424,7 @@ def test_parity_is_required() -> None:
 @given(
     mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]),
     sizes=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=3),
-    shape=st.builds(
-        spec,
-        height=st.integers(1, 40),
-        width=st.integers(1, 40),
-        channels=st.sampled_from([1, 3]),
-        resize=st.sampled_from(["stretch", "pad", "crop"]),
-        filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
-        background=st.sampled_from(["black", "white"]),
-    ),
+    shape=SPECS,
     seed=st.integers(0, 1000),
 )
 def test_training_and_serving_see_the_same_pixels(

@@ -28,6 +28,13 @@ class Autoencoder:
         """The encoder's blocks by name, from the pixels up."""
         return {f"encoder.{index}": block for index, block in enumerate(self.encoder.blocks())}
 
+    def blocks_read(self, tensor: str) -> list[str]:
+        """The names of those that a head on `embedding` or `features` learns through."""
+        aside = {id(getattr(self.encoder, "log_variance", None))}
+        if tensor == "features":
+            aside.add(id(getattr(self.encoder, "code", None)))
+        return [name for name, block in self.blocks().items() if id(block) not in aside]
+
 
 def build(network: Network, shape: tuple[int, int, int]) -> Autoencoder:
     """`shape` is (H, W, C), as the manifest has it."""
@@ -40,11 +47,11 @@ def build(network: Network, shape: tuple[int, int, int]) -> Autoencoder:
         case "conv-seed":
             encoder, decoder = conv_seed.Encoder(shape), conv_seed.Decoder(shape)
         case "conv":
-            encoder = conv.Encoder(shape, network.width, network.latent, network.variational)
-            decoder = conv.Decoder(shape, network.width, network.latent)
+            encoder = conv.Encoder(shape, network)
+            decoder = conv.Decoder(shape, network.width, network.most, network.latent)
         case "resnet18" | "resnet50":
             encoder = resnet.Encoder(network.kind, shape, network.weights)
-            decoder = conv.Decoder(shape, network.width, encoder.latent)
+            decoder = conv.Decoder(shape, network.width, network.most, encoder.latent)
     return Autoencoder(encoder, decoder, Pool(encoder.maps), encoder.latent)
 
 

@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from training.networks import encoded
 from training.networks.encoded import Encoded
+from training.recipe import Network
 
 SMALLEST = 4  # sides are halved until the longer is no larger
-MOST_CHANNELS = 256
 
 
-def stages(shape: tuple[int, int, int], width: int) -> list[tuple[int, int, int]]:
-    """(channels, height, width) after every halving: 28×28 and 32 give 32×14×14, 64×7×7, 128×4×4."""
+def stages(shape: tuple[int, int, int], width: int, most: int) -> list[tuple[int, int, int]]:
+    """(channels, height, width) after every halving: 28×28 and 32 give 32×14×14, 64×7×7, 128×4×4, unless `most`."""
     height, across, _ = shape
     found: list[tuple[int, int, int]] = []
     while not found or max(height, across) > SMALLEST:
         height, across = -(-height // 2), -(-across // 2)
-        found.append((min(MOST_CHANNELS, width * 2 ** len(found)), height, across))
+        found.append((min(most, width * 2 ** len(found)), height, across))
     return found
 
 
@@ -41,15 +41,18 @@ class Residual(nn.Module):
 
 
 class Encoder(encoded.Encoder):
-    def __init__(self, shape: tuple[int, int, int], width: int, latent: int, variational: bool) -> None:
+    def __init__(self, shape: tuple[int, int, int], network: Network) -> None:
         super().__init__()
-        made = stages(shape, width)
+        made, latent = stages(shape, network.width, network.most), network.latent
         self.latent, self.maps = latent, list(made)
         channels = [shape[2], *(each[0] for each in made)]
-        self.stages = nn.ModuleList(Residual(a, b, 2) for a, b in pairwise(channels))
+        self.stages = nn.ModuleList(
+            nn.Sequential(Residual(a, b, 2), *(Residual(b, b) for _ in range(network.depth - 1)))
+            for a, b in pairwise(channels)
+        )
         last, high, wide = made[-1]
         self.code = nn.Linear(last * high * wide, latent)
-        self.log_variance = nn.Linear(last * high * wide, latent) if variational else None
+        self.log_variance = nn.Linear(last * high * wide, latent) if network.variational else None
 
     def blocks(self) -> list[nn.Module]:
         return [*self.stages, *(part for part in (self.code, self.log_variance) if part is not None)]
@@ -64,25 +67,27 @@ class Encoder(encoded.Encoder):
 
 
 class Decoder(nn.Module):
-    """The stages backwards, each enlarged to the size that the encoder had there."""
+    """The stages backwards, each enlarged to the size that the encoder had there.
 
-    def __init__(self, shape: tuple[int, int, int], width: int, latent: int) -> None:
+    The last halving is undone by rearranging: four times the channels at half the sides cost a quarter of a
+    convolution at the full size.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int, most: int, latent: int) -> None:
         super().__init__()
-        shapes = stages(shape, width)[::-1]
-        self.start = shapes[0]
-        self.sizes = [*((high, wide) for _, high, wide in shapes[1:]), shape[:2]]
+        shapes = stages(shape, width, most)[::-1]
+        self.start, self.shape = shapes[0], shape
+        self.sizes = [(high, wide) for _, high, wide in shapes[1:]]
         last, high, wide = self.start
         self.spread = nn.Linear(latent, last * high * wide)
-        made = [*(each[0] for each in shapes[1:]), width]
-        given = [each[0] for each in shapes]
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(given, made, strict=True)
+            for (a, *_), (b, *_) in pairwise(shapes)
         )
-        self.image = nn.Conv2d(width, shape[2], 3, padding=1)
+        self.image = nn.Sequential(nn.Conv2d(shapes[-1][0], 4 * shape[2], 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, code: Tensor) -> Tensor:
         image = F.relu(self.spread(code)).reshape(-1, *self.start)
         for stage, size in zip(self.stages, self.sizes, strict=True):
             image = stage(F.interpolate(image, size=size, mode="nearest"))
-        return self.image(image)  # type: ignore[no-any-return]
+        return self.image(image)[:, :, : self.shape[0], : self.shape[1]]  # type: ignore[no-any-return]

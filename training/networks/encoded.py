@@ -35,7 +35,8 @@ class Pool(nn.Module):
     def __init__(self, shapes: list[tuple[int, ...]]) -> None:
         """`shapes` are those of the maps, without the batch."""
         super().__init__()
-        self.size = sum(math.prod((c, *(min(GRID, side) for side in grid))) for c, *grid in shapes)
+        self.shapes = [(channels, *(min(GRID, side) for side in grid)) for channels, *grid in shapes]  # pooled
+        self.size = sum(math.prod(each) for each in self.shapes)
         for index, (_, *grid) in enumerate(shapes):
             for axis, side in zip(("rows", "columns"), grid, strict=False):
                 self.register_buffer(f"{axis}{index}", _averages(side), persistent=False)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.errors import TrainingError
+from training.errors import TrainingError, in_short
 from training.networks import encoded
 from training.networks.encoded import Encoded
 
@@ -103,9 +103,9 @@ def load_weights(encoder: nn.Module, weights: str) -> None:
         else:
             state = torch.load(Path(weights), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, file and network errors share no base
-        raise TrainingError(f"network.weights={weights}: cannot be read as torch weights: {error}") from None
+        raise TrainingError(f"network.weights={weights}: cannot be read as torch weights: {in_short(error)}") from None
     state = {name: value for name, value in state.items() if not name.startswith("fc.")}
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
-        raise TrainingError(f"network.weights={weights}: not of this network: {error}") from None
+        raise TrainingError(f"network.weights={weights}: not of this network: {in_short(error)}") from None

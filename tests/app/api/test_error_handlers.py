@@ -10,7 +10,8 @@ from support import assert_problem, serving
 
 from app import errors
 from app.api.error_handlers import STATUS, documented
-from app.bundle.drawings import garment, png
+from app.bundle.drawings import garment
+from app.bundle.encode import png
 from app.main import create_app
 from app.settings import Settings
 

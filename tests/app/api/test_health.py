@@ -4,7 +4,8 @@ from pathlib import Path
 import httpx
 from support import assert_problem, serving
 
-from app.bundle.drawings import garment, png
+from app.bundle.drawings import garment
+from app.bundle.encode import png
 from app.settings import Settings
 
 

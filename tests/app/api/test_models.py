@@ -5,7 +5,8 @@ import httpx
 import pytest
 from support import LABELS, assert_problem, save_tiny, serving
 
-from app.bundle.drawings import garment, png
+from app.bundle.drawings import garment
+from app.bundle.encode import png
 from app.inference import repository
 from app.settings import Settings
 

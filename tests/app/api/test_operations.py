@@ -13,7 +13,8 @@ from PIL import Image
 from support import LABELS, assert_problem
 
 from app.bundle import load
-from app.bundle.drawings import GARMENTS, garment, golden_files, png
+from app.bundle.drawings import GARMENTS, garment, golden_files
+from app.bundle.encode import png
 
 FILES = [png(garment(kind)) for kind in GARMENTS]
 GOOD = FILES[0]

@@ -41,7 +41,7 @@ def test_the_anomaly_score_is_made_of_its_stated_parts(bundle: Bundle) -> None:
         error, distance = np.mean((back - image / 255) ** 2), np.linalg.norm(code)  # whitened by the identity
         assert found.reconstruction_error == pytest.approx(error, rel=1e-5)
         assert found.latent_distance == pytest.approx(distance, rel=1e-5)
-        score = (error - a.reconstruction.mean) / a.reconstruction.std + (distance - a.latent.mean) / a.latent.std
+        score = sum((part - d.mean) / d.std for part, d in zip((error, distance), a.distances, strict=True))
         assert found.score == pytest.approx(score, rel=1e-4)
         assert found.anomalous == (found.p_value <= a.false_alarm_rate) == (found.score > found.threshold)
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 import app
-from app.bundle.drawings import GARMENTS, garment, golden_files, png
+from app.bundle.drawings import GARMENTS, garment, golden_files
+from app.bundle.encode import png
 
 SAMPLES = Path(app.__file__).parent / "web/samples"
 

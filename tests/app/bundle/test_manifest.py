@@ -126,6 +126,13 @@ def test_a_key_that_comes_twice_is_refused(fields: dict[str, Any]) -> None:
         Manifest.parse(text.encode(), "tiny/1")
 
 
+EXPLAIN = {
+    "file": "head.onnx",
+    "input": {"name": "embedding", "dtype": "float32", "shape": [-1, 5]},
+    "outputs": [{"name": "evidence", "dtype": "float32", "shape": [-1, 2, 4, 4]}],  # of two labels; there are three
+}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
@@ -136,7 +143,11 @@ def test_a_key_that_comes_twice_is_refused(fields: dict[str, Any]) -> None:
         ("input.height", 9, "graphs.encoder.input.shape"),
         ("input.channels", 2, "input.channels"),
         ("graphs.head.input.name", "features", "graphs.head.input"),
-        ("anomaly.takes", "features", "anomaly.takes"),
+        ("anomaly.distances.1.takes", "features", "anomaly.distances.takes"),
+        ("anomaly.distances.1.takes", "pixels", "reconstruction takes pixels"),
+        ("anomaly.distances", [], "anomaly.distances"),
+        ("feature_maps", [[2, 4, 4]], "feature_maps"),
+        ("graphs.explain", EXPLAIN, "graphs.explain"),
         ("golden.file", "other.npz", "'other.npz' is not in files"),
         ("classifier.temperature", 0, "classifier.temperature"),
         ("classifier.temperature", 5e-324, "classifier.temperature"),
@@ -147,7 +158,7 @@ def test_a_key_that_comes_twice_is_refused(fields: dict[str, Any]) -> None:
         ("latent_size", "5", "latent_size"),
         ("golden.pixels", True, "golden.pixels"),
         ("golden.pixels", 255, "golden.pixels"),
-        ("anomaly.latent.std", 5e-324, "anomaly.latent.std"),
+        ("anomaly.distances.0.std", 5e-324, "anomaly.distances.0.std"),
         ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),
     ],
 )
@@ -155,7 +166,7 @@ def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value:
     *tables, last = path.split(".")
     inner = fields
     for key in tables:
-        inner = inner[key]
+        inner = inner[int(key) if isinstance(inner, list) else key]
     inner[last] = value
     with pytest.raises(BundleError) as refused:
         parse(fields)

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageDraw
-from support import spec
+from support import SPECS, spec
 
 from app.bundle import InputSpec, preprocess, preprocess_pixels
-from app.bundle.drawings import golden_files, png
+from app.bundle.drawings import golden_files
+from app.bundle.encode import png
 from app.errors import BrokenImage, NotAnImage, TooManyPixels
 
 GREY, COLOUR = spec(28, 28), spec(28, 28, 3)
@@ -307,15 +308,6 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once() -> None:
 
 # --- properties --------------------------------------------------------------------------------------------------
 
-SPECS = st.builds(
-    spec,
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    channels=st.sampled_from([1, 3]),
-    resize=st.sampled_from(["stretch", "pad", "crop"]),
-    filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
-    background=st.sampled_from(["black", "white"]),
-)
 PIXELS = (
     st.integers(1, 4)
     .flatmap(

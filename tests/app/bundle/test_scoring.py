@@ -3,11 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bundle.manifest import Scale
 from app.bundle.scoring import (
+    NEAREST,
+    Space,
     classify,
-    combine,
-    mahalanobis,
     p_values,
     probabilities,
     reconstruction_errors,
@@ -37,18 +36,36 @@ def test_reconstruction_error_is_in_units_of_the_full_scale() -> None:
     np.testing.assert_allclose(reconstruction_errors(images, np.full((1, 2, 2, 1), 0.5, np.float32)), [0.25])
 
 
-def test_whitened_distance_is_mahalanobis() -> None:
+def space(points: np.ndarray, **more: np.ndarray) -> Space:
+    mean = points.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(points, rowvar=False))
+    arrays = {"mean": mean, "weight": np.ones(len(mean)), "basis": vectors, "spread": np.sqrt(values)}
+    return Space({**arrays, **more})
+
+
+def test_distance_in_units_of_the_spread_is_mahalanobis() -> None:
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3))
+    points = (rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3))).astype(np.float32)
     mean, covariance = points.mean(0), np.cov(points, rowvar=False)
-    values, vectors = np.linalg.eigh(covariance)
     expected = [np.sqrt((p - mean) @ np.linalg.inv(covariance) @ (p - mean)) for p in points[:20]]
-    np.testing.assert_allclose(mahalanobis(points[:20], mean, vectors / np.sqrt(values)), expected)
+    found = space(points).distances(points[:20], {"mahalanobis"})
+    np.testing.assert_allclose(found["mahalanobis"], expected, rtol=1e-4)
 
 
-def test_both_parts_count_in_their_own_spread() -> None:
-    score = combine(np.array([0.3]), np.array([9.0]), Scale(mean=0.1, std=0.1), Scale(mean=5.0, std=2.0))
-    np.testing.assert_allclose(score, [4.0])
+def test_the_residual_is_what_the_directions_leave_out() -> None:
+    arrays = {"mean": np.zeros(3), "weight": np.array([1.0, 1.0, 2.0]), "basis": np.eye(3)[:, :2]}
+    found = Space(arrays).distances(np.array([[3.0, 4.0, 0.0], [3.0, 4.0, 5.0]], np.float32), {"residual"})
+    np.testing.assert_allclose(found["residual"], [0, 10], atol=1e-3)
+
+
+def test_neighbours_are_the_nearest_references() -> None:
+    rng = np.random.default_rng(0)
+    references, points = rng.normal(size=(50, 2)).astype(np.float32), rng.normal(size=(7, 2)).astype(np.float32)
+    arrays = {"mean": np.zeros(2), "weight": np.ones(2), "basis": np.eye(2), "references": references}
+    expected = [np.sort(np.linalg.norm(references - point, axis=1))[:NEAREST].mean() for point in points]
+    np.testing.assert_allclose(Space(arrays).distances(points, {"neighbours"})["neighbours"], expected, rtol=1e-4)
+    few = Space({**arrays, "references": references[:1]}).distances(points, {"neighbours"})["neighbours"]
+    np.testing.assert_allclose(few, np.linalg.norm(references[0] - points, axis=1), rtol=1e-4)
 
 
 @given(

@@ -223,13 +223,15 @@ def test_what_is_no_plain_npz_is_refused(folder: Path, file: str, data: bytes) -
 @pytest.mark.parametrize(
     ("array", "value"),
     [
-        ("mean", np.zeros(4, np.float32)),
-        ("mean", np.full(5, np.nan, np.float32)),
-        ("whitening", np.float32(1)),
+        ("embedding.mean", np.zeros(4, np.float32)),
+        ("embedding.mean", np.full(5, np.nan, np.float32)),
+        ("embedding.basis", np.float32(1)),
+        ("embedding.basis", np.zeros((4, 5), np.float32)),
+        ("embedding.spread", np.zeros(5, np.float32)),
         ("calibration_scores", np.zeros(3)),
         ("calibration_scores", np.arange(199.0)[::-1]),
         ("calibration_scores", np.full(199, "x")),
-        ("mean", None),
+        ("embedding.mean", None),
     ],
 )
 def test_a_reference_that_does_not_fit_is_refused_by_array(folder: Path, array: str, value: object) -> None:

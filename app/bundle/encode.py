@@ -1,0 +1,20 @@
+"""Pictures → the bytes of a PNG."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:
+    """(H, W, 1 or 3) uint8; brought down to `longest` pixels on the longer side, where it has more."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if longest is not None:
+        image.thumbnail((longest, longest))
+    return png(image)

@@ -1,0 +1,97 @@
+"""Arrays that may be larger than memory: above a share of what is free they lie in a temporary file."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.errors import TrainingError
+
+_SHARE = 0.4  # of the free memory that one array may take; the rest is for the network and what it computes
+_CHUNK = 1 << 26  # bytes that are read at a time where the whole is gone through
+
+
+class Rows:
+    """Some rows of an array, in an order; read when they are asked for, so that a part of a set is not a copy of it."""
+
+    def __init__(self, array: "np.ndarray | Rows", rows: np.ndarray) -> None:
+        self.array: np.ndarray = array.array if isinstance(array, Rows) else array
+        self.rows: np.ndarray = array.rows[rows] if isinstance(array, Rows) else rows
+        self.shape = (len(self.rows), *self.array.shape[1:])
+        self.dtype = self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self.array[self.rows[index]])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+
+def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
+    """A copy of what lies in memory, a view of what lies in a file."""
+    return Rows(array, rows) if isinstance(array, np.memmap | Rows) else array[rows]
+
+
+def chunks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
+    """The rows in order, as many at a time as are held easily."""
+    row = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
+    step = max(1, _CHUNK // row)
+    return (array[start : start + step] for start in range(0, len(array), step))
+
+
+def allocate(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Uninitialised; in memory, or where that is short in a file that goes when the process does."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    if size <= allowance():
+        return np.empty(shape, dtype)
+    folder = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(prefix="graft-", dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not at some later write
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise TrainingError(
+            f"{size / 1e9:.1f} GB of {np.dtype(dtype)} {shape} fit neither into memory nor into {folder} "
+            f"({error.strerror}): set TMPDIR to a larger disk, or take smaller images"
+        ) from None
+
+
+def allowance() -> int:
+    """Bytes that one array may take in memory: GRAFT_MEMORY_MB, or a share of what this process may still have."""
+    given = os.environ.get("GRAFT_MEMORY_MB")
+    if given is not None:
+        try:
+            return int(float(given) * 1e6)
+        except ValueError:
+            raise TrainingError(f"GRAFT_MEMORY_MB={given}: a number of megabytes is expected") from None
+    return int(_SHARE * min(_free(), _container()))
+
+
+def _free() -> int:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container() -> float:
+    """What a container's limit leaves; without one, no limit."""
+    for limit, used, parts, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        try:
+            fields = dict(line.split() for line in (root / parts).read_text().splitlines())
+            free = int((root / limit).read_text()) - int((root / used).read_text())
+            return max(0, free + int(fields.get(cache, 0)))  # what was read from files is given back when it is needed
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return float("inf")

@@ -1,0 +1,78 @@
+"""What may happen to images on their way into training: each draws for itself, as a recipe's `augment` says."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.recipe import Augment
+
+_ERASED = (0.02, 0.3)  # share of the image that a rectangle takes
+_LONGEST = 3.0  # its sides' ratio, at most
+
+
+def augmented(images: Tensor, augment: Augment) -> Tensor:
+    """(N, C, H, W) in 0…1 → the same, changed; the given images stay as they are."""
+    if augment.flip != "none":
+        images = _flipped(images, 3)
+    if augment.flip == "both":
+        images = _flipped(images, 2)
+    if augment.turn or augment.scale:
+        images = _turned(images, augment.turn, augment.scale)
+    if augment.shift:
+        images = _shifted(images, augment.shift)
+    if augment.erase:
+        images = _erased(images, augment.erase)
+    return images
+
+
+def _flipped(images: Tensor, axis: int) -> Tensor:
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(axis), images)
+
+
+def _turned(images: Tensor, turn: float, scale: float) -> Tensor:
+    """About the centre; what comes in from outside is black."""
+    count, (height, width) = len(images), images.shape[2:]
+    angle = math.radians(turn) * _symmetric(count, images.device)
+    size = 1 + scale * _symmetric(count, images.device)
+    cos, sin, nil = angle.cos() / size, angle.sin() / size, torch.zeros_like(angle)
+    # grid_sample's coordinates run from -1 to 1 on both axes, whatever the sides.
+    rows = [cos, -sin * (height / width), nil, sin * (width / height), cos, nil]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def _shifted(images: Tensor, most: int) -> Tensor:
+    count, (height, width) = len(images), images.shape[2:]
+    padded = F.pad(images, (most, most, most, most)).permute(0, 2, 3, 1)  # (N, H + 2m, W + 2m, C)
+    down, right = torch.randint(0, 2 * most + 1, (2, count, 1), device=images.device)
+    rows = (down + torch.arange(height, device=images.device))[:, :, None]
+    columns = (right + torch.arange(width, device=images.device))[:, None, :]
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return padded[which, rows, columns].permute(0, 3, 1, 2)
+
+
+def _erased(images: Tensor, often: float) -> Tensor:
+    """Random erasing (Zhong et al. 2017): a rectangle of random size, shape and place is filled with noise."""
+    count, (height, width) = len(images), images.shape[2:]
+    share = torch.empty(count, device=images.device).uniform_(*_ERASED)
+    ratio = (math.log(_LONGEST) * _symmetric(count, images.device)).exp()
+    chosen = torch.rand(count, device=images.device) < often
+
+    def inside(side: int, part: Tensor) -> Tensor:
+        """(N, side): whether a pixel lies in the span of each image."""
+        length = (side * part).clamp(1, side)
+        start = torch.rand(count, device=images.device) * (side - length)
+        pixel = torch.arange(side, device=images.device)[None]
+        return (pixel >= start.floor()[:, None]) & (pixel < (start.floor() + length.round())[:, None])
+
+    rows, columns = inside(height, (share * ratio).sqrt()), inside(width, (share / ratio).sqrt())
+    hole = (rows[:, None, :, None] & columns[:, None, None, :]) & chosen[:, None, None, None]
+    return torch.where(hole, torch.rand_like(images), images)
+
+
+def _symmetric(count: int, device: torch.device) -> Tensor:
+    """(N,) uniform in -1…1."""
+    return torch.rand(count, device=device) * 2 - 1

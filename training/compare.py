@@ -1,0 +1,183 @@
+"""Whether transfer helped: the arms that could embarrass it, at several label budgets and seeds, with intervals."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from training import comparison
+from training.arms import ARMS
+from training.checkpoint import Checkpoints
+from training.comparison import Result
+from training.data import ImageSet
+from training.errors import TrainingError
+from training.fit import Journal
+from training.logistic import Probe
+from training.material import Material, gather
+from training.networks import Autoencoder, build
+from training.progress import say
+from training.recipe import Recipe, Transfer
+from training.run import recipe_of
+from training.splits import some_of_each
+from training.transfer import Workshop, accuracy_of, computed_in, finetune, in_batches, pretrain, read
+
+BUDGETS: tuple[int | None, ...] = (1, 10, 100, 1000, None)  # labels per class; None is all there are
+_TO_SETTLE_BY = 5000  # images
+_WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
+_FEWEST_STEPS = 300  # of training a whole network: few labels are gone through often
+_RESULTS = "results.jsonl"
+
+
+def compare(
+    recipe: Recipe,
+    out: Path | None = None,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | None] | None = None,
+    seeds: int = 3,
+) -> Path:
+    """The page of the comparison; beside it the numbers as JSON and as Markdown.
+
+    No arm sees a label beyond its budget, nor chooses anything by the test images. A comparison that was interrupted
+    goes on where it was.
+    """
+    folder = out or Path("runs") / f"compare-{recipe.name}"
+    done = _open(folder, recipe)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    material = gather(recipe)
+    if len(material.target.classes) < 2:
+        raise TrainingError(f"{recipe.target}: {len(material.target.classes)} classes; a comparison needs at least two")
+    fewest = int(np.bincount(material.train.labels, minlength=len(material.train.classes)).min())
+    asked = [budget for budget in budgets or BUDGETS if budget is None or budget < fewest]
+    if not asked:
+        raise TrainingError(f"the smallest class has {fewest} images to train on: ask for smaller budgets, or for all")
+    for budget in set(budgets or BUDGETS) - set(asked):
+        say(f"note: no {budget} labels per class: the smallest class has {fewest} images to train on")
+    arms = [arm for arm in arms or ARMS if not (material.one_domain and arm == "target")]  # it would be `source` again
+    for seed in range(seeds):
+        left = [(arm, budget) for arm in arms for budget in asked if not any(r.is_of(arm, budget, seed) for r in done)]
+        bench = _Bench(recipe, material, seed, folder)
+        for number, (arm, budget) in enumerate(left, 1):
+            rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
+            found = Result(arm, budget, len(rows), seed, bench.accuracy(arm, rows))
+            told = f"{arm} with {found.labels:,} labels: {found.accuracy:.4f}"
+            say(f"seed {seed + 1} of {seeds}, {number} of {len(left)}: {told}")
+            with (folder / _RESULTS).open("a") as file:
+                file.write(json.dumps(found.__dict__) + "\n")
+            done.append(found)
+    return comparison.write(folder, recipe, done, len(material.test))
+
+
+def _open(folder: Path, recipe: Recipe) -> list[Result]:
+    """What an interrupted comparison of the same recipe has found."""
+    stated = folder / "recipe.json"
+    if stated.is_file() and recipe_of(folder) != recipe:
+        raise TrainingError(f"{folder}: a comparison of another recipe, or other --set values; name another with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stated.write_text(recipe.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --out") from None
+    results = folder / _RESULTS
+    lines = results.read_text().splitlines(keepends=True) if results.is_file() else []
+    return [Result(**json.loads(line)) for line in lines if line.endswith("\n")]  # a torn last line is done again
+
+
+@dataclass
+class _Bench:
+    """What the arms of one seed share: each network is pretrained once, each set of maps read once."""
+
+    recipe: Recipe
+    material: Material
+    seed: int
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._points: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def accuracy(self, arm: str, rows: np.ndarray) -> float:
+        """On all test images, in torch, after learning from the labels of these training images."""
+        labelled = self.material.train.take(rows)
+        if arm in ("finetuned", "scratch"):
+            return self._trained(arm, labelled)
+        train, test = self._features(arm)
+        probe = Probe(train[rows], labelled.labels, len(labelled.classes), self.seed)
+        return probe.accuracy(test, self.material.test.labels)
+
+    def _features(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
+        """(N, D) of all training images and of the test images."""
+        if arm not in self._points:
+            self._points = {}  # one arm at a time: they are large
+            m = self.material
+            if arm == "pixels":
+                both = [in_batches(lambda pixels: pixels.flatten(1) / 255, part.images) for part in (m.train, m.test)]
+            else:
+                shop = self._workshop(arm)
+                self._prepare(shop, arm)
+                both = [read(shop, images, self.recipe.transfer.reads) for images in (m.train, m.test)]
+            self._points[arm] = both[0], both[1]
+        return self._points[arm]
+
+    def _workshop(self, what: str) -> Workshop:
+        torch.manual_seed(self.seed)
+        network = self.recipe.network
+        if what != "source":  # weights of others are training too
+            network = network.model_copy(update={"weights": None})
+        net = build(network, self.material.spec.shape)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for part in (net.encoder, net.decoder, net.pool):
+            part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.eval()
+        own = self.folder / f"seed-{self.seed}" / what
+        checkpoints = Checkpoints(own)
+        precision = computed_in(self.recipe.precision, device)
+        return Workshop(net, self.recipe.objective, Journal(own / "metrics.jsonl"), checkpoints, device, precision)
+
+    def _prepare(self, shop: Workshop, arm: str) -> None:
+        m, stage = self.material, self.recipe.pretrain
+        if arm == "random":
+            _settle(shop, m.source_train)
+        elif arm == "target":
+            pretrain(shop, m.train, m.validation, stage)
+        else:
+            pretrain(shop, m.source_train, m.source_validation, stage)
+
+    def _trained(self, arm: str, labelled: ImageSet) -> float:
+        """The whole network, labels alone; the epochs are as many as give few labels enough steps."""
+        shop = self._workshop("source" if arm == "finetuned" else f"{arm}-{len(labelled)}")
+        if arm == "finetuned":
+            self._prepare(shop, "source")
+            net, own = shop.net, self.folder / f"seed-{self.seed}" / f"{arm}-{len(labelled)}"
+            shop = Workshop(
+                net, shop.objective, Journal(own / "metrics.jsonl"), Checkpoints(own), shop.device, shop.precision
+            )
+        stage = self.recipe.transfer
+        if stage.mode in ("head", "decoder", "random-frozen"):  # made for a head alone
+            stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
+        per_epoch = math.ceil(len(labelled) / stage.batch)
+        epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
+        stage = stage.model_copy(update={"epochs": epochs, "mode": "full"})
+        torch.manual_seed(self.seed)
+        head = finetune(shop, labelled, labelled, stage, list(shop.net.blocks()), reconstruct=0.0)
+        return accuracy_of(shop.net, head, stage.reads, self.material.test)
+
+
+def _settle(shop: Workshop, train: ImageSet) -> None:
+    """Batch normalisation of an untrained network takes its statistics from the source, as a trained one's did."""
+    net: Autoencoder = shop.net
+    net.encoder.train()
+    norms = [module for module in net.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        some = torch.randperm(len(train))[:_TO_SETTLE_BY]
+        for part in torch.split(some, max(2, len(some) // 20)):
+            if len(part) > 1:
+                net.encode(shop.unit(train.images[part.numpy()]))
+    for norm in norms:
+        norm.momentum = 0.1
+    net.encoder.eval()

@@ -1,0 +1,189 @@
+"""From weights to a published bundle: calibrate → export → measure → report → publish."""
+
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.bundle import Bundle
+from app.bundle.manifest import Classifier, Metric, Provenance
+from training import anomaly, calibrate, evaluate, report
+from training.card import card
+from training.errors import TrainingError
+from training.export import OPSET, Exported, export, publish, rehearse
+from training.fit import Journal
+from training.learn import JOURNAL_FILE, Learnt
+from training.material import Material
+from training.progress import say
+from training.quantise import quantised
+from training.recipe import Recipe
+from training.transfer import accuracy_of
+
+MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
+
+
+def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
+    """The published bundle; its report with pictures stays in `folder`, one without goes along."""
+    start = time.monotonic()
+    wanted = anomaly.tensors(recipe.anomaly.distances)
+    exported = export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, "features" in wanted)
+    rest = _rest(recipe, material, labelled=learnt.head is not None)
+    notes: list[Metric] = []
+    if learnt.head is not None:
+        notes.append(_torch_accuracy(recipe, exported, rest, learnt, material))
+    if recipe.export.int8:
+        exported, told = _in_integers(recipe, exported, rest, material)
+        notes.append(told)
+    # Twice rehearsed: bare, to calibrate on what the graphs give; calibrated, to be measured as it will be served.
+    calibrated, files = _calibrate(rehearse(recipe.name, exported, rest, {}), material, recipe)
+    rest |= calibrated
+    bundle = rehearse(recipe.name, exported, rest, files)
+    how = f"all {len(material.test):,} test images of {rest['provenance'].target}"
+    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}", report.TENSORS)
+    rest["metrics"] = (*evaluate.metrics(bundle, material.test, how, outputs, material.train), *notes)
+
+    training = sum(line["seconds"] for line in report.journal(folder / JOURNAL_FILE))
+    manifest = bundle.manifest.model_copy(update={"metrics": rest["metrics"]})
+    study = report.study(bundle, manifest, recipe, material, outputs, folder)
+    minutes = (training + time.monotonic() - start) / 60
+    files[calibrate.CARD_FILE] = card(manifest, len(material.validation), minutes, machine()).encode()
+    files[calibrate.REPORT_FILE] = report.page(study, pictures=False).encode()
+    _keep(folder / calibrate.REPORT_FILE, report.page(study, pictures=True))
+    path = publish(models, recipe.name, exported, rest, files)
+    Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in rest["metrics"]})
+    for metric in rest["metrics"]:
+        say(f"{metric.name} {metric.value:.4f} ({metric.how})")
+    say(f"{path} is ready after {minutes:.1f} minutes; the run, and its report with pictures, are in {folder}")
+    return path
+
+
+def write_report(bundle: Bundle, recipe: Recipe, material: Material, folder: Path) -> Path:
+    """Of a bundle that is published; its metrics are those that its manifest states."""
+    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}", report.TENSORS)
+    study = report.study(bundle, bundle.manifest, recipe, material, outputs, folder)
+    path = folder / calibrate.REPORT_FILE
+    _keep(path, report.page(study, pictures=True))
+    return path
+
+
+def _keep(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
+    """The manifest's fields that the graphs do not settle, as far as they are known before calibration."""
+    # A bundle is published with its manifest: of a folder it gives the name, not where it lies.
+    names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
+    network, split = recipe.network, recipe.split
+    if network.weights is not None:
+        network = network.model_copy(update={"weights": Path(network.weights).name})
+    if split.groups is not None and split.groups.endswith(".csv"):
+        split = split.model_copy(update={"groups": Path(split.groups).name})
+    public = recipe.model_copy(update={**names, "network": network, "split": split})
+    provenance = Provenance(
+        recipe=public.model_dump_json(),
+        seed=recipe.seed,
+        **names,
+        data=material.fingerprints(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=_commit(),
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),  # with the build's label, which the package's own version may lack
+            **{p: version(p) for p in ("onnx", "onnxruntime", "numpy", "pillow")},
+        },
+        opset=OPSET,
+    )
+    return {
+        "title": recipe.title,
+        "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
+        "anomaly": None,
+        "reference": None,
+        "metrics": (),
+        "provenance": provenance,
+    }
+
+
+def _torch_accuracy(
+    recipe: Recipe, exported: Exported, rest: dict[str, Any], learnt: Learnt, material: Material
+) -> Metric:
+    """On the torch modules; the fp32 graphs must agree, or nothing is published."""
+    assert learnt.head is not None
+    in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, material.test)
+    served = _accuracy(rehearse(recipe.name, exported, rest, {}), material.test, "agreement")
+    if abs(in_torch - served) > MOST_ACCURACY_LOST:
+        raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
+    how = "the torch modules, the same images"
+    return Metric(name="accuracy_in_torch", value=in_torch, images=len(material.test), how=how)
+
+
+def _in_integers(
+    recipe: Recipe, exported: Exported, rest: dict[str, Any], material: Material
+) -> tuple[Exported, Metric]:
+    """INT8 graphs if they pass the gate, else what was given; and what the gate measured."""
+    smaller = quantised(exported, material.train)
+    before, after = (
+        _accuracy(rehearse(recipe.name, graphs, rest, {}), material.validation, "int8 gate")
+        for graphs in (exported, smaller)
+    )
+    kept = before - after <= recipe.export.most_lost
+    verdict = "kept" if kept else "refused, fp32 is published"
+    say(f"int8: {after:.4f} of validation images right, fp32 {before:.4f}: {verdict}")
+    how = f"fp32 less int8 on validation images; at most {recipe.export.most_lost:g} is allowed: {verdict}"
+    metric = Metric(name="int8_accuracy_lost", value=before - after, images=len(material.validation), how=how)
+    return smaller if kept else exported, metric
+
+
+def _accuracy(bundle: Bundle, data: Any, what: str) -> float:
+    logits = evaluate.run(bundle, data, what, ()).logits
+    assert logits is not None
+    return float(np.mean(logits.argmax(axis=1) == data.labels))
+
+
+def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Temperature from the validation images, anomaly score from training and calibration images."""
+    fields, files = calibrate.anomaly_part(
+        bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
+    )
+    logits = evaluate.run(bundle, material.validation, "temperature", ()).logits
+    if logits is not None:
+        temperature = calibrate.temperature(logits, material.validation.labels)
+        fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
+    return fields, files
+
+
+def machine() -> str:
+    """In words: the processor and how many of them, and the GPU if torch finds one."""
+    name = platform.processor() or platform.machine()
+    try:
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    except OSError:
+        pass
+    found = f"{os.cpu_count()} × {name}"
+    return f"{found}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else found
+
+
+def _commit() -> str:
+    """Of the source tree, with a mark if it was changed since; unknown outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"],  # noqa: S607 - whichever git the user has
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,110 @@
+"""The images that a recipe works on, divided so that nothing is measured on what it was chosen by."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle import InputSpec
+from app.bundle.scoring import threshold_at
+from training import inspect
+from training.data import ImageSet
+from training.errors import TrainingError
+from training.progress import say
+from training.recipe import Recipe
+from training.splits import train_and_held_out, train_and_test, train_and_validation
+
+
+@dataclass(frozen=True)
+class Material:
+    """target = train + validation + calibration, with `test` apart; source likewise, without a calibration part."""
+
+    spec: InputSpec
+    source: ImageSet  # its whole training part
+    source_train: ImageSet
+    source_validation: ImageSet
+    source_test: ImageSet
+    target: ImageSet  # its whole training part
+    train: ImageSet
+    validation: ImageSet  # chooses epochs and the temperature
+    calibration: ImageSet  # sets the anomaly threshold; nothing that is trained has seen it
+    test: ImageSet  # takes no part in any choice
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that was read."""
+        parts = {"source/train": self.source, "target/train": self.target, "target/test": self.test}
+        return {name: part.fingerprint() for name, part in parts.items()}
+
+    @property
+    def one_domain(self) -> bool:
+        return self.source is self.target
+
+
+def gather(recipe: Recipe) -> Material:
+    spec = recipe.input.spec()
+    target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
+    if test.classes != target.classes:
+        raise TrainingError(
+            f"{recipe.target}: its test part has the classes {', '.join(test.classes) or 'none'}, "
+            f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
+        )
+    for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
+        say(f"note: {warning}")
+    train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
+    _refuse_what_cannot_end(recipe, target, validation, calibration, test)
+    if _same(recipe.source, recipe.target):
+        # Calibration images are seen by nothing that is trained: pretraining has the rest.
+        return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
+    # Groups are those of the target's names.
+    rules = recipe.split.model_copy(update={"groups": None})
+    source, source_test = train_and_test(recipe.source, spec, rules, recipe.seed)
+    source = _without(source, (validation, calibration, test), recipe.source)
+    source_train, source_validation = train_and_validation(source, rules, recipe.seed)
+    return Material(
+        spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
+    )
+
+
+def seen_in_pretraining(before: Recipe, material: Material) -> int:
+    """How many of the images that are held out here an earlier run's pretraining had."""
+    known = _hashes(gather(before).source_train)
+    return sum(len(_hashes(part) & known) for part in (material.validation, material.calibration, material.test))
+
+
+def _same(source: str, target: str) -> bool:
+    return source == target or (Path(source).exists() and Path(source).resolve() == Path(target).resolve())
+
+
+def _refuse_what_cannot_end(
+    recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
+) -> None:
+    """What would be found only after hours of training."""
+    for part, name in ((validation, "validation"), (calibration, "calibration"), (test, "the test")):
+        if not len(part):
+            raise TrainingError(f"{recipe.target}: {len(target)} images leave none for {name}: more are needed")
+    try:
+        threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
+    except ValueError as error:
+        raise TrainingError(f"{recipe.target}: {error}; raise false_alarm_rate, or add images") from None
+    if recipe.transfer.mode != "decoder" and len(target.classes) < 2:
+        found = f"one class, {target.classes[0]}" if target.classes else "no labels"
+        raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
+
+
+def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str) -> ImageSet:
+    """A source of unlabelled images often holds the labelled ones too: those that measure are not learnt from."""
+    known = set().union(*map(_hashes, held_out))
+    kept = np.array([index for index, image in enumerate(source.images) if _hash(image) not in known], np.int64)
+    if len(kept) == len(source):
+        return source
+    say(f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them")
+    return source.take(kept)
+
+
+def _hashes(images: ImageSet) -> set[bytes]:
+    return {_hash(image) for image in images.images}
+
+
+def _hash(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()

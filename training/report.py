@@ -1,0 +1,339 @@
+"""report.html: one page that needs no network, with what a person should see before trusting a bundle."""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.bundle import Bundle, Manifest
+from app.bundle.encode import png_of
+from app.bundle.scoring import probabilities
+from training import charts, comparison, evaluate, review
+from training.data import ImageSet
+from training.evaluate import Outputs
+from training.learn import JOURNAL_FILE
+from training.material import Material
+from training.page import page as frame
+from training.page import table
+from training.pca import main_directions
+from training.recipe import Recipe
+
+TENSORS = ("embedding",)  # what must be kept of the test images' encoding
+_ON_MAP, _SHOWN, _LISTED = 800, 12, 16
+_LARGEST = 96  # pixels of a picture's longer side
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image that a person should look at, and why."""
+
+    name: str
+    why: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the page says; pictures apart, nothing of it is an image of the data."""
+
+    manifest: Manifest
+    recipe: Recipe
+    journal: list[dict[str, Any]]
+    words: list[str]
+    confusion: np.ndarray | None
+    on_map: tuple[np.ndarray, np.ndarray]  # (N, 2) and the label of each
+    scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
+    drawn: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
+    to_label: list[Listed] = field(default_factory=list)
+    to_check: list[Listed] = field(default_factory=list)
+    compared: list[comparison.Result] = field(default_factory=list)
+
+
+def journal(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run."""
+    if not path.is_file():
+        return []
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in found if "epoch" in line]
+
+
+def study(
+    bundle: Bundle,
+    manifest: Manifest,
+    recipe: Recipe,
+    material: Material,
+    outputs: Outputs,
+    folder: Path,
+) -> Study:
+    """`outputs` are the bundle's on the test images; `manifest` its own with the metrics put in; `folder` the run's."""
+    test = material.test
+    counts = None
+    if outputs.logits is not None and len(test.labels):
+        counts = evaluate.confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
+    scores = {} if outputs.scores is None else {f"{manifest.provenance.target}, test": outputs.scores}
+    if scores and not material.one_domain:
+        strangers = evaluate.run(bundle, material.source_test, "strangers", ())
+        if strangers.scores is not None:
+            scores[f"{manifest.provenance.source}, the source"] = strangers.scores
+    to_label, to_check = [], []
+    if manifest.classifier is not None:
+        to_label = _to_label(bundle, manifest, recipe, material)
+        to_check = _to_check(bundle, manifest, recipe, material)
+    drawn = []
+    if bundle.decoder is not None:
+        images = test.images[_spread(test, _SHOWN)]
+        back = np.rint(bundle.reconstruct(bundle.encode(images)) * 255).astype(np.uint8)
+        drawn = list(zip(images, back, strict=True))
+    return Study(
+        manifest,
+        recipe,
+        journal(folder / JOURNAL_FILE),
+        _words(manifest, scores),
+        counts,
+        _map(outputs.encoded["embedding"], test.labels),
+        scores,
+        drawn,
+        to_label,
+        to_check,
+        comparison.read(folder),
+    )
+
+
+def auroc(normal: np.ndarray, strange: np.ndarray) -> float:
+    """How often a strange image scores higher than a normal one; ties count half."""
+    scores = np.concatenate([normal, strange])
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    above = ranks[len(normal) :].sum() - len(strange) * (len(strange) + 1) / 2
+    return float(above / (len(normal) * len(strange)))
+
+
+def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
+    """What the numbers mean, in sentences."""
+    found = {metric.name: metric for metric in manifest.metrics}
+    said = []
+    if "accuracy" in found:
+        metric = found["accuracy"]
+        low, high = _interval(metric.value, metric.images)
+        said.append(
+            f"Of {metric.images:,} test images {metric.value:.2%} are named rightly (95 % interval "
+            f"{low:.2%} to {high:.2%}). The confidence that it states is off by "
+            f"{found['calibration_error'].value:.1%} on average."
+        )
+    if "pca_mse" in found:
+        ours, linear = found["reconstruction_mse"].value, found["pca_mse"].value
+        verdict = "better than" if ours < linear else "no better than"
+        said.append(
+            f"The reconstruction ({ours:.5f} mean squared error) is {verdict} that of as many principal "
+            f"components ({linear:.5f})."
+        )
+    a = manifest.anomaly
+    if a is not None and "false_alarm_rate" in found:
+        metric = found["false_alarm_rate"]
+        low, high = evaluate.false_alarm_interval(a.false_alarm_rate, a.calibrated_on, metric.images)
+        inside = "as it should be" if low <= metric.value <= high else "which chance does not explain: look into it"
+        said.append(
+            f"{metric.value:.2%} of normal test images are called anomalous, at a stated {a.false_alarm_rate:.2%}; "
+            f"chance in {a.calibrated_on:,} calibration and {metric.images:,} test images alone gives "
+            f"{low:.2%} to {high:.2%}, {inside}."
+        )
+    if len(scores) == 2:
+        normal, strange = scores.values()
+        said.append(
+            f"Images of {manifest.provenance.source} are told from normal ones with an AUROC of "
+            f"{auroc(normal, strange):.4f}."
+        )
+    return said
+
+
+def _interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's, 95 %."""
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return middle - half, middle + half
+
+
+def _spread(data: ImageSet, count: int) -> np.ndarray:
+    """Indices of a few images, of every class where there are classes."""
+    order = np.random.default_rng(0).permutation(len(data))
+    if not len(data.labels):
+        return order[:count]
+    by_class = [order[data.labels[order] == label] for label in range(len(data.classes))]
+    dealt = [members[i] for i in range(count) for members in by_class if i < len(members)]
+    return np.array(dealt[:count], np.int64)
+
+
+def _map(embedding: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    some = np.random.default_rng(0).permutation(len(embedding))[:_ON_MAP]
+    centred = embedding[some] - embedding.mean(axis=0)
+    _, basis = main_directions(centred, 2)
+    at = centred @ basis
+    if at.shape[1] < 2:
+        at = np.pad(at, ((0, 0), (0, 2 - at.shape[1])))
+    return at, labels[some] if len(labels) else np.zeros(len(some), np.int64)
+
+
+def _to_label(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Material) -> list[Listed]:
+    """From the source, where it has no labels; else from the calibration images, whose labels nothing has used."""
+    assert manifest.classifier is not None
+    pool = material.calibration if len(material.source.labels) else material.source
+    outputs = evaluate.run(bundle, pool, "worth labelling", TENSORS)
+    assert outputs.logits is not None
+    chances = probabilities(outputs.logits, manifest.classifier.temperature)
+    listed = []
+    for index in review.worth_labelling(chances, outputs.encoded["embedding"], _LISTED):
+        first, second = np.argsort(-chances[index], kind="stable")[:2]
+        guess = " or ".join(f"{manifest.classifier.labels[i]} ({chances[index][i]:.0%})" for i in (first, second))
+        listed.append(Listed(pool.name(int(index)), f"{guess}?", pool.images[int(index)]))
+    return listed
+
+
+def _to_check(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Material) -> list[Listed]:
+    assert manifest.classifier is not None
+    tensor, data, labels = recipe.transfer.reads, material.target, manifest.classifier.labels
+    points = evaluate.run(bundle, data, "doubtful labels", (tensor,)).encoded[tensor]
+    return [
+        Listed(
+            data.name(doubt.index), f"is {labels[doubt.given]}; {labels[doubt.suggested]}?", data.images[doubt.index]
+        )
+        for doubt in review.doubtful_labels(points, data.labels, len(labels), _LISTED)
+    ]
+
+
+def page(found: Study, pictures: bool) -> str:
+    """`pictures` puts images of the data into it: not for a page that is passed on with a bundle."""
+    compared = comparison.section(found.compared, found.recipe) if found.compared else ""
+    sections = [
+        ("In short", _in_short(found)),
+        ("Against the honest arms", compared),
+        ("Learning curves", _curves(found.journal)),
+        ("Confusion", _confusion(found)),
+        ("Reconstructions", _pairs(found.drawn) if pictures else ""),
+        ("Latent map", _latent_map(found)),
+        ("Anomaly score", _anomaly(found)),
+        ("Most worth labelling next", _listed(found.to_label, _WHY_LABEL) if pictures else ""),
+        ("Labels most likely wrong", _listed(found.to_check, _WHY_CHECK) if pictures else ""),
+        ("Where it comes from", _provenance(found)),
+    ]
+    return frame(found.manifest.title, sections)
+
+
+_WHY_LABEL = (
+    "Uncertain, and unlike each other: what their labels would teach most. None of them was trained on with one."
+)
+_WHY_CHECK = (
+    "A linear model on the encoder's output, fitted on all other images, prefers another label. Not every one is a "
+    "mistake; the list is ordered by how sure the model is."
+)
+
+
+def _in_short(found: Study) -> str:
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.words)
+    rows = [
+        (escape(each.name), f"{each.value:.4f}", f"{each.images:,}", escape(each.how))
+        for each in found.manifest.metrics
+    ]
+    return said + table(("measure", "value", "images", "how"), rows, numbers=(1, 2))
+
+
+def _curves(lines: list[dict[str, Any]]) -> str:
+    charted = []
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == stage]
+        epochs = [line["epoch"] for line in own]
+        series = [
+            charts.Series("training", epochs, [line["loss"] for line in own]),
+            charts.Series("validation", epochs, [line["validation_loss"] for line in own]),
+        ]
+        seconds = sum(line["seconds"] for line in own)
+        charted.append(charts.lines(f"{stage}, {seconds:,.0f} s", series, "epoch", "loss"))
+    return f'<div class="grid">{"".join(charted)}</div>' if charted else ""
+
+
+def _confusion(found: Study) -> str:
+    counts = found.confusion
+    if counts is None or found.manifest.classifier is None:
+        return ""
+    labels = [escape(label) for label in found.manifest.classifier.labels]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rows = []
+    for i, label in enumerate(labels):
+        cells = "".join(
+            f'<td class="n" style="background:rgb({"0 114 178" if i == j else "213 94 0"}/{shares[i, j] ** 0.5:.2f})">'
+            f"{count:,}</td>"
+            for j, count in enumerate(counts[i])
+        )
+        rows.append(f"<tr><th>{label}</th>{cells}</tr>")
+    heads = "".join(f'<th class="n">{label}</th>' for label in labels)
+    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    by_class = [
+        (
+            label,
+            f"{hits[i] / max(1, taken[i]):.4f}",
+            f"{hits[i] / max(1, is_[i]):.4f}",
+            f"{2 * hits[i] / max(1, is_[i] + taken[i]):.4f}",
+            f"{is_[i]:,}",
+        )
+        for i, label in enumerate(labels)
+    ]
+    measures = table(("class", "precision", "recall", "F1", "images"), by_class, numbers=(1, 2, 3, 4))
+    return (
+        f'<p>A row for what an image is, a column for what it was taken for.</p><div class="wide"><table><tr><td></td>'
+        f"{heads}</tr>{''.join(rows)}</table></div><br>{measures}"
+    )
+
+
+def _pairs(drawn: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    shown = "".join(f"<figure>{_picture(image)}{_picture(back)}</figure>" for image, back in drawn)
+    return f'<p>Test images, each beside what is drawn back from its code.</p><div class="pictures">{shown}</div>'
+
+
+def _latent_map(found: Study) -> str:
+    at, labels = found.on_map
+    names = found.manifest.classifier.labels if found.manifest.classifier else (found.manifest.provenance.target,)
+    return charts.points(f"{len(at):,} test images by their codes", at, labels, names)
+
+
+def _anomaly(found: Study) -> str:
+    a = found.manifest.anomaly
+    if a is None or not found.scores:
+        return ""
+    told = " + ".join(distance.name for distance in a.distances)
+    return f"<p>The score is the sum, in standard deviations, of {told}.</p>" + charts.histogram(
+        "Anomaly scores", found.scores, "score", a.threshold
+    )
+
+
+def _listed(listed: list[Listed], why: str) -> str:
+    if not listed:
+        return ""
+    shown = "".join(
+        f"<figure>{_picture(each.image)}<br><code>{escape(each.name)}</code><br>{escape(each.why)}</figure>"
+        for each in listed
+    )
+    return f'<p>{why}</p><div class="pictures">{shown}</div>'
+
+
+def _picture(image: np.ndarray) -> str:
+    """(H, W, C) uint8 → an image element that holds its own data."""
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_of(image, _LARGEST)).decode()}">'
+
+
+def _provenance(found: Study) -> str:
+    p, m = found.manifest.provenance, found.manifest
+    rows = [
+        ("source → target", escape(f"{p.source} → {p.target}")),
+        ("input", " × ".join(map(str, m.input.shape))),
+        ("made", escape(p.created)),
+        ("source tree", f"<code>{escape(p.commit)}</code>"),
+        ("seed", str(p.seed)),
+        ("versions", escape(", ".join(f"{name} {number}" for name, number in p.versions.items()))),
+        *((f"SHA-256 of {escape(name)}", f"<code>{digest}</code>") for name, digest in p.data.items()),
+        ("recipe", f"<code>{escape(p.recipe)}</code>"),
+    ]
+    return table(("", ""), rows)
