@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format train bench bench-training lock install-gpu clean
+.PHONY: help serve test test-wheel check format train bench bench-training quality lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ bench: $(VENV)-bench/stamp ## the measurements behind docs/decisions, in an envi
 
 bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 	@PYTHONPATH=. $(PY) benchmarks/loop.py
+
+quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,neu
+	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
 
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
 	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools

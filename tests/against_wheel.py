@@ -1,7 +1,7 @@
 """Builds the wheel, unpacks it apart, and runs tests against it in a copy of the tree that has no sources.
 
 `make test-wheel` runs this; what the wheel forgets to carry, they miss: the whole service, every module, the recipes,
-a run from images to a bundle. Training in all its modes is the same code from wherever it is imported; it takes minutes.
+a run from images to a bundle. Training in all its modes is the same code from wherever it comes; it takes minutes.
 """
 
 import os

@@ -93,12 +93,12 @@ def served() -> Iterator[str]:
 
 
 def shape(value: Any) -> Any:
-    """A reply with its numbers rounded: the last digits of a float are the machine's own."""
+    """A reply with its numbers rounded: a processor's own kernels may round eight-bit steps otherwise."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [shape(inner) for inner in value]
-    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+    return pytest.approx(value, abs=0.01) if isinstance(value, float) else value
 
 
 def test_the_readmes_curl_gets_the_readmes_reply(served: str) -> None:
@@ -123,6 +123,7 @@ def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_the_readme_are_the_bundles() -> None:
-    stated = {m.name: m.value for m in load(ROOT / "models/fashion-mnist-seed/1").manifest.metrics}
-    assert f"| accuracy | {stated['accuracy']:.2%} |".replace("%", " %") in README
-    assert f"| the same weights in torch | {stated['accuracy_in_torch']:.2%} |".replace("%", " %") in README
+    both = [load(ROOT / "models" / name / "1").manifest.metrics for name in ("fashion-mnist", "fashion-mnist-seed")]
+    for line, metric in (("accuracy", "accuracy"), ("the same weights in torch", "accuracy_in_torch")):
+        values = [next(m.value for m in metrics if m.name == metric) for metrics in both]
+        assert f"| {line} | {values[0]:.2%} | {values[1]:.2%} |".replace("%", " %") in README

@@ -13,7 +13,7 @@ _LONGEST = 3.0  # its sides' ratio, at most
 
 
 def augmented(images: Tensor, augment: Augment) -> Tensor:
-    """(N, C, H, W) in 0…1 → the same, changed; the given images stay as they are."""
+    """(N, C, H, W) in 0…1 → the same, moved; the given images stay as they are. What is erased, `erased` does."""
     if augment.flip != "none":
         images = _flipped(images, 3)
     if augment.flip == "both":
@@ -22,9 +22,12 @@ def augmented(images: Tensor, augment: Augment) -> Tensor:
         images = _turned(images, augment.turn, augment.scale)
     if augment.shift:
         images = _shifted(images, augment.shift)
-    if augment.erase:
-        images = _erased(images, augment.erase)
     return images
+
+
+def erased(images: Tensor, augment: Augment) -> Tensor:
+    """What the encoder is shown; what is to be drawn back are the images as they were given."""
+    return _erased(images, augment.erase) if augment.erase else images
 
 
 def _flipped(images: Tensor, axis: int) -> Tensor:

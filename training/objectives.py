@@ -58,8 +58,8 @@ def sample(encoded: Encoded) -> Tensor:
     return encoded.code + (0.5 * encoded.log_variance).exp() * torch.randn_like(encoded.code)
 
 
-def autoencoding_loss(net: Autoencoder, objective: Objective, images: Tensor, progress: float) -> Tensor:
-    """(N, C, H, W) in 0…1 → what pretraining minimises."""
-    encoded = net.encode(corrupt(objective, images))
+def autoencoding_loss(net: Autoencoder, objective: Objective, images: Tensor, shown: Tensor, progress: float) -> Tensor:
+    """(N, C, H, W) in 0…1 → what pretraining minimises: from what is `shown`, corrupted, the images are drawn."""
+    encoded = net.encode(corrupt(objective, shown))
     loss = reconstruction(objective, net.decoder(sample(encoded)), images)
     return loss + penalty(objective, encoded, progress, images[0].numel())

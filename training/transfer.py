@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.arrays import Rows, allocate, chunks
-from training.augment import augmented
+from training.augment import augmented, erased
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
 from training.fit import Journal, fit
@@ -76,7 +76,7 @@ def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage
     def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:
         images = augmented(shop.unit(data.images[batch.numpy()]), augment)
         with shop.autocast():
-            return autoencoding_loss(shop.net, shop.objective, images, progress)
+            return autoencoding_loss(shop.net, shop.objective, images, erased(images, augment), progress)
 
     fit(
         "pretrain",
@@ -185,7 +185,7 @@ def finetune(
         images = augmented(shop.unit(data.images[batch.numpy()]), augment)
         labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
         with shop.autocast():
-            encoded = net.encode(images)
+            encoded = net.encode(erased(images, augment))
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
             total = F.cross_entropy(head(taken).float(), labels, weights, label_smoothing=smoothing)
             if reconstruct:

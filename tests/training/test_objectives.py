@@ -81,6 +81,16 @@ def test_a_denoiser_is_asked_for_the_clean_image() -> None:
     net.decoder.eval()
     images = torch.rand(2, 1, 28, 28)
     torch.manual_seed(1)
-    hidden = autoencoding_loss(net, Objective(mask=0.99999), images, 1.0)
+    hidden = autoencoding_loss(net, Objective(mask=0.99999), images, images, 1.0)
     black = net.decoder(net.encode(torch.zeros_like(images)).code)
     assert hidden.item() == pytest.approx(reconstruction(Objective(), black, images).item(), rel=1e-4)
+
+
+def test_what_is_erased_is_to_be_drawn_back() -> None:
+    """A network that copies what it is shown pays for what was erased there."""
+    torch.manual_seed(0)
+    net = build(Network(kind="dense", hidden=8, latent=4), (28, 28, 1))
+    images = torch.rand(16, 1, 28, 28)
+    loss = autoencoding_loss(net, Objective(), images, torch.zeros_like(images), 1.0)
+    drawn = net.decoder(net.encode(torch.zeros_like(images)).code)
+    assert torch.allclose(loss, torch.nn.functional.binary_cross_entropy_with_logits(drawn, images))

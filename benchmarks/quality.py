@@ -1,0 +1,124 @@
+"""The bars of quality, each measured here and printed with its number.
+
+    make quality            # all of them; or: ONLY=served,ood make quality
+
+Named data sets lie in GRAFT_DATA; `neu-surface` lies beside them, a folder for each of the six defects. Nothing is
+chosen by a test set: recipes were tuned on validation images, thresholds come from calibration images.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from app.bundle import Bundle, load
+from app.bundle.store import versions
+from training import comparison, data, evaluate, recipe
+from training.compare import compare
+from training.report import auroc
+
+DEFAULT = Path("models/fashion-mnist")
+
+
+class Bar(NamedTuple):
+    what: str
+    value: float
+    bar: float
+    goal: float
+    higher_is_better: bool = True
+
+    def told(self) -> str:
+        def reached(limit: float) -> bool:
+            return self.value >= limit if self.higher_is_better else self.value <= limit
+
+        verdict = "goal" if reached(self.goal) else "bar" if reached(self.bar) else "MISSED"
+        return f"{verdict:6}  {self.what}: {self.value:.4f} (bar {self.bar:g}, goal {self.goal:g})"
+
+
+def newest() -> Bundle:
+    return load(DEFAULT / str(max(versions(DEFAULT))), threads=1)
+
+
+def served() -> Iterator[Bar]:
+    bundle = newest()
+    test = data.load("fashion-mnist", "test", bundle.manifest.input)
+    logits = evaluate.run(bundle, test, "served", ()).logits
+    assert logits is not None
+    yield Bar("served Fashion-MNIST accuracy", float(np.mean(logits.argmax(axis=1) == test.labels)), 0.94, 0.955)
+    folder = DEFAULT / str(bundle.version)
+    weights = [
+        int(np.prod(weight.dims))
+        for graph in (bundle.manifest.graphs.encoder, bundle.manifest.graphs.decoder, bundle.manifest.graphs.head)
+        if graph is not None
+        for weight in onnx.load(str(folder / graph.file)).graph.initializer
+    ]
+    yield Bar("weights in the served graphs, millions", sum(weights) / 1e6, 1.0, 1.0, higher_is_better=False)
+    image = test.images[:1]
+    yield Bar("milliseconds to classify an image, one core", _ms(lambda: bundle.classify(image)), 1.0, 1.0, False)
+
+    def everything() -> None:
+        bundle.classify(image)
+        bundle.anomaly(image)
+
+    yield Bar("milliseconds to answer everything, one core", _ms(everything), 2.0, 2.0, False)
+
+
+def _ms(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(300):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000
+
+
+def ood() -> Iterator[Bar]:
+    bundle = newest()
+    scores = []
+    for name in ("fashion-mnist", "mnist"):
+        images = data.load(name, "test", bundle.manifest.input)
+        found = evaluate.run(bundle, images, name, ()).scores
+        assert found is not None
+        scores.append(found)
+    yield Bar("Fashion-MNIST against MNIST, AUROC", auroc(*scores), 0.995, 0.9999)
+
+
+def neu(out: Path) -> Iterator[Bar]:
+    folder = str(data.root() / "neu-surface")
+    chosen = recipe.load(
+        "defects", [f"source={folder}", f"target={folder}", "split.calibration=1", "split.validation=1"]
+    )
+    compare(chosen, out / "neu", ("finetuned", "scratch"), (10, None), seeds=3)
+    results = comparison.read(out / "neu")
+    few = comparison.difference(results, "finetuned", 60)
+    assert few is not None
+    print(f"        NEU, 10 labels per class: gain {few.mean:+.4f}, 95 % interval {few.low:+.4f} to {few.high:+.4f}")
+    yield Bar("NEU, 10 labels per class, gain over scratch: the interval's lower end", few.low, 0.0, 0.1)
+    whole = [r.accuracy for r in results if r.arm == "finetuned" and r.budget is None]
+    yield Bar("NEU, all labels of the training half", float(np.mean(whole)), 0.98, 0.995)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="served,ood,neu", help="some of these, joined by commas")
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="where comparisons are kept")
+    given = parser.parse_args()
+    measures = {
+        "served": served,
+        "ood": ood,
+        "neu": lambda: neu(given.out),
+    }
+    for name in given.only.split(","):
+        start = time.monotonic()
+        for bar in measures[name]():
+            print(bar.told(), flush=True)
+        print(f"        ({name}: {time.monotonic() - start:,.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
