@@ -51,7 +51,7 @@ def test_the_seed_lies_in_the_recipes_honest_reach() -> None:
 
 def test_its_card_quotes_its_manifest(bundle: Bundle) -> None:
     card = (MODELS / bundle.name / str(bundle.version) / "card.md").read_text()
-    quoted = dict(re.findall(r"^\| (\w+) \| (\d\.\d{4}) \|", card, re.MULTILINE))
+    quoted = dict(re.findall(r"^\| (\w+) \| (-?\d\.\d{4}) \|", card, re.MULTILINE))
     assert quoted == {metric.name: f"{metric.value:.4f}" for metric in bundle.manifest.metrics}
 
 
