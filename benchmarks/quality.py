@@ -91,7 +91,7 @@ def ood() -> Iterator[Bar]:
 def neu(out: Path) -> Iterator[Bar]:
     folder = str(data.root() / "neu-surface")
     chosen = recipe.load(
-        "defects", [f"source={folder}", f"target={folder}", "split.calibration=1", "split.validation=1"]
+        "defects", [f"source={folder}", f"target={folder}", "split.calibration=20", "split.validation=1"]
     )
     compare(chosen, out / "neu", ("finetuned", "scratch"), (10, None), seeds=3)
     results = comparison.read(out / "neu")
