@@ -9,8 +9,8 @@ compile() {
         --no-emit-find-links --allow-unsafe ../pyproject.toml --constraint held.txt "$@"
 }
 compile --output-file serve.txt
-compile --extra train --extra report --constraint serve.txt --output-file train.txt
-compile --extra train --extra report --extra dev --constraint train.txt --output-file dev.txt
+compile --extra train --constraint serve.txt --output-file train.txt
+compile --extra train --extra dev --constraint train.txt --output-file dev.txt
 # A build of torch for one kind of machine carries a label that no index knows, or asks for a GPU's libraries, which
 # pip finds by itself where the build it takes wants them.
 sed -i -E -e 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' -e '/^(nvidia-|cuda-|triton==)/d' train.txt dev.txt

@@ -40,8 +40,9 @@ def main() -> int:
             if not name.startswith(tuple(f"{package}/" for package in PACKAGES)) and (ROOT / name).is_file():
                 (work / name).parent.mkdir(parents=True, exist_ok=True)
                 (work / name).write_bytes((ROOT / name).read_bytes())
-        environment = {**os.environ, "PYTHONPATH": str(unpacked)}
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(sys.argv[1:] or TESTS)]
+        environment = {**os.environ, "PYTHONPATH": str(unpacked), "OMP_NUM_THREADS": "1"}
+        options = ["-q", "-p", "no:cacheprovider", "-n", "auto", "--dist", "loadfile"]
+        command = [sys.executable, "-m", "pytest", *options, *(sys.argv[1:] or TESTS)]
         return subprocess.run(command, cwd=work, env=environment).returncode
 
 
