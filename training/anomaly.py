@@ -28,7 +28,7 @@ class Normals:
     errors: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(next(iter(self.encoded.values())))
+        return len(next(iter(self.encoded.values()))) if self.errors is None else len(self.errors)
 
     def take(self, rows: np.ndarray) -> "Normals":
         return Normals(

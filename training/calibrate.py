@@ -45,9 +45,10 @@ def anomaly_part(
     """(manifest fields, files) of an anomaly score on what the bundle's own graphs give."""
     if "reconstruction" in distances and bundle.decoder is None:
         raise TrainingError(f"{bundle.name}@{bundle.version} has no decoder: an anomaly score needs one")
+    wanted = anomaly.tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
 
     def read(data: ImageSet) -> anomaly.Normals:
-        outputs = evaluate.run(bundle, data, "anomaly", anomaly.tensors(distances))
+        outputs = evaluate.run(bundle, data, "anomaly", wanted)
         return anomaly.Normals(outputs.encoded, outputs.errors)
 
     blocks = [math.prod(each) for each in bundle.manifest.feature_maps]

@@ -12,19 +12,16 @@ from torch import nn
 
 from training import comparison
 from training.arms import ARMS
-from training.checkpoint import Checkpoints
 from training.comparison import Result
 from training.data import ImageSet
 from training.errors import TrainingError
-from training.fit import Journal
 from training.logistic import Probe
 from training.material import Material, gather
-from training.networks import Autoencoder, build
 from training.progress import say
 from training.recipe import Recipe, Transfer
 from training.run import recipe_of
 from training.splits import some_of_each
-from training.transfer import Workshop, accuracy_of, computed_in, finetune, in_batches, pretrain, read
+from training.transfer import Workshop, accuracy_of, finetune, in_batches, pretrain, read, workshop
 
 BUDGETS: tuple[int | None, ...] = (1, 10, 100, 1000, None)  # labels per class; None is all there are
 _TO_SETTLE_BY = 5000  # images
@@ -47,7 +44,6 @@ def compare(
     """
     folder = out or Path("runs") / f"compare-{recipe.name}"
     done = _open(folder, recipe)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     material = gather(recipe)
     if len(material.target.classes) < 2:
         raise TrainingError(f"{recipe.target}: {len(material.target.classes)} classes; a comparison needs at least two")
@@ -123,19 +119,11 @@ class _Bench:
         return self._points[arm]
 
     def _workshop(self, what: str) -> Workshop:
-        torch.manual_seed(self.seed)
-        network = self.recipe.network
-        if what != "source":  # weights of others are training too
-            network = network.model_copy(update={"weights": None})
-        net = build(network, self.material.spec.shape)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        for part in (net.encoder, net.decoder, net.pool):
-            part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            part.eval()
-        own = self.folder / f"seed-{self.seed}" / what
-        checkpoints = Checkpoints(own)
-        precision = computed_in(self.recipe.precision, device)
-        return Workshop(net, self.recipe.objective, Journal(own / "metrics.jsonl"), checkpoints, device, precision)
+        seeded = self.recipe.model_copy(update={"seed": self.seed})
+        return workshop(seeded, self.material.spec.shape, self._own(what), untrained=what != "source")
+
+    def _own(self, what: str) -> Path:
+        return self.folder / f"seed-{self.seed}" / what
 
     def _prepare(self, shop: Workshop, arm: str) -> None:
         m, stage = self.material, self.recipe.pretrain
@@ -148,13 +136,13 @@ class _Bench:
 
     def _trained(self, arm: str, labelled: ImageSet) -> float:
         """The whole network, labels alone; the epochs are as many as give few labels enough steps."""
-        shop = self._workshop("source" if arm == "finetuned" else f"{arm}-{len(labelled)}")
+        own = f"{arm}-{len(labelled)}"
         if arm == "finetuned":
+            shop = self._workshop("source")
             self._prepare(shop, "source")
-            net, own = shop.net, self.folder / f"seed-{self.seed}" / f"{arm}-{len(labelled)}"
-            shop = Workshop(
-                net, shop.objective, Journal(own / "metrics.jsonl"), Checkpoints(own), shop.device, shop.precision
-            )
+            shop = shop.kept_in(self._own(own))
+        else:
+            shop = self._workshop(own)
         stage = self.recipe.transfer
         if stage.mode in ("head", "decoder", "random-frozen"):  # made for a head alone
             stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
@@ -168,7 +156,7 @@ class _Bench:
 
 def _settle(shop: Workshop, train: ImageSet) -> None:
     """Batch normalisation of an untrained network takes its statistics from the source, as a trained one's did."""
-    net: Autoencoder = shop.net
+    net = shop.net
     net.encoder.train()
     norms = [module for module in net.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:

@@ -54,6 +54,10 @@ class ImageSet:
     def name(self, index: int) -> str:
         return self.names[index] if self.names else f"number {index}"
 
+    def hashes(self) -> Iterator[bytes]:
+        """Of each image, in order: what is alike to the pixel has the same; a set larger than memory is not held."""
+        return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.images)
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for part in (*chunks(self.images), self.labels):

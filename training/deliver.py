@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from app.bundle import Bundle
@@ -17,14 +16,14 @@ from app.bundle.manifest import Classifier, Metric, Provenance
 from training import anomaly, calibrate, evaluate, report
 from training.card import card
 from training.errors import TrainingError
-from training.export import OPSET, Exported, export, publish, rehearse
+from training.export import OPSET, export, publish, rehearse
 from training.fit import Journal
-from training.learn import JOURNAL_FILE, Learnt
+from training.learn import Learnt
 from training.material import Material
 from training.progress import say
 from training.quantise import quantised
 from training.recipe import Recipe
-from training.transfer import accuracy_of
+from training.transfer import JOURNAL_FILE, accuracy_of
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 
@@ -36,17 +35,22 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     exported = export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, "features" in wanted)
     rest = _rest(recipe, material, labelled=learnt.head is not None)
     notes: list[Metric] = []
-    if learnt.head is not None:
-        notes.append(_torch_accuracy(recipe, exported, rest, learnt, material))
-    if recipe.export.int8:
-        exported, told = _in_integers(recipe, exported, rest, material)
-        notes.append(told)
     # Twice rehearsed: bare, to calibrate on what the graphs give; calibrated, to be measured as it will be served.
-    calibrated, files = _calibrate(rehearse(recipe.name, exported, rest, {}), material, recipe)
+    bare = rehearse(recipe.name, exported, rest, {})
+    if learnt.head is not None:
+        notes.append(_torch_accuracy(recipe, bare, learnt, material))
+    if recipe.export.int8:
+        smaller = quantised(exported, material.train)
+        in_integers = rehearse(recipe.name, smaller, rest, {})
+        kept, told = _gate(recipe, bare, in_integers, material)
+        notes.append(told)
+        if kept:
+            exported, bare = smaller, in_integers
+    calibrated, files = _calibrate(bare, material, recipe)
     rest |= calibrated
     bundle = rehearse(recipe.name, exported, rest, files)
     how = f"all {len(material.test):,} test images of {rest['provenance'].target}"
-    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}", report.TENSORS)
+    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
     rest["metrics"] = (*evaluate.metrics(bundle, material.test, how, outputs, material.train), *notes)
 
     training = sum(line["seconds"] for line in report.journal(folder / JOURNAL_FILE))
@@ -66,7 +70,7 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
 
 def write_report(bundle: Bundle, recipe: Recipe, material: Material, folder: Path) -> Path:
     """Of a bundle that is published; its metrics are those that its manifest states."""
-    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}", report.TENSORS)
+    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
     study = report.study(bundle, bundle.manifest, recipe, material, outputs, folder)
     path = folder / calibrate.REPORT_FILE
     _keep(path, report.page(study, pictures=True))
@@ -114,40 +118,26 @@ def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
     }
 
 
-def _torch_accuracy(
-    recipe: Recipe, exported: Exported, rest: dict[str, Any], learnt: Learnt, material: Material
-) -> Metric:
+def _torch_accuracy(recipe: Recipe, bare: Bundle, learnt: Learnt, material: Material) -> Metric:
     """On the torch modules; the fp32 graphs must agree, or nothing is published."""
     assert learnt.head is not None
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, material.test)
-    served = _accuracy(rehearse(recipe.name, exported, rest, {}), material.test, "agreement")
+    served = evaluate.accuracy(bare, material.test, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
         raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
     how = "the torch modules, the same images"
     return Metric(name="accuracy_in_torch", value=in_torch, images=len(material.test), how=how)
 
 
-def _in_integers(
-    recipe: Recipe, exported: Exported, rest: dict[str, Any], material: Material
-) -> tuple[Exported, Metric]:
-    """INT8 graphs if they pass the gate, else what was given; and what the gate measured."""
-    smaller = quantised(exported, material.train)
-    before, after = (
-        _accuracy(rehearse(recipe.name, graphs, rest, {}), material.validation, "int8 gate")
-        for graphs in (exported, smaller)
-    )
+def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material) -> tuple[bool, Metric]:
+    """Whether the INT8 graphs hold their accuracy, and what was measured."""
+    before, after = (evaluate.accuracy(each, material.validation, "int8 gate") for each in (bare, in_integers))
     kept = before - after <= recipe.export.most_lost
     verdict = "kept" if kept else "refused, fp32 is published"
     say(f"int8: {after:.4f} of validation images right, fp32 {before:.4f}: {verdict}")
     how = f"fp32 less int8 on validation images; at most {recipe.export.most_lost:g} is allowed: {verdict}"
     metric = Metric(name="int8_accuracy_lost", value=before - after, images=len(material.validation), how=how)
-    return smaller if kept else exported, metric
-
-
-def _accuracy(bundle: Bundle, data: Any, what: str) -> float:
-    logits = evaluate.run(bundle, data, what, ()).logits
-    assert logits is not None
-    return float(np.mean(logits.argmax(axis=1) == data.labels))
+    return kept, metric
 
 
 def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -155,7 +145,7 @@ def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict
     fields, files = calibrate.anomaly_part(
         bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
-    logits = evaluate.run(bundle, material.validation, "temperature", ()).logits
+    logits = evaluate.run(bundle, material.validation, "temperature", ("logits",)).logits
     if logits is not None:
         temperature = calibrate.temperature(logits, material.validation.labels)
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)

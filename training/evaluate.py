@@ -16,42 +16,56 @@ from training.data import ImageSet
 from training.progress import track
 
 _BATCH = 128  # what one request may hold
+EVERYTHING = ("embedding", "logits", "errors", "scores")
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of every image of a set, in its order."""
+    """Of every image of a set, in its order; what was not asked for, or cannot be had, is not there."""
 
-    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors that were asked for
+    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors
     logits: np.ndarray | None  # (N, labels)
     errors: np.ndarray | None  # (N,) of the reconstruction
     scores: np.ndarray | None  # (N,) of anomaly
 
 
-def run(bundle: Bundle, data: ImageSet, what: str, tensors: Collection[str] = ("embedding",)) -> Outputs:
-    """In batches as a request holds them; what is not asked for is not kept."""
+def run(bundle: Bundle, data: ImageSet, what: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
+    """In batches as a request holds them; what is not wanted is not computed.
+
+    `wanted` are tensors of the encoder, and of `logits`, `errors` and `scores` those that the bundle can give.
+    """
     found: dict[str, np.ndarray] = {}
     starts = range(0, len(data), _BATCH)
     for start in track(starts, what, len(starts)):
         images = data.images[start : start + _BATCH]
-        for name, part in _batch(bundle, images, tensors).items():
+        for name, part in _batch(bundle, images, wanted).items():
             if name not in found:
                 found[name] = allocate((len(data), *part.shape[1:]), part.dtype.type)
             found[name][start : start + len(part)] = part
-    logits, errors, scores = (found.pop(name, None) for name in ("=logits", "=errors", "=scores"))
+    logits, errors, scores = (found.pop(name, None) for name in ("logits", "errors", "scores"))
     return Outputs(found, logits, errors, scores)
 
 
-def _batch(bundle: Bundle, images: np.ndarray, tensors: Collection[str]) -> dict[str, np.ndarray]:
+def _batch(bundle: Bundle, images: np.ndarray, wanted: Collection[str]) -> dict[str, np.ndarray]:
     encoded = bundle.encode(images)
-    part = {name: encoded[name] for name in tensors}
-    if bundle.head is not None:
-        part["=logits"] = bundle.logits(encoded)
-    if bundle.decoder is not None:
-        part["=errors"] = reconstruction_errors(images, bundle.reconstruct(encoded))
-    if bundle.scorer is not None:
-        part["=scores"] = bundle.scorer.combine(bundle.scorer.distances(encoded, part.get("=errors")))
+    part = {name: values for name, values in encoded.items() if name in wanted}
+    scorer = bundle.scorer if "scores" in wanted else None
+    if bundle.head is not None and "logits" in wanted:
+        part["logits"] = bundle.logits(encoded)
+    errors = None
+    if bundle.decoder is not None and ("errors" in wanted or (scorer is not None and scorer.reconstructs)):
+        errors = reconstruction_errors(images, bundle.reconstruct(encoded))
+    if errors is not None and "errors" in wanted:
+        part["errors"] = errors
+    if scorer is not None:
+        part["scores"] = scorer.combine(scorer.distances(encoded, errors))
     return part
+
+
+def accuracy(bundle: Bundle, data: ImageSet, what: str) -> float:
+    logits = run(bundle, data, what, ("logits",)).logits
+    assert logits is not None  # asked of a bundle with a head
+    return float(np.mean(logits.argmax(axis=1) == data.labels))
 
 
 def metrics(
@@ -112,11 +126,15 @@ def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray
     return np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
 
 
+def class_measures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class precision, recall, F1 and how many images it has."""
+    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    return hits / np.maximum(taken, 1), hits / np.maximum(is_, 1), 2 * hits / np.maximum(is_ + taken, 1), is_
+
+
 def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     """Precision, recall, F1 and images of each class, and what it is most often mistaken for."""
-    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    precision, recall = hits / np.maximum(taken, 1), hits / np.maximum(is_, 1)
-    f1 = 2 * hits / np.maximum(is_ + taken, 1)
+    precision, recall, f1, is_ = class_measures(counts)
     width = max(map(len, classes))
     lines = [f"{'class':{width}}  precision  recall      F1   images  mostly mistaken for"]
     for i, name in enumerate(classes):

@@ -60,9 +60,9 @@ def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
 def duplicates(train: ImageSet, test: ImageSet) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(exact, near): (test image, training image) pairs, each test image once at the most."""
     seen: dict[bytes, int] = {}
-    for index, image in enumerate(train.images):
-        seen.setdefault(image.tobytes(), index)
-    exact = [(index, seen[key]) for index, image in enumerate(test.images) if (key := image.tobytes()) in seen]
+    for index, key in enumerate(train.hashes()):
+        seen.setdefault(key, index)
+    exact = [(index, seen[key]) for index, key in enumerate(test.hashes()) if key in seen]
     if not len(train) or not len(test):
         return exact, []
     known = {index for index, _ in exact}

@@ -6,17 +6,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.checkpoint import Checkpoints
 from training.errors import TrainingError, in_short
-from training.fit import Journal
 from training.material import Material
 from training.networks import Autoencoder, build
 from training.progress import say
 from training.recipe import Recipe
-from training.transfer import Workshop, computed_in, finetune_decoder, learn_labels, pretrain
+from training.transfer import finetune_decoder, learn_labels, pretrain, workshop
 
 UNTRAINED = ("scratch", "random-frozen")  # modes that begin with a network that has learnt nothing
-WEIGHTS_FILE, JOURNAL_FILE, CHECKPOINTS = "weights.pt", "metrics.jsonl", "checkpoints"
+WEIGHTS_FILE = "weights.pt"
 
 
 @dataclass(frozen=True)
@@ -27,21 +25,11 @@ class Learnt:
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
     """The weights, in `folder` too; a stage that is done there is not done again."""
-    torch.manual_seed(recipe.seed)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     untrained = recipe.transfer.mode in UNTRAINED
-    # Weights of others are training too: an arm that is to have none has none.
-    chosen = recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
-    net = build(chosen, material.spec.shape)
-    for part in (net.encoder, net.decoder, net.pool):
-        # What is not trained here is read as it stands: normalisation must not take its statistics from what it reads.
-        part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    precision = computed_in(recipe.precision, device)
-    if precision != recipe.precision:
-        say(f"note: this CPU has no {recipe.precision}: computed in {precision}")
-    journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
-    shop = Workshop(net, recipe.objective, journal, checkpoints, device, precision)
+    shop = workshop(recipe, material.spec.shape, folder, untrained)
+    net = shop.net
+    if shop.precision != recipe.precision:
+        say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
     if not untrained:
         pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
@@ -51,7 +39,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     finetune_decoder(shop, train, validation, recipe.decoder)
     net.pool.cpu()
     final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
-    checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
+    shop.checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
     return Learnt(net, head)
 
 

@@ -1,6 +1,5 @@
 """The images that a recipe works on, divided so that nothing is measured on what it was chosen by."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,9 @@ def gather(recipe: Recipe) -> Material:
 
 def seen_in_pretraining(before: Recipe, material: Material) -> int:
     """How many of the images that are held out here an earlier run's pretraining had."""
-    known = _hashes(gather(before).source_train)
-    return sum(len(_hashes(part) & known) for part in (material.validation, material.calibration, material.test))
+    known = set(gather(before).source_train.hashes())
+    held_out = (material.validation, material.calibration, material.test)
+    return sum(len(known.intersection(part.hashes())) for part in held_out)
 
 
 def _same(source: str, target: str) -> bool:
@@ -94,17 +94,9 @@ def _refuse_what_cannot_end(
 
 def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str) -> ImageSet:
     """A source of unlabelled images often holds the labelled ones too: those that measure are not learnt from."""
-    known = set().union(*map(_hashes, held_out))
-    kept = np.array([index for index, image in enumerate(source.images) if _hash(image) not in known], np.int64)
+    known = set().union(*(part.hashes() for part in held_out))
+    kept = np.array([index for index, key in enumerate(source.hashes()) if key not in known], np.int64)
     if len(kept) == len(source):
         return source
     say(f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them")
     return source.take(kept)
-
-
-def _hashes(images: ImageSet) -> set[bytes]:
-    return {_hash(image) for image in images.images}
-
-
-def _hash(image: np.ndarray) -> bytes:
-    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()

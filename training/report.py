@@ -15,14 +15,13 @@ from app.bundle.scoring import probabilities
 from training import charts, comparison, evaluate, review
 from training.data import ImageSet
 from training.evaluate import Outputs
-from training.learn import JOURNAL_FILE
 from training.material import Material
 from training.page import page as frame
 from training.page import table
 from training.pca import main_directions
 from training.recipe import Recipe
+from training.transfer import JOURNAL_FILE
 
-TENSORS = ("embedding",)  # what must be kept of the test images' encoding
 _ON_MAP, _SHOWN, _LISTED = 800, 12, 16
 _LARGEST = 96  # pixels of a picture's longer side
 
@@ -76,12 +75,12 @@ def study(
         counts = evaluate.confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
     scores = {} if outputs.scores is None else {f"{manifest.provenance.target}, test": outputs.scores}
     if scores and not material.one_domain:
-        strangers = evaluate.run(bundle, material.source_test, "strangers", ())
+        strangers = evaluate.run(bundle, material.source_test, "strangers", ("scores",))
         if strangers.scores is not None:
             scores[f"{manifest.provenance.source}, the source"] = strangers.scores
     to_label, to_check = [], []
     if manifest.classifier is not None:
-        to_label = _to_label(bundle, manifest, recipe, material)
+        to_label = _to_label(bundle, manifest, material)
         to_check = _to_check(bundle, manifest, recipe, material)
     drawn = []
     if bundle.decoder is not None:
@@ -178,11 +177,11 @@ def _map(embedding: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     return at, labels[some] if len(labels) else np.zeros(len(some), np.int64)
 
 
-def _to_label(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Material) -> list[Listed]:
+def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Listed]:
     """From the source, where it has no labels; else from the calibration images, whose labels nothing has used."""
     assert manifest.classifier is not None
     pool = material.calibration if len(material.source.labels) else material.source
-    outputs = evaluate.run(bundle, pool, "worth labelling", TENSORS)
+    outputs = evaluate.run(bundle, pool, "worth labelling", ("embedding", "logits"))
     assert outputs.logits is not None
     chances = probabilities(outputs.logits, manifest.classifier.temperature)
     listed = []
@@ -270,16 +269,9 @@ def _confusion(found: Study) -> str:
         )
         rows.append(f"<tr><th>{label}</th>{cells}</tr>")
     heads = "".join(f'<th class="n">{label}</th>' for label in labels)
-    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     by_class = [
-        (
-            label,
-            f"{hits[i] / max(1, taken[i]):.4f}",
-            f"{hits[i] / max(1, is_[i]):.4f}",
-            f"{2 * hits[i] / max(1, is_[i] + taken[i]):.4f}",
-            f"{is_[i]:,}",
-        )
-        for i, label in enumerate(labels)
+        (label, f"{precision:.4f}", f"{recall:.4f}", f"{f1:.4f}", f"{images:,}")
+        for label, precision, recall, f1, images in zip(labels, *evaluate.class_measures(counts), strict=True)
     ]
     measures = table(("class", "precision", "recall", "F1", "images"), by_class, numbers=(1, 2, 3, 4))
     return (

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.arrays import chunks
 from training.pca import main_directions
 
 _RANK = 128  # directions of the features that the second opinion is formed from
@@ -51,7 +52,8 @@ def doubtful_labels(points: np.ndarray, labels: np.ndarray, classes: int, count:
     some = np.sort(rng.permutation(len(points))[:_MOST_FOR_DIRECTIONS])
     mean = points[some].mean(axis=0)
     _, basis = main_directions((points[some] - mean).astype(np.float64), min(_RANK, len(some), points.shape[1]))
-    z = np.concatenate([(points - mean) @ basis, np.ones((len(points), 1))], axis=1)  # (N, rank + 1)
+    projected = np.concatenate([(part - mean) @ basis for part in chunks(points)])
+    z = np.concatenate([projected, np.ones((len(points), 1))], axis=1)  # (N, rank + 1)
     targets = np.eye(classes)[labels]
     gram = z.T @ z
     inverse = np.linalg.inv(gram + _RIDGE * np.trace(gram) / len(points) / len(gram) * np.eye(len(gram)))

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from app.bundle import load
 from training.deliver import deliver, write_report
 from training.errors import TrainingError
-from training.learn import CHECKPOINTS, UNTRAINED, Learnt, learn, learnt_before
+from training.learn import UNTRAINED, Learnt, learn, learnt_before
 from training.material import Material, gather, seen_in_pretraining
 from training.recipe import Recipe
+from training.transfer import CHECKPOINTS
 
 RECIPE_FILE, DATA_FILE, DONE_FILE = "recipe.json", "data.json", "bundle.txt"
 _PRETRAINED = "pretrain.pt"

@@ -1,7 +1,8 @@
 """Pretraining on a source, and the ways to bring what was learnt to a target."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ from training.augment import augmented, erased
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
 from training.fit import Journal, fit
-from training.networks import Autoencoder
+from training.networks import Autoencoder, build
 from training.objectives import autoencoding_loss, reconstruction
-from training.recipe import Augment, Objective, Stage, Transfer
+from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
+JOURNAL_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 _BATCH = 1024  # where nothing is learnt, so that its size is only a matter of memory
 
 
@@ -39,6 +41,10 @@ class Workshop:
         """
         return torch.as_tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
 
+    def kept_in(self, folder: Path) -> "Workshop":
+        """The same network, as it is, its journal and checkpoints elsewhere."""
+        return replace(self, journal=Journal(folder / JOURNAL_FILE), checkpoints=Checkpoints(folder / CHECKPOINTS))
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -50,6 +56,23 @@ def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Lit
         if not any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
             return "fp32"
     return precision
+
+
+def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
+    """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
+
+    What is not trained is read as it stands: normalisation must not take its statistics from what it reads.
+    """
+    torch.manual_seed(recipe.seed)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Weights of others are training too: a network that is to have none has none.
+    network = recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
+    net = build(network, shape)
+    for part in (net.encoder, net.decoder, net.pool):
+        part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
+    return Workshop(net, recipe.objective, journal, checkpoints, device, computed_in(recipe.precision, device))
 
 
 def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) -> np.ndarray:

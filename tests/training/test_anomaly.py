@@ -36,6 +36,13 @@ def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_
     assert set(found[0].distances) == set(distances)
 
 
+def test_a_score_may_be_the_reconstruction_alone() -> None:
+    calibration, arrays = fit(Normals({}, normals(400).errors), Normals({}, normals(200).errors), DEFAULT[:1], 0.05)
+    scorer = AnomalyScorer(calibration, arrays, {})
+    strange = normals(100, shift=5.0).errors
+    assert np.mean([score.anomalous for score in scorer.score({}, strange)]) > 0.9
+
+
 def test_blocks_count_alike_however_large_their_values() -> None:
     """Strangers differ in the small block alone, which the large one would drown."""
     strange = normals(300)
