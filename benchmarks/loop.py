@@ -3,12 +3,16 @@
     make bench-training
 
 The peer is what a notebook has: a DataLoader over a dataset of uint8 images that scales each, fp32, channels first.
-Ours is training.transfer.pretrain. All arms on all cores, interleaved, the median of the repetitions.
+Ours is training.transfer.pretrain. All arms on all cores, each in a process of its own, interleaved, the median of the
+repetitions.
 """
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from training import memory
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
 from training.fit import Journal
@@ -52,6 +57,7 @@ def plain(images: np.ndarray, workers: int) -> float:
 
 
 def ours(images: np.ndarray, precision: str) -> float:
+    memory.keep_freed()  # as graft-train does
     net = build(Network(), SHAPE)
     for part in (net.encoder, net.decoder):
         part.to(memory_format=torch.channels_last)
@@ -64,22 +70,35 @@ def ours(images: np.ndarray, precision: str) -> float:
         return len(images) / (time.perf_counter() - start)
 
 
+ARMS: dict[str, Callable[[np.ndarray], float]] = {
+    "plain, DataLoader, fp32": lambda images: plain(images, 0),
+    "plain, DataLoader with 2 workers, fp32": lambda images: plain(images, 2),
+    "ours, fp32": lambda images: ours(images, "fp32"),
+    "ours, bf16": lambda images: ours(images, "bf16"),
+}
+
+
+def rate(name: str) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loop", name], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE), dtype=np.uint8)
-    arms = {
-        "plain, DataLoader, fp32": lambda: plain(images, 0),
-        "plain, DataLoader with 2 workers, fp32": lambda: plain(images, 2),
-        "ours, fp32": lambda: ours(images, "fp32"),
-    }
-    if computed_in("bf16", torch.device("cpu")) == "bf16":
-        arms["ours, bf16"] = lambda: ours(images, "bf16")
-    else:
+    if len(sys.argv) == 2:
+        print(ARMS[sys.argv[1]](np.random.default_rng(0).integers(0, 256, (IMAGES, *SHAPE), dtype=np.uint8)))
+        return
+    names = list(ARMS)
+    if computed_in("bf16", torch.device("cpu")) != "bf16":
+        names.remove("ours, bf16")
         print("this CPU has no bf16 of its own: fp32 alone is measured, as training here would run")
-    rates: dict[str, list[float]] = {name: [] for name in arms}
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(REPETITIONS):
-        for name, run in arms.items():
-            rates[name].append(run())
-    best_plain = max(statistics.median(rates[name]) for name in arms if name.startswith("plain"))
+        for name in names:
+            rates[name].append(rate(name))
+            print(f"{name}: {rates[name][-1]:,.0f} images/s", file=sys.stderr)
+    best_plain = max(statistics.median(rates[name]) for name in names if name.startswith("plain"))
     print("| loop | images/s | × the better plain one |\n| --- | --- | --- |")
     for name, measured in rates.items():
         print(f"| {name} | {statistics.median(measured):,.0f} | {statistics.median(measured) / best_plain:.2f} |")

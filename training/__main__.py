@@ -11,7 +11,7 @@ from types import ModuleType
 
 from app.bundle import Bundle, GraftError
 from app.bundle.manifest import Metric
-from training import data, inspect, recipe
+from training import data, inspect, memory, recipe
 from training.arms import ARMS
 from training.errors import TrainingError
 from training.progress import say
@@ -22,6 +22,7 @@ EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # what the extra `trai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
+    memory.keep_freed()
     try:
         given.command(given)
     except GraftError as error:
@@ -88,9 +89,14 @@ def _report(given: argparse.Namespace) -> None:
 def _compare(given: argparse.Namespace) -> None:
     chosen = recipe.load(given.recipe, given.set)
     _fetch_missing(chosen)
-    from training.compare import compare
+    from training.compare import compare, folder_of
 
-    print(compare(chosen, given.out, given.arms, given.budgets, given.seeds))
+    folder = given.out or folder_of(chosen)
+    try:
+        print(compare(chosen, folder, given.arms, given.budgets, given.seeds))
+    except KeyboardInterrupt:
+        say(f"stopped: what was found is in {folder}; the same command goes on from there")
+        raise
 
 
 def _evaluate(given: argparse.Namespace) -> None:

@@ -1,13 +1,14 @@
 """Fitting an anomaly score on normals: where they lie, how far they stray, and the threshold. No torch."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.bundle.manifest import Anomaly, Distance
 from app.bundle.scoring import NEEDS, AnomalyScorer, Space, threshold_at
+from training.arrays import Rows, chunks
 from training.errors import TrainingError
 from training.pca import main_directions
 
@@ -17,6 +18,7 @@ _RANK = 64  # main directions that are kept of a tensor with more than _WIDE num
 _WIDE = 256
 _REFERENCES = 2000  # normals that are kept to be near to
 _MOST_FOR_DIRECTIONS = 5000  # images from which the directions of a wide tensor are found
+_VALUES_AT_A_TIME = 1 << 24  # of the widest tensor
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -24,17 +26,26 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 class Normals:
     """Of each image what the graphs gave: (N, D) tensors by name, and the reconstruction's (N,) errors."""
 
-    encoded: dict[str, np.ndarray]
+    encoded: dict[str, np.ndarray]  # possibly larger than memory
     errors: np.ndarray | None
 
     def __len__(self) -> int:
         return len(next(iter(self.encoded.values()))) if self.errors is None else len(self.errors)
 
-    def take(self, rows: np.ndarray) -> "Normals":
-        return Normals(
-            {name: points[rows] for name, points in self.encoded.items()},
-            None if self.errors is None else self.errors[rows],
-        )
+    def parts(self) -> Iterator["Normals"]:
+        """In order, as many at a time as are held easily, wherever the whole lies."""
+        widest = max((points.shape[1] for points in self.encoded.values()), default=1)
+        step = max(1, _VALUES_AT_A_TIME // widest)
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
+            yield Normals(
+                {name: points[part] for name, points in self.encoded.items()},
+                None if self.errors is None else self.errors[part],
+            )
+
+    def distances(self, scorer: AnomalyScorer) -> np.ndarray:
+        """(N, distances)."""
+        return np.concatenate([scorer.distances(part.encoded, part.errors) for part in self.parts()])
 
 
 def tensors(distances: Sequence[str]) -> set[str]:
@@ -71,19 +82,20 @@ def fit(
     which has the best F1 on them and on `held_out`.
     """
     fifth = np.arange(len(train)) % 5 == 4
-    fitted_on, scaled_on = train.take(np.flatnonzero(~fifth)), train.take(np.flatnonzero(fifth))
+    fitted_on, scaled_on = np.flatnonzero(~fifth), np.flatnonzero(fifth)
     if not len(scaled_on):
         raise TrainingError(f"{len(train)} normals are too few to fit an anomaly score on")
     arrays: dict[str, np.ndarray] = {}
     raw: dict[tuple[str, str], np.ndarray] = {}
     for tensor in sorted(tensors(distances)):
         measures = {measure for takes, measure in map(_parsed, distances) if takes == tensor}
-        space = _space(fitted_on.encoded[tensor], measures, tensor, blocks if tensor == "features" else ())
+        points = train.encoded[tensor]
+        space = _space(Rows(points, fitted_on), measures, tensor, blocks if tensor == "features" else ())
         arrays |= {f"{tensor}.{name}": array for name, array in space.items()}
-        found = Space(space).distances(scaled_on.encoded[tensor], measures)
-        raw |= {(tensor, measure): values for measure, values in found.items()}
-    if scaled_on.errors is not None:
-        raw["pixels", "reconstruction"] = scaled_on.errors
+        found = [Space(space).distances(part, measures) for part in chunks(Rows(points, scaled_on))]
+        raw |= {(tensor, measure): np.concatenate([part[measure] for part in found]) for measure in measures}
+    if train.errors is not None:
+        raw["pixels", "reconstruction"] = train.errors[scaled_on]
     stated = tuple(_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(_parsed, distances))
 
     # The threshold is found with the scorer that serves; what it needs to be made is put in its place first.
@@ -97,9 +109,9 @@ def fit(
     )
     sizes = {name: points.shape[1] for name, points in held_out.encoded.items()}
     scorer = AnomalyScorer(draft, {**arrays, "calibration_scores": unscored}, sizes)
-    scores = np.sort(scorer.combine(scorer.distances(held_out.encoded, held_out.errors)))
+    scores = np.sort(scorer.combine(held_out.distances(scorer)))
     if strange is not None:
-        false_alarm_rate = best_rate(scores, scorer.combine(scorer.distances(strange.encoded, strange.errors)))
+        false_alarm_rate = best_rate(scores, scorer.combine(strange.distances(scorer)))
     try:
         threshold = threshold_at(scores, false_alarm_rate)
     except ValueError as error:
@@ -131,12 +143,15 @@ def _scaled(takes: str, measure: str, values: np.ndarray) -> Distance:
     return Distance(measure=measure, takes=takes, mean=float(values.mean()), std=std)  # type: ignore[arg-type]
 
 
-def _space(points: np.ndarray, measures: set[str], tensor: str, blocks: Sequence[int]) -> dict[str, np.ndarray]:
+def _space(points: Rows, measures: set[str], tensor: str, blocks: Sequence[int]) -> dict[str, np.ndarray]:
     """`points` (N, D) → the arrays of app.bundle.scoring.Space that the measures need."""
-    if not np.isfinite(points).all():
-        raise TrainingError(f"the normals' {tensor} is not finite: the network diverged; train it at a lower rate")
     rng = np.random.default_rng(0)
-    mean = points.mean(axis=0, dtype=np.float64).astype(np.float32)
+    total = np.zeros(points.shape[1])
+    for some in chunks(points):
+        total += some.sum(axis=0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise TrainingError(f"the normals' {tensor} is not finite: the network diverged; train it at a lower rate")
+    mean = (total / len(points)).astype(np.float32)
     centred = points[np.sort(rng.permutation(len(points))[:_MOST_FOR_DIRECTIONS])] - mean
     weight = np.ones(points.shape[1], np.float32)
     whole = (points.shape[1],)

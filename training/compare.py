@@ -30,9 +30,13 @@ _FEWEST_STEPS = 300  # of training a whole network: few labels are gone through 
 _RESULTS = "results.jsonl"
 
 
+def folder_of(recipe: Recipe) -> Path:
+    return Path("runs") / f"compare-{recipe.name}"
+
+
 def compare(
     recipe: Recipe,
-    out: Path | None = None,
+    folder: Path,
     arms: Sequence[str] | None = None,
     budgets: Sequence[int | None] | None = None,
     seeds: int = 3,
@@ -42,7 +46,6 @@ def compare(
     No arm sees a label beyond its budget, nor chooses anything by the test images. A comparison that was interrupted
     goes on where it was.
     """
-    folder = out or Path("runs") / f"compare-{recipe.name}"
     done = _open(folder, recipe)
     material = gather(recipe)
     if len(material.target.classes) < 2:

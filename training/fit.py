@@ -57,9 +57,9 @@ def rate_at(stage: Stage, step: int, steps: int) -> float:
 def optimiser_of(stage: Stage, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
     match stage.optimiser:
         case "adam":
-            return torch.optim.Adam(groups, lr=stage.rate, weight_decay=stage.weight_decay)
+            return torch.optim.Adam(groups, lr=stage.rate, weight_decay=stage.weight_decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=stage.rate, weight_decay=stage.weight_decay)
+            return torch.optim.AdamW(groups, lr=stage.rate, weight_decay=stage.weight_decay, fused=True)
         case "sgd":
             return torch.optim.SGD(
                 groups,
@@ -67,6 +67,7 @@ def optimiser_of(stage: Stage, groups: list[dict[str, object]]) -> torch.optim.O
                 momentum=stage.momentum,
                 weight_decay=stage.weight_decay,
                 nesterov=stage.momentum > 0,
+                fused=True,
             )
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=stage.rate, weight_decay=stage.weight_decay)

@@ -31,6 +31,7 @@ class Network(_Part):
     width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; resnet: of the decoder
     depth: PositiveInt = 1  # conv: residual blocks in each stage
     most: PositiveInt = 256  # conv and resnet's decoder: channels of no stage exceed it
+    stem: NonNegativeInt = 0  # conv: channels of a convolution at the full size, before the first halving
     hidden: PositiveInt = 512  # dense: between pixels and code
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
     variational: bool = False  # conv and dense

@@ -22,6 +22,7 @@ NETWORKS = [
     (Network(), GREY),
     (Network(width=8, variational=True), COLOUR),
     (Network(width=8), (224, 224, 3)),
+    (Network(width=8, depth=2, stem=4), (30, 45, 3)),
     (Network(kind="resnet18", width=8), COLOUR),
     (Network(kind="resnet50", width=8), GREY),
 ]

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,15 +30,15 @@ class Residual(nn.Module):
         super().__init__()
         self.first, self.first_norm = nn.Conv2d(given, made, 3, stride, 1, bias=False), nn.BatchNorm2d(made)
         self.second, self.second_norm = nn.Conv2d(made, made, 3, 1, 1, bias=False), nn.BatchNorm2d(made)
-        same = given == made and stride == 1
-        # Every stride-th pixel is taken before a 1×1 convolution, not by it: the same, but oneDNN writes beyond its
-        # memory in the backward pass of a strided 1×1 convolution over three channels that lie last (torch 2.13).
-        self.stride = stride
-        self.shortcut = nn.Identity() if same else nn.Conv2d(given, made, 1, bias=False)
+        # Averaged before the 1×1 convolution, rather than skipped by it: nothing is lost, gradients stay channels-last,
+        # and oneDNN's strided 1×1 convolution, which writes beyond its memory in training (torch 2.13), is not met.
+        smaller = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        wider = nn.Conv2d(given, made, 1, bias=False) if given != made else nn.Identity()
+        self.shortcut = nn.Sequential(smaller, wider)
 
     def forward(self, image: Tensor) -> Tensor:
-        changed = self.second_norm(self.second(F.relu(self.first_norm(self.first(image)))))
-        return F.relu(changed + self.shortcut(image[:, :, :: self.stride, :: self.stride]))
+        changed = self.second_norm(self.second(F.relu(self.first_norm(self.first(image)), inplace=True)))
+        return F.relu(changed + self.shortcut(image), inplace=True)
 
 
 class Encoder(encoded.Encoder):
@@ -45,11 +46,14 @@ class Encoder(encoded.Encoder):
         super().__init__()
         made, latent = stages(shape, network.width, network.most), network.latent
         self.latent, self.maps = latent, list(made)
-        channels = [shape[2], *(each[0] for each in made)]
+        channels = [network.stem or shape[2], *(each[0] for each in made)]
         self.stages = nn.ModuleList(
             nn.Sequential(Residual(a, b, 2), *(Residual(b, b) for _ in range(network.depth - 1)))
             for a, b in pairwise(channels)
         )
+        if network.stem:
+            look = nn.Conv2d(shape[2], network.stem, 3, padding=1, bias=False), nn.BatchNorm2d(network.stem), nn.ReLU()
+            self.stages[0] = nn.Sequential(*look, self.stages[0])
         last, high, wide = made[-1]
         self.code = nn.Linear(last * high * wide, latent)
         self.log_variance = nn.Linear(last * high * wide, latent) if network.variational else None
@@ -87,7 +91,7 @@ class Decoder(nn.Module):
         self.image = nn.Sequential(nn.Conv2d(shapes[-1][0], 4 * shape[2], 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, code: Tensor) -> Tensor:
-        image = F.relu(self.spread(code)).reshape(-1, *self.start)
+        image = F.relu(self.spread(code)).reshape(-1, *self.start).contiguous(memory_format=torch.channels_last)
         for stage, size in zip(self.stages, self.sizes, strict=True):
             image = stage(F.interpolate(image, size=size, mode="nearest"))
         return self.image(image)[:, :, : self.shape[0], : self.shape[1]]  # type: ignore[no-any-return]
