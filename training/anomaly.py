@@ -49,7 +49,7 @@ class Normals:
 
 
 def tensors(distances: Sequence[str]) -> set[str]:
-    """The encoder's, of those that the distances take."""
+    """Those that the distances take; the reconstruction's errors are none."""
     return {takes for takes, _ in map(_parsed, distances)} - {"pixels"}
 
 
@@ -58,9 +58,9 @@ def _parsed(distance: str) -> tuple[str, str]:
     if distance == "reconstruction":
         return "pixels", distance
     tensor, _, measure = distance.partition(".")
-    if tensor not in ("embedding", "features") or measure not in NEEDS:
+    if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
         raise ValueError(
-            f"{distance}: reconstruction, or embedding or features with one of {', '.join(NEEDS)}, "
+            f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
             "as in features.residual"
         )
     return tensor, measure

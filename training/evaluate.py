@@ -8,7 +8,7 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
-from app.bundle.scoring import probabilities, reconstruction_errors
+from app.bundle.scoring import probabilities
 from training import pca
 from training.arrays import allocate
 from training.clusters import k_means, normalised_mutual_information
@@ -23,7 +23,7 @@ EVERYTHING = ("embedding", "logits", "errors", "scores")
 class Outputs:
     """Of every image of a set, in its order; what was not asked for, or cannot be had, is not there."""
 
-    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors
+    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors, and of the image's own
     logits: np.ndarray | None  # (N, labels)
     errors: np.ndarray | None  # (N,) of the reconstruction
     scores: np.ndarray | None  # (N,) of anomaly
@@ -32,7 +32,8 @@ class Outputs:
 def run(bundle: Bundle, data: ImageSet, what: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
     """In batches as a request holds them; what is not wanted is not computed.
 
-    `wanted` are tensors of the encoder, and of `logits`, `errors` and `scores` those that the bundle can give.
+    `wanted` are tensors that anomaly distances take, and of `logits`, `errors` and `scores` those that the bundle
+    can give.
     """
     found: dict[str, np.ndarray] = {}
     starts = range(0, len(data), _BATCH)
@@ -48,17 +49,17 @@ def run(bundle: Bundle, data: ImageSet, what: str, wanted: Collection[str] = EVE
 
 def _batch(bundle: Bundle, images: np.ndarray, wanted: Collection[str]) -> dict[str, np.ndarray]:
     encoded = bundle.encode(images)
-    part = {name: values for name, values in encoded.items() if name in wanted}
     scorer = bundle.scorer if "scores" in wanted else None
+    reconstructs = bundle.decoder is not None and ("errors" in wanted or (scorer is not None and scorer.reconstructs))
+    taken = {*wanted, *(scorer.tensors if scorer else ())}
+    tensors, errors = bundle.measured(images, encoded, taken, reconstructs)
+    part = {name: values for name, values in tensors.items() if name in wanted}
     if bundle.head is not None and "logits" in wanted:
         part["logits"] = bundle.logits(encoded)
-    errors = None
-    if bundle.decoder is not None and ("errors" in wanted or (scorer is not None and scorer.reconstructs)):
-        errors = reconstruction_errors(images, bundle.reconstruct(encoded))
     if errors is not None and "errors" in wanted:
         part["errors"] = errors
     if scorer is not None:
-        part["scores"] = scorer.combine(scorer.distances(encoded, errors))
+        part["scores"] = scorer.combine(scorer.distances(tensors, errors))
     return part
 
 

@@ -1,6 +1,6 @@
 """A loaded bundle: its graphs, its preprocessing and its scoring, usable without a server."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +58,16 @@ class Bundle:
         if self.scorer is None:
             raise self._lacks("anomaly calibration", "anomaly")
         encoded = self.encode(images)
-        errors = None
-        if self.scorer.reconstructs:
-            errors = scoring.reconstruction_errors(images, self.reconstruct(encoded))
-        return self.scorer.score(encoded, errors)
+        return self.scorer.score(*self.measured(images, encoded, self.scorer.tensors, self.scorer.reconstructs))
+
+    def measured(
+        self, images: np.ndarray, encoded: dict[str, np.ndarray], tensors: Collection[str], errors: bool
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """What anomaly distances take: the tensors by name, (N, D), and if wanted the reconstruction's errors (N,)."""
+        taken = {name: values for name, values in encoded.items() if name in tensors}
+        if "thumbnail" in tensors:
+            taken["thumbnail"] = scoring.thumbnails(images)
+        return taken, scoring.reconstruction_errors(images, self.reconstruct(encoded)) if errors else None
 
     def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """What `encode` gave → (N, labels, rows, columns): each place's share of each logit; the bias is left out."""

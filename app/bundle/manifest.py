@@ -98,11 +98,12 @@ class Distance(Strict):
     residual        √(‖x‖² - ‖z‖²), what the normals' main directions leave unexplained
     neighbours      mean distance of z from its nearest references
 
-    x = (tensor - mean) · weight, z = x · basis, with the arrays of `takes` in the reference file.
+    x = (tensor - mean) · weight, z = x · basis, with the arrays of `takes` in the reference file. `embedding` and
+    `features` are the encoder's; `thumbnail` is the image itself, as app.bundle.scoring.thumbnails makes it small.
     """
 
     measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours"]
-    takes: Literal["pixels", "embedding", "features"]
+    takes: Literal["pixels", "thumbnail", "embedding", "features"]
     mean: float  # of the distances of training normals that no array was fitted on
     std: Annotated[float, Field(ge=1e-12)]
 
@@ -177,7 +178,7 @@ class Manifest(Strict):
     def anomaly_can_be_computed(self) -> "Manifest":
         if self.anomaly and self.reference is None:
             raise ValueError("anomaly: needs reference")
-        given = {tensor.name for tensor in self.graphs.encoder.outputs}
+        given = {"thumbnail"} | {tensor.name for tensor in self.graphs.encoder.outputs}
         for distance in self.anomaly.distances if self.anomaly else ():
             if (distance.measure == "reconstruction") != (distance.takes == "pixels"):
                 raise ValueError("anomaly.distances: reconstruction takes pixels, and nothing else does")

@@ -1,6 +1,8 @@
 """Raw outputs → typed results. Pure numpy: training calibrates with the functions that serving scores with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -64,6 +66,38 @@ def reconstruction_errors(images: np.ndarray, reconstructions: np.ndarray) -> np
     return np.asarray(np.mean(np.square(difference), axis=(1, 2, 3), dtype=np.float64))
 
 
+THUMBNAIL = 14  # cells a side, at most
+
+
+def thumbnails(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) uint8 → (N, D) float32: roots of the grey levels in 0…1, averaged over a grid of 14×14 cells.
+
+    The root lets the difference of two dark greys count as much as that of two bright ones. Sides of fewer pixels keep
+    them; a cell of a side that 14 does not divide shares its border pixels with its neighbours.
+    """
+    count, height, width, channels = images.shape
+    rows = cells(height, THUMBNAIL) @ _ROOTS[images].reshape(count, height, -1)
+    grid = cells(width, THUMBNAIL) @ rows.reshape(-1, width, channels)
+    return np.asarray(grid.reshape(count, -1))
+
+
+def thumbnail_size(height: int, width: int, channels: int) -> int:
+    return min(THUMBNAIL, height) * min(THUMBNAIL, width) * channels
+
+
+@cache
+def cells(side: int, most: int) -> np.ndarray:
+    """(cells, side): row i averages the i-th of equal, where need be overlapping, spans."""
+    count = min(most, side)
+    matrix = np.zeros((count, side), np.float32)
+    for cell in range(count):
+        start, end = cell * side // count, -(-(cell + 1) * side // count)
+        matrix[cell, start:end] = 1 / (end - start)
+    matrix.flags.writeable = False
+    return matrix
+
+
+_ROOTS = np.sqrt(np.arange(256, dtype=np.float32) / 255)
 NEAREST = 3  # references whose distances are averaged, or as many as there are
 _PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK"}
 NEEDS = {  # arrays of a space, by measure
@@ -127,7 +161,7 @@ class AnomalyScorer:
     """The manifest's distances with their numbers: `calibration_scores` and `<tensor>.<array>` of the reference."""
 
     def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-        """`sizes` are those of the encoder's tensors. A ValueError names the array that does not fit."""
+        """`sizes` are those of the tensors that distances can take. A ValueError names the array that does not fit."""
         self._anomaly = anomaly
         self._calibration = _numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
         if (np.diff(self._calibration) < 0).any():
@@ -135,18 +169,19 @@ class AnomalyScorer:
         self._measures: dict[str, set[str]] = {}
         for distance in anomaly.distances:
             self._measures.setdefault(distance.takes, set()).add(distance.measure)
+        self.tensors = frozenset(self._measures) - {"pixels"}
         self.reconstructs = "pixels" in self._measures
         self._spaces = {
             tensor: Space(_space_arrays(reference, tensor, measures, sizes[tensor]))
             for tensor, measures in self._measures.items()
-            if tensor != "pixels"
+            if tensor in self.tensors
         }
 
-    def distances(self, encoded: dict[str, np.ndarray], errors: np.ndarray | None) -> np.ndarray:
+    def distances(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> np.ndarray:
         """(N, distances of the manifest), raw. `errors` are the reconstruction's, where they are among them."""
         found: dict[tuple[str, str], np.ndarray] = {}
         for tensor, space in self._spaces.items():
-            for measure, values in space.distances(encoded[tensor], self._measures[tensor]).items():
+            for measure, values in space.distances(tensors[tensor], self._measures[tensor]).items():
                 found[tensor, measure] = values
         if self.reconstructs:
             assert errors is not None
@@ -158,9 +193,9 @@ class AnomalyScorer:
         mean, std = (np.array([getattr(d, name) for d in self._anomaly.distances]) for name in ("mean", "std"))
         return np.asarray(((distances - mean) / std).sum(axis=1))
 
-    def score(self, encoded: dict[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
+    def score(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
         a = self._anomaly
-        distances = self.distances(encoded, errors)
+        distances = self.distances(tensors, errors)
         scores = self.combine(distances)
         chances = p_values(scores, self._calibration)
         named = [distance.name for distance in a.distances]

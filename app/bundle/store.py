@@ -15,7 +15,7 @@ import numpy as np
 from app.bundle import golden
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
-from app.bundle.scoring import AnomalyScorer
+from app.bundle.scoring import AnomalyScorer, thumbnail_size
 from app.bundle.session import CPU, Session, cpu_limit
 from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid, ReferenceInvalid
 
@@ -74,6 +74,7 @@ def _assemble(
     if manifest.anomaly is not None and manifest.reference is not None:
         reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
+        sizes["thumbnail"] = thumbnail_size(manifest.input.height, manifest.input.width, manifest.input.channels)
         try:
             scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
         except ValueError as error:

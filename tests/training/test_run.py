@@ -338,8 +338,15 @@ def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path
 
 def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: Path) -> None:
     changes = [*SMALL, "network.variational=true", "input.channels=3", "input.height=32", "input.width=40"]
+    changes += ['anomaly.distances=["thumbnail.neighbours", "features.residual"]']
     assert train(recipe, tmp_path, changes) == 0
-    assert load(tmp_path / "models/drawn/1").manifest.input.shape == (32, 40, 3)
+    bundle = load(tmp_path / "models/drawn/1")
+    assert bundle.manifest.input.shape == (32, 40, 3)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 40, 3), dtype=np.uint8)
+    assert {name for score in bundle.anomaly(images) for name in score.distances} == {
+        "thumbnail.neighbours",
+        "features.residual",
+    }
 
 
 KILLED = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]

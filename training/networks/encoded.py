@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from app.bundle.scoring import cells
+
 GRID = 4  # maps are pooled to GRID × GRID
 
 
@@ -40,7 +42,7 @@ class Pool(nn.Module):
         self.size = sum(math.prod(each) for each in self.shapes)
         for index, (_, *grid) in enumerate(shapes):
             if any(side > GRID for side in grid):
-                rows, columns = map(_averages, grid)
+                rows, columns = (torch.tensor(cells(side, GRID)) for side in grid)
                 self.register_buffer(f"cells{index}", torch.kron(rows, columns).T, persistent=False)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -49,13 +51,3 @@ class Pool(nn.Module):
     def _pooled(self, index: int, each: Tensor) -> Tensor:
         averages = self._buffers.get(f"cells{index}")  # (H · W, 16)
         return (each.float().flatten(2) @ averages if averages is not None else each.float()).flatten(1)
-
-
-def _averages(side: int) -> Tensor:
-    """(cells, side): row i averages the i-th of equal, where need be overlapping, spans."""
-    cells = min(GRID, side)
-    matrix = torch.zeros(cells, side)
-    for cell in range(cells):
-        start, end = cell * side // cells, -(-(cell + 1) * side // cells)
-        matrix[cell, start:end] = 1 / (end - start)
-    return matrix

@@ -5,12 +5,16 @@ from hypothesis import strategies as st
 
 from app.bundle.scoring import (
     NEAREST,
+    THUMBNAIL,
     Space,
+    cells,
     classify,
     p_values,
     probabilities,
     reconstruction_errors,
     threshold_at,
+    thumbnail_size,
+    thumbnails,
 )
 
 
@@ -41,6 +45,28 @@ def space(points: np.ndarray, **more: np.ndarray) -> Space:
     values, vectors = np.linalg.eigh(np.cov(points, rowvar=False))
     arrays = {"mean": mean, "weight": np.ones(len(mean)), "basis": vectors, "spread": np.sqrt(values)}
     return Space({**arrays, **more})
+
+
+def test_cells_average_equal_spans_and_share_a_pixel_where_the_side_does_not_divide() -> None:
+    assert np.array_equal(cells(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    assert np.array_equal(cells(3, 2), [[0.5, 0.5, 0], [0, 0.5, 0.5]])
+    assert np.array_equal(cells(3, 14), np.eye(3))
+    assert np.allclose(cells(224, 14).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (64, 48, 3), (6, 4, 1), (15, 224, 3)])
+def test_a_thumbnail_is_the_roots_of_the_greys_averaged_by_cell(shape: tuple[int, int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
+    found = thumbnails(images)
+    assert found.shape == (3, thumbnail_size(*shape))
+    grid = found.reshape(3, min(THUMBNAIL, shape[0]), min(THUMBNAIL, shape[1]), shape[2])
+    roots = np.sqrt(images / 255)
+    high, wide = shape[0] / grid.shape[1], shape[1] / grid.shape[2]
+    for row, column in ((0, 0), (grid.shape[1] - 1, grid.shape[2] - 1), (1, 2)):
+        top, bottom = int(np.floor(row * high)), int(np.ceil((row + 1) * high))
+        left, right = int(np.floor(column * wide)), int(np.ceil((column + 1) * wide))
+        expected = roots[:, top:bottom, left:right].mean(axis=(1, 2))
+        assert np.allclose(grid[:, row, column], expected, atol=1e-5)
 
 
 def test_distance_in_units_of_the_spread_is_mahalanobis() -> None:
