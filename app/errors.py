@@ -19,10 +19,14 @@ GraftError
 ├── RequestError
 │   ├── MalformedRequest
 │   ├── UnsupportedMediaType
+│   ├── NotAcceptable         no form of answer that the caller takes
+│   ├── Unauthorised
 │   ├── BodyTooLarge
 │   └── TooManyImages
 ├── UnknownModel
 ├── OperationUnavailable      the model lacks the part that the operation needs
+├── QueueFull                 with the seconds after which to try again
+├── DeadlinePassed
 ├── NotReady
 └── SettingsInvalid           found before the service starts
 """
@@ -110,6 +114,14 @@ class UnsupportedMediaType(RequestError):
     pass
 
 
+class NotAcceptable(RequestError):
+    pass
+
+
+class Unauthorised(RequestError):
+    pass
+
+
 class BodyTooLarge(RequestError):
     pass
 
@@ -123,6 +135,16 @@ class UnknownModel(GraftError):
 
 
 class OperationUnavailable(GraftError):
+    pass
+
+
+class QueueFull(GraftError):
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlinePassed(GraftError):
     pass
 
 

@@ -1,12 +1,17 @@
 """create_app(settings): the only wiring. Nothing happens at import."""
 
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import docs, error_handlers, health, models, operations
+from app.api import access, codes, docs, error_handlers, health, models, operations
+from app.api.prefix import Prefix
+from app.bundle.session import cpu_limit
+from app.inference.admission import Admission
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
 from app.observability import RequestIds
@@ -14,28 +19,40 @@ from app.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    repository = Repository(settings.models, settings.default_model, settings.threads)
+    threads = settings.threads or cpu_limit()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
+    decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
+    repository = Repository(settings.models, settings.default_model, settings.threads, settings.max_batch, pool)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # verifies golden pairs, which warms every graph
         yield
+        for each in (pool, decoders):
+            each.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="Graft",
         summary="A folder of images as a service: classify, with models that prove themselves at load",
         version=__version__,
         lifespan=lifespan,
-        root_path=settings.root_path,
         docs_url=None,  # our own, which needs nothing from outside
         redoc_url=None,
     )
     app.state.settings = settings
     app.state.repository = repository
-    app.state.predictor = Predictor(repository, settings.max_pixels)
+    app.state.predictor = Predictor(repository, Admission(settings.max_queue), decoders, settings.max_pixels)
     error_handlers.install(app)
+    keys, metrics = access.keys_of(settings), access.Keys([settings.metrics_key] if settings.metrics_key else [])
+    if keys or metrics:
+        app.add_middleware(access.Access, keys=keys, metrics=metrics)
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    if settings.root_path.strip("/"):
+        app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(RequestIds)  # last added is outermost: every answer gets its id
     docs.tell_the_truth(app)
-    for module in (operations, models, health, docs):
+    for module in (operations, codes, models, health, docs):
         app.include_router(module.router)
     return app

@@ -5,7 +5,7 @@ A test holds docs/settings.md to this list.
 
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsInvalid
@@ -25,14 +25,41 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="threads of one graph run; unset, the CPUs that the container may use"
     )
+    max_batch: int = Field(32, ge=1, le=4096, description="most images that run through a model together")
+    timeout_ms: int = Field(
+        30_000,
+        ge=1,
+        le=3_600_000,
+        description="most milliseconds from a request's last byte to its answer; above it 504; "
+        "a request asks for less by X-Timeout-Ms",
+    )
     max_body_mb: int = Field(32, ge=1, le=4096, description="largest request body, in MB; above it 413")
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
+    max_queue: int = Field(
+        1024, ge=1, le=1_000_000, description="most images under way at once, over all requests; above it 429"
+    )
     max_pixels: int = Field(
         64_000_000,
         ge=1,
         description="most pixels in one image, read from its header before decoding; above it 413 (89 M at the most)",
     )
+    api_keys: str | None = Field(
+        None, description="keys of which a request must carry one, joined by commas; unset, everybody is let in"
+    )
+    api_keys_file: Path | None = Field(None, description="file of such keys, one a line; beside those of API_KEYS")
+    metrics_key: str | None = Field(None, description="key of its own for /metrics; unset, it takes the others")
+    cors_origins: str | None = Field(
+        None, description="origins whose pages may call, joined by commas, or *; unset, no other page may"
+    )
     root_path: str = Field("", description="path prefix under which a proxy serves this, such as /graft")
+
+    @field_validator("max_queue")
+    @classmethod
+    def holds_a_whole_request(cls, most: int, before: ValidationInfo) -> int:
+        images = before.data.get("max_images", 1)
+        if most < images:
+            raise ValueError(f"a request may have {images:,} images (MAX_IMAGES): the queue must hold one")
+        return most
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -73,7 +73,13 @@ def onnx_file(nodes: list[Any], taken: Tensor, given: Tensor, weights: dict[str,
 
 
 def tiny(
-    shape: InputSpec | None = None, *, head: bool = True, decoder: bool = True, anomaly: bool = True, seed: int = 0
+    shape: InputSpec | None = None,
+    *,
+    head: bool = True,
+    decoder: bool = True,
+    anomaly: bool = True,
+    variational: bool = False,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid."""
     shape = shape or spec()
@@ -134,6 +140,7 @@ def tiny(
         "title": "a tiny bundle",
         "input": shape,
         "latent_size": LATENT,
+        "variational": variational,
         "feature_maps": (),
         "graphs": Graphs(**graphs),
         "classifier": Classifier(labels=LABELS, temperature=1.0) if head else None,

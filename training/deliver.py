@@ -110,6 +110,7 @@ def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
     )
     return {
         "title": recipe.title,
+        "variational": recipe.network.variational,
         "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
         "anomaly": None,
         "reference": None,

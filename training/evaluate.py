@@ -8,7 +8,7 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import probabilities, reconstruction_errors
 from training import pca
 from training.arrays import allocate
 from training.clusters import k_means, normalised_mutual_information
@@ -50,12 +50,13 @@ def run(bundle: Bundle, data: ImageSet, what: str, wanted: Collection[str] = EVE
 def _batch(bundle: Bundle, images: np.ndarray, wanted: Collection[str]) -> dict[str, np.ndarray]:
     encoded = bundle.encode(images)
     scorer = bundle.scorer if "scores" in wanted else None
-    reconstructs = bundle.decoder is not None and ("errors" in wanted or (scorer is not None and scorer.reconstructs))
-    taken = {*wanted, *(scorer.tensors if scorer else ())}
-    tensors, errors = bundle.measured(images, encoded, taken, reconstructs)
+    tensors = bundle.taken(images, encoded, {*wanted, *(scorer.tensors if scorer else ())})
     part = {name: values for name, values in tensors.items() if name in wanted}
     if bundle.head is not None and "logits" in wanted:
         part["logits"] = bundle.logits(encoded)
+    errors = None
+    if bundle.decoder is not None and ("errors" in wanted or (scorer is not None and scorer.reconstructs)):
+        errors = reconstruction_errors(images, bundle.reconstruct(encoded))
     if errors is not None and "errors" in wanted:
         part["errors"] = errors
     if scorer is not None:

@@ -24,6 +24,10 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.NotAnImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Unauthorised: HTTPStatus.UNAUTHORIZED,
+    errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
+    errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -78,12 +82,23 @@ class UnexpectedErrors:
             await answer(scope, receive, send)
 
 
+def answer_to(error: errors.GraftError) -> JSONResponse:
+    """As the table has it; what it lacks is none of the caller's doing, and is raised on."""
+    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
+    if status is None:
+        raise error
+    headers = {}
+    if isinstance(error, errors.QueueFull):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthorised):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(status, _kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
+
+
 def install(app: FastAPI) -> None:
     async def on_graft_error(_: Request, error: Exception) -> JSONResponse:
-        status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
-        if status is None:
-            raise error
-        return problem(status, _kebab(type(error).__name__), str(error), getattr(error, "index", None))
+        assert isinstance(error, errors.GraftError)
+        return answer_to(error)
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)

@@ -22,13 +22,13 @@ Models = Annotated[Repository, Depends(_repository)]
 async def list_models(repository: Models) -> ModelList:
     default = repository.get(None) if repository.ready else None
     return ModelList(
-        models=[ModelSummary.summary(bundle, bundle is default) for bundle in repository.all()],
+        models=[ModelSummary.summary(model, model is default) for model in repository.all()],
         refused=[Refused(bundle=bundle, reason=reason) for bundle, reason in repository.refused.items()],
     )
 
 
 @router.get("/{name}", summary="One model: name or name@version", responses=documented(404, 500))
 async def model(name: str, repository: Models) -> ModelDetail:
-    bundle = repository.get(name)
-    summary = ModelSummary.summary(bundle, repository.ready and bundle is repository.get(None))
-    return ModelDetail(**summary.model_dump(), manifest=bundle.manifest.model_dump(mode="json"))
+    found = repository.get(name)
+    summary = ModelSummary.summary(found, repository.ready and found is repository.get(None))
+    return ModelDetail(**summary.model_dump(), manifest=found.bundle.manifest.model_dump(mode="json"))

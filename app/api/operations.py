@@ -1,32 +1,207 @@
 """/v1/<operation>: what a model does with images."""
 
-from typing import Annotated
+import io
+from collections.abc import Callable, Sequence, Sized
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request
+import numpy as np
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
 
+from app.api import pictures
+from app.api.accept import JSON, NPY, PNG
+from app.api.call import ACall
 from app.api.error_handlers import documented
 from app.api.payload import Images
-from app.api.schemas import IMAGE_BODY, ClassifyResponse
-from app.inference.predictor import Predictor
+from app.api.schemas import (
+    IMAGE_BODY,
+    AnomalyResponse,
+    AnomalyResult,
+    ClassifyResponse,
+    ClassifyResult,
+    EncodeResponse,
+    EncodeResult,
+    ModelRef,
+    PredictResponse,
+    PredictResult,
+    ReconstructResponse,
+    ReconstructResult,
+    binary,
+)
+from app.bundle import scoring
+from app.errors import MalformedRequest
+from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
+from app.inference.predictor import Answered
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
-
-def _predictor(request: Request) -> Predictor:
-    return request.app.state.predictor  # type: ignore[no-any-return]
-
-
-Predictions = Annotated[Predictor, Depends(_predictor)]
-Model = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+_REFUSALS = (400, 401, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
+InDomain = Annotated[bool, Query(description="also say whether the anomaly score takes it for one of the model's")]
+Explain = Annotated[bool, Query(description="also give a map of what in the image speaks for the label")]
+Heatmap = Annotated[bool, Query(description="also give a map of where the reconstruction is off")]
+Rate = Annotated[
+    float | None,
+    Query(gt=0, lt=1, description="false-alarm rate to judge by; unset, the model's own"),
+]
 
 
-@router.post(
-    "/classify",
-    summary="Which label, and how sure",
-    responses=documented(400, 404, 409, 413, 415, 422, 500, 503),
-    openapi_extra=IMAGE_BODY,
-)
-async def classify(images: Images, predictor: Predictions, model: Model = None, top_k: TopK = None) -> ClassifyResponse:
-    bundle, found = await predictor.classify(images, model)
-    return ClassifyResponse.of(bundle, found, top_k)
+def _route(
+    operation: str, summary: str, model: type[BaseModel], *kinds: str, says: str = ""
+) -> Callable[[Handler], Handler]:
+    responses = documented(*_REFUSALS) | (binary(says, *kinds) if kinds else {})
+    return router.post(
+        f"/{operation}", summary=summary, response_model=model, responses=responses, openapi_extra=IMAGE_BODY
+    )
+
+
+@_route("classify", "Which label, and how sure", ClassifyResponse)
+async def classify(
+    call: ACall,
+    images: Images,
+    top_k: TopK = None,
+    in_domain: InDomain = False,
+    explain: Explain = False,
+    false_alarm_rate: Rate = None,
+) -> Response:
+    call.form(JSON)
+    wanted = {LOGITS} | ({DISTANCES} if in_domain else set()) | ({EXPLANATION} if explain else set())
+    needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
+    found = await call.answered(images, needs, wanted)
+    results = [ClassifyResult(**fields) for fields in _classified(found, top_k)]
+    if in_domain:
+        for result, verdict in zip(results, _judged(found, false_alarm_rate), strict=True):
+            result.in_domain = not verdict.anomalous
+    return as_json(ClassifyResponse(model=ModelRef.of(found.bundle), results=results))
+
+
+@_route("encode", "The image as a few numbers", EncodeResponse, NPY, says="numpy's .npy of N × D float32")
+async def encode(call: ACall, images: Images) -> Response:
+    form = call.form(JSON, NPY)
+    found = await call.answered(images, ["encode"], {EMBEDDING})
+    codes = found.outputs[EMBEDDING]
+    if form == NPY:
+        return as_npy(codes)
+    results = [EncodeResult(embedding=code) for code in codes.tolist()]
+    return as_json(EncodeResponse(model=ModelRef.of(found.bundle), results=results))
+
+
+@_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
+async def reconstruct(call: ACall, images: Images) -> Response:
+    form = call.form(JSON, *one(PNG, images))
+    found = await call.answered(images, ["reconstruct"], {RECONSTRUCTION})
+    drawn = found.outputs[RECONSTRUCTION]
+    if form == PNG:
+        return Response(pictures.of_unit(drawn[0]), media_type=PNG)
+    results = [
+        ReconstructResult(image=pictures.base64_of(pictures.of_unit(image)), error=error)
+        for image, error in zip(drawn, found.outputs[ERRORS].tolist(), strict=True)
+    ]
+    return as_json(ReconstructResponse(model=ModelRef.of(found.bundle), results=results))
+
+
+@_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
+async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Response:
+    form = call.form(JSON, *one(PNG, images))
+    mapped = heatmap or form == PNG
+    needs = ["anomaly", *(["reconstruct"] if mapped else [])]
+    found = await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()))
+    if form == PNG:
+        return Response(_heatmaps(found)[0], media_type=PNG)
+    results = [AnomalyResult(**_verdict(each)) for each in _judged(found, false_alarm_rate)]
+    if heatmap:
+        for result, picture in zip(results, _heatmaps(found), strict=True):
+            result.heatmap = pictures.base64_of(picture)
+    return as_json(AnomalyResponse(model=ModelRef.of(found.bundle), results=results))
+
+
+@_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
+async def predict(
+    call: ACall,
+    images: Images,
+    top_k: TopK = None,
+    explain: Explain = False,
+    heatmap: Heatmap = False,
+    false_alarm_rate: Rate = None,
+) -> Response:
+    call.form(JSON)
+    able = call.bundle.operations
+    needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
+    outputs = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
+    wanted = {EMBEDDING, *(output for operation, output in outputs.items() if operation in able)}
+    found = await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()))
+    fields: list[dict[str, Any]] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
+    if "classify" in able:
+        _join(fields, _classified(found, top_k))
+    if "reconstruct" in able:
+        drawn = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
+        _join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
+    if "anomaly" in able:
+        verdicts = _judged(found, false_alarm_rate)
+        _join(fields, [_verdict(each) | {"in_domain": not each.anomalous} for each in verdicts])
+    if heatmap:
+        _join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
+    results = [PredictResult(**each) for each in fields]
+    return as_json(PredictResponse(model=ModelRef.of(found.bundle), results=results))
+
+
+def _classified(found: Answered, top_k: int | None) -> list[dict[str, Any]]:
+    bundle, classifier = found.bundle, found.bundle.manifest.classifier
+    assert classifier is not None  # the predictor has asked the bundle for it
+    ranked = scoring.classify(found.outputs[LOGITS], classifier.labels, classifier.temperature)
+    fields: list[dict[str, Any]] = [
+        {"label": c.label, "index": c.index, "confidence": c.confidence, "probabilities": dict(c.ranked[:top_k])}
+        for c in ranked
+    ]
+    if EXPLANATION in found.outputs:
+        height, width, _ = bundle.manifest.input.shape
+        for each, shares in zip(fields, found.outputs[EXPLANATION], strict=True):
+            each["explanation"] = pictures.base64_of(pictures.of_reasons(shares[each["index"]], height, width))
+    return fields
+
+
+def _judged(found: Answered, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
+    scorer = found.bundle.scorer
+    assert scorer is not None
+    try:
+        return scorer.judge(found.outputs[DISTANCES], false_alarm_rate)
+    except ValueError as error:
+        raise MalformedRequest(f"false_alarm_rate: {error}") from None
+
+
+def _verdict(found: scoring.AnomalyScore) -> dict[str, Any]:
+    return {
+        "score": found.score,
+        "threshold": found.threshold,
+        "anomalous": found.anomalous,
+        "p_value": found.p_value,
+        "reconstruction_error": found.reconstruction_error,
+        "latent_distance": found.latent_distance,
+        "distances": found.distances,
+    }
+
+
+def _heatmaps(found: Answered) -> list[bytes]:
+    both = zip(found.images, found.outputs[RECONSTRUCTION], strict=True)
+    return [pictures.of_errors(image, drawn) for image, drawn in both]
+
+
+def _join(fields: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]]) -> None:
+    for each, other in zip(fields, more, strict=True):
+        each.update(other)
+
+
+def one(kind: str, images: Sized) -> tuple[str, ...]:
+    """A picture is an answer to one image."""
+    return (kind,) if len(images) == 1 else ()
+
+
+def as_npy(array: np.ndarray) -> Response:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return Response(buffer.getvalue(), media_type=NPY)
+
+
+def as_json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type=JSON)

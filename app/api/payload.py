@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser
 from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
 from app.settings import Settings
 
-_ACCEPTED = "multipart/form-data, image/* or application/json"
+_FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_HEADER_BYTES = 4 << 10  # of one part of a form
 _MOST_OTHER_FIELDS = 100  # parts of a form that are not files
 _PARSED_AT_ONCE = 256 << 10  # bytes of a body; larger ones are parsed in a thread
@@ -27,19 +27,10 @@ _FIELD_NAME = re.compile(r';\s*name="?([^";]*)', re.IGNORECASE)
 async def read_images(request: Request) -> list[bytes]:
     """In the order they came; at least one."""
     settings: Settings = request.app.state.settings
-    declared = request.headers.get("content-type")
-    if declared is None:
-        raise UnsupportedMediaType(f"no Content-Type: send {_ACCEPTED}")
-    kind = declared.partition(";")[0].strip().lower()
-    if kind != "multipart/form-data" and kind != "application/json" and not kind.startswith("image/"):
-        raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {_ACCEPTED}")
-    coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
-    body = await _read_body(request, settings.max_body_mb * 1_000_000)
-    if kind == "multipart/form-data":
-        images = await _parse(_from_form, body, _boundary(declared), settings.max_images)
-    elif kind == "application/json":
+    kind, body = await read_body(request, (_FORM, "image/*", _JSON))
+    if kind == _FORM:
+        images = await _parse(_from_form, body, _boundary(request.headers["content-type"]), settings.max_images)
+    elif kind == _JSON:
         images = await _parse(_from_json, body, settings.max_images)
     else:
         images = [body]
@@ -47,6 +38,22 @@ async def read_images(request: Request) -> list[bytes]:
         if not image:
             raise MalformedRequest("the image is empty: zero bytes", _place(index, images))
     return images
+
+
+async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, bytes]:
+    """(content type, body), of one of the accepted types, within the limit. Refused before it is read."""
+    settings: Settings = request.app.state.settings
+    told = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
+    declared = request.headers.get("content-type")
+    if declared is None:
+        raise UnsupportedMediaType(f"no Content-Type: send {told}")
+    kind = declared.partition(";")[0].strip().lower()
+    if kind not in accepted and f"{kind.partition('/')[0]}/*" not in accepted:
+        raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {told}")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
+    return kind, await _read(request, settings.max_body_mb * 1_000_000)
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
@@ -57,7 +64,7 @@ async def _parse(parse: Callable[..., list[bytes]], body: bytes, *rest: object) 
     return parse(body, *rest) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *rest)
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise BodyTooLarge(f"the body is {int(declared[:20]):,} bytes; at most {limit:,} are allowed")

@@ -1,12 +1,14 @@
 """The JSON that goes out and, described for OpenAPI, the bodies that come in."""
 
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import Metric
-from app.bundle.scoring import Classification
+from app.inference.model import Model
+
+Result = TypeVar("Result", bound=BaseModel)
 
 
 class ModelRef(BaseModel):
@@ -26,19 +28,93 @@ class ClassifyResult(BaseModel):
     index: int
     confidence: float
     probabilities: dict[str, float] = Field(description="likeliest first; as many as `top_k`, or all")
+    in_domain: bool | None = Field(None, description="false: the anomaly score takes it for none of the model's images")
+    explanation: str | None = Field(
+        None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
+    )
 
 
-class ClassifyResponse(BaseModel):
+class EncodeResult(BaseModel):
+    embedding: list[float] = Field(description="compares only within one digest")
+
+
+class ReconstructResult(BaseModel):
+    image: str = Field(description="PNG in base64")
+    error: float = Field(description="mean squared error, in units of the full scale")
+
+
+class AnomalyResult(BaseModel):
+    score: float = Field(description="the higher, the more anomalous")
+    threshold: float
+    anomalous: bool = Field(description="p_value is at most the false-alarm rate")
+    p_value: float = Field(description="share of held-out normal images that score as high")
+    reconstruction_error: float | None = None
+    latent_distance: float | None = None
+    distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
+    heatmap: str | None = Field(None, description="PNG in base64: white where the reconstruction is furthest off")
+
+
+class PredictResult(BaseModel):
+    """All that the model can say of an image; what it cannot is absent."""
+
+    label: str | None = None
+    index: int | None = None
+    confidence: float | None = None
+    probabilities: dict[str, float] | None = None
+    in_domain: bool | None = None
+    explanation: str | None = None
+    embedding: list[float]
+    image: str | None = Field(None, description="the reconstruction, PNG in base64")
+    error: float | None = None
+    score: float | None = None
+    threshold: float | None = None
+    anomalous: bool | None = None
+    p_value: float | None = None
+    reconstruction_error: float | None = None
+    latent_distance: float | None = None
+    distances: dict[str, float] | None = None
+    heatmap: str | None = None
+
+
+class DecodeResult(BaseModel):
+    image: str = Field(description="PNG in base64")
+
+
+class GenerateResult(DecodeResult):
+    embedding: list[float] = Field(description="the code that was drawn")
+
+
+class Response(BaseModel, Generic[Result]):
     model: ModelRef
-    results: list[ClassifyResult] = Field(description="one for each image, in the order they came")
+    results: list[Result] = Field(description="one for each image, in the order they came")
 
-    @classmethod
-    def of(cls, bundle: Bundle, found: list[Classification], top_k: int | None) -> "ClassifyResponse":
-        results = [
-            ClassifyResult(label=c.label, index=c.index, confidence=c.confidence, probabilities=dict(c.ranked[:top_k]))
-            for c in found
-        ]
-        return cls(model=ModelRef.of(bundle), results=results)
+
+class ClassifyResponse(Response[ClassifyResult]):
+    pass
+
+
+class EncodeResponse(Response[EncodeResult]):
+    pass
+
+
+class ReconstructResponse(Response[ReconstructResult]):
+    pass
+
+
+class AnomalyResponse(Response[AnomalyResult]):
+    pass
+
+
+class PredictResponse(Response[PredictResult]):
+    pass
+
+
+class DecodeResponse(Response[DecodeResult]):
+    pass
+
+
+class GenerateResponse(Response[GenerateResult]):
+    seed: int = Field(description="gives the same images again")
 
 
 class ModelSummary(ModelRef):
@@ -48,10 +124,12 @@ class ModelSummary(ModelRef):
     labels: list[str] | None
     input: list[int] = Field(description="height, width, channels: what every image is brought to")
     metrics: list[Metric]
+    milliseconds: float = Field(description="measured at start: everything of one image")
+    most_on_loop: int = Field(description="images of a batch that needs no thread of its own; 0: each has one")
 
     @classmethod
-    def summary(cls, bundle: Bundle, default: bool) -> "ModelSummary":
-        m = bundle.manifest
+    def summary(cls, model: Model, default: bool) -> "ModelSummary":
+        bundle, m = model.bundle, model.bundle.manifest
         return cls(
             **ModelRef.of(bundle).model_dump(),
             title=m.title,
@@ -60,6 +138,8 @@ class ModelSummary(ModelRef):
             labels=list(m.classifier.labels) if m.classifier else None,
             input=list(m.input.shape),
             metrics=list(m.metrics),
+            milliseconds=round(1000 * model.seconds, 3),
+            most_on_loop=model.most_on_loop,
         )
 
 
@@ -125,6 +205,38 @@ IMAGE_BODY: dict[str, Any] = {
                     "required": ["images"],
                     "additionalProperties": False,
                 }
+            },
+        },
+    }
+}
+
+
+def binary(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: what it answers beside JSON, where Accept asks for it."""
+    content = {kind: {"schema": {"type": "string", "format": "binary", "description": description}} for kind in kinds}
+    return {200: {"content": content}}
+
+
+CODES_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "embeddings": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "array", "items": {"type": "number"}, "minItems": 1},
+                        }
+                    },
+                    "required": ["embeddings"],
+                    "additionalProperties": False,
+                }
+            },
+            "application/x-npy": {
+                "schema": {"type": "string", "format": "binary", "description": "numpy's .npy of N × D float32"}
             },
         },
     }

@@ -12,6 +12,15 @@ from app.bundle.preprocess import preprocess
 from app.bundle.session import Session
 from app.errors import OperationUnavailable
 
+_NEEDS = {  # what an operation cannot do without
+    "classify": "head",
+    "reconstruct": "decoder",
+    "anomaly": "anomaly calibration",
+    "decode": "decoder",
+    "generate": "variational code",
+    "explain": "head that reads places",
+}
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -39,14 +48,14 @@ class Bundle:
         """What `encode` gave → (N, H, W, C) float32 in 0…1."""
         graph = self.manifest.graphs.decoder
         if self.decoder is None or graph is None:
-            raise self._lacks("decoder", "reconstruct")
+            raise self._lacks(_NEEDS["reconstruct"], "reconstruct")
         return self.decoder.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def logits(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """What `encode` gave → (N, K) float32."""
         graph = self.manifest.graphs.head
         if self.head is None or graph is None:
-            raise self._lacks("head", "classify")
+            raise self._lacks(_NEEDS["classify"], "classify")
         return self.head.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def classify(self, images: np.ndarray) -> list[scoring.Classification]:
@@ -56,24 +65,25 @@ class Bundle:
 
     def anomaly(self, images: np.ndarray) -> list[scoring.AnomalyScore]:
         if self.scorer is None:
-            raise self._lacks("anomaly calibration", "anomaly")
+            raise self._lacks(_NEEDS["anomaly"], "anomaly")
         encoded = self.encode(images)
-        return self.scorer.score(*self.measured(images, encoded, self.scorer.tensors, self.scorer.reconstructs))
+        errors = None
+        if self.scorer.reconstructs:
+            errors = scoring.reconstruction_errors(images, self.reconstruct(encoded))
+        return self.scorer.score(self.taken(images, encoded, self.scorer.tensors), errors)
 
-    def measured(
-        self, images: np.ndarray, encoded: dict[str, np.ndarray], tensors: Collection[str], errors: bool
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """What anomaly distances take: the tensors by name, (N, D), and if wanted the reconstruction's errors (N,)."""
-        taken = {name: values for name, values in encoded.items() if name in tensors}
-        if "thumbnail" in tensors:
-            taken["thumbnail"] = scoring.thumbnails(images)
-        return taken, scoring.reconstruction_errors(images, self.reconstruct(encoded)) if errors else None
+    def taken(
+        self, images: np.ndarray, encoded: dict[str, np.ndarray], tensors: Collection[str]
+    ) -> dict[str, np.ndarray]:
+        """Of the tensors that anomaly distances may take, (N, D) each, the named ones."""
+        found = {name: values for name, values in encoded.items() if name in tensors}
+        return found | {"thumbnail": scoring.thumbnails(images)} if "thumbnail" in tensors else found
 
     def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """What `encode` gave → (N, labels, rows, columns): each place's share of each logit; the bias is left out."""
         graph = self.manifest.graphs.explain
         if self.explainer is None or graph is None:
-            raise self._lacks("head that reads places", "explain")
+            raise self._lacks(_NEEDS["explain"], "explain")
         return self.explainer.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -91,8 +101,22 @@ class Bundle:
 
     @property
     def operations(self) -> Sequence[str]:
-        has = {"classify": self.head, "encode": self.encoder, "reconstruct": self.decoder, "anomaly": self.scorer}
-        return [operation for operation, part in has.items() if part is not None]
+        has = {
+            "classify": self.head is not None,
+            "encode": True,
+            "reconstruct": self.decoder is not None,
+            "anomaly": self.scorer is not None,
+            "predict": True,
+            "decode": self.decoder is not None,
+            "generate": self.decoder is not None and self.manifest.variational,
+            "explain": self.explainer is not None,
+        }
+        return [operation for operation, able in has.items() if able]
+
+    def require(self, operation: str) -> None:
+        """Raise if the bundle lacks what the operation needs."""
+        if operation not in self.operations:
+            raise self._lacks(_NEEDS[operation], operation)
 
     def _lacks(self, part: str, operation: str) -> OperationUnavailable:
         return OperationUnavailable(

@@ -12,6 +12,12 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def stretched(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(rows, columns) → (height, width) float32, bilinear."""
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:
     """(H, W, 1 or 3) uint8; brought down to `longest` pixels on the longer side, where it has more."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

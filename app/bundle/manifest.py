@@ -156,6 +156,7 @@ class Manifest(Strict):
     title: str
     input: InputSpec
     latent_size: PositiveInt
+    variational: bool  # codes lie around zero with unit spread: what is drawn so can be decoded
     feature_maps: tuple[tuple[PositiveInt, ...], ...]  # what `features` joins: (channels, rows, columns), or (numbers,)
     graphs: Graphs
     classifier: Classifier | None

@@ -193,17 +193,28 @@ class AnomalyScorer:
         mean, std = (np.array([getattr(d, name) for d in self._anomaly.distances]) for name in ("mean", "std"))
         return np.asarray(((distances - mean) / std).sum(axis=1))
 
+    def threshold(self, false_alarm_rate: float | None) -> float:
+        """Of another rate than the bundle's own; a ValueError says why it cannot be held."""
+        if false_alarm_rate is None:
+            return self._anomaly.threshold
+        return threshold_at(self._calibration, false_alarm_rate)
+
     def score(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
+        return self.judge(self.distances(tensors, errors))
+
+    def judge(self, distances: np.ndarray, false_alarm_rate: float | None = None) -> list[AnomalyScore]:
+        """What `distances` gave → the verdicts, at the bundle's false-alarm rate or another."""
         a = self._anomaly
-        distances = self.distances(tensors, errors)
+        threshold = self.threshold(false_alarm_rate)
+        rate = false_alarm_rate or a.false_alarm_rate
         scores = self.combine(distances)
         chances = p_values(scores, self._calibration)
         named = [distance.name for distance in a.distances]
         return [
             AnomalyScore(
                 float(s),
-                a.threshold,
-                bool(p <= a.false_alarm_rate),
+                threshold,
+                bool(p <= rate),
                 float(p),
                 dict(zip(named, map(float, row), strict=True)),
             )

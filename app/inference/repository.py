@@ -1,26 +1,38 @@
 """Which bundles are loaded, and which of them a request means."""
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
-from app.bundle.bundle import Bundle
 from app.bundle.store import load, names, versions
 from app.errors import BundleError, NotReady, UnknownModel
+from app.inference.model import Model
 from app.observability import log
+
+MAX_BATCH = 32  # images that one run of a graph takes
 
 
 class Repository:
     """`open` loads every version there is; a bundle that is refused is logged, remembered, and not served."""
 
-    def __init__(self, models: Path, default: str | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        models: Path,
+        default: str | None = None,
+        threads: int | None = None,
+        max_batch: int = MAX_BATCH,
+        pool: Executor | None = None,
+    ) -> None:
+        """`pool` runs the batches that would keep the event loop too long."""
         self.models, self._default, self._threads = models, default, threads
-        self._bundles: dict[str, dict[int, Bundle]] = {}
+        self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
+        self._loaded: dict[str, dict[int, Model]] = {}
         self.refused: dict[str, str] = {}  # "name/version" → why
 
     def open(self) -> None:
         for name in names(self.models) if self.models.is_dir() else ():
             for version in versions(self.models / name):
                 try:
-                    bundle = load(self.models / name / str(version), self._threads)
+                    model = self._load(name, version)
                 except BundleError as error:
                     self.refused[f"{name}/{version}"] = str(error)
                     log.error("refused %s", error)
@@ -28,38 +40,45 @@ class Repository:
                     self.refused[f"{name}/{version}"] = f"{name}/{version}: {type(error).__name__}; the log has it"
                     log.exception("refused %s/%d", name, version)  # one bad bundle never stops the others
                 else:
-                    self._bundles.setdefault(name, {})[version] = bundle
-                    log.info("loaded %s@%d %s", name, version, bundle.digest[:12])
+                    self._loaded.setdefault(name, {})[version] = model
+                    log.info(
+                        "loaded %s@%d %s, %.2f ms an image",
+                        name,
+                        version,
+                        model.bundle.digest[:12],
+                        1000 * model.seconds,
+                    )
+
+    def _load(self, name: str, version: int) -> Model:
+        return Model(load(self.models / name / str(version), self._threads), self._max_batch, self._pool)
 
     @property
     def ready(self) -> bool:
-        return bool(self._bundles) and (self._default is None or self._default in self._bundles)
+        return bool(self._loaded) and (self._default is None or self._default in self._loaded)
 
     @property
     def default(self) -> str | None:
-        return self._default or min(self._bundles, default=None)
+        return self._default or min(self._loaded, default=None)
 
-    def all(self) -> list[Bundle]:
+    def all(self) -> list[Model]:
         """By name, then version, rising."""
-        return [
-            self._bundles[name][version] for name in sorted(self._bundles) for version in sorted(self._bundles[name])
-        ]
+        return [versions[number] for _, versions in sorted(self._loaded.items()) for number in sorted(versions)]
 
-    def get(self, model: str | None) -> Bundle:
+    def get(self, model: str | None) -> Model:
         """`model` is name, name@version, or None for the default; without a version the highest is meant."""
         wanted = model or self.default
         if wanted is None:
             raise NotReady("no model is loaded")
         name, _, version = wanted.partition("@")
-        loaded = self._bundles.get(name)
+        loaded = self._loaded.get(name)
         if loaded is None:
-            raise UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._loaded()}")
+            raise UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._listed()}")
         if not version:
             return loaded[max(loaded)]
-        bundle = next((loaded[number] for number in loaded if str(number) == version), None)
-        if bundle is None:
-            raise UnknownModel(f"model {name!r} has no version {version[:20]!r}; loaded: {self._loaded()}")
-        return bundle
+        found = next((loaded[number] for number in loaded if str(number) == version), None)
+        if found is None:
+            raise UnknownModel(f"model {name!r} has no version {version[:20]!r}; loaded: {self._listed()}")
+        return found
 
-    def _loaded(self) -> str:
-        return ", ".join(f"{b.name}@{b.version}" for b in self.all()) or "none"
+    def _listed(self) -> str:
+        return ", ".join(f"{model.bundle.name}@{model.bundle.version}" for model in self.all()) or "none"

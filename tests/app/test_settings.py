@@ -43,3 +43,9 @@ def test_a_bad_value_is_named_as_it_was_written(monkeypatch: pytest.MonkeyPatch,
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings(models=Path("x")).port = 1  # type: ignore[misc]
+
+
+def test_a_queue_that_could_never_hold_a_request_is_refused() -> None:
+    with pytest.raises(SettingsInvalid, match=r"--max-queue=10: .*the queue must hold one"):
+        load_settings(max_queue=10, max_images=11)
+    assert load_settings(max_queue=11, max_images=11).max_queue == 11

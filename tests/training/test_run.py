@@ -333,7 +333,13 @@ def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path
     changes = [*SMALL, f"target={tmp_path / 'plain'}"]
     assert train(recipe, tmp_path, changes) == 2
     assert train(recipe, tmp_path / "again", [*changes, "transfer.mode=decoder"]) == 0
-    assert load(tmp_path / "again/models/drawn/1").operations == ["encode", "reconstruct", "anomaly"]
+    assert load(tmp_path / "again/models/drawn/1").operations == [
+        "encode",
+        "reconstruct",
+        "anomaly",
+        "predict",
+        "decode",
+    ]
 
 
 def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: Path) -> None:

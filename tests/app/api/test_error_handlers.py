@@ -59,7 +59,7 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
     app = create_app(settings)
 
     class Failing:
-        async def classify(self, *_: object) -> None:
+        async def predict(self, *_: object) -> None:
             raise RuntimeError("secret of the inside")
 
     app.state.predictor = Failing()

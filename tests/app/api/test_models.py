@@ -14,7 +14,8 @@ from app.settings import Settings
 def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
     [model] = client.get("/v1/models").json()["models"]
     assert (model["name"], model["version"], model["default"]) == ("tiny", 1, True)
-    assert model["operations"] == ["classify", "encode", "reconstruct", "anomaly"]
+    assert model["operations"] == ["classify", "encode", "reconstruct", "anomaly", "predict", "decode"]
+    assert model["milliseconds"] > 0
     assert model["labels"] == list(LABELS)
     assert model["input"] == [6, 4, 1]
 

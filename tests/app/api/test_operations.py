@@ -1,6 +1,7 @@
-"""POST /v1/classify, over a real socket."""
+"""POST /v1/<operation>, over a real socket."""
 
 import base64
+import io
 import socket
 import time
 from pathlib import Path
@@ -10,11 +11,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from support import LABELS, assert_problem
+from support import LABELS, ROOT, assert_problem, save_tiny, serving
 
 from app.bundle import load
+from app.bundle.bundle import Bundle
 from app.bundle.drawings import GARMENTS, garment, golden_files
 from app.bundle.encode import png
+from app.bundle.scoring import reconstruction_errors
+from app.settings import Settings
 
 FILES = [png(garment(kind)) for kind in GARMENTS]
 GOOD = FILES[0]
@@ -262,3 +266,205 @@ def test_endless_part_headers_are_cut_off(client: httpx.Client) -> None:
     body = b"--b\r\nX: " + b"y" * 100_000 + b"\r\n\r\n\r\n--b--\r\n"
     answer = client.post("/v1/classify", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
     assert_problem(answer, 400, "malformed-request", "header")
+
+
+# --- the other operations ------------------------------------------------------------------------------------------
+
+
+def several(files: list[bytes]) -> list[tuple[str, bytes]]:
+    return [("image", file) for file in files]
+
+
+def results(answer: httpx.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["results"]
+    return found
+
+
+def picture(text: str) -> np.ndarray:
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    assert image.format == "PNG"
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def bundle(models: Path) -> Bundle:
+    return load(models / "tiny/1")
+
+
+@pytest.fixture(scope="module")
+def images(bundle: Bundle) -> np.ndarray:
+    return np.stack([bundle.preprocess(file) for file in FILES])
+
+
+def test_encode_gives_the_bundles_codes_as_json_and_as_npy(
+    client: httpx.Client, bundle: Bundle, images: np.ndarray
+) -> None:
+    for file, image in zip(FILES, images, strict=True):
+        direct = bundle.encode(image[None])["embedding"]
+        [result] = results(client.post("/v1/encode", files={"image": file}))
+        assert result["embedding"] == direct[0].tolist()
+        answer = client.post("/v1/encode", files={"image": file}, headers={"accept": "application/x-npy"})
+        assert answer.headers["content-type"] == "application/x-npy"
+        codes = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        assert codes.dtype == np.float32
+        assert np.array_equal(codes, direct)
+
+
+def test_reconstruct_gives_the_picture_and_its_error(client: httpx.Client, bundle: Bundle, images: np.ndarray) -> None:
+    drawn = bundle.reconstruct(bundle.encode(images[:1]))
+    [result] = results(client.post("/v1/reconstruct", files={"image": GOOD}))
+    assert np.array_equal(picture(result["image"]), np.rint(drawn[0, :, :, 0] * 255))
+    assert result["error"] == reconstruction_errors(images[:1], drawn)[0]
+    answer = client.post("/v1/reconstruct", files={"image": GOOD}, headers={"accept": "image/png"})
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content == base64.b64decode(result["image"])
+
+
+def test_anomaly_gives_the_bundles_verdict(client: httpx.Client, bundle: Bundle, images: np.ndarray) -> None:
+    for file, image in zip(FILES, images, strict=True):
+        [direct] = bundle.anomaly(image[None])
+        [result] = results(client.post("/v1/anomaly", files={"image": file}))
+        assert result == {
+            "score": direct.score,
+            "threshold": direct.threshold,
+            "anomalous": direct.anomalous,
+            "p_value": direct.p_value,
+            "reconstruction_error": direct.distances["reconstruction"],
+            "latent_distance": direct.distances["embedding.mahalanobis"],
+            "distances": direct.distances,
+        }
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.9])
+def test_another_false_alarm_rate_moves_the_threshold(client: httpx.Client, rate: float) -> None:
+    found = results(client.post(f"/v1/anomaly?false_alarm_rate={rate}", files=several(FILES[:8])))
+    usual = results(client.post("/v1/anomaly", files=several(FILES[:8])))
+    for result, before in zip(found, usual, strict=True):
+        assert (result["score"], result["p_value"]) == (before["score"], before["p_value"])
+        assert result["anomalous"] == (result["p_value"] <= rate) == (result["score"] > result["threshold"])
+    assert (found[0]["threshold"] < usual[0]["threshold"]) == (rate > 0.05)
+
+
+def test_a_heatmap_is_white_where_the_drawing_is_furthest_off(
+    client: httpx.Client, bundle: Bundle, images: np.ndarray
+) -> None:
+    off = np.abs(bundle.reconstruct(bundle.encode(images[:1]))[0] - images[0] / 255).mean(axis=2)
+    [result] = results(client.post("/v1/anomaly?heatmap=true", files={"image": GOOD}))
+    heat = picture(result["heatmap"])
+    assert heat.shape == off.shape
+    assert heat.max() == 255
+    assert np.unravel_index(heat.argmax(), heat.shape) == np.unravel_index(off.argmax(), off.shape)
+    answer = client.post("/v1/anomaly", files={"image": GOOD}, headers={"accept": "image/png"})
+    assert answer.content == base64.b64decode(result["heatmap"])
+
+
+def test_predict_is_the_single_operations_bit_for_bit(client: httpx.Client) -> None:
+    for file in FILES:
+        [whole] = results(client.post("/v1/predict?top_k=2&heatmap=true", files={"image": file}))
+        parts: dict[str, Any] = {}
+        for path in ("classify?top_k=2&in_domain=true", "encode", "reconstruct", "anomaly?heatmap=true"):
+            [result] = results(client.post(f"/v1/{path}", files={"image": file}))
+            parts |= result
+        assert whole == parts
+
+
+@pytest.mark.parametrize(
+    "operation", ["classify?in_domain=true", "encode", "reconstruct", "anomaly?heatmap=true", "predict"]
+)
+def test_many_together_are_as_each_alone(client: httpx.Client, operation: str) -> None:
+    files = FILES[:8]
+    together = results(client.post(f"/v1/{operation}", files=several(files)))
+    for found, file in zip(together, files, strict=True):
+        [alone] = results(client.post(f"/v1/{operation}", files={"image": file}))
+        assert_close(found, alone)
+
+
+def assert_close(found: Any, alone: Any) -> None:
+    """Numbers to 1e-5; pictures to one grey level."""
+    if isinstance(alone, dict):
+        assert set(found) == set(alone)
+        for key, value in alone.items():
+            if key in ("image", "heatmap"):
+                assert np.abs(picture(found[key]).astype(int) - picture(value)).max() <= 1
+            else:
+                assert_close(found[key], value)
+    elif isinstance(alone, list | float):
+        assert found == pytest.approx(alone, rel=1e-5, abs=1e-5)
+    else:
+        assert found == alone
+
+
+def test_what_is_strange_is_not_in_the_domain(client: httpx.Client) -> None:
+    files = [*FILES[:7], png(Image.new("L", (4, 6)))]  # black is nothing to an encoder that is linear
+    for rate in (0.9, 0.05):
+        verdicts = results(client.post(f"/v1/anomaly?false_alarm_rate={rate}", files=several(files)))
+        found = results(client.post(f"/v1/classify?in_domain=true&false_alarm_rate={rate}", files=several(files)))
+        assert [result["in_domain"] for result in found] == [not verdict["anomalous"] for verdict in verdicts]
+        assert found[-1]["in_domain"] == (rate == 0.05)
+    assert "in_domain" not in results(client.post("/v1/classify", files={"image": GOOD}))[0]
+
+
+def test_a_rate_that_the_calibration_cannot_hold_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/v1/anomaly?false_alarm_rate=0.001", files={"image": GOOD})
+    assert "at least 999 are needed" in assert_problem(answer, 400, "malformed-request")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "files"),
+    [
+        ("classify", "text/html", 1),
+        ("classify", "image/png", 1),
+        ("encode", "image/png", 1),
+        ("reconstruct", "image/png", 2),
+        ("anomaly", "image/png", 2),
+        ("predict", "application/x-npy", 1),
+        ("decode", "text/plain", 0),
+    ],
+)
+def test_a_form_that_there_is_not_is_406(client: httpx.Client, path: str, accept: str, files: int) -> None:
+    headers = {"accept": accept}
+    if files:
+        answer = client.post(f"/v1/{path}", files=several(FILES[:files]), headers=headers)
+    else:
+        answer = client.post(f"/v1/{path}", json={"embeddings": [[0.0] * 5]}, headers=headers)
+    assert "application/json" in assert_problem(answer, 406, "not-acceptable")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "lacks"),
+    [
+        ("classify", "head"),
+        ("classify?explain=true", "head"),
+        ("reconstruct", "decoder"),
+        ("anomaly", "anomaly calibration"),
+        ("decode", "decoder"),
+        ("predict?heatmap=true", "decoder"),
+        ("predict?explain=true", "head that reads places"),
+    ],
+)
+def test_what_a_model_lacks_is_409_and_the_rest_is_answered(tmp_path: Path, path: str, lacks: str) -> None:
+    save_tiny(tmp_path, head=False, decoder=False)
+    with serving(Settings(models=tmp_path)) as client:
+        if path == "decode":
+            answer = client.post("/v1/decode", json={"embeddings": [[0.0] * 5]})
+        else:
+            answer = client.post(f"/v1/{path}", files={"image": GOOD})
+        detail = assert_problem(answer, 409, "operation-unavailable")["detail"]
+        assert f"tiny@1 has no {lacks}" in detail
+        assert "it can: encode, predict" in detail
+        [result] = results(client.post("/v1/predict", files={"image": GOOD}))
+        assert set(result) == {"embedding"}
+
+
+def test_the_explanation_is_of_the_winning_label(tmp_path: Path) -> None:
+    """The shipped default reads places; its shares are those of the graph, stretched over the image."""
+    bundle = load(ROOT / "models/fashion-mnist/1")
+    with serving(Settings(models=ROOT / "models", default_model="fashion-mnist")) as client:
+        [result] = results(client.post("/v1/classify?explain=true", files={"image": GOOD}))
+    shares = bundle.explain(bundle.encode(bundle.preprocess(GOOD)[None]))[0, result["index"]]
+    map_ = picture(result["explanation"])
+    assert map_.shape == (28, 28)
+    corners = map_[[3, 3, 24, 24], [3, 24, 3, 24]]  # the middles of the corner cells
+    expected = 127.5 + shares[[0, 0, 3, 3], [0, 3, 0, 3]] * 127.5 / np.abs(shares).max()
+    assert np.abs(corners - expected).max() <= 12

@@ -44,7 +44,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 def test_what_is_saved_loads_and_answers(models: Path) -> None:
     bundle = load(models / "tiny/1")
     assert (bundle.name, bundle.version, len(bundle.digest)) == ("tiny", 1, 64)
-    assert bundle.operations == ["classify", "encode", "reconstruct", "anomaly"]
+    assert bundle.operations == ["classify", "encode", "reconstruct", "anomaly", "predict", "decode"]
     images = np.random.default_rng(1).integers(0, 256, (3, 6, 4, 1), dtype=np.uint8)
     assert [c.label in LABELS for c in bundle.classify(images)] == [True] * 3
 
@@ -164,9 +164,9 @@ def test_names_are_plain(tmp_path: Path, name: str) -> None:
 
 def test_parts_may_be_absent(tmp_path: Path) -> None:
     bare = load(save_tiny(tmp_path, "bare", head=False, decoder=False))
-    assert bare.operations == ["encode"]
+    assert bare.operations == ["encode", "predict"]
     plain = load(save_tiny(tmp_path, "plain", anomaly=False))
-    assert plain.operations == ["classify", "encode", "reconstruct"]
+    assert plain.operations == ["classify", "encode", "reconstruct", "predict", "decode"]
 
 
 def replace(folder: Path, file: str, data: bytes) -> None:

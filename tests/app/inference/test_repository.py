@@ -22,8 +22,8 @@ def test_without_a_default_the_first_by_name_answers(tmp_path: Path) -> None:
         save_tiny(tmp_path, name)
     repository = Repository(tmp_path)
     repository.open()
-    assert repository.get(None).name == "alpha"
-    assert [b.name for b in repository.all()] == ["alpha", "beta"]
+    assert repository.get(None).name == "alpha@1"
+    assert [model.name for model in repository.all()] == ["alpha@1", "beta@1"]
 
 
 def test_a_default_that_was_refused_is_not_ready(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_what_lies_beside_the_bundles_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tiny/notes").mkdir()
     repository = Repository(tmp_path)
     repository.open()
-    assert [b.version for b in repository.all()] == [1]
+    assert [model.name for model in repository.all()] == ["tiny@1"]
     assert repository.refused == {}
 
 
@@ -51,7 +51,7 @@ def test_versions_count_as_numbers(tmp_path: Path) -> None:
         save_tiny(tmp_path, version=version)
     repository = Repository(tmp_path)
     repository.open()
-    assert repository.get("tiny").version == 10
-    assert repository.get("tiny@9").version == 9
+    assert repository.get("tiny").name == "tiny@10"
+    assert repository.get("tiny@9").name == "tiny@9"
     with pytest.raises(UnknownModel, match="tiny@9, tiny@10"):
         repository.get("tiny@8")

@@ -1,0 +1,79 @@
+"""What every operation is called with, and how long it may take: the caller's patience is a part of the request."""
+
+import asyncio
+from collections.abc import Collection, Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Query, Request
+from starlette.requests import ClientDisconnect
+
+from app.api.accept import chosen
+from app.bundle.bundle import Bundle
+from app.errors import DeadlinePassed
+from app.inference.model import Model
+from app.inference.predictor import Answered, Predictor
+
+Result = TypeVar("Result")
+
+ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
+Timeout = Annotated[
+    int | None,
+    Header(alias="X-Timeout-Ms", ge=1, description="milliseconds after which the answer is of no use any more: 504"),
+]
+Accept = Annotated[str | None, Header(include_in_schema=False)]
+
+
+class Call:
+    def __init__(
+        self, request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None
+    ) -> None:
+        self._request, self.model, self._accept = request, model, accept
+        allowed = request.app.state.settings.timeout_ms
+        self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
+
+    @property
+    def predictor(self) -> Predictor:
+        return self._request.app.state.predictor  # type: ignore[no-any-return]
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.predictor.repository.get(self.model).bundle
+
+    def able(self, operation: str) -> Model:
+        """The model that is meant, if it is able to do the operation."""
+        model = self.predictor.repository.get(self.model)
+        model.bundle.require(operation)
+        return model
+
+    async def answered(self, images: Sequence[bytes], needs: Sequence[str], outputs: Collection[str]) -> Answered:
+        """What the model gives for the images; `needs` are the operations that it has to be able to do."""
+        return await self.within(self.predictor.predict(images, self.model, needs, frozenset(outputs)))
+
+    def form(self, *offered: str) -> str:
+        return chosen(self._accept, offered)
+
+    async def within(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The work's result, if it comes in time and there is still somebody to give it to; else the work is dropped.
+
+        Comes after the body was read: all that is left to be received is that the client goes away.
+        """
+        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._leaving())
+        try:
+            done, _ = await asyncio.wait(
+                {working, leaving}, timeout=self._milliseconds / 1000, return_when=asyncio.FIRST_COMPLETED
+            )
+            if working in done:
+                return working.result()
+            if leaving in done:
+                raise ClientDisconnect
+            raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped")
+        finally:
+            leaving.cancel()
+            working.cancel()
+
+    async def _leaving(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+
+
+ACall = Annotated[Call, Depends()]

@@ -1,0 +1,127 @@
+"""/v1/decode and /v1/generate: from codes back to images."""
+
+import io
+import json
+import secrets
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from app.api import pictures
+from app.api.accept import JSON, NPY, PNG
+from app.api.call import ACall
+from app.api.error_handlers import documented
+from app.api.operations import as_json, as_npy, one
+from app.api.payload import read_body
+from app.api.schemas import (
+    CODES_BODY,
+    DecodeResponse,
+    DecodeResult,
+    GenerateResponse,
+    GenerateResult,
+    ModelRef,
+    binary,
+)
+from app.errors import MalformedRequest, TooManyImages
+
+router = APIRouter(prefix="/v1", tags=["operations"])
+
+_MOST_SEED = 2**63 - 1
+_SHAPE = 'a JSON object {"embeddings": [[number, …], …]} is expected, each as long as the next'
+Count = Annotated[int, Query(ge=1, description="how many images to draw")]
+Seed = Annotated[
+    int | None, Query(ge=0, le=_MOST_SEED, description="draws the same again; unset, a new one, which is told")
+]
+
+
+async def read_codes(request: Request) -> np.ndarray:
+    """(n, D) float32, finite; n is at least one."""
+    kind, body = await read_body(request, (JSON, NPY))
+    codes = _from_npy(body) if kind == NPY else _from_json(body)
+    most: int = request.app.state.settings.max_images
+    if len(codes) > most:
+        raise TooManyImages(f"{len(codes):,} embeddings; at most {most:,} are allowed in one request")
+    if not np.isfinite(codes).all():
+        raise MalformedRequest("embeddings: not all of them are finite numbers")
+    return codes
+
+
+Codes = Annotated[np.ndarray, Depends(read_codes)]
+_FORMS = binary("NPY: N × H × W × C float32 in 0…1; PNG: one image", NPY, PNG)
+
+
+@router.post(
+    "/decode",
+    summary="Codes back to images",
+    response_model=DecodeResponse,
+    responses=documented(400, 401, 404, 406, 409, 413, 415, 429, 500, 503, 504) | _FORMS,
+    openapi_extra=CODES_BODY,
+)
+async def decode(call: ACall, codes: Codes) -> Response:
+    model = call.able("decode")
+    form = call.form(JSON, NPY, *one(PNG, codes))
+    size = model.bundle.manifest.latent_size
+    if codes.shape[1] != size:
+        raise MalformedRequest(f"embeddings of {codes.shape[1]} numbers; the codes of {model.name} have {size}")
+    images = await call.within(call.predictor.decode(codes, model))
+    if form != JSON:
+        return _picture(form, images)
+    results = [DecodeResult(image=pictures.base64_of(pictures.of_unit(image))) for image in images]
+    return as_json(DecodeResponse(model=ModelRef.of(model.bundle), results=results))
+
+
+@router.post(
+    "/generate",
+    summary="Images that nobody took, of a variational model",
+    response_model=GenerateResponse,
+    responses=documented(400, 401, 404, 406, 409, 413, 429, 500, 503, 504) | _FORMS,
+)
+async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = None) -> Response:
+    model = call.able("generate")
+    most: int = request.app.state.settings.max_images
+    if n > most:
+        raise TooManyImages(f"n={n:,}; at most {most:,} images are allowed in one request")
+    form = call.form(JSON, NPY, *one(PNG, range(n)))
+    drawn_by = secrets.randbelow(2**31) if seed is None else seed
+    codes = np.random.default_rng(drawn_by).standard_normal((n, model.bundle.manifest.latent_size), np.float32)
+    images = await call.within(call.predictor.decode(codes, model))
+    if form != JSON:
+        return _picture(form, images)
+    results = [
+        GenerateResult(image=pictures.base64_of(pictures.of_unit(image)), embedding=code)
+        for image, code in zip(images, codes.tolist(), strict=True)
+    ]
+    return as_json(GenerateResponse(model=ModelRef.of(model.bundle), results=results, seed=drawn_by))
+
+
+def _picture(form: str, images: np.ndarray) -> Response:
+    return as_npy(images) if form == NPY else Response(pictures.of_unit(images[0]), media_type=PNG)
+
+
+def _from_npy(body: bytes) -> np.ndarray:
+    try:
+        codes: np.ndarray = np.load(io.BytesIO(body), allow_pickle=False)
+    except Exception as error:  # a parser fed hostile bytes raises nearly anything
+        raise MalformedRequest(f"the body is not numpy's .npy: {error}") from None
+    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "fiu" or 0 in codes.shape:
+        raise MalformedRequest("the array is not of numbers, N × D with neither 0")
+    with np.errstate(over="ignore"):
+        return codes.astype(np.float32)
+
+
+def _from_json(body: bytes) -> np.ndarray:
+    try:
+        document: Any = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict) or set(document) != {"embeddings"}:
+        raise MalformedRequest(f"{_SHAPE}, and nothing else in it")
+    try:
+        codes = np.array(document["embeddings"])
+    except ValueError:
+        raise MalformedRequest(_SHAPE) from None
+    if codes.ndim != 2 or codes.dtype.kind not in "fiu" or 0 in codes.shape:
+        raise MalformedRequest(_SHAPE)
+    with np.errstate(over="ignore"):
+        return codes.astype(np.float32)

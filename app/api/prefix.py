@@ -1,0 +1,17 @@
+"""Behind a proxy that serves Graft under a path of its own, whether or not it strips that path."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class Prefix:
+    """Routes are matched without the prefix; what is told of addresses (the OpenAPI page, redirects) has it."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app, self._prefix = app, "/" + prefix.strip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = scope["path"]
+            stripped = not (path == self._prefix or path.startswith(self._prefix + "/"))
+            scope = {**scope, "root_path": self._prefix, "path": self._prefix + path if stripped else path}
+        await self.app(scope, receive, send)

@@ -1,0 +1,60 @@
+"""What a batch of images gives, of mixed wishes: the encoder runs once over all, the rest on the rows that need it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle.bundle import Bundle
+from app.bundle.scoring import reconstruction_errors
+
+Outputs = dict[str, np.ndarray]
+EMBEDDING, LOGITS, EXPLANATION = "embedding", "logits", "explanation"
+RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """One request's images, and the outputs that it asks for."""
+
+    images: np.ndarray  # (n, H, W, C) uint8
+    outputs: frozenset[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
+    """For each wish at least its outputs, each (n, …)."""
+    images = wishes[0].images if len(wishes) == 1 else np.concatenate([wish.images for wish in wishes])
+    encoded = bundle.encode(images)
+    ends = np.cumsum([len(wish) for wish in wishes])
+    spans = [slice(end - len(wish), end) for wish, end in zip(wishes, ends, strict=True)]
+    found: list[Outputs] = [{EMBEDDING: encoded[EMBEDDING][span]} for span in spans]
+    scorer = bundle.scorer
+    reconstructs = {RECONSTRUCTION, ERRORS} | ({DISTANCES} if scorer is not None and scorer.reconstructs else set())
+    graphs: tuple[tuple[str, set[str], Callable[[Outputs], np.ndarray]], ...] = (
+        (LOGITS, {LOGITS}, bundle.logits),
+        (EXPLANATION, {EXPLANATION}, bundle.explain),
+        (RECONSTRUCTION, reconstructs, bundle.reconstruct),
+    )
+    for name, by, run in graphs:
+        chosen = [index for index, wish in enumerate(wishes) if not by.isdisjoint(wish.outputs)]
+        if chosen:
+            values = run(encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen]))
+            parts = np.split(values, np.cumsum([len(wishes[index]) for index in chosen])[:-1])
+            for index, part in zip(chosen, parts, strict=True):
+                found[index][name] = part
+    for wish, span, outputs in zip(wishes, spans, found, strict=True):
+        if RECONSTRUCTION in outputs:
+            outputs[ERRORS] = reconstruction_errors(wish.images, outputs[RECONSTRUCTION])
+        if DISTANCES in wish.outputs and scorer is not None:
+            taken = bundle.taken(wish.images, _rows(encoded, [span]), scorer.tensors)
+            outputs[DISTANCES] = scorer.distances(taken, outputs.get(ERRORS))
+    return found
+
+
+def _rows(encoded: Outputs, spans: Sequence[slice]) -> Outputs:
+    if len(spans) == 1:
+        return {name: values[spans[0]] for name, values in encoded.items()}
+    return {name: np.concatenate([values[span] for span in spans]) for name, values in encoded.items()}

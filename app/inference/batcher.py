@@ -1,0 +1,134 @@
+"""Natural micro-batches: what waits when the model is free is run together, and nothing waits for company."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from app.observability import log
+
+
+class Sized(Protocol):
+    def __len__(self) -> int: ...
+
+
+Work = TypeVar("Work", bound=Sized)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[Result]):
+    result: Result
+    queue_s: float  # from the asking until its batch began
+    run_s: float  # of the whole batch
+    batch: int  # images in it
+
+
+@dataclass(slots=True)
+class _Item(Generic[Work, Result]):
+    work: Work
+    future: "asyncio.Future[Done[Result]]"
+    asked: float = field(default_factory=time.perf_counter)
+
+
+class Batcher(Generic[Work, Result]):
+    """`run` takes the works of one batch and gives a result for each; a work's length is its images.
+
+    Batches run one after the other. One that is expected to be short runs on the event loop, which spares two changes
+    of thread; a longer one runs in `pool`, and the loop stays free. All of it belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Work]], Sequence[Result]],
+        most: int,
+        pool: Executor,
+        most_on_loop: int = 0,
+    ) -> None:
+        """`most` images make a batch, or a single work that has more; up to `most_on_loop` run on the event loop."""
+        self._run, self._most, self._pool, self._most_on_loop = run, most, pool, most_on_loop
+        self._waiting: deque[_Item[Work, Result]] = deque()
+        self._busy = False  # a flush is coming, or a batch is running in the pool
+
+    async def submit(self, work: Work) -> Done[Result]:
+        loop = asyncio.get_running_loop()
+        item: _Item[Work, Result] = _Item(work, loop.create_future())
+        self._waiting.append(item)
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._flush)  # after whatever else this turn of the loop brings
+        return await item.future
+
+    def _flush(self) -> None:
+        items = self._take()
+        if not items:
+            self._busy = False
+            return
+        loop = asyncio.get_running_loop()
+        if sum(len(item.work) for item in items) <= self._most_on_loop:
+            self._settle(items, self._attempt(items), time.perf_counter())
+            loop.call_soon(self._flush)
+            return
+        try:
+            running = loop.run_in_executor(self._pool, lambda: (self._attempt(items), time.perf_counter()))
+        except RuntimeError as error:  # the pool was shut down: nobody may be left waiting
+            self._settle(items, _failed(items, error), time.perf_counter())
+            loop.call_soon(self._flush)
+        else:
+            running.add_done_callback(lambda ran: self._after(items, ran))
+
+    def _after(self, items: list[_Item[Work, Result]], ran: "asyncio.Future[tuple[_Outcome[Result], float]]") -> None:
+        try:
+            outcome, ended = ran.result()
+        except (Exception, asyncio.CancelledError) as error:  # as above
+            outcome, ended = _failed(items, error), time.perf_counter()
+        self._settle(items, outcome, ended)
+        self._flush()
+
+    def _take(self) -> list[_Item[Work, Result]]:
+        """The oldest, as many as make a batch; those whose caller has gone are dropped."""
+        items: list[_Item[Work, Result]] = []
+        images = 0
+        while self._waiting:
+            item = self._waiting[0]
+            if not item.future.done():
+                if items and images + len(item.work) > self._most:
+                    break
+                items.append(item)
+                images += len(item.work)
+            self._waiting.popleft()
+        return items
+
+    def _attempt(self, items: list[_Item[Work, Result]]) -> "_Outcome[Result]":
+        """Where a batch fails, each of its works is run alone: the one at fault fails, and its neighbours do not."""
+        began = time.perf_counter()
+        try:
+            return _Outcome(list(self._run([item.work for item in items])), began)
+        except Exception as error:
+            if len(items) == 1:
+                return _Outcome([error], began)
+            log.warning("a batch of %d requests failed (%s); each is run alone", len(items), type(error).__name__)
+        return _Outcome([result for item in items for result in self._attempt([item]).results], began)
+
+    def _settle(self, items: list[_Item[Work, Result]], outcome: "_Outcome[Result]", ended: float) -> None:
+        images = sum(len(item.work) for item in items)
+        for item, result in zip(items, outcome.results, strict=True):
+            if item.future.done():  # its caller left while it ran
+                continue
+            if isinstance(result, BaseException):
+                item.future.set_exception(result)
+            else:
+                item.future.set_result(Done(result, outcome.began - item.asked, ended - outcome.began, images))
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome(Generic[Result]):
+    results: Sequence[Result | BaseException]
+    began: float
+
+
+def _failed(items: Sequence[_Item[Work, Result]], error: BaseException) -> _Outcome[Result]:
+    return _Outcome([error] * len(items), time.perf_counter())

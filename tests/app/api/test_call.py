@@ -1,0 +1,139 @@
+"""Deadlines, callers that leave, and a full queue, over a real socket; the model is held back by a gate."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from support import assert_problem, serving
+
+from app.bundle.drawings import garment
+from app.bundle.encode import png
+from app.inference.answer import Outputs, Wish, answer
+from app.inference.batcher import Batcher
+from app.main import create_app
+from app.settings import Settings
+
+GOOD = png(garment("bag"))
+
+
+class Held:
+    """A service whose model waits at a gate before every batch."""
+
+    def __init__(self, app: FastAPI, client: httpx.Client) -> None:
+        self.client, self.batches = client, list[int]()
+        self.gate = threading.Event()
+        self._callers = ThreadPoolExecutor(16)
+        self.predictor = app.state.predictor
+        model = self.predictor.repository.get(None)
+
+        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+            self.gate.wait(20)
+            self.batches.append(sum(map(len, wishes)))
+            return answer(model.bundle, wishes)
+
+        model.batcher = Batcher(run, most=32, pool=ThreadPoolExecutor(1))
+
+    def post(self, headers: dict[str, str] | None = None, images: int = 1) -> httpx.Response:
+        files = [("image", GOOD)] * images
+        return self.client.post("/v1/classify", files=files, headers=headers, timeout=30)
+
+    def ask(self, images: int = 1) -> "Future[httpx.Response]":
+        """In the background; what is asked is under way when this returns."""
+        before = self.predictor.admission.images
+        future = self._callers.submit(self.post, None, images)
+        until(lambda: self.predictor.admission.images == before + images)
+        return future
+
+
+def until(holds: Callable[[], bool], within_s: float = 10) -> None:
+    end = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def held(models: Path) -> Iterator[Held]:
+    settings = Settings(models=models, max_queue=4, max_images=4, timeout_ms=20_000)
+    app = create_app(settings)
+    with serving(settings, app) as client:
+        found = Held(app, client)
+        yield found
+        found.gate.set()
+
+
+def test_an_answer_that_comes_too_late_is_504_and_its_work_is_dropped(held: Held) -> None:
+    first = held.ask()
+    start = time.monotonic()
+    late = held.post(headers={"X-Timeout-Ms": "200"})
+    assert 0.15 < time.monotonic() - start < 5
+    assert "within 200 ms" in assert_problem(late, 504, "deadline-passed")["detail"]
+    held.gate.set()
+    assert first.result().status_code == 200
+    assert held.post().status_code == 200
+    assert held.batches == [1, 1], "the late one never ran"
+    until(lambda: held.predictor.admission.images == 0)
+
+
+def test_the_setting_bounds_what_a_caller_may_ask_for(models: Path) -> None:
+    settings = Settings(models=models, timeout_ms=150)
+    app = create_app(settings)
+    with serving(settings, app) as client:
+        held = Held(app, client)
+        for headers in ({}, {"X-Timeout-Ms": "600000"}):
+            assert "within 150 ms" in assert_problem(held.post(headers), 504, "deadline-passed")["detail"]
+        held.gate.set()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5", "9" * 5000])
+def test_a_deadline_that_is_none_is_400(client: httpx.Client, value: str) -> None:
+    answer = client.post("/v1/classify", files={"image": GOOD}, headers={"X-Timeout-Ms": value})
+    assert "X-Timeout-Ms" in assert_problem(answer, 400, "malformed-request")["detail"]
+
+
+def test_the_work_of_a_caller_who_left_is_not_run_and_its_neighbours_are_answered(held: Held) -> None:
+    first = held.ask()
+    address = held.client.base_url.host, held.client.base_url.port or 80
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(GOOD)}\r\n\r\n"
+    with socket.create_connection(address) as leaver:
+        leaver.sendall(head.encode() + GOOD)
+        until(lambda: held.predictor.admission.images == 2)
+    until(lambda: held.predictor.admission.images == 1)  # its room is given back while the model is still busy
+    neighbour = held.ask()
+    held.gate.set()
+    assert first.result().status_code == neighbour.result().status_code == 200
+    assert held.batches == [1, 1]
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back(held: Held) -> None:
+    under_way = [held.ask(), held.ask(images=3)]
+    refused = held.post()
+    assert "at most 4" in assert_problem(refused, 429, "queue-full")["detail"]
+    assert int(refused.headers["retry-after"]) >= 1
+    held.gate.set()
+    assert [each.result().status_code for each in under_way] == [200, 200]
+    assert held.post().status_code == 200
+
+
+def test_health_answers_at_once_while_a_model_is_busy(held: Held) -> None:
+    busy = held.ask(images=4)
+    for path in ("/healthz", "/readyz", "/v1/models"):
+        start = time.monotonic()
+        assert held.client.get(path).status_code == 200
+        assert time.monotonic() - start < 1
+    held.gate.set()
+    assert busy.result().status_code == 200
+
+
+def test_requests_that_wait_together_run_together(held: Held) -> None:
+    first = held.ask()
+    others = [held.ask() for _ in range(3)]
+    held.gate.set()
+    assert {each.result().status_code for each in (first, *others)} == {200}
+    assert held.batches == [1, 3]
