@@ -46,7 +46,7 @@ bench: $(VENV)-bench/stamp ## the measurements behind docs/decisions, in an envi
 bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 	@PYTHONPATH=. $(PY) benchmarks/loop.py
 
-quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,neu
+quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
 
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
