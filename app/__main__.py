@@ -30,14 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(**given)
         _require_bundles(settings)
+        configure_logs()
+        app = create_app(settings)
         listener = _listen(settings)
     except SettingsInvalid as error:
         print(f"graft: {error}", file=sys.stderr)
         return 2
-    configure_logs()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_level="warning",
         access_log=False,
         ws="none",

@@ -10,6 +10,7 @@ GraftError
 │   ├── ExternalData          a graph whose weights lie outside it
 │   ├── GraphMismatch         a graph that does not load, or differs from the manifest
 │   ├── ReferenceInvalid      an npz that is none, or whose arrays do not fit the manifest
+│   ├── ProviderMissing       a graph that runs on none of the execution providers asked for
 │   ├── GoldenMismatch        does not reproduce on this machine what it gave at export
 │   └── BundleExists          this version is already there; bundles are never overwritten
 ├── ImageError                one image; carries its index in the request
@@ -69,6 +70,10 @@ class GraphMismatch(BundleError):
 
 
 class ReferenceInvalid(BundleError):
+    pass
+
+
+class ProviderMissing(BundleError):
     pass
 
 

@@ -11,6 +11,7 @@ from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations
 from app.api.prefix import Prefix
 from app.bundle.session import cpu_limit
+from app.inference import providers
 from app.inference.admission import Admission
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
@@ -22,7 +23,8 @@ def create_app(settings: Settings) -> FastAPI:
     threads = settings.threads or cpu_limit()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
-    repository = Repository(settings.models, settings.default_model, settings.threads, settings.max_batch, pool)
+    chosen = providers.choose(settings.provider)
+    repository = Repository(settings.models, settings.default_model, settings.threads, chosen, settings.max_batch, pool)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -33,6 +33,10 @@ class Settings(BaseSettings):
         description="most milliseconds from a request's last byte to its answer; above it 504; "
         "a request asks for less by X-Timeout-Ms",
     )
+    provider: str = Field(
+        "cpu",
+        description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, by commas",
+    )
     max_body_mb: int = Field(32, ge=1, le=4096, description="largest request body, in MB; above it 413")
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
     max_queue: int = Field(

@@ -123,6 +123,7 @@ class ModelSummary(ModelRef):
     operations: list[str]
     labels: list[str] | None
     input: list[int] = Field(description="height, width, channels: what every image is brought to")
+    provider: str = Field(description="the execution provider of onnxruntime that its graphs run on")
     metrics: list[Metric]
     milliseconds: float = Field(description="measured at start: everything of one image")
     most_on_loop: int = Field(description="images of a batch that needs no thread of its own; 0: each has one")
@@ -137,6 +138,7 @@ class ModelSummary(ModelRef):
             operations=list(bundle.operations),
             labels=list(m.classifier.labels) if m.classifier else None,
             input=list(m.input.shape),
+            provider=bundle.encoder.provider,
             metrics=list(m.metrics),
             milliseconds=round(1000 * model.seconds, 3),
             most_on_loop=model.most_on_loop,

@@ -1,7 +1,9 @@
 """onnxruntime sessions. The only importer of onnxruntime, and the only reader of the ONNX wire format."""
 
+import contextlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import numpy as np
 import onnxruntime
 
 from app.bundle.manifest import Graph, Tensor
-from app.errors import ExternalData, GraphMismatch
+from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
 _ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 CPU = ("CPUExecutionProvider",)
+# TF32 keeps 10 bits of a float32's mantissa: a golden pair is not to be reproduced with it.
+_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
 class Session:
@@ -35,17 +39,14 @@ class Session:
                 f"{where}: weight {weight!r} lies outside the graph, in {location!r}: "
                 "a bundle keeps its weights inside; export with external_data=False"
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if not optimise:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=list(providers))
+            self._session = _open(model, threads, providers, optimise)
         except Exception as error:  # onnxruntime's own classes share no base
             raise GraphMismatch(f"{where}: onnxruntime cannot load it: {error}") from error
+        if self.provider not in providers:
+            raise ProviderMissing(
+                f"{where}: onnxruntime fell back to {self.provider} from {', '.join(providers)}; its log says why"
+            )
         given = [_tensor(t) for t in self._session.get_inputs()], [_tensor(t) for t in self._session.get_outputs()]
         stated = [_signature(graph.input)], [_signature(t) for t in graph.outputs]
         if given != stated:
@@ -53,8 +54,49 @@ class Session:
         self._input = graph.input.name
         self._outputs = [t.name for t in graph.outputs]
 
+    @property
+    def provider(self) -> str:
+        """What runs the graph, which may be less than what was asked for: onnxruntime falls back without an error."""
+        return str(self._session.get_providers()[0])
+
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
+
+
+def _open(model: bytes, threads: int, providers: Sequence[str], optimise: bool = True) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
+    asked = [(name, _OPTIONS.get(name, {})) for name in providers]
+    with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints of its fallbacks
+        return onnxruntime.InferenceSession(model, options, providers=asked, enable_fallback=CPU[0] in providers)
+
+
+# --- providers -------------------------------------------------------------------------------------------------
+# An ONNX graph of one node, y = Identity(x): what a provider needs in order to start, and nothing else.
+_PROBE = (
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+
+
+def compiled_in() -> list[str]:
+    """The providers that this onnxruntime has. That they start here is another matter: see `started`."""
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them; nothing where there are none
+    return list(onnxruntime.get_available_providers())
+
+
+def started(providers: Sequence[str]) -> list[str]:
+    """Those that a session really gets when it asks for `providers`; without the driver, say, the CPU's alone."""
+    try:
+        return list(_open(_PROBE, 1, providers).get_providers())
+    except Exception:  # where onnxruntime does not fall back it raises, by classes that share no base
+        return []
 
 
 def cpu_limit(root: Path = Path("/"), affinity: int | None = None) -> int:

@@ -1,8 +1,10 @@
 """Which bundles are loaded, and which of them a request means."""
 
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
+from app.bundle.session import CPU
 from app.bundle.store import load, names, versions
 from app.errors import BundleError, NotReady, UnknownModel
 from app.inference.model import Model
@@ -19,11 +21,12 @@ class Repository:
         models: Path,
         default: str | None = None,
         threads: int | None = None,
+        providers: Sequence[str] = CPU,
         max_batch: int = MAX_BATCH,
         pool: Executor | None = None,
     ) -> None:
         """`pool` runs the batches that would keep the event loop too long."""
-        self.models, self._default, self._threads = models, default, threads
+        self.models, self._default, self._threads, self._providers = models, default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._loaded: dict[str, dict[int, Model]] = {}
         self.refused: dict[str, str] = {}  # "name/version" → why
@@ -41,16 +44,13 @@ class Repository:
                     log.exception("refused %s/%d", name, version)  # one bad bundle never stops the others
                 else:
                     self._loaded.setdefault(name, {})[version] = model
-                    log.info(
-                        "loaded %s@%d %s, %.2f ms an image",
-                        name,
-                        version,
-                        model.bundle.digest[:12],
-                        1000 * model.seconds,
-                    )
+                    bundle, milliseconds = model.bundle, 1000 * model.seconds
+                    told = "loaded %s %s on %s, %.2f ms an image"
+                    log.info(told, model.name, bundle.digest[:12], bundle.encoder.provider, milliseconds)
 
     def _load(self, name: str, version: int) -> Model:
-        return Model(load(self.models / name / str(version), self._threads), self._max_batch, self._pool)
+        bundle = load(self.models / name / str(version), self._threads, self._providers)
+        return Model(bundle, self._max_batch, self._pool)
 
     @property
     def ready(self) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from support import ROOT, assert_problem
 
 import app
+from app.bundle.session import compiled_in
 
 PACKAGE_PARENT = Path(app.__file__).parents[1]
 
@@ -121,6 +122,7 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Pat
             (stopped(GRAFT_MODELS=str(tmp_path / "none")), "no such folder", "make train"),
             (stopped(GRAFT_MODELS=str(tmp_path)), "no <name>/<version>/", "make train"),
             (stopped(GRAFT_MODELS=str(models), GRAFT_DEFAULT_MODEL="x"), "GRAFT_DEFAULT_MODEL=x", "tiny"),
+            (stopped("--provider", "gpu"), "GRAFT_PROVIDER=gpu", "CPUExecutionProvider"),
             (stopped("--host", "a..b"), "cannot listen on a..b", "HOST"),
             (stopped("--models", "x" * 3000), "no such folder", "make train"),
             (stopped("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid", "HOST"),
@@ -131,6 +133,17 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Pat
         assert done.stderr.count("\n") == 1
         assert what in done.stderr
         assert mend in done.stderr
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in compiled_in(), reason="this onnxruntime may have a GPU to run on")
+def test_without_a_gpu_one_that_is_required_stops_the_start_and_one_that_is_preferred_does_not(models: Path) -> None:
+    done = stopped(GRAFT_PROVIDER="require-gpu", GRAFT_MODELS=str(models))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"graft: GRAFT_PROVIDER=require-gpu: .*CUDAEx.*CPUEx.*`make install-gpu`.*\n", done.stderr)
+    with running(GRAFT_PROVIDER="prefer-gpu", GRAFT_MODELS=str(models)) as (process, address, _):
+        assert httpx.get(f"{address}/v1/models/tiny").json()["provider"] == "CPUExecutionProvider"
+        process.terminate()
+        assert "GRAFT_PROVIDER=prefer-gpu: the CPU serves" in process.communicate(timeout=20)[1]
 
 
 def test_help_names_every_setting() -> None:

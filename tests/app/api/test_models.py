@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
     assert model["milliseconds"] > 0
     assert model["labels"] == list(LABELS)
     assert model["input"] == [6, 4, 1]
+    assert model["provider"] == "CPUExecutionProvider"
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny@1"])
@@ -39,10 +41,10 @@ def test_a_bundle_that_fails_in_a_way_nobody_foresaw_is_refused_too(
         save_tiny(tmp_path, name)
     real = repository.load
 
-    def load(folder: Path, threads: int | None) -> object:
+    def load(folder: Path, *how: Any) -> object:
         if folder.parent.name == "strange":
             raise ZeroDivisionError("a secret")
-        return real(folder, threads)
+        return real(folder, *how)
 
     monkeypatch.setattr(repository, "load", load)  # nothing known fails so: known failures are BundleErrors
     with serving(Settings(models=tmp_path)) as client:

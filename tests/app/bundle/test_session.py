@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 from support import LATENT, tiny
 
 from app.bundle.manifest import Graph, Graphs, Tensor
-from app.bundle.session import Session, cpu_limit, external_data
-from app.errors import ExternalData, GraphMismatch
+from app.bundle.session import CPU, Session, compiled_in, cpu_limit, external_data, started
+from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,24 @@ def test_threads_follow_the_containers_quota(tmp_path: Path, files: dict[str, st
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_limit(tmp_path, affinity=4) == (limit or 4)
+
+
+def test_a_session_says_what_it_runs_on(encoder: bytes, graph: Graph) -> None:
+    assert Session(encoder, graph, "t", threads=1).provider == "CPUExecutionProvider"
+
+
+GPU = "CUDAExecutionProvider"
+
+
+@pytest.mark.skipif(GPU in compiled_in(), reason="this onnxruntime may have a GPU to run on: nothing falls back")
+@pytest.mark.filterwarnings("ignore:Specified provider")  # which is all that onnxruntime says
+def test_a_session_that_fell_back_is_refused_unless_the_cpu_will_do(encoder: bytes, graph: Graph) -> None:
+    with pytest.raises(ProviderMissing, match=rf"^t/1/encoder\.onnx: .* fell back to CPUExecutionProvider from {GPU}"):
+        Session(encoder, graph, "t/1/encoder.onnx", 1, providers=[GPU])
+    assert Session(encoder, graph, "t", 1, providers=[GPU, *CPU]).provider == "CPUExecutionProvider"
+    assert started([GPU]) == list(CPU)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_of_a_name_that_onnxruntime_never_heard_nothing_starts() -> None:
+    assert started(["NoSuchExecutionProvider"]) == []
