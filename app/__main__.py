@@ -1,22 +1,15 @@
 """`python -m app`, and `graft-serve`: starts the service, or says in a sentence why it cannot."""
 
 import argparse
-import contextlib
 import os
 import shlex
-import signal
 import socket
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
-
-from app import __version__
-from app.bundle.store import names, versions
+from app import __version__, supervisor
 from app.errors import SettingsInvalid
-from app.main import create_app
 from app.observability import configure_logs
 from app.settings import PREFIX, Settings, load_settings
 
@@ -26,66 +19,49 @@ DRAIN_S = 10  # what a stop leaves for requests in flight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = vars(_parser().parse_args(arguments))
+    configure_logs()
     try:
         settings = load_settings(**given)
-        _require_bundles(settings)
-        configure_logs()
-        app = create_app(settings)
-        listener = _listen(settings)
+        handed = supervisor.handed_over()
+        if handed is not None:
+            return _work(settings, *handed)
+        if settings.workers > 1:
+            return _supervise(settings, arguments)
+        return _serve(settings)
     except SettingsInvalid as error:
         print(f"graft: {error}", file=sys.stderr)
-        return 2
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
-    server = _Server(config)
-    server.run([listener])
-    return 0 if server.started else 1
+        return supervisor.UNUSABLE
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but a stop that was asked for ends in success: the signal is not raised again."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _serve(settings: Settings) -> int:
+    from app.server import serve  # here, as a parent of workers does without it and its 50 MB
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            _announce(host, port)
+    return serve(settings, lambda: _listen(settings), _announce, DRAIN_S)
 
 
-def _announce(host: str, port: int) -> None:
+def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -> int:
+    supervisor.end_with_parent(channel, DRAIN_S)
+    from app.server import serve
+
+    return serve(settings, lambda: listener, lambda _: supervisor.tell_ready(channel), DRAIN_S)
+
+
+def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
+    listener = _listen(settings)
+    # `-m` looks into the folder it is called in, where another `app` may lie: only if this process does so too.
+    safely = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    command = [sys.executable, *safely, "-m", "app", *arguments]
+    return supervisor.Supervisor(command, listener, settings.workers, DRAIN_S, lambda: _announce(listener)).run()
+
+
+def _announce(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
     address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     url = f"http://{address}:{port}"
     sample = shlex.quote(os.path.relpath(SAMPLE))
     print(f"Graft {__version__} answers at {url}/docs\n  curl -F image=@{sample} {url}/v1/classify", flush=True)
-
-
-def _require_bundles(settings: Settings) -> None:
-    models = settings.models
-    mend = f"train one with `make train RECIPE=seed`, or set {PREFIX}MODELS to a folder of bundles"
-    if not os.path.isdir(models):  # which takes what is no path at all for what is not there
-        raise SettingsInvalid(f"{PREFIX}MODELS={models}: there is no such folder; {mend}")
-    if not any(versions(models / name) for name in names(models)):
-        raise SettingsInvalid(f"{PREFIX}MODELS={models}: no <name>/<version>/ in it; {mend}")
-    wanted = settings.default_model
-    if wanted is not None and wanted not in names(models):
-        found = ", ".join(names(models))
-        raise SettingsInvalid(f"{PREFIX}DEFAULT_MODEL={wanted}: not in {models}; there is: {found}")
 
 
 def _listen(settings: Settings) -> socket.socket:

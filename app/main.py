@@ -20,11 +20,11 @@ from app.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    threads = settings.threads or cpu_limit()
+    threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     chosen = providers.choose(settings.provider)
-    repository = Repository(settings.models, settings.default_model, settings.threads, chosen, settings.max_batch, pool)
+    repository = Repository(settings.models, settings.default_model, threads, chosen, settings.max_batch, pool)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,3 +58,8 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (operations, codes, models, health, docs):
         app.include_router(module.router)
     return app
+
+
+def threads_each(settings: Settings, cpus: int) -> int:
+    """Workers that each took every CPU would wait for one another."""
+    return settings.threads or max(1, cpus // settings.workers)

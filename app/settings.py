@@ -23,7 +23,10 @@ class Settings(BaseSettings):
         None, description="model that answers when a request names none; unset, the first by name"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of one graph run; unset, the CPUs that the container may use"
+        None,
+        ge=1,
+        le=1024,
+        description="threads of one graph run; unset, each worker's share of the container's CPUs",
     )
     max_batch: int = Field(32, ge=1, le=4096, description="most images that run through a model together")
     timeout_ms: int = Field(
@@ -33,6 +36,7 @@ class Settings(BaseSettings):
         description="most milliseconds from a request's last byte to its answer; above it 504; "
         "a request asks for less by X-Timeout-Ms",
     )
+    workers: int = Field(1, ge=1, le=64, description="processes that share the port; each loads every model")
     provider: str = Field(
         "cpu",
         description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, by commas",

@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ImageChops
 
+import app
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
@@ -26,6 +31,7 @@ from app.main import create_app
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PACKAGE_PARENT = Path(app.__file__).parents[1]
 LABELS = ("cat", "dog", "owl")
 LATENT = 5
 
@@ -209,6 +215,49 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
         finally:
             server.should_exit = True
             thread.join()
+
+
+def environment(**settings: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
+    return {**kept, "PYTHONPATH": str(PACKAGE_PARENT), **settings}
+
+
+@contextlib.contextmanager
+def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """(process, address, seconds until it was ready)"""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "--port", "0"],
+        cwd=ROOT,
+        env=environment(**settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    watchdog = threading.Timer(60, process.kill)  # a silent child must not hang the suite
+    watchdog.start()
+    try:
+        first = process.stdout.readline()
+        found = re.search(r"http://[\d.]+:\d+", first)
+        assert found, first + (process.stderr.read() if process.stderr else "")
+        httpx.get(f"{found[0]}/readyz").raise_for_status()
+        yield process, found[0], time.monotonic() - start
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def stopped(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "") -> dict[str, Any]:

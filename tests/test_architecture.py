@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "app.inference": {"app.bundle", *LEAVES},
     "app.api": {"app.inference", "app.bundle", *LEAVES},
     "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
-    "app.__main__": {"app", "app.main", "app.bundle", *LEAVES},
+    "app.server": {"app.main", "app.bundle", *LEAVES},
+    "app.supervisor": {"app.observability"},
+    "app.__main__": {"app", "app.server", "app.supervisor", *LEAVES},
     "app": set(),
     "training": {"app.bundle"},
 }
@@ -29,7 +31,7 @@ MAY_IMPORT = {
 KEPT_TO = {
     "fastapi": ("app.main", "app.api"),
     "starlette": ("app.main", "app.api"),
-    "uvicorn": ("app.__main__",),
+    "uvicorn": ("app.server",),
     "python_multipart": ("app.api.payload",),
     "onnxruntime": ("app.bundle.session", "training.quantise"),
     "pyspng": ("app.bundle.decode",),

@@ -1,69 +1,21 @@
 """The service as its user starts it: a process of its own, from the command line."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from support import ROOT, assert_problem
+from support import ROOT, assert_problem, environment, running, stopped
 
 import app
 from app.bundle.session import compiled_in
-
-PACKAGE_PARENT = Path(app.__file__).parents[1]
-
-
-def environment(**settings: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
-    return {**kept, "PYTHONPATH": str(PACKAGE_PARENT), **settings}
-
-
-@contextmanager
-def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
-    """(process, address, seconds until it was ready)"""
-    start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "--port", "0"],
-        cwd=ROOT,
-        env=environment(**settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    watchdog = threading.Timer(60, process.kill)  # a silent child must not hang the suite
-    watchdog.start()
-    try:
-        first = process.stdout.readline()
-        found = re.search(r"http://[\d.]+:\d+", first)
-        assert found, first + (process.stderr.read() if process.stderr else "")
-        httpx.get(f"{found[0]}/readyz").raise_for_status()
-        yield process, found[0], time.monotonic() - start
-    finally:
-        watchdog.cancel()
-        process.terminate()
-        process.communicate(timeout=20)
-
-
-def stopped(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
-        cwd=ROOT,
-        env=environment(**settings),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+from app.main import threads_each
+from app.settings import Settings
 
 
 def test_it_starts_says_where_answers_and_stops_in_success() -> None:
@@ -84,7 +36,7 @@ def test_it_starts_says_where_answers_and_stops_in_success() -> None:
 def test_neither_torch_nor_training_is_imported(models: Path) -> None:
     """Not even while a bundle is loaded and answers."""
     code = f"""
-import sys, pathlib, app.__main__, app.bundle, app.bundle.drawings as drawings
+import sys, pathlib, app.__main__, app.server, app.bundle, app.bundle.drawings as drawings
 bundle = app.bundle.load(pathlib.Path({str(models / "tiny/1")!r}))
 images = bundle.preprocess(drawings.golden_files()[0])[None]
 assert bundle.classify(images) and bundle.anomaly(images)
@@ -146,10 +98,13 @@ def test_without_a_gpu_one_that_is_required_stops_the_start_and_one_that_is_pref
         assert "GRAFT_PROVIDER=prefer-gpu: the CPU serves" in process.communicate(timeout=20)[1]
 
 
+def test_workers_share_the_cpus() -> None:
+    assert [threads_each(Settings(workers=workers), cpus=8) for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert threads_each(Settings(workers=2, threads=7), cpus=8) == 7
+
+
 def test_help_names_every_setting() -> None:
     text = stopped("--help").stdout
-    from app.settings import Settings
-
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
     assert stopped("--version").stdout == f"graft {app.__version__}\n"
