@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app import __version__, supervisor
 from app.errors import SettingsInvalid
+from app.metrics import FOLDER, shared_folder, worker_gone
 from app.observability import configure_logs
 from app.settings import PREFIX, Settings, load_settings
 
@@ -21,9 +22,9 @@ DRAIN_S = 10  # what a stop leaves for requests in flight
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     given = vars(_parser().parse_args(arguments))
-    configure_logs()
     try:
         settings = load_settings(**given)
+        configure_logs(settings.log_format)
         handed = supervisor.handed_over()
         if handed is not None:
             return _work(settings, *handed)
@@ -53,7 +54,14 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
     # `-m` looks into the folder it is called in, where another `app` may lie: only if this process does so too.
     safely = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
     command = [sys.executable, *safely, "-m", "app", *arguments]
-    return supervisor.Supervisor(command, listener, settings.workers, DRAIN_S, lambda: _announce(listener)).run()
+    with shared_folder() as folder:  # in which the workers count together
+
+        def gone(process: int) -> None:
+            worker_gone(process, folder[FOLDER])
+
+        return supervisor.Supervisor(
+            command, listener, settings.workers, DRAIN_S, lambda: _announce(listener), gone, folder
+        ).run()
 
 
 def _announce(listener: socket.socket) -> None:

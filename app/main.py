@@ -15,20 +15,26 @@ from app.inference import providers
 from app.inference.admission import Admission
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
-from app.observability import RequestIds
+from app.metrics import Metrics, Served
+from app.observability import Requests
 from app.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
+    metrics = Metrics(__version__)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     chosen = providers.choose(settings.provider)
-    repository = Repository(settings.models, settings.default_model, threads, chosen, settings.max_batch, pool)
+    repository = Repository(
+        settings.models, settings.default_model, threads, chosen, settings.max_batch, pool, metrics.ran
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # verifies golden pairs, which warms every graph
+        bundles = [model.bundle for model in repository.all()]
+        metrics.serve(Served(b.name, b.version, b.digest, b.encoder.provider) for b in bundles)
         yield
         for each in (pool, decoders):
             each.shutdown(wait=False, cancel_futures=True)
@@ -43,17 +49,23 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.repository = repository
-    app.state.predictor = Predictor(repository, Admission(settings.max_queue), decoders, settings.max_pixels)
+    app.state.metrics = metrics
+    app.state.predictor = Predictor(
+        repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels
+    )
     error_handlers.install(app)
-    keys, metrics = access.keys_of(settings), access.Keys([settings.metrics_key] if settings.metrics_key else [])
-    if keys or metrics:
-        app.add_middleware(access.Access, keys=keys, metrics=metrics)
+    keys = access.keys_of(settings)
+    own = access.Keys([settings.metrics_key] if settings.metrics_key else [])
+    if keys or own:
+        app.add_middleware(access.Access, keys=keys, metrics=own)
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(RequestIds)  # last added is outermost: every answer gets its id
+    app.add_middleware(  # last added is outermost: every answer gets its id
+        Requests, metrics=metrics, log_requests=settings.log_requests
+    )
     docs.tell_the_truth(app)
     for module in (operations, codes, models, health, docs):
         app.include_router(module.router)

@@ -26,6 +26,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_level="warning",
+        log_config=None,  # ours shows its lines too
         access_log=False,
         ws="none",
         server_header=False,

@@ -4,6 +4,7 @@ A test holds docs/settings.md to this list.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +59,10 @@ class Settings(BaseSettings):
     metrics_key: str | None = Field(None, description="key of its own for /metrics; unset, it takes the others")
     cors_origins: str | None = Field(
         None, description="origins whose pages may call, joined by commas, or *; unset, no other page may"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="of the log on standard error: text or json")
+    log_requests: Literal["errors", "all", "none"] = Field(
+        "errors", description="which requests have a line in the log: errors (4xx and 5xx), all or none"
     )
     root_path: str = Field("", description="path prefix under which a proxy serves this, such as /graft")
 

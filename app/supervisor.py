@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from app.observability import log
 
@@ -38,9 +38,15 @@ class Supervisor:
         workers: int,
         drain_s: float,
         ready: Callable[[], None],
+        gone: Callable[[int], None] = lambda _: None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`ready` is called once, when the first worker is."""
+        """`ready` is called once, when the first worker is; `gone` for each that ended, with its process id.
+
+        `environment` is added to the workers' own.
+        """
         self._command, self._listener, self._workers = command, listener, workers
+        self._gone, self._environment = gone, environment or {}
         self._drain_s, self._ready = drain_s, ready
         self._running: set[Process] = set()
         self._serving: set[Process] = set()
@@ -116,6 +122,7 @@ class Supervisor:
             if was_ready:
                 self._welcome(process)
             code = await process.wait()
+        self._gone(process.pid)
         self._running.discard(process)
         self._serving.discard(process)
         return was_ready, code, f"(process {process.pid}) {_fate(code)}"
@@ -124,7 +131,7 @@ class Supervisor:
         handed = (self._listener.fileno(), channel.fileno())
         return await asyncio.create_subprocess_exec(
             *self._command,
-            env={**os.environ, HANDED_OVER: f"{handed[0]},{handed[1]}"},
+            env={**os.environ, **self._environment, HANDED_OVER: f"{handed[0]},{handed[1]}"},
             pass_fds=handed,
             stdin=DEVNULL,
             process_group=0,  # Ctrl-C is for the parent, which tells its workers once

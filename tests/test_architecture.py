@@ -9,12 +9,13 @@ import app
 import training
 
 PARENT = Path(app.__file__).parents[1]
-LEAVES = {"app.errors", "app.settings", "app.observability"}
+LEAVES = {"app.errors", "app.settings", "app.metrics", "app.observability"}
 
 # Module or package → what of ours it may import, besides itself. main → api → inference → bundle → errors.
 MAY_IMPORT = {
     "app.errors": set(),
-    "app.observability": set(),
+    "app.metrics": set(),
+    "app.observability": {"app.metrics"},
     "app.settings": {"app.errors"},
     "app.bundle": {"app.errors"},
     "app.inference": {"app.bundle", *LEAVES},
@@ -41,6 +42,7 @@ KEPT_TO = {
     "httpx": ("training.download", "training.__main__"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),
+    "prometheus_client": ("app.metrics",),
 }
 
 

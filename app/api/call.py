@@ -12,6 +12,8 @@ from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.model import Model
 from app.inference.predictor import Answered, Predictor
+from app.metrics import Metrics
+from app.observability import facts
 
 Result = TypeVar("Result")
 
@@ -36,6 +38,10 @@ class Call:
         return self._request.app.state.predictor  # type: ignore[no-any-return]
 
     @property
+    def metrics(self) -> Metrics:
+        return self._request.app.state.metrics  # type: ignore[no-any-return]
+
+    @property
     def bundle(self) -> Bundle:
         return self.predictor.repository.get(self.model).bundle
 
@@ -43,11 +49,18 @@ class Call:
         """The model that is meant, if it is able to do the operation."""
         model = self.predictor.repository.get(self.model)
         model.bundle.require(operation)
+        record = facts()
+        record.model, record.version = model.bundle.name, model.bundle.version
         return model
 
     async def answered(self, images: Sequence[bytes], needs: Sequence[str], outputs: Collection[str]) -> Answered:
         """What the model gives for the images; `needs` are the operations that it has to be able to do."""
-        return await self.within(self.predictor.predict(images, self.model, needs, frozenset(outputs)))
+        record = facts()
+        record.images = len(images)
+        found = await self.within(self.predictor.predict(images, self.model, needs, frozenset(outputs)))
+        record.model, record.version = found.bundle.name, found.bundle.version
+        record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
+        return found
 
     def form(self, *offered: str) -> str:
         return chosen(self._accept, offered)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
 from app.api.schemas import Problem
-from app.observability import log, request_id
+from app.observability import facts, log, request_id
 
 STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -35,6 +35,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
+    facts().problem = kind
     title = HTTPStatus(status).phrase
     body = Problem(
         type=f"urn:graft:problem:{kind}",

@@ -1,11 +1,12 @@
-"""/healthz: the process lives. /readyz: it can answer."""
+"""/healthz: the process lives. /readyz: it can answer. /metrics: what it did, for Prometheus."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
 from app.api.error_handlers import documented
 from app.api.models import Models
 from app.api.schemas import Health
 from app.errors import NotReady
+from app.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["health"])
 
@@ -20,3 +21,14 @@ async def readyz(repository: Models) -> Health:
     if not repository.ready:
         raise NotReady("no model can be served: " + ("; ".join(repository.refused.values()) or "none was found"))
     return Health(status="ok")
+
+
+class _Exposition(Response):
+    media_type = CONTENT_TYPE
+
+
+@router.get("/metrics", summary="Numbers for Prometheus", response_class=_Exposition, responses=documented(500))
+def metrics(request: Request) -> _Exposition:
+    """Not `async`, so that its files are read in a thread."""
+    measured: Metrics = request.app.state.metrics
+    return _Exposition(measured.exposition())

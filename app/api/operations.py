@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.api import pictures
 from app.api.accept import JSON, NPY, PNG
-from app.api.call import ACall
+from app.api.call import ACall, Call
 from app.api.error_handlers import documented
 from app.api.payload import Images
 from app.api.schemas import (
@@ -69,9 +69,9 @@ async def classify(
     wanted = {LOGITS} | ({DISTANCES} if in_domain else set()) | ({EXPLANATION} if explain else set())
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
     found = await call.answered(images, needs, wanted)
-    results = [ClassifyResult(**fields) for fields in _classified(found, top_k)]
+    results = [ClassifyResult(**fields) for fields in _classified(call, found, top_k)]
     if in_domain:
-        for result, verdict in zip(results, _judged(found, false_alarm_rate), strict=True):
+        for result, verdict in zip(results, _judged(call, found, false_alarm_rate), strict=True):
             result.in_domain = not verdict.anomalous
     return as_json(ClassifyResponse(model=ModelRef.of(found.bundle), results=results))
 
@@ -109,7 +109,7 @@ async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_a
     found = await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()))
     if form == PNG:
         return Response(_heatmaps(found)[0], media_type=PNG)
-    results = [AnomalyResult(**_verdict(each)) for each in _judged(found, false_alarm_rate)]
+    results = [AnomalyResult(**_verdict(each)) for each in _judged(call, found, false_alarm_rate)]
     if heatmap:
         for result, picture in zip(results, _heatmaps(found), strict=True):
             result.heatmap = pictures.base64_of(picture)
@@ -133,12 +133,12 @@ async def predict(
     found = await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()))
     fields: list[dict[str, Any]] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
     if "classify" in able:
-        _join(fields, _classified(found, top_k))
+        _join(fields, _classified(call, found, top_k))
     if "reconstruct" in able:
         drawn = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
         _join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
     if "anomaly" in able:
-        verdicts = _judged(found, false_alarm_rate)
+        verdicts = _judged(call, found, false_alarm_rate)
         _join(fields, [_verdict(each) | {"in_domain": not each.anomalous} for each in verdicts])
     if heatmap:
         _join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
@@ -146,10 +146,11 @@ async def predict(
     return as_json(PredictResponse(model=ModelRef.of(found.bundle), results=results))
 
 
-def _classified(found: Answered, top_k: int | None) -> list[dict[str, Any]]:
+def _classified(call: Call, found: Answered, top_k: int | None) -> list[dict[str, Any]]:
     bundle, classifier = found.bundle, found.bundle.manifest.classifier
     assert classifier is not None  # the predictor has asked the bundle for it
     ranked = scoring.classify(found.outputs[LOGITS], classifier.labels, classifier.temperature)
+    call.metrics.classified(bundle.name, bundle.version, [c.confidence for c in ranked])
     fields: list[dict[str, Any]] = [
         {"label": c.label, "index": c.index, "confidence": c.confidence, "probabilities": dict(c.ranked[:top_k])}
         for c in ranked
@@ -161,13 +162,15 @@ def _classified(found: Answered, top_k: int | None) -> list[dict[str, Any]]:
     return fields
 
 
-def _judged(found: Answered, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
+def _judged(call: Call, found: Answered, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
     scorer = found.bundle.scorer
     assert scorer is not None
     try:
-        return scorer.judge(found.outputs[DISTANCES], false_alarm_rate)
+        verdicts = scorer.judge(found.outputs[DISTANCES], false_alarm_rate)
     except ValueError as error:
         raise MalformedRequest(f"false_alarm_rate: {error}") from None
+    call.metrics.scored(found.bundle.name, found.bundle.version, [verdict.score for verdict in verdicts])
+    return verdicts
 
 
 def _verdict(found: scoring.AnomalyScore) -> dict[str, Any]:

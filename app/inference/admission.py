@@ -1,7 +1,7 @@
 """How much may be under way at once. What is beyond it is refused at the door, before any work is done for it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import QueueFull
@@ -10,8 +10,9 @@ from app.errors import QueueFull
 class Admission:
     """Counts the images of all requests that have been read and not yet answered."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.images = most, 0
+    def __init__(self, most: int, told: Callable[[int], None] = lambda _: None) -> None:
+        """`told` hears how many there are, whenever that changes."""
+        self.most, self.images, self._told = most, 0, told
 
     @contextmanager
     def admit(self, images: int, seconds_each: float) -> Iterator[None]:
@@ -20,8 +21,12 @@ class Admission:
             raise QueueFull(
                 f"{self.images:,} images are waiting, and at most {self.most:,} may; try again in {wait} s", wait
             )
-        self.images += images
+        self._count(images)
         try:
             yield
         finally:
-            self.images -= images
+            self._count(-images)
+
+    def _count(self, more: int) -> None:
+        self.images += more
+        self._told(self.images)

@@ -47,9 +47,13 @@ class Batcher(Generic[Work, Result]):
         most: int,
         pool: Executor,
         most_on_loop: int = 0,
+        ran: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
-        """`most` images make a batch, or a single work that has more; up to `most_on_loop` run on the event loop."""
-        self._run, self._most, self._pool, self._most_on_loop = run, most, pool, most_on_loop
+        """`most` images make a batch, or a single work that has more; up to `most_on_loop` run on the event loop.
+
+        `ran` hears of every batch its images and seconds.
+        """
+        self._run, self._most, self._pool, self._most_on_loop, self._ran = run, most, pool, most_on_loop, ran
         self._waiting: deque[_Item[Work, Result]] = deque()
         self._busy = False  # a flush is coming, or a batch is running in the pool
 
@@ -115,6 +119,7 @@ class Batcher(Generic[Work, Result]):
 
     def _settle(self, items: list[_Item[Work, Result]], outcome: "_Outcome[Result]", ended: float) -> None:
         images = sum(len(item.work) for item in items)
+        self._ran(images, ended - outcome.began)
         for item, result in zip(items, outcome.results, strict=True):
             if item.future.done():  # its caller left while it ran
                 continue

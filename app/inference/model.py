@@ -1,6 +1,7 @@
 """A bundle as it is served: with its batcher, and what it was measured to take."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -13,15 +14,22 @@ _MOST_ON_LOOP_S = 0.002  # for which nobody notices that the event loop stands s
 _TRIES = 5
 
 
+Ran = Callable[[str, int, int, float], None]  # hears of every batch: model, version, images, seconds
+
+
 class Model:
-    def __init__(self, bundle: Bundle, most: int, pool: Executor) -> None:
+    def __init__(self, bundle: Bundle, most: int, pool: Executor, ran: Ran) -> None:
         """`most` images make a batch."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
         self.seconds = self._measured()
         self.most_on_loop = int(_MOST_ON_LOOP_S / self.seconds)
         self.batcher: Batcher[Wish, Outputs] = Batcher(
-            lambda wishes: answer(bundle, wishes), most, pool, self.most_on_loop
+            lambda wishes: answer(bundle, wishes),
+            most,
+            pool,
+            self.most_on_loop,
+            lambda images, seconds: ran(bundle.name, bundle.version, images, seconds),
         )
 
     def _measured(self) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.bundle.session import CPU
 from app.bundle.store import load, names, versions
 from app.errors import BundleError, NotReady, UnknownModel
-from app.inference.model import Model
+from app.inference.model import Model, Ran
 from app.observability import log
 
 MAX_BATCH = 32  # images that one run of a graph takes
@@ -24,10 +24,11 @@ class Repository:
         providers: Sequence[str] = CPU,
         max_batch: int = MAX_BATCH,
         pool: Executor | None = None,
+        ran: Ran = lambda *_: None,
     ) -> None:
         """`pool` runs the batches that would keep the event loop too long."""
         self.models, self._default, self._threads, self._providers = models, default, threads, providers
-        self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
+        self._max_batch, self._pool, self._ran = max_batch, pool or ThreadPoolExecutor(), ran
         self._loaded: dict[str, dict[int, Model]] = {}
         self.refused: dict[str, str] = {}  # "name/version" → why
 
@@ -50,7 +51,7 @@ class Repository:
 
     def _load(self, name: str, version: int) -> Model:
         bundle = load(self.models / name / str(version), self._threads, self._providers)
-        return Model(bundle, self._max_batch, self._pool)
+        return Model(bundle, self._max_batch, self._pool, self._ran)
 
     @property
     def ready(self) -> bool:

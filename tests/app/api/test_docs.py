@@ -4,6 +4,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.metrics import CONTENT_TYPE
+
 
 @pytest.fixture(scope="module")
 def openapi(client: httpx.Client) -> dict[str, Any]:
@@ -13,15 +15,16 @@ def openapi(client: httpx.Client) -> dict[str, Any]:
 
 def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, Any]) -> None:
     operations = {f"/v1/{name}" for name in ("classify", "encode", "reconstruct", "anomaly", "predict")}
-    codes = {"/v1/decode", "/v1/generate"}
-    assert set(openapi["paths"]) == operations | codes | {"/v1/models", "/v1/models/{name}", "/healthz", "/readyz"}
+    others = {"/v1/decode", "/v1/generate", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics"}
+    assert set(openapi["paths"]) == operations | others
     for path, verbs in openapi["paths"].items():
         for operation in verbs.values():
             for status, answer in operation["responses"].items():
-                media = "application/problem+json" if int(status) >= 400 else "application/json"
-                others = {"application/x-npy", "image/png"} if status == "200" else set()
+                good = CONTENT_TYPE if path == "/metrics" else "application/json"
+                media = "application/problem+json" if int(status) >= 400 else good
+                forms = {"application/x-npy", "image/png"} if status == "200" else set()
                 assert media in answer["content"], (path, status)
-                assert set(answer["content"]) <= {media} | others, (path, status)
+                assert set(answer["content"]) <= {media} | forms, (path, status)
             assert "200" in operation["responses"]
             assert "500" in operation["responses"]
 

@@ -1,0 +1,192 @@
+"""What Prometheus is told, true under several worker processes too. A leaf: prometheus_client and the standard library.
+
+Workers share a folder (`shared_folder`): prometheus_client keeps the numbers of each in files there, and whichever
+worker is asked adds them all up. Without such a folder they live in memory, in a registry of each Metrics' own.
+"""
+
+import contextlib
+import operator
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from math import isfinite
+from typing import Generic, NamedTuple, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from prometheus_client.values import MutexValue, ValueClass
+
+__all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Served", "shared_folder", "worker_gone"]
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name; it looks when it is imported
+UNKNOWN = "-"
+OPERATIONS = frozenset({"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "infer"}) | {
+    "models",
+    "healthz",
+    "readyz",
+    "metrics",
+}
+SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
+CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
+_MODEL = ("model", "version")
+_LEAST = ("process_start_time_seconds", "process_max_fds")  # of several workers' the lowest; all else is added up
+
+Kind = TypeVar("Kind", bound=MetricWrapperBase)
+Labels = tuple[str | int, ...]
+
+
+class Served(NamedTuple):
+    """A model that is loaded and answers."""
+
+    model: str
+    version: int
+    digest: str
+    provider: str
+
+
+class _Children(dict[Labels, Kind], Generic[Kind]):
+    """A metric's children by the values of their labels, kept: finding one anew costs more than counting."""
+
+    def __init__(self, metric: Kind) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: Labels) -> Kind:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
+
+
+class Metrics(Collector):
+    """One per app. No label's value is a client's own word: a model that was never loaded counts as "-"."""
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of which nobody asks
+        self._own = CollectorRegistry()
+        self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
+        if self._folder:
+            os.makedirs(self._folder, exist_ok=True)
+        self._ever: set[tuple[str, int]] = set()  # models that were ever loaded: requests outlive an unloading
+        self._served: frozenset[Served] = frozenset()
+        self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
+        self._refused = self._counter("graft_requests_refused_total", "Answers that were a problem.", "type")
+        self._request = self._histogram("graft_request_seconds", "A request, until it is sent.", SECONDS, "operation")
+        self._queue = self._histogram("graft_queue_seconds", "What a request waited for its run.", SECONDS, *_MODEL)
+        self._decode = self._histogram("graft_decode_seconds", "Decoding a request's images.", SECONDS, *_MODEL)
+        self._run = self._histogram("graft_run_seconds", "One run of a model.", SECONDS, *_MODEL)
+        self._images = self._histogram("graft_batch_images", "Images in one run.", IMAGES, *_MODEL)
+        self._score = self._histogram("graft_anomaly_score", "Each image's anomaly score.", SCORES, *_MODEL)
+        self._confidence = self._histogram("graft_confidence", "Each image's confidence.", CONFIDENCES, *_MODEL)
+        self._queued = self._gauge("graft_queue_images", "Images that wait for a run now.", "livesum")
+        self._info = self._gauge("graft_model_info", "A model that is loaded.", "livemax", *Served._fields)
+        self._gauge("graft_build_info", "The service.", "livemax", "version").labels(version).set(1)
+
+    def serve(self, models: Iterable[Served]) -> None:
+        """What is loaded from now on, all of it: told again whenever that changes."""
+        now = frozenset(models)
+        for gone in self._served - now:
+            self._info.labels(*gone).set(0)  # from files nothing can be removed: `collect` leaves zeros out
+        for served in now:
+            self._info.labels(*served).set(1)
+        self._served = now
+        self._ever |= {(served.model, served.version) for served in now}
+
+    def request(self, operation: str, model: str | None, version: int | None, status: int, seconds: float) -> None:
+        if operation not in OPERATIONS:
+            operation = UNKNOWN
+        self._requests[(operation, *self._labels(model, version), status)].inc()
+        self._request[(operation,)].observe(seconds)
+
+    def refused(self, kind: str) -> None:
+        """`kind` as a problem's type ends: one of the service's own words."""
+        self._refused[(kind,)].inc()
+
+    def waited(self, model: str | None, version: int | None, seconds: float) -> None:
+        self._queue[self._labels(model, version)].observe(seconds)
+
+    def decoded(self, model: str | None, version: int | None, seconds: float) -> None:
+        self._decode[self._labels(model, version)].observe(seconds)
+
+    def ran(self, model: str, version: int, images: int, seconds: float) -> None:
+        """One run, which may have answered several requests."""
+        labels = self._labels(model, version)
+        self._images[labels].observe(images)
+        self._run[labels].observe(seconds)
+
+    def scored(self, model: str, version: int, scores: Iterable[float]) -> None:
+        self._observe(self._score[self._labels(model, version)], scores)
+
+    def classified(self, model: str, version: int, confidences: Iterable[float]) -> None:
+        self._observe(self._confidence[self._labels(model, version)], confidences)
+
+    def queued(self, images: int) -> None:
+        """How many wait now, in this process."""
+        self._queued.set(images)
+
+    def exposition(self) -> bytes:
+        """In Prometheus' text format, `CONTENT_TYPE`. Reads files, where there are workers: not for the event loop."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        shared = MultiProcessCollector(None, self._folder) if self._folder else None  # type: ignore[no-untyped-call]
+        for family in (shared or self._own).collect():
+            if family.name == "graft_model_info":
+                family.samples = [sample for sample in family.samples if sample.value]
+            yield family
+        yield from _processes(_live(self._folder) if self._folder else [os.getpid()])
+
+    def _labels(self, model: str | None, version: int | None) -> Labels:
+        return (model, version) if (model, version) in self._ever else (UNKNOWN, UNKNOWN)  # type: ignore[return-value]
+
+    @staticmethod
+    def _observe(histogram: Histogram, values: Iterable[float]) -> None:
+        for value in values:
+            if isfinite(value):  # one that is not would spoil the sum for good
+                histogram.observe(value)
+
+    def _counter(self, name: str, text: str, *labels: str) -> _Children[Counter]:
+        return _Children(Counter(name, text, labels, registry=self._own))
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
+        return _Children(Histogram(name, text, labels, registry=self._own, buckets=buckets))
+
+    def _gauge(self, name: str, text: str, of_workers: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self._own, multiprocess_mode=of_workers)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[dict[str, str]]:
+    """For the parent of workers: what to add to their environment, so that they count together. Removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="graft-metrics-") as folder:
+        yield {FOLDER: folder}
+
+
+def worker_gone(pid: int, folder: str) -> None:
+    """For the parent, once for each worker that ended: its gauges vanish, what it counted stays."""
+    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+
+
+def _live(folder: str) -> list[int]:
+    """The workers that write there and are not yet told to be gone."""
+    found = (re.fullmatch(r"gauge_livemax_(\d+)\.db", name) for name in os.listdir(folder))
+    return [int(match[1]) for match in found if match]
+
+
+def _processes(pids: Iterable[int]) -> Iterator[Metric]:
+    """Memory, CPU, files and start, as every Prometheus client names them, of all workers together."""
+    together: dict[str, Metric] = {}
+    for pid in pids:
+        for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+            before = together.setdefault(family.name, family)
+            if before is not family:
+                combine = min if family.name in _LEAST else operator.add
+                total = combine(before.samples[0].value, family.samples[0].value)
+                before.samples = [before.samples[0]._replace(value=total)]
+    yield from together.values()
