@@ -34,7 +34,10 @@ _LONGEST_PATH = 200  # characters of it in the log
 
 @dataclass(slots=True)
 class Facts:
-    """One request's record: whoever learns something fills it in. Times are seconds; None is not known."""
+    """One request's record: whoever learns something fills it in, and the middleware counts, logs and tells of it.
+
+    Times are seconds; None is not known.
+    """
 
     operation: str | None = None  # where the route's path does not say it
     model: str | None = None  # of a loaded bundle, never what the client wrote

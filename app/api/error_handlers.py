@@ -35,6 +35,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
+    """The answer; the request's record has it too, for the count and the log."""
     facts().problem = kind
     title = HTTPStatus(status).phrase
     body = Problem(

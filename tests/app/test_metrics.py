@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support import save_tiny, serving
+from support import ROOT, save_tiny, serving
 
 import app
 from app.bundle.drawings import garment
@@ -162,6 +163,25 @@ def test_the_service_tells_what_it_did_in_prometheus_own_type(models: Path) -> N
         assert value(samples, "graft_requests_refused_total", type=kind) == 1
     [info] = [dict(pairs) for name, pairs in samples if name == "graft_model_info"]
     assert (info["model"], info["version"], len(info["digest"])) == ("tiny", "1", 64)
+
+
+def test_the_page_names_every_metric_with_its_kind_and_labels(metrics: Metrics) -> None:
+    metrics.request("classify", "tiny", 1, 200, 0.1)
+    metrics.refused("overloaded")
+    metrics.waited("tiny", 1, 0.1)
+    metrics.decoded("tiny", 1, 0.1)
+    metrics.ran("tiny", 1, 1, 0.1)
+    metrics.scored("tiny", 1, [0.1])
+    metrics.classified("tiny", 1, [0.1])
+    told = {}
+    for family in text_string_to_metric_families(metrics.exposition().decode()):
+        labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
+        name = family.name + "_total" * (family.type == "counter")
+        told[name] = (family.type, frozenset(labels))
+    page = (ROOT / "docs/observability.md").read_text()
+    rows = re.findall(r"^\| `(graft_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    documented = {name: (kind, frozenset(re.findall(r"\w+", labels))) for name, kind, labels in rows}
+    assert documented == {name: of for name, of in told.items() if name.startswith("graft_")}
 
 
 WORKER = """
