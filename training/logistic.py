@@ -25,7 +25,7 @@ class Probe:
 
     def accuracy(self, points: np.ndarray, labels: np.ndarray) -> float:
         x = (torch.from_numpy(points) - self._mean) / self._std
-        found = (x @ self._weight + self._bias).argmax(dim=1)
+        found = (F.linear(x, self._weight, self._bias)).argmax(dim=1)
         return float((found.numpy() == labels).mean())
 
 
@@ -45,19 +45,20 @@ def _choose(x: Tensor, y: Tensor, classes: int, seed: int) -> float:
     losses = {}
     for decay in _DECAYS:
         weight, bias = _fit(x[seen], y[seen], classes, decay)
-        losses[decay] = float(F.cross_entropy(x[held] @ weight + bias, y[held]))
+        losses[decay] = float(F.cross_entropy(F.linear(x[held], weight, bias), y[held]))
     return min(losses, key=lambda decay: losses[decay])
 
 
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
     """Least mean cross-entropy + decay/2 · ‖weight‖², by L-BFGS."""
-    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    # (classes, D), as the gradient of its transpose takes ten times as long where x is tall and classes are few.
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        total = F.cross_entropy(x @ weight + bias, y) + decay / 2 * weight.square().sum()
+        total = F.cross_entropy(F.linear(x, weight, bias), y) + decay / 2 * weight.square().sum()
         total.backward()  # type: ignore[no-untyped-call]
         return total
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
-from support import assert_problem, serving
+from support import assert_problem, running, serving
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
@@ -181,3 +182,31 @@ def test_the_method_and_the_path_are_checked(client: httpx.Client) -> None:
 def test_the_smallest_and_the_narrowest_are_images(client: httpx.Client, size: tuple[int, int]) -> None:
     for operation in OPERATIONS:
         assert client.post(f"/v1/{operation}", content=png(Image.new("L", size)), headers=RAW).status_code == 200
+
+
+def test_bombs_cost_neither_time_nor_memory(models: Path) -> None:
+    """On a process of its own, whose memory can be seen: files and bodies that unpack to a gigabyte."""
+    gigabyte = zlib.compressobj(9)
+    packed = b"".join(gigabyte.compress(b"\0" * (1 << 20)) for _ in range(1024)) + gigabyte.flush()
+    header = struct.pack(">IIBBBBB", 32_000, 32_000, 8, 0, 0, 0, 0)
+    text = chunk(b"zTXt", b"Comment\0\0" + packed)
+    small = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
+    rows = chunk(b"IDAT", zlib.compress(b"\0" * 72)) + chunk(b"IEND", b"")
+    magic = b"\x89PNG\r\n\x1a\n"
+    bombs = {
+        "pixels": magic + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b""),
+        "rows": magic + chunk(b"IHDR", small) + chunk(b"IDAT", packed) + chunk(b"IEND", b""),
+        "text": magic + chunk(b"IHDR", small) + text + rows,
+    }
+    with running(GRAFT_MODELS=str(models)) as (process, address, _), httpx.Client(base_url=address) as client:
+        client.post("/v1/predict", content=GOOD, headers=RAW).raise_for_status()
+        before = psutil.Process(process.pid).memory_info().rss
+        for name, bomb in bombs.items():
+            start = time.monotonic()
+            statuses = {client.post("/v1/predict", content=bomb, headers=RAW).status_code for _ in range(3)}
+            assert statuses <= {200, 413, 422}, name
+            assert time.monotonic() - start < 3, name
+        body = gzip.compress(b"\0" * (1 << 26))
+        refused = client.post("/v1/predict", content=body, headers=RAW | {"content-encoding": "gzip"})
+        assert_problem(refused, 415, "unsupported-media-type")
+        assert psutil.Process(process.pid).memory_info().rss - before < 100e6

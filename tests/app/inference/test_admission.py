@@ -1,0 +1,29 @@
+import pytest
+
+from app.errors import QueueFull
+from app.inference.admission import Admission
+
+
+def test_what_is_under_way_is_counted_and_told_and_given_back() -> None:
+    told: list[int] = []
+    admission = Admission(10, told.append)
+    with admission.admit(4, 0.001), admission.admit(6, 0.001):
+        assert admission.images == 10
+    assert told == [4, 10, 4, 0]
+
+
+def test_what_is_beyond_is_refused_with_a_time_to_wait() -> None:
+    admission = Admission(10)
+    with admission.admit(8, 1.0), pytest.raises(QueueFull) as refused, admission.admit(3, 1.5):
+        pass
+    assert refused.value.retry_after == 12
+    assert "8 images are waiting" in str(refused.value)
+    with admission.admit(10, 1.0):
+        pass
+
+
+def test_room_is_given_back_after_a_failure() -> None:
+    admission = Admission(1)
+    with pytest.raises(ValueError, match="odd"), admission.admit(1, 0.001):
+        raise ValueError("odd")
+    assert admission.images == 0
