@@ -74,7 +74,7 @@ class UnexpectedErrors:
         try:
             await self.app(scope, receive, watching)
         except ClientDisconnect:
-            log.info("the client went away before its request was read")
+            pass  # nobody is there to be answered; the log of requests has it as 499
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
