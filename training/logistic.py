@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
+_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
 _USUAL = 1e-2  # where there are too few labels to choose by
 _FEW = 5  # labels of a class, below which none is spared for choosing
 _HELD_OUT = 0.2
@@ -46,7 +46,8 @@ def _choose(x: Tensor, y: Tensor, classes: int, seed: int) -> float:
     for decay in _DECAYS:
         weight, bias = _fit(x[seen], y[seen], classes, decay)
         losses[decay] = float(F.cross_entropy(F.linear(x[held], weight, bias), y[held]))
-    return min(losses, key=lambda decay: losses[decay])
+    # The penalty weighs against the sum over images: where there are more, each bears less of it.
+    return min(losses, key=lambda decay: losses[decay]) * len(seen) / len(y)
 
 
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ def test_noise_is_held_back_and_few_labels_get_the_usual_penalty() -> None:
     """Twenty labels in three hundred dimensions of noise: only a strong penalty does better than remembering."""
     points, labels = drawn(45, 1.0)
     noisy = np.concatenate([points, RNG.normal(size=(45, 300)).astype(np.float32)], axis=1)
-    assert Probe(noisy, labels, 3).decay >= 1e-2
+    assert Probe(noisy, labels, 3).decay >= 0.8e-2  # the usual, for all where it was chosen on four fifths
     assert Probe(*drawn(6, 0.1), 3).decay == 1e-2
 
 
