@@ -1,7 +1,7 @@
 """/v1/<operation>: what a model does with images."""
 
 import io
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -28,10 +28,10 @@ from app.api.schemas import (
     ReconstructResult,
     binary,
 )
-from app.bundle import scoring
-from app.errors import MalformedRequest
+from app.bundle.scoring import AnomalyScore
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Answered
+from app.inference.results import Fields, classified, join, judged, told, told_in_full
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
@@ -109,7 +109,7 @@ async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_a
     found = await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()))
     if form == PNG:
         return Response(_heatmaps(found)[0], media_type=PNG)
-    results = [AnomalyResult(**_verdict(each)) for each in _judged(call, found, false_alarm_rate)]
+    results = [AnomalyResult(**told(each)) for each in _judged(call, found, false_alarm_rate)]
     if heatmap:
         for result, picture in zip(results, _heatmaps(found), strict=True):
             result.heatmap = pictures.base64_of(picture)
@@ -131,30 +131,25 @@ async def predict(
     outputs = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
     wanted = {EMBEDDING, *(output for operation, output in outputs.items() if operation in able)}
     found = await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()))
-    fields: list[dict[str, Any]] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
+    fields: list[Fields] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
     if "classify" in able:
-        _join(fields, _classified(call, found, top_k))
+        join(fields, _classified(call, found, top_k))
     if "reconstruct" in able:
         drawn = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
-        _join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
+        join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
     if "anomaly" in able:
         verdicts = _judged(call, found, false_alarm_rate)
-        _join(fields, [_verdict(each) | {"in_domain": not each.anomalous} for each in verdicts])
+        join(fields, [told_in_full(each) for each in verdicts])
     if heatmap:
-        _join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
+        join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
     results = [PredictResult(**each) for each in fields]
     return as_json(PredictResponse(model=ModelRef.of(found.bundle), results=results))
 
 
-def _classified(call: Call, found: Answered, top_k: int | None) -> list[dict[str, Any]]:
-    bundle, classifier = found.bundle, found.bundle.manifest.classifier
-    assert classifier is not None  # the predictor has asked the bundle for it
-    ranked = scoring.classify(found.outputs[LOGITS], classifier.labels, classifier.temperature)
-    call.metrics.classified(bundle.name, bundle.version, [c.confidence for c in ranked])
-    fields: list[dict[str, Any]] = [
-        {"label": c.label, "index": c.index, "confidence": c.confidence, "probabilities": dict(c.ranked[:top_k])}
-        for c in ranked
-    ]
+def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:
+    bundle = found.bundle
+    fields = classified(bundle, found.outputs, top_k)
+    call.metrics.classified(bundle.name, bundle.version, [each["confidence"] for each in fields])
     if EXPLANATION in found.outputs:
         height, width, _ = bundle.manifest.input.shape
         for each, shares in zip(fields, found.outputs[EXPLANATION], strict=True):
@@ -162,37 +157,15 @@ def _classified(call: Call, found: Answered, top_k: int | None) -> list[dict[str
     return fields
 
 
-def _judged(call: Call, found: Answered, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
-    scorer = found.bundle.scorer
-    assert scorer is not None
-    try:
-        verdicts = scorer.judge(found.outputs[DISTANCES], false_alarm_rate)
-    except ValueError as error:
-        raise MalformedRequest(f"false_alarm_rate: {error}") from None
+def _judged(call: Call, found: Answered, false_alarm_rate: float | None) -> list[AnomalyScore]:
+    verdicts = judged(found.bundle, found.outputs, false_alarm_rate)
     call.metrics.scored(found.bundle.name, found.bundle.version, [verdict.score for verdict in verdicts])
     return verdicts
-
-
-def _verdict(found: scoring.AnomalyScore) -> dict[str, Any]:
-    return {
-        "score": found.score,
-        "threshold": found.threshold,
-        "anomalous": found.anomalous,
-        "p_value": found.p_value,
-        "reconstruction_error": found.reconstruction_error,
-        "latent_distance": found.latent_distance,
-        "distances": found.distances,
-    }
 
 
 def _heatmaps(found: Answered) -> list[bytes]:
     both = zip(found.images, found.outputs[RECONSTRUCTION], strict=True)
     return [pictures.of_errors(image, drawn) for image, drawn in both]
-
-
-def _join(fields: Sequence[dict[str, Any]], more: Sequence[dict[str, Any]]) -> None:
-    for each, other in zip(fields, more, strict=True):
-        each.update(other)
 
 
 def one(kind: str, images: Sized) -> tuple[str, ...]:
