@@ -1,4 +1,7 @@
-"""`python -m app`, and `graft-serve`: starts the service, or says in a sentence why it cannot."""
+"""`python -m app`, and `graft-serve`: starts the service, or says in a sentence why it cannot.
+
+`python -m app score …` does offline what the service does: app/score.
+"""
 
 import argparse
 import os
@@ -21,6 +24,10 @@ DRAIN_S = 10  # what a stop leaves for requests in flight
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["score"]:
+        from app.score.command import main as score  # each command imports what it needs, and no more
+
+        return score(arguments[1:])
     given = vars(_parser().parse_args(arguments))
     try:
         settings = load_settings(**given)
@@ -94,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="graft-serve",
         description="Serve a folder of Graft bundles over HTTP.",
-        epilog=f"Every flag is also an environment variable: --max-body-mb is {PREFIX}MAX_BODY_MB. Flags win.",
+        epilog=f"Every flag is also an environment variable: --max-body-mb is {PREFIX}MAX_BODY_MB. Flags win. "
+        "`graft-serve score --help` is about files and folders, without a service.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"graft {__version__}")

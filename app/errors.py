@@ -29,7 +29,8 @@ GraftError
 ├── QueueFull                 with the seconds after which to try again
 ├── DeadlinePassed
 ├── NotReady
-└── SettingsInvalid           found before the service starts
+├── SettingsInvalid           found before the service starts
+└── CannotScore               found before files are scored: by their paths, the output, or the operation
 """
 
 
@@ -159,3 +160,12 @@ class NotReady(GraftError):
 
 class SettingsInvalid(GraftError):
     pass
+
+
+class CannotScore(GraftError):
+    pass
+
+
+def kebab(name: str) -> str:
+    """As problems are named: NotAnImage → not-an-image; "Method Not Allowed" → method-not-allowed."""
+    return "".join(f"-{c}" if c.isupper() else c for c in name.replace(" ", "")).lower().lstrip("-")

@@ -1,6 +1,8 @@
 """Documents are held to the code: commands run, links lead somewhere, quoted replies are real."""
 
 import ast
+import csv
+import io
 import json
 import os
 import re
@@ -120,6 +122,29 @@ def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
     label, p_value = done.stdout.split()
     assert label == "Bag"
     assert 0 < float(p_value) <= 1
+
+
+def test_the_command_of_the_score_page_writes_what_the_page_shows(tmp_path: Path) -> None:
+    page = (ROOT / "docs/score.md").read_text()
+    [command], [sample] = blocks(page, "sh"), blocks(page, "csv")
+    home = Path(app.__file__).parents[1]
+    for folder in ("models", "app"):
+        (tmp_path / folder).symlink_to((ROOT if folder == "models" else home) / folder)
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, check=True)
+    written = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    shown = list(csv.DictReader(io.StringIO(sample)))
+    assert len(written) == len(shown)
+    for row, told in zip(written, shown, strict=True):
+        assert row.pop("digest") == load(ROOT / "models" / row["model"] / row["version"]).digest
+        assert told.pop("digest") == "…"
+        assert {name: shape(read(value)) for name, value in row.items()} == {n: read(v) for n, v in told.items()}
+
+
+def read(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def test_the_numbers_of_the_readme_are_the_bundles() -> None:

@@ -94,7 +94,7 @@ def answer_to(error: errors.GraftError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.Unauthorised):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(status, _kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
+    return problem(status, errors.kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -109,7 +109,7 @@ def install(app: FastAPI) -> None:
             HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path}; /docs lists what there is",
             HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not for {request.url.path}",
         }.get(status, str(error.detail))
-        return problem(status, _kebab(status.phrase), detail, headers=dict(error.headers or {}))
+        return problem(status, errors.kebab(status.phrase), detail, headers=dict(error.headers or {}))
 
     async def on_bad_query(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -120,8 +120,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
     app.add_middleware(UnexpectedErrors)
-
-
-def _kebab(name: str) -> str:
-    """NotAnImage → not-an-image; "Method Not Allowed" → method-not-allowed."""
-    return "".join(f"-{c}" if c.isupper() else c for c in name.replace(" ", "")).lower().lstrip("-")

@@ -1,0 +1,1 @@
+"""`python -m app score`: what the service does, over files and folders, without one."""

@@ -1,0 +1,97 @@
+"""Files → decoded batches, a few ahead of those that are being run."""
+
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle.bundle import Bundle
+from app.errors import BodyTooLarge, GraftError, kebab
+from app.score.paths import Problem, unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    paths: list[str]
+    images: np.ndarray  # (len(paths), H, W, C) uint8
+    problems: list[Problem]
+
+
+class Batches:
+    """In the order of `paths`, without those of which all images are among `done`.
+
+    What runs together does not depend on where an earlier run was stopped: results may differ in their last digits
+    by how many images share a batch, and a run that goes on must end as one that was never stopped. So images that
+    are done come along where one of their batch is not; the caller leaves them out of what it writes.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        paths: Sequence[str],
+        done: Collection[str],
+        size: int,
+        threads: int,
+        max_pixels: int,
+        max_bytes: int,
+    ) -> None:
+        self._bundle, self._paths, self._done = bundle, paths, done
+        self._size, self._threads = size, threads
+        self._max_pixels, self._max_bytes = max_pixels, max_bytes
+        self._stopped = threading.Event()
+
+    def __iter__(self) -> Iterator[Batch]:
+        ahead: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="graft-decode")
+        try:
+            for start in range(0, len(self._paths), self._size):
+                paths = self._paths[start : start + self._size]
+                if all(path in self._done for path in paths):
+                    continue
+                ahead.append(pool.submit(self._read, paths))
+                if len(ahead) > self._threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, paths: Sequence[str]) -> Batch:
+        images, problems = self._decoded([path for path in paths if path not in self._done])
+        if images:
+            images |= self._decoded([path for path in paths if path in self._done])[0]
+        found = [path for path in paths if path in images]
+        stacked = np.empty((len(found), *self._bundle.manifest.input.shape), np.uint8)
+        for index, path in enumerate(found):
+            stacked[index] = images[path]
+        return Batch(found, stacked, problems)
+
+    def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Problem]]:
+        images, problems = {}, []
+        for path in paths:
+            if self._stopped.is_set():
+                break
+            try:
+                images[path] = self._bundle.preprocess(self._bytes(path), self._max_pixels)
+            except OSError as error:
+                problems.append(unreadable(path, error))
+            except MemoryError:
+                problems.append(Problem(path, "unreadable", "not enough memory to decode it"))
+            except GraftError as error:
+                problems.append(Problem(path, kebab(type(error).__name__), str(error)))
+        return images, problems
+
+    def _bytes(self, path: str) -> bytes:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe or device would never end
+            raise OSError("not a file")
+        if status.st_size > self._max_bytes:
+            raise BodyTooLarge(f"{status.st_size:,} bytes; at most {self._max_bytes:,} are allowed (--max-body-mb)")
+        with open(path, "rb") as file:
+            return file.read()

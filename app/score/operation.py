@@ -1,0 +1,76 @@
+"""What is asked of the model, and the rows that it gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle.bundle import Bundle
+from app.errors import CannotScore
+from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Outputs, Wish, answer
+from app.inference.results import Fields, classified, join, judged, told, told_in_full
+
+OPERATIONS = ("predict", "classify", "anomaly", "encode")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`predict` is classify and anomaly in one pass, as far as the model is able: the API's, without embedding and
+    pictures.
+    """
+
+    bundle: Bundle
+    name: str
+    top_k: int | None
+    false_alarm_rate: float | None
+
+    def __post_init__(self) -> None:
+        """A CannotScore or OperationUnavailable, before any file is read."""
+        bundle = self.bundle
+        bundle.require(self.name)
+        if not self._parts:
+            raise CannotScore(
+                f"model {bundle.name}@{bundle.version} has neither head nor anomaly calibration: --operation encode"
+            )
+        if self.top_k is not None and "classify" not in self._parts:
+            raise CannotScore(f"--top-k is about probabilities, and {self.name} gives none: leave it out")
+        if self.false_alarm_rate is None:
+            return
+        if "anomaly" not in self._parts or bundle.scorer is None:
+            raise CannotScore(f"--false-alarm-rate is about anomaly scores, and {self.name} gives none: leave it out")
+        try:
+            bundle.scorer.threshold(self.false_alarm_rate)
+        except ValueError as error:
+            raise CannotScore(f"--false-alarm-rate {self.false_alarm_rate}: {error}") from None
+
+    @property
+    def _parts(self) -> list[str]:
+        able = self.bundle.operations
+        return [part for part in ("classify", "anomaly") if part in able] if self.name == "predict" else [self.name]
+
+    def rows(self, paths: Sequence[str], images: np.ndarray) -> list[Fields]:
+        """`images` (n, H, W, C) uint8 → for each its path, the model, and what a result of the API holds."""
+        outputs = {"classify": LOGITS, "anomaly": DISTANCES, "encode": EMBEDDING}
+        [found] = answer(self.bundle, [Wish(images, frozenset(outputs[part] for part in self._parts))])
+        model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
+        rows: list[Fields] = [{"path": path, "model": model} for path in paths]
+        for part in self._parts:
+            join(rows, self._results(part, found))
+        return rows
+
+    def example(self) -> Fields:
+        """A row as all are, but for its values: what a file of them must look like."""
+        [row] = self.rows([""], np.zeros((1, *self.bundle.manifest.input.shape), np.uint8))
+        return row
+
+    def _results(self, part: str, found: Outputs) -> list[Fields]:
+        if part == "classify":
+            return classified(self.bundle, found, self.top_k)
+        if part == "encode":
+            return [{"embedding": code} for code in found[EMBEDDING].tolist()]
+        shape = told_in_full if self.name == "predict" else told
+        return [_without_none(shape(each)) for each in judged(self.bundle, found, self.false_alarm_rate)]
+
+
+def _without_none(fields: Fields) -> Fields:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,49 @@
+"""<out>.errors.csv: the files that could not be scored, and why."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from app.errors import CannotScore
+from app.score.paths import Problem
+
+_COLUMNS = ["path", "problem", "detail"]
+
+
+class Problems:
+    """What an earlier run said of files that this one is over is forgotten: they are tried again."""
+
+    def __init__(self, out: Path, over: Sequence[str]) -> None:
+        self.path = out.with_name(f"{out.name}.errors.csv")
+        self.count = 0
+        kept = [row for row in self._before() if not any(Path(row[0]).is_relative_to(path) for path in over)]
+        if kept:
+            writing = self.path.with_name(f".{self.path.name}.writing")
+            with _opened(writing, "w") as file:
+                csv.writer(file, lineterminator="\n").writerows([_COLUMNS, *kept])
+            os.replace(writing, self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, problems: Sequence[Problem]) -> None:
+        if not problems:
+            return
+        self.count += len(problems)
+        with _opened(self.path, "a") as file:
+            rows = [[each.path, each.kind, each.detail] for each in problems]
+            csv.writer(file, lineterminator="\n").writerows(rows if file.tell() else [_COLUMNS, *rows])
+
+    def _before(self) -> list[list[str]]:
+        if not self.path.exists():
+            return []
+        with _opened(self.path, "r") as file:
+            rows = list(csv.reader(file))
+        if rows and rows[0] != _COLUMNS:
+            raise CannotScore(f"{self.path} is no list of errors of this command: remove it, or give another --out")
+        return [row for row in rows[1:] if len(row) == len(_COLUMNS)]
+
+
+def _opened(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")

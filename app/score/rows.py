@@ -1,0 +1,149 @@
+"""Rows of results as lines of a file, and back: JSON as the API has it, CSV flat."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Protocol
+
+from app.inference.results import Fields
+
+Cells = dict[str, str]  # a row as text by column: what CSV holds, and by what two runs are compared
+_ALIASES = ("reconstruction_error", "latent_distance")  # of distances, that the API names beside the rest
+
+
+def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
+    """One value for each column: `p:<label>`, in the order of `labels`, where every label has its probability."""
+    columns: Fields = {}
+    for name, value in row.items():
+        if name == "model":
+            columns |= {"model": value["name"], "version": value["version"], "digest": value["digest"]}
+        elif name == "probabilities":
+            whole = set(value) == set(labels)
+            columns |= {f"p:{label}": value[label] for label in labels} if whole else {name: _json(value)}
+        elif name == "distances":
+            columns |= {f"distance:{distance}": number for distance, number in value.items()}
+        elif name == "embedding":
+            columns |= {f"e{index}": number for index, number in enumerate(value)}
+        elif name not in _ALIASES:
+            columns[name] = value
+    return columns
+
+
+def cells(row: Fields, labels: tuple[str, ...]) -> Cells:
+    return as_text(flat(row, labels))
+
+
+def as_text(columns: Fields) -> Cells:
+    """As JSON has them, but for text, which is as it is."""
+    return {name: _text(value) for name, value in columns.items()}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)  # as JSON, in a tenth of the time
+    return value if isinstance(value, str) else _json(value)
+
+
+class Form(Protocol):
+    def head(self, example: Cells) -> bytes: ...
+
+    def lines(self, rows: Iterable[Fields]) -> bytes: ...
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[Cells, int]]:
+        """Each whole row, and where it ends; the first may be a head, whose cells are empty. Ends before what is none.
+
+        A row is whole when its line break is there.
+        """
+
+    def begins(self, torn: bytes, example: Cells) -> bool:
+        """Whether a file of ours may begin so: nothing else is ever cut off."""
+
+
+class Csv:
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+
+    def head(self, example: Cells) -> bytes:
+        return _csv([example])
+
+    def lines(self, rows: Iterable[Fields]) -> bytes:
+        return _csv(cells(row, self._labels).values() for row in rows)
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[Cells, int]]:
+        end = 0
+
+        def whole_lines() -> Iterator[str]:
+            nonlocal end
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+        records = csv.reader(whole_lines(), strict=True)
+        columns: list[str] | None = None
+        try:
+            for record in records:
+                if columns is None:
+                    columns = record
+                    yield dict.fromkeys(columns, ""), end
+                elif len(record) != len(columns):
+                    return
+                else:
+                    yield dict(zip(columns, record, strict=True)), end
+        except csv.Error:
+            return
+
+    def begins(self, torn: bytes, example: Cells) -> bool:
+        return self.head(example).startswith(torn)
+
+
+class JsonLines:
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self._labels = labels
+
+    def head(self, example: Cells) -> bytes:
+        return b""
+
+    def lines(self, rows: Iterable[Fields]) -> bytes:
+        return b"".join(_bytes(row) + b"\n" for row in rows)
+
+    def read(self, file: BinaryIO) -> Iterator[tuple[Cells, int]]:
+        end = 0
+        for row, length in json_rows(file):
+            end += length
+            yield cells(row, self._labels), end
+
+    def begins(self, torn: bytes, example: Cells) -> bool:
+        ours = b'{"path": '
+        return torn[: len(ours)] == ours[: len(torn)]
+
+
+def json_rows(file: BinaryIO) -> Iterator[tuple[Fields, int]]:
+    """Each whole row, and the bytes that it takes."""
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = json.loads(line)
+            row["path"], row["model"]["name"], row["model"]["version"], row["model"]["digest"]
+        except (ValueError, TypeError, LookupError):
+            return
+        yield row, len(line)
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for every call
+
+
+def _bytes(row: Fields) -> bytes:
+    try:
+        return _json(row).encode()
+    except UnicodeEncodeError:  # a file name that is no UTF-8: escaped, it is JSON all the same
+        return json.dumps(row).encode()
+
+
+def _csv(records: Iterable[Iterable[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(records)
+    return text.getvalue().encode("utf-8", "surrogateescape")
