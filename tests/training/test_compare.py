@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,24 @@ def test_a_bad_question_is_refused(arguments: list[str], says: str, capsys: pyte
     with pytest.raises(SystemExit):
         main(["compare", "seed", *arguments])
     assert says in capsys.readouterr().err
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", *command(recipe, out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("seed 1 of 2, 2 of"):
+                process.send_signal(signal.SIGINT)
+                break
+        told = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGINT
+    assert f"stopped: what was found is in {out}; the same command goes on from there" in told
+    assert "Traceback" not in told
+    assert len((out / "results.jsonl").read_text().splitlines()) >= 2
