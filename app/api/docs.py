@@ -17,7 +17,10 @@ async def docs() -> HTMLResponse:
 
 
 def tell_the_truth(app: FastAPI) -> None:
-    """FastAPI promises a 422 of its own shape wherever a parameter can be wrong; Graft answers 400 there."""
+    """FastAPI promises a 422 of its own shape wherever a parameter can be wrong; Graft answers 400 there.
+
+    And it says of a parameter that may be absent that it may be null, which nothing in an address or a header can be.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -28,8 +31,17 @@ def tell_the_truth(app: FastAPI) -> None:
                     promised = operation["responses"].get("422", {}).get("content", {})
                     if "HTTPValidationError" in str(promised):
                         del operation["responses"]["422"]
+                    for parameter in operation.get("parameters", ()):
+                        parameter["schema"] = _without_null(parameter["schema"])
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {name: value for name, value in schema.items() if name != "anyOf"} | kinds[0]

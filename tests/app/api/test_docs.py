@@ -34,6 +34,19 @@ def test_the_422_of_fastapis_own_shape_is_nowhere(openapi: dict[str, Any]) -> No
     assert "422" not in openapi["paths"]["/v1/models/{name}"]["get"]["responses"]
 
 
+def test_a_parameter_may_be_absent_but_not_null(openapi: dict[str, Any]) -> None:
+    parameters = [
+        parameter
+        for verbs in openapi["paths"].values()
+        for operation in verbs.values()
+        for parameter in operation.get("parameters", ())
+    ]
+    assert {"model", "top_k", "X-Timeout-Ms", "false_alarm_rate", "seed"} <= {each["name"] for each in parameters}
+    for each in parameters:
+        assert each["schema"]["type"] in ("string", "integer", "number", "boolean"), each
+        assert each.get("description") or each["name"] == "name"
+
+
 def test_the_three_bodies_of_an_operation_are_described(openapi: dict[str, Any]) -> None:
     body = openapi["paths"]["/v1/classify"]["post"]["requestBody"]
     assert set(body["content"]) == {"multipart/form-data", "image/*", "application/json"}
