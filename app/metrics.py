@@ -83,7 +83,7 @@ class Metrics(Collector):
         self._images = self._histogram("graft_batch_images", "Images in one run.", IMAGES, *_MODEL)
         self._score = self._histogram("graft_anomaly_score", "Each image's anomaly score.", SCORES, *_MODEL)
         self._confidence = self._histogram("graft_confidence", "Each image's confidence.", CONFIDENCES, *_MODEL)
-        self._queued = self._gauge("graft_queue_images", "Images that wait for a run now.", "livesum")
+        self._queued = self._gauge("graft_queue_images", "Images under way: read, and not yet answered.", "livesum")
         self._info = self._gauge("graft_model_info", "A model that is loaded.", "livemax", *Served._fields)
         self._gauge("graft_build_info", "The service.", "livemax", "version").labels(version).set(1)
 

@@ -28,7 +28,7 @@ from training.networks import build
 from training.recipe import Network, Objective, Stage
 from training.transfer import Workshop, computed_in, pretrain
 
-IMAGES, BATCH, REPETITIONS = 20_000, 128, 3
+IMAGES, BATCH, REPETITIONS = 60_000, 128, 3  # an epoch of MNIST
 SHAPE = (28, 28, 1)
 
 

@@ -63,11 +63,11 @@ def compare(
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
             found = Result(arm, budget, len(rows), seed, bench.accuracy(arm, rows))
-            told = f"{arm} with {found.labels:,} labels: {found.accuracy:.4f}"
-            say(f"seed {seed + 1} of {seeds}, {number} of {len(left)}: {told}")
             with (folder / _RESULTS).open("a") as file:
                 file.write(json.dumps(found.__dict__) + "\n")
             done.append(found)
+            told = f"{arm} with {found.labels:,} labels: {found.accuracy:.4f}"
+            say(f"seed {seed + 1} of {seeds}, {number} of {len(left)}: {told}")
     return comparison.write(folder, recipe, done, len(material.test))
 
 

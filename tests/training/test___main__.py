@@ -159,7 +159,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda _: run(target="nowhere"), "nowhere: neither a data set of ours (mnist, fashion-mnist) nor a folder"),
     (lambda _: run("split.test=0.9999"), "cannot give"),
     (lambda _: run("split.groups=(x+)"), "split.groups=(x+): does not match"),
-    (lambda _: run('anomaly.distances=["likelihood"]'), "likelihood: reconstruction, or embedding or features with"),
+    (lambda _: run('anomaly.distances=["likelihood"]'), "likelihood: reconstruction, or thumbnail, embedding or"),
     (lambda _: run("transfer.augment.shift=2"), "with mode head the encoder is frozen"),
     (lambda _: run("decoder.augment.shift=2"), "decoder.augment"),
     (lambda _: run("export.int8=true", "transfer.mode=decoder"), "without labels there is no accuracy to hold it to"),

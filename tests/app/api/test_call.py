@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 from support import assert_problem, serving
 
 from app.bundle.drawings import garment
@@ -137,3 +138,21 @@ def test_requests_that_wait_together_run_together(held: Held) -> None:
     held.gate.set()
     assert {each.result().status_code for each in (first, *others)} == {200}
     assert held.batches == [1, 3]
+
+
+def test_what_was_done_is_counted_and_timed(models: Path) -> None:
+    with serving(Settings(models=models)) as client:
+        for path, images in (("classify", 3), ("predict", 2), ("encode", 1)):
+            answer = client.post(f"/v1/{path}", files=[("image", GOOD)] * images)
+            timed = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+            assert set(timed) == {"queue", "decode", "run", "total"}
+            assert all(float(milliseconds) >= 0 for milliseconds in timed.values())
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        told = {(s.name, s.labels.get("operation")): s.value for family in families for s in family.samples}
+    for operation in ("classify", "predict", "encode"):
+        assert told["graft_requests_total", operation] == 1
+    assert told["graft_run_seconds_count", None] == told["graft_batch_images_count", None] == 3
+    assert told["graft_batch_images_sum", None] == 6
+    assert told["graft_confidence_count", None] == 5
+    assert told["graft_decode_seconds_count", None] == told["graft_queue_seconds_count", None] == 3
+    assert told["graft_queue_images", None] == 0

@@ -42,7 +42,8 @@ def score(
     return subprocess.run(
         command(models, *arguments),
         cwd=cwd,
-        env=environment(),
+        # What is limited for the command must not be used up by what measures its coverage.
+        env={name: value for name, value in environment().items() if before is None or "COVERAGE" not in name},
         capture_output=True,
         text=True,
         timeout=120,
