@@ -1,10 +1,10 @@
 """What every operation is called with, and how long it may take: the caller's patience is a part of the request."""
 
 import asyncio
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.accept import chosen
@@ -16,6 +16,7 @@ from app.metrics import Metrics
 from app.observability import facts
 
 Result = TypeVar("Result")
+_SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
 
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
 Timeout = Annotated[
@@ -53,14 +54,20 @@ class Call:
         record.model, record.version = model.bundle.name, model.bundle.version
         return model
 
-    async def answered(self, images: Sequence[bytes], needs: Sequence[str], outputs: Collection[str]) -> Answered:
-        """What the model gives for the images; `needs` are the operations that it has to be able to do."""
+    async def answered(
+        self,
+        images: Sequence[bytes],
+        needs: Sequence[str],
+        outputs: Collection[str],
+        shape: Callable[[Answered], Response],
+    ) -> Response:
+        """What the model gives for the images, shaped; `needs` are the operations that it has to be able to do."""
         record = facts()
         record.images = len(images)
         found = await self.within(self.predictor.predict(images, self.model, needs, frozenset(outputs)))
         record.model, record.version = found.bundle.name, found.bundle.version
         record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
-        return found
+        return await shaped(found.images.size, lambda: shape(found))
 
     def form(self, *offered: str) -> str:
         return chosen(self._accept, offered)
@@ -87,6 +94,11 @@ class Call:
     async def _leaving(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+
+
+async def shaped(values: int, shape: Callable[[], Response]) -> Response:
+    """Answers with many pixels in them are drawn and encoded in a thread, so that nobody else waits for them."""
+    return shape() if values <= _SHAPED_ON_LOOP else await asyncio.to_thread(shape)
 
 
 ACall = Annotated[Call, Depends()]

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import pictures
 from app.api.accept import JSON, NPY, PNG
-from app.api.call import ACall
+from app.api.call import ACall, shaped
 from app.api.error_handlers import documented
 from app.api.operations import as_json, as_npy, one
-from app.api.payload import read_body
+from app.api.payload import parsed, read_body
 from app.api.schemas import (
     CODES_BODY,
     DecodeResponse,
@@ -38,7 +38,7 @@ Seed = Annotated[
 async def read_codes(request: Request) -> np.ndarray:
     """(n, D) float32, finite; n is at least one."""
     kind, body = await read_body(request, (JSON, NPY))
-    codes = _from_npy(body) if kind == NPY else _from_json(body)
+    codes = await parsed(_from_npy if kind == NPY else _from_json, body)
     most: int = request.app.state.settings.max_images
     if len(codes) > most:
         raise TooManyImages(f"{len(codes):,} embeddings; at most {most:,} are allowed in one request")
@@ -65,10 +65,14 @@ async def decode(call: ACall, codes: Codes) -> Response:
     if codes.shape[1] != size:
         raise MalformedRequest(f"embeddings of {codes.shape[1]} numbers; the codes of {model.name} have {size}")
     images = await call.within(call.predictor.decode(codes, model))
-    if form != JSON:
-        return _picture(form, images)
-    results = [DecodeResult(image=pictures.base64_of(pictures.of_unit(image))) for image in images]
-    return as_json(DecodeResponse(model=ModelRef.of(model.bundle), results=results))
+
+    def shape() -> Response:
+        if form != JSON:
+            return _picture(form, images)
+        results = [DecodeResult(image=pictures.base64_of(pictures.of_unit(image))) for image in images]
+        return as_json(DecodeResponse(model=ModelRef.of(model.bundle), results=results))
+
+    return await shaped(images.size, shape)
 
 
 @router.post(
@@ -86,13 +90,17 @@ async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = Non
     drawn_by = secrets.randbelow(2**31) if seed is None else seed
     codes = np.random.default_rng(drawn_by).standard_normal((n, model.bundle.manifest.latent_size), np.float32)
     images = await call.within(call.predictor.decode(codes, model))
-    if form != JSON:
-        return _picture(form, images)
-    results = [
-        GenerateResult(image=pictures.base64_of(pictures.of_unit(image)), embedding=code)
-        for image, code in zip(images, codes.tolist(), strict=True)
-    ]
-    return as_json(GenerateResponse(model=ModelRef.of(model.bundle), results=results, seed=drawn_by))
+
+    def shape() -> Response:
+        if form != JSON:
+            return _picture(form, images)
+        results = [
+            GenerateResult(image=pictures.base64_of(pictures.of_unit(image)), embedding=code)
+            for image, code in zip(images, codes.tolist(), strict=True)
+        ]
+        return as_json(GenerateResponse(model=ModelRef.of(model.bundle), results=results, seed=drawn_by))
+
+    return await shaped(images.size, shape)
 
 
 def _picture(form: str, images: np.ndarray) -> Response:

@@ -68,37 +68,46 @@ async def classify(
     call.form(JSON)
     wanted = {LOGITS} | ({DISTANCES} if in_domain else set()) | ({EXPLANATION} if explain else set())
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
-    found = await call.answered(images, needs, wanted)
-    results = [ClassifyResult(**fields) for fields in _classified(call, found, top_k)]
-    if in_domain:
-        for result, verdict in zip(results, _judged(call, found, false_alarm_rate), strict=True):
-            result.in_domain = not verdict.anomalous
-    return as_json(ClassifyResponse(model=ModelRef.of(found.bundle), results=results))
+
+    def shape(found: Answered) -> Response:
+        results = [ClassifyResult(**fields) for fields in _classified(call, found, top_k)]
+        if in_domain:
+            for result, verdict in zip(results, _judged(call, found, false_alarm_rate), strict=True):
+                result.in_domain = not verdict.anomalous
+        return as_json(ClassifyResponse(model=ModelRef.of(found.bundle), results=results))
+
+    return await call.answered(images, needs, wanted, shape)
 
 
 @_route("encode", "The image as a few numbers", EncodeResponse, NPY, says="numpy's .npy of N × D float32")
 async def encode(call: ACall, images: Images) -> Response:
     form = call.form(JSON, NPY)
-    found = await call.answered(images, ["encode"], {EMBEDDING})
-    codes = found.outputs[EMBEDDING]
-    if form == NPY:
-        return as_npy(codes)
-    results = [EncodeResult(embedding=code) for code in codes.tolist()]
-    return as_json(EncodeResponse(model=ModelRef.of(found.bundle), results=results))
+
+    def shape(found: Answered) -> Response:
+        codes = found.outputs[EMBEDDING]
+        if form == NPY:
+            return as_npy(codes)
+        results = [EncodeResult(embedding=code) for code in codes.tolist()]
+        return as_json(EncodeResponse(model=ModelRef.of(found.bundle), results=results))
+
+    return await call.answered(images, ["encode"], {EMBEDDING}, shape)
 
 
 @_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
 async def reconstruct(call: ACall, images: Images) -> Response:
     form = call.form(JSON, *one(PNG, images))
-    found = await call.answered(images, ["reconstruct"], {RECONSTRUCTION})
-    drawn = found.outputs[RECONSTRUCTION]
-    if form == PNG:
-        return Response(pictures.of_unit(drawn[0]), media_type=PNG)
-    results = [
-        ReconstructResult(image=pictures.base64_of(pictures.of_unit(image)), error=error)
-        for image, error in zip(drawn, found.outputs[ERRORS].tolist(), strict=True)
-    ]
-    return as_json(ReconstructResponse(model=ModelRef.of(found.bundle), results=results))
+
+    def shape(found: Answered) -> Response:
+        drawn = found.outputs[RECONSTRUCTION]
+        if form == PNG:
+            return Response(pictures.of_unit(drawn[0]), media_type=PNG)
+        results = [
+            ReconstructResult(image=pictures.base64_of(pictures.of_unit(image)), error=error)
+            for image, error in zip(drawn, found.outputs[ERRORS].tolist(), strict=True)
+        ]
+        return as_json(ReconstructResponse(model=ModelRef.of(found.bundle), results=results))
+
+    return await call.answered(images, ["reconstruct"], {RECONSTRUCTION}, shape)
 
 
 @_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
@@ -106,14 +115,17 @@ async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_a
     form = call.form(JSON, *one(PNG, images))
     mapped = heatmap or form == PNG
     needs = ["anomaly", *(["reconstruct"] if mapped else [])]
-    found = await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()))
-    if form == PNG:
-        return Response(_heatmaps(found)[0], media_type=PNG)
-    results = [AnomalyResult(**told(each)) for each in _judged(call, found, false_alarm_rate)]
-    if heatmap:
-        for result, picture in zip(results, _heatmaps(found), strict=True):
-            result.heatmap = pictures.base64_of(picture)
-    return as_json(AnomalyResponse(model=ModelRef.of(found.bundle), results=results))
+
+    def shape(found: Answered) -> Response:
+        if form == PNG:
+            return Response(_heatmaps(found)[0], media_type=PNG)
+        results = [AnomalyResult(**told(each)) for each in _judged(call, found, false_alarm_rate)]
+        if heatmap:
+            for result, picture in zip(results, _heatmaps(found), strict=True):
+                result.heatmap = pictures.base64_of(picture)
+        return as_json(AnomalyResponse(model=ModelRef.of(found.bundle), results=results))
+
+    return await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()), shape)
 
 
 @_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
@@ -130,20 +142,23 @@ async def predict(
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
     outputs = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
     wanted = {EMBEDDING, *(output for operation, output in outputs.items() if operation in able)}
-    found = await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()))
-    fields: list[Fields] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
-    if "classify" in able:
-        join(fields, _classified(call, found, top_k))
-    if "reconstruct" in able:
-        drawn = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
-        join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
-    if "anomaly" in able:
-        verdicts = _judged(call, found, false_alarm_rate)
-        join(fields, [told_in_full(each) for each in verdicts])
-    if heatmap:
-        join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
-    results = [PredictResult(**each) for each in fields]
-    return as_json(PredictResponse(model=ModelRef.of(found.bundle), results=results))
+
+    def shape(found: Answered) -> Response:
+        fields: list[Fields] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
+        if "classify" in able:
+            join(fields, _classified(call, found, top_k))
+        if "reconstruct" in able:
+            drawn = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
+            join(fields, [{"image": pictures.base64_of(pictures.of_unit(i)), "error": e} for i, e in drawn])
+        if "anomaly" in able:
+            verdicts = _judged(call, found, false_alarm_rate)
+            join(fields, [told_in_full(each) for each in verdicts])
+        if heatmap:
+            join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
+        results = [PredictResult(**each) for each in fields]
+        return as_json(PredictResponse(model=ModelRef.of(found.bundle), results=results))
+
+    return await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()), shape)
 
 
 def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:

@@ -6,7 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from python_multipart.exceptions import FormParserError
@@ -15,6 +15,7 @@ from python_multipart.multipart import MultipartParser
 from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
 from app.settings import Settings
 
+Parsed = TypeVar("Parsed")
 _FORM, _JSON = "multipart/form-data", "application/json"
 _MAX_HEADER_BYTES = 4 << 10  # of one part of a form
 _MOST_OTHER_FIELDS = 100  # parts of a form that are not files
@@ -29,9 +30,9 @@ async def read_images(request: Request) -> list[bytes]:
     settings: Settings = request.app.state.settings
     kind, body = await read_body(request, (_FORM, "image/*", _JSON))
     if kind == _FORM:
-        images = await _parse(_from_form, body, _boundary(request.headers["content-type"]), settings.max_images)
+        images = await parsed(_from_form, body, _boundary(request.headers["content-type"]), settings.max_images)
     elif kind == _JSON:
-        images = await _parse(_from_json, body, settings.max_images)
+        images = await parsed(_from_json, body, settings.max_images)
     else:
         images = [body]
     for index, image in enumerate(images):
@@ -59,7 +60,7 @@ async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, byt
 Images = Annotated[list[bytes], Depends(read_images)]
 
 
-async def _parse(parse: Callable[..., list[bytes]], body: bytes, *rest: object) -> list[bytes]:
+async def parsed(parse: Callable[..., Parsed], body: bytes, *rest: object) -> Parsed:
     """Large bodies off the event loop, so that nobody else waits for them."""
     return parse(body, *rest) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *rest)
 

@@ -1,5 +1,6 @@
 """Deadlines, callers that leave, and a full queue, over a real socket; the model is held back by a gate."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from prometheus_client.parser import text_string_to_metric_families
 from support import assert_problem, serving
 
+from app.api.call import shaped
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.inference.answer import Outputs, Wish, answer
@@ -156,3 +158,11 @@ def test_what_was_done_is_counted_and_timed(models: Path) -> None:
     assert told["graft_confidence_count", None] == 5
     assert told["graft_decode_seconds_count", None] == told["graft_queue_seconds_count", None] == 3
     assert told["graft_queue_images", None] == 0
+
+
+def test_large_answers_are_shaped_in_a_thread_and_small_ones_are_not() -> None:
+    async def shaped_in(values: int) -> str:
+        return (await shaped(values, lambda: Response(threading.current_thread().name))).body.decode()
+
+    assert asyncio.run(shaped_in(28 * 28)) == threading.current_thread().name
+    assert asyncio.run(shaped_in(128 * 224 * 224 * 3)) != threading.current_thread().name
