@@ -73,14 +73,15 @@ class Batcher(Generic[Work, Result]):
             return
         loop = asyncio.get_running_loop()
         if sum(len(item.work) for item in items) <= self._most_on_loop:
-            self._settle(items, self._attempt(items), time.perf_counter())
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush)  # whatever becomes of this batch
+            outcome = self._attempt(items)
+            self._settle(items, outcome, time.perf_counter())
             return
         try:
             running = loop.run_in_executor(self._pool, lambda: (self._attempt(items), time.perf_counter()))
         except RuntimeError as error:  # the pool was shut down: nobody may be left waiting
-            self._settle(items, _failed(items, error), time.perf_counter())
             loop.call_soon(self._flush)
+            self._settle(items, _failed(items, error), time.perf_counter())
         else:
             running.add_done_callback(lambda ran: self._after(items, ran))
 
@@ -89,8 +90,8 @@ class Batcher(Generic[Work, Result]):
             outcome, ended = ran.result()
         except (Exception, asyncio.CancelledError) as error:  # as above
             outcome, ended = _failed(items, error), time.perf_counter()
+        asyncio.get_running_loop().call_soon(self._flush)
         self._settle(items, outcome, ended)
-        self._flush()
 
     def _take(self) -> list[_Item[Work, Result]]:
         """The oldest, as many as make a batch; those whose caller has gone are dropped."""
@@ -119,7 +120,6 @@ class Batcher(Generic[Work, Result]):
 
     def _settle(self, items: list[_Item[Work, Result]], outcome: "_Outcome[Result]", ended: float) -> None:
         images = sum(len(item.work) for item in items)
-        self._ran(images, ended - outcome.began)
         for item, result in zip(items, outcome.results, strict=True):
             if item.future.done():  # its caller left while it ran
                 continue
@@ -127,6 +127,7 @@ class Batcher(Generic[Work, Result]):
                 item.future.set_exception(result)
             else:
                 item.future.set_result(Done(result, outcome.began - item.asked, ended - outcome.began, images))
+        self._ran(images, ended - outcome.began)  # last: nobody waits for what it may do
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,3 +142,16 @@ def test_queue_and_run_are_told_apart(loud: Loud) -> None:
     done = asyncio.run(behind())
     assert done.queue_s > 0.08
     assert done.run_s < 0.08
+
+
+@pytest.mark.parametrize("most_on_loop", [0, 100])
+def test_who_listens_may_fail_and_the_next_is_answered_all_the_same(loud: Loud, most_on_loop: int) -> None:
+    def failing(images: int, seconds: float) -> None:
+        raise OSError("the disk is full")
+
+    async def twice() -> list[Words]:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        to = Batcher(loud, 4, ThreadPoolExecutor(1), most_on_loop, failing)
+        return [(await asyncio.wait_for(to.submit((word,)), 5)).result for word in ("a", "b")]
+
+    assert asyncio.run(twice()) == [("A",), ("B",)]
