@@ -26,7 +26,7 @@ __all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Served", "shared_folder", "
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name; it looks when it is imported
 UNKNOWN = "-"
-_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "infer"}
+_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
 OPERATIONS = frozenset(_ON_IMAGES | {"models", "healthz", "readyz", "metrics"})
 SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -63,8 +63,8 @@ def sniff(data: bytes) -> str:
 
 
 def is_quick(data: bytes) -> bool:
-    """Whether decoding surely takes microseconds: a PNG of few bytes that claims few pixels."""
-    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC):
+    """Whether decoding surely takes microseconds: a plain PNG of few bytes and few pixels, with nothing else inside."""
+    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC) or _plain_png_layout(data) is None:
         return False
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
 

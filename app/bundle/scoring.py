@@ -1,5 +1,6 @@
 """Raw outputs → typed results. Pure numpy: training calibrates with the functions that serving scores with."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -98,6 +99,7 @@ def cells(side: int, most: int) -> np.ndarray:
 
 
 _ROOTS = np.sqrt(np.arange(256, dtype=np.float32) / 255)
+_SMALLEST_RATE = 1e-15  # whose images could still be counted
 NEAREST = 3  # references whose distances are averaged, or as many as there are
 _PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK"}
 NEEDS = {  # arrays of a space, by measure
@@ -150,10 +152,12 @@ def threshold_at(calibration: np.ndarray, false_alarm_rate: float) -> float:
     """The score above which, and only above which, the p-value is at most the rate; `calibration` is sorted."""
     allowed_above = int(np.floor(false_alarm_rate * (len(calibration) + 1) + 1e-9)) - 1
     if allowed_above < 0:
+        needed = math.ceil(1 / max(false_alarm_rate, _SMALLEST_RATE)) - 1
         raise ValueError(
             f"{len(calibration)} held-out normals cannot hold a false-alarm rate of {false_alarm_rate}: "
-            f"at least {int(np.ceil(1 / false_alarm_rate)) - 1} are needed"
+            f"at least {needed} are needed"
         )
+    allowed_above = min(allowed_above, len(calibration) - 1)  # a rate that rounds to one
     return float(calibration[len(calibration) - 1 - allowed_above])
 
 

@@ -122,3 +122,13 @@ def test_too_few_normals_for_the_rate_are_refused() -> None:
     assert threshold_at(np.arange(99.0), 0.01) == 98.0
     with pytest.raises(ValueError, match="at least 99"):
         threshold_at(np.arange(98.0), 0.01)
+
+
+@pytest.mark.parametrize("rate", [1e-310, 1e-20, 0.004])
+def test_a_rate_that_is_all_but_nothing_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match="are needed"):
+        threshold_at(np.arange(199.0), rate)
+
+
+def test_a_rate_that_is_all_but_one_spares_the_least_anomalous_alone() -> None:
+    assert threshold_at(np.arange(199.0), 0.9999999999999999) == 0
