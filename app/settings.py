@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     )
     root_path: str = Field("", description="path prefix under which a proxy serves this, such as /graft")
 
+    @property
+    def max_body_bytes(self) -> int:
+        return self.max_body_mb * 1_000_000
+
     @field_validator("max_queue")
     @classmethod
     def holds_a_whole_request(cls, most: int, before: ValidationInfo) -> int:

@@ -1,9 +1,8 @@
 """/v1/decode and /v1/generate: from codes back to images."""
 
 import io
-import json
 import secrets
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,7 +12,7 @@ from app.api.accept import JSON, NPY, PNG
 from app.api.call import ACall, shaped
 from app.api.error_handlers import documented
 from app.api.operations import as_json, as_npy, one
-from app.api.payload import parsed, read_body
+from app.api.payload import json_of, parsed, read_body
 from app.api.schemas import (
     CODES_BODY,
     DecodeResponse,
@@ -109,27 +108,26 @@ def _picture(form: str, images: np.ndarray) -> Response:
 
 def _from_npy(body: bytes) -> np.ndarray:
     try:
-        codes: np.ndarray = np.load(io.BytesIO(body), allow_pickle=False)
+        codes = np.load(io.BytesIO(body), allow_pickle=False)
     except Exception as error:  # a parser fed hostile bytes raises nearly anything
         raise MalformedRequest(f"the body is not numpy's .npy: {error}") from None
-    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "fiu" or 0 in codes.shape:
-        raise MalformedRequest("the array is not of numbers, N × D with neither 0")
-    with np.errstate(over="ignore"):
-        return codes.astype(np.float32)
+    return _as_codes(codes, "the array is not of numbers, N × D with neither 0")
 
 
 def _from_json(body: bytes) -> np.ndarray:
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"the body is not JSON: {error}") from None
+    document = json_of(body)
     if not isinstance(document, dict) or set(document) != {"embeddings"}:
         raise MalformedRequest(f"{_SHAPE}, and nothing else in it")
     try:
         codes = np.array(document["embeddings"])
     except ValueError:
         raise MalformedRequest(_SHAPE) from None
-    if codes.ndim != 2 or codes.dtype.kind not in "fiu" or 0 in codes.shape:
-        raise MalformedRequest(_SHAPE)
+    return _as_codes(codes, _SHAPE)
+
+
+def _as_codes(array: object, otherwise: str) -> np.ndarray:
+    """What does not fit into float32 becomes infinite, which `read_codes` refuses."""
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or 0 in array.shape:
+        raise MalformedRequest(otherwise)
     with np.errstate(over="ignore"):
-        return codes.astype(np.float32)
+        return array.astype(np.float32)

@@ -6,7 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from python_multipart.exceptions import FormParserError
@@ -54,7 +54,7 @@ async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, byt
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
-    return kind, await _read(request, settings.max_body_mb * 1_000_000)
+    return kind, await _read(request, settings.max_body_bytes)
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
@@ -82,11 +82,15 @@ def _place(index: int, among: Sequence[object]) -> int | None:
     return index if len(among) > 1 else None
 
 
-def _from_json(body: bytes, most: int) -> list[bytes]:
+def json_of(body: bytes) -> Any:
     try:
-        document = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
+
+
+def _from_json(body: bytes, most: int) -> list[bytes]:
+    document = json_of(body)
     shape = 'a JSON object {"images": ["<base64>", …]} is expected'
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
         raise MalformedRequest(f"{shape}, and nothing else in it")

@@ -10,8 +10,13 @@ class Prefix:
         self.app, self._prefix = app, "/" + prefix.strip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            stripped = not (path == self._prefix or path.startswith(self._prefix + "/"))
-            scope = {**scope, "root_path": self._prefix, "path": self._prefix + path if stripped else path}
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        stripped = not (path == self._prefix or path.startswith(self._prefix + "/"))
+        prefixed = {**scope, "root_path": self._prefix, "path": self._prefix + path if stripped else path}
+        try:
+            await self.app(prefixed, receive, send)
+        finally:
+            scope["route"] = prefixed.get("route")  # by which whoever counts requests knows the operation

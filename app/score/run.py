@@ -74,7 +74,7 @@ class Run:
             settings.max_batch,
             settings.threads or cpu_limit(),
             settings.max_pixels,
-            settings.max_body_mb << 20,
+            settings.max_body_bytes,
         )
         try:
             for batch in batches:

@@ -14,3 +14,13 @@ def test_a_proxy_may_strip_its_path_or_not(models: Path, prefix: str) -> None:
             assert client.get(f"{before}/v1/models").status_code == 200
             assert client.get(f"{before}/openapi.json").json()["servers"] == [{"url": path}]
         assert_problem(client.get(f"{path}x/v1/models"), 404, "not-found")
+
+
+def test_requests_are_counted_by_operation_under_a_prefix_too(models: Path) -> None:
+    with serving(Settings(models=models, root_path="/graft")) as client:
+        for path in ("/graft/v1/models", "/v1/models"):
+            client.get(path).raise_for_status()
+        assert (
+            'graft_requests_total{model="-",operation="models",status="200",version="-"} 2.0'
+            in client.get("/metrics").text
+        )
