@@ -23,6 +23,7 @@ GraftError
 │   ├── NotAcceptable         no form of answer that the caller takes
 │   ├── Unauthorised
 │   ├── BodyTooLarge
+│   ├── BodyTooSlow
 │   └── TooManyImages
 ├── UnknownModel
 ├── OperationUnavailable      the model lacks the part that the operation needs
@@ -129,6 +130,10 @@ class Unauthorised(RequestError):
 
 
 class BodyTooLarge(RequestError):
+    pass
+
+
+class BodyTooSlow(RequestError):
     pass
 
 

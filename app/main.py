@@ -9,15 +9,18 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations
+from app.api.bodies import Bodies
 from app.api.prefix import Prefix
 from app.bundle.session import cpu_limit
 from app.inference import providers
-from app.inference.admission import Admission
+from app.inference.admission import Admission, Bytes
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
 from app.metrics import Metrics, Served
 from app.observability import Requests
 from app.settings import Settings
+
+_EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -51,8 +54,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.repository = repository
     app.state.metrics = metrics
     app.state.predictor = Predictor(
-        repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels
+        repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
     )
+    app.add_middleware(Bodies, room=Bytes(settings.max_bodies_mb * 1_000_000), seconds=settings.body_timeout_s)
     error_handlers.install(app)
     keys = access.keys_of(settings)
     own = access.Keys([settings.metrics_key] if settings.metrics_key else [])
@@ -60,13 +64,15 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(access.Access, keys=keys, metrics=own)
     if settings.cors_origins:
         origins = [origin.strip() for origin in settings.cors_origins.split(",")]
-        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED
+        )
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(  # last added is outermost: every answer gets its id
         Requests, metrics=metrics, log_requests=settings.log_requests
     )
-    docs.tell_the_truth(app)
+    docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health, docs):
         app.include_router(module.router)
     return app

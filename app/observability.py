@@ -43,6 +43,7 @@ class Facts:
     model: str | None = None  # of a loaded bundle, never what the client wrote
     version: int | None = None
     images: int | None = None
+    body_read: float | None = None  # when its last byte had come, by perf_counter
     queue_s: float | None = None
     decode_s: float | None = None
     run_s: float | None = None

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, by commas",
     )
     max_body_mb: int = Field(32, ge=1, le=4096, description="largest request body, in MB; above it 413")
+    max_bodies_mb: int = Field(
+        256, ge=1, le=1_000_000, description="most MB of bodies in memory at once, over all requests; above it 429"
+    )
+    body_timeout_s: int = Field(60, ge=1, le=3600, description="most seconds for a body to arrive; above it 408")
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
     max_queue: int = Field(
         1024, ge=1, le=1_000_000, description="most images under way at once, over all requests; above it 429"
@@ -69,6 +73,14 @@ class Settings(BaseSettings):
     @property
     def max_body_bytes(self) -> int:
         return self.max_body_mb * 1_000_000
+
+    @field_validator("max_bodies_mb")
+    @classmethod
+    def holds_a_whole_body(cls, most: int, before: ValidationInfo) -> int:
+        one = before.data.get("max_body_mb", 1)
+        if most < one:
+            raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): there must be room for one")
+        return most
 
     @field_validator("max_queue")
     @classmethod

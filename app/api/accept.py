@@ -1,9 +1,11 @@
 """Which form of answer a caller takes, of those there are (RFC 9110, 12.5.1)."""
 
+import re
 from collections.abc import Sequence
 
 from app.errors import NotAcceptable
 
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 JSON, NPY, PNG = "application/json", "application/x-npy", "image/png"
 
 
@@ -23,10 +25,7 @@ def _range(text: str) -> tuple[str, float]:
     kind, *parameters = (part.strip().lower() for part in text.split(";"))
     for parameter in parameters:
         if parameter.startswith("q="):
-            try:
-                return kind, float(parameter[2:])
-            except ValueError:
-                return kind, 0.0
+            return kind, float(parameter[2:]) if _QUALITY.fullmatch(parameter[2:]) else 0.0
     return kind, 1.0
 
 

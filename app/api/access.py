@@ -10,7 +10,7 @@ from app.api.error_handlers import answer_to
 from app.errors import SettingsInvalid, Unauthorised
 from app.settings import PREFIX, Settings
 
-_OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 _METRICS = "/metrics"
 
 
@@ -57,7 +57,7 @@ class Access:
     def _may_pass(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         keys = self._metrics if path == _METRICS else self._keys
-        if not keys or path in _OPEN:
+        if not keys or path in OPEN:
             return True
         return any(keys.hold(given) for given in _given(scope))
 

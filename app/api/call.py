@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -46,12 +48,13 @@ class Call:
     def bundle(self) -> Bundle:
         return self.predictor.repository.get(self.model).bundle
 
-    def able(self, operation: str) -> Model:
-        """The model that is meant, if it is able to do the operation."""
+    def able(self, *operations: str) -> Model:
+        """The model that is meant, if it is able to do the operations."""
         model = self.predictor.repository.get(self.model)
-        model.bundle.require(operation)
         record = facts()
         record.model, record.version = model.bundle.name, model.bundle.version
+        for operation in operations:
+            model.bundle.require(operation)
         return model
 
     async def answered(
@@ -62,12 +65,26 @@ class Call:
         shape: Callable[[Answered], Response],
     ) -> Response:
         """What the model gives for the images, shaped; `needs` are the operations that it has to be able to do."""
+        model = self.able(*needs)  # nothing is decoded for one that is not
         record = facts()
         record.images = len(images)
-        found = await self.within(self.predictor.predict(images, self.model, needs, frozenset(outputs)))
-        record.model, record.version = found.bundle.name, found.bundle.version
-        record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
-        return await shaped(found.images.size, lambda: shape(found))
+
+        async def work() -> Response:
+            found = await self.predictor.predict(images, model, frozenset(outputs))
+            record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
+            return await shaped(found.images.size, lambda: shape(found))
+
+        return await self.within(work())
+
+    async def drawn(self, codes: np.ndarray, model: Model, shape: Callable[[np.ndarray], Response]) -> Response:
+        """What the model's decoder makes of (n, D) codes, shaped."""
+        facts().images = len(codes)
+
+        async def work() -> Response:
+            images = await self.predictor.decode(codes, model)
+            return await shaped(images.size, lambda: shape(images))
+
+        return await self.within(work())
 
     def form(self, *offered: str) -> str:
         return chosen(self._accept, offered)
@@ -77,11 +94,11 @@ class Call:
 
         Comes after the body was read: all that is left to be received is that the client goes away.
         """
+        since = facts().body_read or perf_counter()
+        left = max(0.0, since + self._milliseconds / 1000 - perf_counter())
         working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._leaving())
         try:
-            done, _ = await asyncio.wait(
-                {working, leaving}, timeout=self._milliseconds / 1000, return_when=asyncio.FIRST_COMPLETED
-            )
+            done, _ = await asyncio.wait({working, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if working in done:
                 return working.result()
             if leaving in done:

@@ -5,11 +5,11 @@ import secrets
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from app.api import pictures
 from app.api.accept import JSON, NPY, PNG
-from app.api.call import ACall, shaped
+from app.api.call import ACall
 from app.api.error_handlers import documented
 from app.api.operations import as_json, as_npy, one
 from app.api.payload import json_of, parsed, read_body
@@ -23,6 +23,7 @@ from app.api.schemas import (
     binary,
 )
 from app.errors import MalformedRequest, TooManyImages
+from app.inference.model import Model
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
@@ -34,19 +35,21 @@ Seed = Annotated[
 ]
 
 
-async def read_codes(request: Request) -> np.ndarray:
-    """(n, D) float32, finite; n is at least one."""
+async def read_codes(request: Request, model: Model) -> np.ndarray:
+    """(n, D) float32, finite, of the model's D; n is at least one."""
     kind, body = await read_body(request, (JSON, NPY))
-    codes = await parsed(_from_npy if kind == NPY else _from_json, body)
-    most: int = request.app.state.settings.max_images
+    most, size = request.app.state.settings.max_images, model.bundle.manifest.latent_size
+    enough = 2 * most * (size + 1)  # values of a document that is worth a closer look
+    codes = await (parsed(_from_npy, body) if kind == NPY else parsed(_from_json, body, enough))
     if len(codes) > most:
         raise TooManyImages(f"{len(codes):,} embeddings; at most {most:,} are allowed in one request")
+    if codes.shape[1] != size:
+        raise MalformedRequest(f"embeddings of {codes.shape[1]} numbers; the codes of {model.name} have {size}")
     if not np.isfinite(codes).all():
         raise MalformedRequest("embeddings: not all of them are finite numbers")
     return codes
 
 
-Codes = Annotated[np.ndarray, Depends(read_codes)]
 _FORMS = binary("NPY: N × H × W × C float32 in 0…1; PNG: one image", NPY, PNG)
 
 
@@ -54,24 +57,23 @@ _FORMS = binary("NPY: N × H × W × C float32 in 0…1; PNG: one image", NPY, P
     "/decode",
     summary="Codes back to images",
     response_model=DecodeResponse,
-    responses=documented(400, 401, 404, 406, 409, 413, 415, 429, 500, 503, 504) | _FORMS,
+    responses=documented(400, 401, 404, 406, 408, 409, 413, 415, 429, 500, 503, 504) | _FORMS,
     openapi_extra=CODES_BODY,
 )
-async def decode(call: ACall, codes: Codes) -> Response:
+async def decode(request: Request, call: ACall) -> Response:
     model = call.able("decode")
+    codes = await read_codes(request, model)
     form = call.form(JSON, NPY, *one(PNG, codes))
-    size = model.bundle.manifest.latent_size
-    if codes.shape[1] != size:
-        raise MalformedRequest(f"embeddings of {codes.shape[1]} numbers; the codes of {model.name} have {size}")
-    images = await call.within(call.predictor.decode(codes, model))
 
-    def shape() -> Response:
+    def shape(images: np.ndarray) -> Response:
+        if not np.isfinite(images).all():
+            raise MalformedRequest("embeddings: so far from any image's that the decoder draws nothing")
         if form != JSON:
             return _picture(form, images)
         results = [DecodeResult(image=pictures.base64_of(pictures.of_unit(image))) for image in images]
         return as_json(DecodeResponse(model=ModelRef.of(model.bundle), results=results))
 
-    return await shaped(images.size, shape)
+    return await call.drawn(codes, model, shape)
 
 
 @router.post(
@@ -88,9 +90,8 @@ async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = Non
     form = call.form(JSON, NPY, *one(PNG, range(n)))
     drawn_by = secrets.randbelow(2**31) if seed is None else seed
     codes = np.random.default_rng(drawn_by).standard_normal((n, model.bundle.manifest.latent_size), np.float32)
-    images = await call.within(call.predictor.decode(codes, model))
 
-    def shape() -> Response:
+    def shape(images: np.ndarray) -> Response:
         if form != JSON:
             return _picture(form, images)
         results = [
@@ -99,7 +100,7 @@ async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = Non
         ]
         return as_json(GenerateResponse(model=ModelRef.of(model.bundle), results=results, seed=drawn_by))
 
-    return await shaped(images.size, shape)
+    return await call.drawn(codes, model, shape)
 
 
 def _picture(form: str, images: np.ndarray) -> Response:
@@ -114,8 +115,8 @@ def _from_npy(body: bytes) -> np.ndarray:
     return _as_codes(codes, "the array is not of numbers, N × D with neither 0")
 
 
-def _from_json(body: bytes) -> np.ndarray:
-    document = json_of(body)
+def _from_json(body: bytes, most: int) -> np.ndarray:
+    document = json_of(body, most)
     if not isinstance(document, dict) or set(document) != {"embeddings"}:
         raise MalformedRequest(f"{_SHAPE}, and nothing else in it")
     try:

@@ -6,6 +6,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 
+from app.api.access import OPEN
+
 PAGE = Path(__file__).parent.parent / "web" / "docs.html"
 
 router = APIRouter(include_in_schema=False)
@@ -16,10 +18,11 @@ async def docs() -> HTMLResponse:
     return HTMLResponse(PAGE.read_text())
 
 
-def tell_the_truth(app: FastAPI) -> None:
+def tell_the_truth(app: FastAPI, keyed: bool) -> None:
     """FastAPI promises a 422 of its own shape wherever a parameter can be wrong; Graft answers 400 there.
 
     And it says of a parameter that may be absent that it may be null, which nothing in an address or a header can be.
+    Of keys it knows nothing: where the service is `keyed`, it is said how they are sent, and where none is needed.
     """
     generate = app.openapi
 
@@ -33,11 +36,24 @@ def tell_the_truth(app: FastAPI) -> None:
                         del operation["responses"]["422"]
                     for parameter in operation.get("parameters", ()):
                         parameter["schema"] = _without_null(parameter["schema"])
+            if keyed:
+                _tell_of_keys(schema)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _tell_of_keys(schema: dict[str, Any]) -> None:
+    schema.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    schema["security"] = [{"bearer": []}, {"key": []}]
+    for path in OPEN & schema["paths"].keys():
+        for operation in schema["paths"][path].values():
+            operation["security"] = []
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

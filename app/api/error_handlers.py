@@ -19,6 +19,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.OperationUnavailable: HTTPStatus.CONFLICT,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.BodyTooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.TooManyImages: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.TooManyPixels: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -94,6 +95,8 @@ def answer_to(error: errors.GraftError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.Unauthorised):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.BodyTooSlow):
+        headers["Connection"] = "close"  # or the rest of the body would go on coming
     return problem(status, errors.kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
 
 

@@ -27,7 +27,7 @@ class _Exposition(Response):
     media_type = CONTENT_TYPE
 
 
-@router.get("/metrics", summary="Numbers for Prometheus", response_class=_Exposition, responses=documented(500))
+@router.get("/metrics", summary="Numbers for Prometheus", response_class=_Exposition, responses=documented(401, 500))
 def metrics(request: Request) -> _Exposition:
     """Not `async`, so that its files are read in a thread."""
     measured: Metrics = request.app.state.metrics

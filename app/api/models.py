@@ -18,7 +18,7 @@ def _repository(request: Request) -> Repository:
 Models = Annotated[Repository, Depends(_repository)]
 
 
-@router.get("", summary="What is loaded", responses=documented(500))
+@router.get("", summary="What is loaded", responses=documented(401, 500))
 async def list_models(repository: Models) -> ModelList:
     default = repository.get(None) if repository.ready else None
     return ModelList(
@@ -27,7 +27,7 @@ async def list_models(repository: Models) -> ModelList:
     )
 
 
-@router.get("/{name}", summary="One model: name or name@version", responses=documented(404, 500))
+@router.get("/{name}", summary="One model: name or name@version", responses=documented(401, 404, 500))
 async def model(name: str, repository: Models) -> ModelDetail:
     found = repository.get(name)
     summary = ModelSummary.summary(found, repository.ready and found is repository.get(None))

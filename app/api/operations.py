@@ -36,7 +36,7 @@ from app.inference.results import Fields, classified, join, judged, told, told_i
 router = APIRouter(prefix="/v1", tags=["operations"])
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-_REFUSALS = (400, 401, 404, 406, 409, 413, 415, 422, 429, 500, 503, 504)
+_REFUSALS = (400, 401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
 InDomain = Annotated[bool, Query(description="also say whether the anomaly score takes it for one of the model's")]
 Explain = Annotated[bool, Query(description="also give a map of what in the image speaks for the label")]

@@ -6,6 +6,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
@@ -13,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
+from app.observability import facts
 from app.settings import Settings
 
 Parsed = TypeVar("Parsed")
@@ -54,7 +56,9 @@ async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, byt
     coding = request.headers.get("content-encoding", "identity")
     if coding != "identity":
         raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
-    return kind, await _read(request, settings.max_body_bytes)
+    body = await _read(request, settings.max_body_bytes)
+    facts().body_read = perf_counter()
+    return kind, body
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
@@ -82,7 +86,14 @@ def _place(index: int, among: Sequence[object]) -> int | None:
     return index if len(among) > 1 else None
 
 
-def json_of(body: bytes) -> Any:
+def json_of(body: bytes, most: int) -> Any:
+    """The document. One of more than `most` values is refused at a glance: building it costs far more than its bytes.
+
+    Commas and brackets are counted wherever they stand; nothing that is asked for has any within its strings, but for
+    the comma of a data URL.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > most:
+        raise TooManyImages("the JSON has more values in it than the images allowed in one request can need")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -90,7 +101,7 @@ def json_of(body: bytes) -> Any:
 
 
 def _from_json(body: bytes, most: int) -> list[bytes]:
-    document = json_of(body)
+    document = json_of(body, 2 * most + 1)  # an object, a list, and a data URL for each
     shape = 'a JSON object {"images": ["<base64>", …]} is expected'
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
         raise MalformedRequest(f"{shape}, and nothing else in it")
@@ -105,7 +116,7 @@ def _from_json(body: bytes, most: int) -> list[bytes]:
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
-            images.append(base64.b64decode("".join(text.split()), validate=True))
+            images.append(base64.b64decode(b"".join(text.encode("ascii").split()), validate=True))
         except (binascii.Error, ValueError) as error:
             raise MalformedRequest(f"images[{index}] is not base64: {error}", _place(index, encoded)) from None
     return images

@@ -38,6 +38,7 @@ _ORIENTATIONS = {
 _MOST_SCANS = 100  # progressive files have some ten
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
+_SPNG_PIXELS = 1 << 20  # above it libspng, which never lets go of Python, would be noticed by everybody else
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # By depth, colour type, compression, filter and interlacing, as IHDR has them: 8-bit grey, 8-bit RGB.
 _SPNG_LAYOUTS = {b"\x08\x00\x00\x00\x00": spng.SPNG_FMT_G8, b"\x08\x02\x00\x00\x00": spng.SPNG_FMT_RGB8}
@@ -66,7 +67,7 @@ def is_quick(data: bytes) -> bool:
     """Whether decoding surely takes microseconds: a plain PNG of few bytes and few pixels, with nothing else inside."""
     if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC) or _plain_png_layout(data) is None:
         return False
-    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= _QUICK_PIXELS
+    return _png_pixels(data) <= _QUICK_PIXELS
 
 
 def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:
@@ -75,7 +76,7 @@ def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np
     match kind:
         case "PNG":
             layout = _plain_png_layout(data)
-            if layout is not None:
+            if layout is not None and _png_pixels(data) <= _SPNG_PIXELS:
                 return _decode_plain_png(data, layout, max_pixels)
             _require_png_end(data)
         case "JPEG" if data.count(b"\xff\xda") > _MOST_SCANS:
@@ -168,6 +169,11 @@ def _plain_png_layout(data: bytes) -> Any:
     if zlib.crc32(data[37:end]) != int.from_bytes(data[end : end + 4]):
         return None
     return layout
+
+
+def _png_pixels(data: bytes) -> int:
+    """As IHDR claims."""
+    return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
 
 
 def _require_png_end(data: bytes) -> None:

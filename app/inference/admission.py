@@ -30,3 +30,20 @@ class Admission:
     def _count(self, more: int) -> None:
         self.images += more
         self._told(self.images)
+
+
+class Bytes:
+    """Counts the bytes of all bodies that lie in memory: those being read, and those being worked on."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+
+    def take(self, more: int) -> None:
+        if self.held + more > self.most:
+            raise QueueFull(
+                f"requests of {self.held:,} bytes are under way, and at most {self.most:,} may; try again in 1 s", 1
+            )
+        self.held += more
+
+    def give_back(self, bytes_taken: int) -> None:
+        self.held -= bytes_taken

@@ -1,10 +1,12 @@
 """Natural micro-batches: what waits when the model is free is run together, and nothing waits for company."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -27,7 +29,7 @@ class Done(Generic[Result]):
     batch: int  # images in it
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Item(Generic[Work, Result]):
     work: Work
     future: "asyncio.Future[Done[Result]]"
@@ -38,7 +40,8 @@ class Batcher(Generic[Work, Result]):
     """`run` takes the works of one batch and gives a result for each; a work's length is its images.
 
     Batches run one after the other. One that is expected to be short runs on the event loop, which spares two changes
-    of thread; a longer one runs in `pool`, and the loop stays free. All of it belongs to one event loop.
+    of thread; a longer one runs in `pool`, and the loop stays free. All of it belongs to one event loop. A batch is
+    of nobody's context: what it logs carries no request's id.
     """
 
     def __init__(
@@ -46,14 +49,14 @@ class Batcher(Generic[Work, Result]):
         run: Callable[[Sequence[Work]], Sequence[Result]],
         most: int,
         pool: Executor,
-        most_on_loop: int = 0,
+        on_loop: Callable[[Sequence[Work]], bool] = lambda works: False,
         ran: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
-        """`most` images make a batch, or a single work that has more; up to `most_on_loop` run on the event loop.
+        """`most` images make a batch, or a single work that has more; `on_loop` says which works are short together.
 
         `ran` hears of every batch its images and seconds.
         """
-        self._run, self._most, self._pool, self._most_on_loop, self._ran = run, most, pool, most_on_loop, ran
+        self._run, self._most, self._pool, self._on_loop, self._ran = run, most, pool, on_loop, ran
         self._waiting: deque[_Item[Work, Result]] = deque()
         self._busy = False  # a flush is coming, or a batch is running in the pool
 
@@ -63,8 +66,16 @@ class Batcher(Generic[Work, Result]):
         self._waiting.append(item)
         if not self._busy:
             self._busy = True
-            loop.call_soon(self._flush)  # after whatever else this turn of the loop brings
-        return await item.future
+            self._soon()  # after whatever else this turn of the loop brings
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):  # its batch has been taken
+                self._waiting.remove(item)
+            raise
+
+    def _soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._flush, context=Context())
 
     def _flush(self) -> None:
         items = self._take()
@@ -72,15 +83,15 @@ class Batcher(Generic[Work, Result]):
             self._busy = False
             return
         loop = asyncio.get_running_loop()
-        if sum(len(item.work) for item in items) <= self._most_on_loop:
-            loop.call_soon(self._flush)  # whatever becomes of this batch
+        if self._on_loop([item.work for item in items]):
+            self._soon()  # whatever becomes of this batch
             outcome = self._attempt(items)
             self._settle(items, outcome, time.perf_counter())
             return
         try:
             running = loop.run_in_executor(self._pool, lambda: (self._attempt(items), time.perf_counter()))
         except RuntimeError as error:  # the pool was shut down: nobody may be left waiting
-            loop.call_soon(self._flush)
+            self._soon()
             self._settle(items, _failed(items, error), time.perf_counter())
         else:
             running.add_done_callback(lambda ran: self._after(items, ran))
@@ -88,9 +99,9 @@ class Batcher(Generic[Work, Result]):
     def _after(self, items: list[_Item[Work, Result]], ran: "asyncio.Future[tuple[_Outcome[Result], float]]") -> None:
         try:
             outcome, ended = ran.result()
-        except (Exception, asyncio.CancelledError) as error:  # as above
+        except BaseException as error:  # as above, or a library's SystemExit in its thread
             outcome, ended = _failed(items, error), time.perf_counter()
-        asyncio.get_running_loop().call_soon(self._flush)
+        self._soon()
         self._settle(items, outcome, ended)
 
     def _take(self) -> list[_Item[Work, Result]]:
@@ -124,7 +135,7 @@ class Batcher(Generic[Work, Result]):
             if item.future.done():  # its caller left while it ran
                 continue
             if isinstance(result, BaseException):
-                item.future.set_exception(result)
+                item.future.set_exception(_bearable(result))
             else:
                 item.future.set_result(Done(result, outcome.began - item.asked, ended - outcome.began, images))
         self._ran(images, ended - outcome.began)  # last: nobody waits for what it may do
@@ -134,6 +145,13 @@ class Batcher(Generic[Work, Result]):
 class _Outcome(Generic[Result]):
     results: Sequence[Result | BaseException]
     began: float
+
+
+def _bearable(error: BaseException) -> Exception:
+    """What a future takes and a request survives: StopIteration, SystemExit and the like are none of theirs."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"the batch ended in {type(error).__name__}: {error}")
 
 
 def _failed(items: Sequence[_Item[Work, Result]], error: BaseException) -> _Outcome[Result]:

@@ -1,10 +1,12 @@
 """One request's images through one model: admit → decode → batch → run."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,9 +15,11 @@ from app.bundle.decode import is_quick
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import Outputs, Wish
+from app.inference.batcher import Done
 from app.inference.model import Model
 from app.inference.repository import Repository
 
+Result = TypeVar("Result")
 _QUICK_ON_LOOP = 16  # images whose decoding takes microseconds
 
 
@@ -30,48 +34,95 @@ class Answered:
     batch: int  # images that ran together
 
 
+class _Gone(Exception):
+    """The caller has left: nobody will see this."""
+
+
 class Predictor:
-    def __init__(self, repository: Repository, admission: Admission, pool: Executor, max_pixels: int) -> None:
+    """Room is given back when the work has ended, which may be a little after its caller has left."""
+
+    def __init__(
+        self, repository: Repository, admission: Admission, pool: Executor, max_pixels: int, max_batch: int
+    ) -> None:
         """`pool` has as many threads as may decode at once: each costs the memory of a whole picture."""
         self.repository, self.admission = repository, admission
-        self._pool, self._max_pixels = pool, max_pixels
+        self._pool, self._max_pixels, self._max_batch = pool, max_pixels, max_batch
 
-    async def predict(
-        self, files: Sequence[bytes], model: str | None, needs: Sequence[str], outputs: frozenset[str]
-    ) -> Answered:
-        """In the order of `files`; nothing is decoded for a model that lacks an operation that is needed."""
-        chosen = self.repository.get(model)
-        for operation in needs:
-            chosen.bundle.require(operation)
-        with self.admission.admit(len(files), chosen.seconds):
+    async def predict(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Answered:
+        """In the order of `files`."""
+        with self.admission.admit(len(files), model.seconds):
             start = time.perf_counter()
-            images = await self._decoded(chosen.bundle, files)
+            images = await self._decoded(model.bundle, files)
             decode_s = time.perf_counter() - start
-            done = await chosen.batcher.submit(Wish(images, outputs))
-        return Answered(chosen.bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+            done = await self._run(model, images, outputs)
+        return Answered(model.bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+
+    async def _run(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
+        """More images than make a batch are several, and others' come in between."""
+        if len(images) <= self._max_batch:
+            return await model.batcher.submit(Wish(images, outputs))
+        parts = [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
+        tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in parts]
+        try:
+            done = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # where one has failed, the others are dropped
+                task.cancel()
+        joined = {name: np.concatenate([each.result[name] for each in done]) for name in done[0].result}
+        return Done(joined, done[0].queue_s, sum(each.run_s for each in done), max(each.batch for each in done))
 
     async def decode(self, codes: np.ndarray, model: Model) -> np.ndarray:
         """(n, D) float32 → (n, H, W, C) float32 in 0…1, off the event loop where it takes long."""
         bundle = model.bundle
         graph = bundle.manifest.graphs.decoder
         assert graph is not None  # the caller has required it
-        given = {graph.input.name: codes}
+        name = graph.input.name
+
+        def run(still: Callable[[], None]) -> np.ndarray:
+            drawn = []
+            for at in range(0, len(codes), self._max_batch):
+                still()
+                drawn.append(bundle.reconstruct({name: codes[at : at + self._max_batch]}))
+            return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+
         with self.admission.admit(len(codes), model.seconds):
-            if len(codes) <= model.most_on_loop:
-                return bundle.reconstruct(given)
-            return await asyncio.get_running_loop().run_in_executor(self._pool, bundle.reconstruct, given)
+            return run(_anyway) if len(codes) <= model.most_on_loop else await self._in_thread(run)
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
         if len(files) <= _QUICK_ON_LOOP and all(map(is_quick, files)):
-            return self._decode(bundle, files)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, bundle, files)
+            return self._decode(bundle, files, _anyway)
+        return await self._in_thread(lambda still: self._decode(bundle, files, still))
 
-    def _decode(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
+    async def _in_thread(self, work: Callable[[Callable[[], None]], Result]) -> Result:
+        """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
+        left = threading.Event()
+
+        def still() -> None:
+            if left.is_set():
+                raise _Gone
+
+        running = self._pool.submit(work, still)
+        ended = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(ended)
+        except asyncio.CancelledError:
+            left.set()
+            if not running.cancel():
+                await asyncio.wait({ended})
+                ended.exception()  # seen, and of no use
+            raise
+
+    def _decode(self, bundle: Bundle, files: Sequence[bytes], still: Callable[[], None]) -> np.ndarray:
         images = np.empty((len(files), *bundle.manifest.input.shape), np.uint8)
         for index, data in enumerate(files):
+            still()
             try:
                 images[index] = bundle.preprocess(data, self._max_pixels)
             except ImageError as error:
                 error.index = index if len(files) > 1 else None
                 raise
         return images
+
+
+def _anyway() -> None:
+    """On the event loop nobody leaves in between."""

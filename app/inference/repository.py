@@ -70,11 +70,11 @@ class Repository:
         wanted = model or self.default
         if wanted is None:
             raise NotReady("no model is loaded")
-        name, _, version = wanted.partition("@")
+        name, at, version = wanted.partition("@")
         loaded = self._loaded.get(name)
         if loaded is None:
             raise UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._listed()}")
-        if not version:
+        if not at:
             return loaded[max(loaded)]
         found = next((loaded[number] for number in loaded if str(number) == version), None)
         if found is None:

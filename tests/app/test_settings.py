@@ -49,3 +49,6 @@ def test_a_queue_that_could_never_hold_a_request_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match=r"--max-queue=10: .*the queue must hold one"):
         load_settings(max_queue=10, max_images=11)
     assert load_settings(max_queue=11, max_images=11).max_queue == 11
+    with pytest.raises(SettingsInvalid, match="MAX_BODY_MB"):
+        load_settings(max_bodies_mb=10, max_body_mb=11)
+    assert load_settings(max_bodies_mb=11, max_body_mb=11).max_bodies_mb == 11

@@ -26,7 +26,8 @@ def test_the_best_liked_form_is_chosen(accept: str | None, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "accept", ["text/html", "application/json;q=0", "image/png", "nonsense", "application/json;q=x"]
+    "accept",
+    ["text/html", "application/json;q=0", "image/png", "nonsense", "*/*;q=x", "*/*;q=nan", "*/*;q=inf", "*/*;q=-1"],
 )
 def test_a_form_that_there_is_not_is_refused_with_those_there_are(accept: str) -> None:
     with pytest.raises(NotAcceptable, match=r"application/json, application/x-npy"):

@@ -75,5 +75,7 @@ def test_other_pages_may_call_only_if_the_setting_says_so(client: httpx.Client, 
         assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
         refused = open_client.options("/v1/classify", headers=asked | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in refused.headers
+        told = open_client.get("/healthz", headers={"Origin": "https://shop.example"})
+        assert "X-Request-ID" in told.headers["access-control-expose-headers"]
         unauthorised = open_client.get("/v1/models", headers={"Origin": "https://shop.example"})
         assert unauthorised.headers["access-control-allow-origin"] == "https://shop.example", "a page may read why"

@@ -160,6 +160,15 @@ def test_what_was_done_is_counted_and_timed(models: Path) -> None:
     assert told["graft_queue_images", None] == 0
 
 
+def test_a_request_that_fails_is_counted_under_the_model_it_meant(models: Path) -> None:
+    with serving(Settings(models=models)) as client:
+        client.post("/v1/classify", content=GOOD[:40], headers={"content-type": "image/png"})
+        client.post("/v1/classify?model=other", content=GOOD, headers={"content-type": "image/png"})
+        told = client.get("/metrics").text
+    assert 'graft_requests_total{model="tiny",operation="classify",status="422",version="1"} 1.0' in told
+    assert 'graft_requests_total{model="-",operation="classify",status="404",version="-"} 1.0' in told
+
+
 def test_large_answers_are_shaped_in_a_thread_and_small_ones_are_not() -> None:
     async def shaped_in(values: int) -> str:
         return (await shaped(values, lambda: Response(threading.current_thread().name))).body.decode()

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from support import LATENT, assert_problem, save_tiny, serving
+from support import LATENT, ROOT, assert_problem, save_tiny, serving
 
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
@@ -105,12 +105,20 @@ GOOD = [0.0] * LATENT
         ({"embeddings": [GOOD], "more": 1}, 400, "nothing else in it"),
         ({"embeddings": [GOOD[1:]]}, 400, f"have {LATENT}"),
         ({"embeddings": [GOOD] * 9}, 413, "at most 8"),
+        ({"embeddings": [[1]] * 30_000}, 413, "more values"),
     ],
 )
 def test_codes_that_are_none_are_refused(client: httpx.Client, codes: Any, status: int, told: str) -> None:
     answer = client.post("/v1/decode", json=codes)
     kind = "too-many-images" if status == 413 else "malformed-request"
     assert told in assert_problem(answer, status, kind)["detail"]
+
+
+def test_codes_of_which_the_decoder_makes_no_numbers_are_refused() -> None:
+    with serving(Settings(models=ROOT / "models", default_model="fashion-mnist-seed")) as client:
+        size = client.get("/v1/models/fashion-mnist-seed").json()["manifest"]["latent_size"]
+        answer = client.post("/v1/decode", json={"embeddings": [[0.0] * size, [3e38] * size]})
+        assert_problem(answer, 400, "malformed-request", "so far from any image's")
 
 
 @pytest.mark.parametrize(

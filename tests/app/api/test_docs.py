@@ -1,10 +1,13 @@
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from support import serving
 
 from app.metrics import CONTENT_TYPE
+from app.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,16 @@ def test_the_page_needs_nothing_from_outside(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page.text)
+
+
+def test_keys_are_told_of_where_they_are_asked_for(openapi: dict[str, Any], models: Path) -> None:
+    assert "security" not in str(openapi)
+    with serving(Settings(models=models, api_keys="k")) as client:
+        told = client.get("/openapi.json", headers={"X-API-Key": "k"}).json()
+        assert set(told["components"]["securitySchemes"]) == {"bearer", "key"}
+        assert told["security"] == [{"bearer": []}, {"key": []}]
+        for path, verbs in told["paths"].items():
+            for operation in verbs.values():
+                is_open = client.get(path).status_code == 200
+                assert (operation.get("security") == []) == is_open
+                assert ("401" in operation["responses"]) != is_open

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,8 @@ from app import errors
 from app.api.error_handlers import STATUS, documented
 from app.bundle.drawings import garment
 from app.bundle.encode import png
+from app.inference.admission import Admission
+from app.inference.predictor import Answered, Predictor
 from app.main import create_app
 from app.settings import Settings
 
@@ -58,11 +61,11 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
     settings = Settings(models=models)
     app = create_app(settings)
 
-    class Failing:
-        async def predict(self, *_: object) -> None:
+    class Failing(Predictor):
+        async def predict(self, *_: object) -> Answered:
             raise RuntimeError("secret of the inside")
 
-    app.state.predictor = Failing()
+    app.state.predictor = Failing(app.state.repository, Admission(9), ThreadPoolExecutor(1), 9, 9)
     with caplog.at_level(logging.ERROR), serving(settings, app) as client:
         answer = client.post("/v1/classify", files={"image": png(garment("bag"))})
         body = assert_problem(answer, 500, "internal-server-error")

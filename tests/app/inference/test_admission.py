@@ -1,7 +1,7 @@
 import pytest
 
 from app.errors import QueueFull
-from app.inference.admission import Admission
+from app.inference.admission import Admission, Bytes
 
 
 def test_what_is_under_way_is_counted_and_told_and_given_back() -> None:
@@ -27,3 +27,13 @@ def test_room_is_given_back_after_a_failure() -> None:
     with pytest.raises(ValueError, match="odd"), admission.admit(1, 0.001):
         raise ValueError("odd")
     assert admission.images == 0
+
+
+def test_bytes_are_counted_and_what_is_beyond_is_refused_and_not_counted() -> None:
+    room = Bytes(10)
+    room.take(6)
+    with pytest.raises(QueueFull, match="6 bytes are under way, and at most 10"):
+        room.take(5)
+    room.take(4)
+    room.give_back(10)
+    assert room.held == 0

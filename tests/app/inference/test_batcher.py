@@ -1,11 +1,14 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from app.inference.batcher import Batcher, Done
+from app.observability import request_id
 
 Words = tuple[str, ...]
 
@@ -34,7 +37,7 @@ def loud() -> Loud:
 
 
 def batcher(loud: Loud, most: int = 4, most_on_loop: int = 0) -> Batcher[Words, Words]:
-    return Batcher(loud, most, ThreadPoolExecutor(1), most_on_loop)
+    return Batcher(loud, most, ThreadPoolExecutor(1), lambda works: sum(map(len, works)) <= most_on_loop)
 
 
 async def ask(to: Batcher[Words, Words], *works: Words) -> list[Done[Words] | BaseException]:
@@ -144,14 +147,77 @@ def test_queue_and_run_are_told_apart(loud: Loud) -> None:
     assert done.run_s < 0.08
 
 
-@pytest.mark.parametrize("most_on_loop", [0, 100])
-def test_who_listens_may_fail_and_the_next_is_answered_all_the_same(loud: Loud, most_on_loop: int) -> None:
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_who_listens_may_fail_and_the_next_is_answered_all_the_same(loud: Loud, on_loop: bool) -> None:
     def failing(images: int, seconds: float) -> None:
         raise OSError("the disk is full")
 
     async def twice() -> list[Words]:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        to = Batcher(loud, 4, ThreadPoolExecutor(1), most_on_loop, failing)
+        to = Batcher(loud, 4, ThreadPoolExecutor(1), lambda _: on_loop, failing)
         return [(await asyncio.wait_for(to.submit((word,)), 5)).result for word in ("a", "b")]
 
     assert asyncio.run(twice()) == [("A",), ("B",)]
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+@pytest.mark.parametrize("error", [StopIteration("odd"), SystemExit(3)])
+def test_nobody_is_left_waiting_by_an_exception_that_no_future_takes(error: BaseException, on_loop: bool) -> None:
+    if on_loop and isinstance(error, SystemExit):
+        return  # it ends the process, as it should where it is raised in the main thread
+
+    def run(works: Sequence[Words]) -> list[Words]:
+        if ("bad",) in works:
+            raise error
+        return list(works)
+
+    async def both() -> list[Done[Words] | BaseException]:
+        to = Batcher(run, 1, ThreadPoolExecutor(1), lambda _: on_loop)
+        return await asyncio.wait_for(ask(to, ("bad",), ("good",)), 5)
+
+    failed, done = asyncio.run(both())
+    assert isinstance(failed, RuntimeError)
+    assert type(error).__name__ in str(failed)
+    assert isinstance(done, Done)
+
+
+def test_what_was_given_up_is_not_kept(loud: Loud) -> None:
+    class Pixels(list[str]):
+        pass
+
+    async def leaving() -> None:
+        loud.gate.clear()
+        to = batcher(loud)
+        first = asyncio.ensure_future(to.submit(("first",)))
+        await asyncio.sleep(0.05)
+        pixels = Pixels(["left"])
+        kept = weakref.ref(pixels)
+        left = asyncio.ensure_future(to.submit(pixels))  # type: ignore[arg-type]
+        del pixels
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.wait({left})
+        del left
+        gc.collect()
+        assert kept() is None, "it waits for a batch that is still far"
+        loud.gate.set()
+        await first
+
+    asyncio.run(leaving())
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_a_batch_is_of_nobodys_context(on_loop: bool) -> None:
+    seen: list[str] = []
+
+    def run(works: Sequence[Words]) -> list[Words]:
+        seen.append(request_id.get())
+        return list(works)
+
+    async def one() -> None:
+        request_id.set("mine")
+        await Batcher(run, 1, ThreadPoolExecutor(1), lambda _: on_loop).submit(("a",))
+        assert request_id.get() == "mine"
+
+    asyncio.run(one())
+    assert seen == ["-"]

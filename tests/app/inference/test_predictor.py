@@ -1,16 +1,18 @@
 import asyncio
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from support import save_tiny
 
 from app.bundle import load
+from app.bundle.bundle import Bundle
 from app.bundle.drawings import golden_files
 from app.bundle.scoring import classify
-from app.errors import BrokenImage, OperationUnavailable, QueueFull, UnknownModel
+from app.errors import BrokenImage, QueueFull
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS
 from app.inference.predictor import Answered, Predictor
@@ -19,10 +21,10 @@ from app.inference.repository import Repository
 FILES = golden_files()
 
 
-def predictor_of(models: Path, max_queue: int = 100_000) -> Predictor:
-    repository = Repository(models)
+def predictor_of(models: Path, max_queue: int = 100_000, max_batch: int = 32) -> Predictor:
+    repository = Repository(models, max_batch=max_batch)
     repository.open()
-    return Predictor(repository, Admission(max_queue), ThreadPoolExecutor(2), max_pixels=1_000_000)
+    return Predictor(repository, Admission(max_queue), ThreadPoolExecutor(2), 1_000_000, max_batch)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,12 @@ def predictor(models: Path) -> Predictor:
     return predictor_of(models)
 
 
-def classified(predictor: Predictor, files: Sequence[bytes], model: str | None = None) -> Answered:
-    return asyncio.run(predictor.predict(files, model, ["classify"], frozenset({LOGITS})))
+def asked(predictor: Predictor, files: Sequence[bytes]) -> Coroutine[Any, Any, Answered]:
+    return predictor.predict(files, predictor.repository.get(None), frozenset({LOGITS}))
+
+
+def classified(predictor: Predictor, files: Sequence[bytes]) -> Answered:
+    return asyncio.run(asked(predictor, files))
 
 
 def test_answers_come_in_the_order_of_the_files_and_as_one_by_one(predictor: Predictor, models: Path) -> None:
@@ -56,23 +62,12 @@ def test_a_broken_image_carries_its_place_where_there_are_several(predictor: Pre
     assert one.value.index is None
 
 
-def test_an_unknown_model_is_known_before_anything_is_decoded(predictor: Predictor) -> None:
-    with pytest.raises(UnknownModel):
-        classified(predictor, [b"not decoded"], "other")
-
-
-def test_a_model_without_a_head_says_what_it_can_do(tmp_path: Path) -> None:
-    save_tiny(tmp_path, head=False)
-    with pytest.raises(OperationUnavailable, match="it can: encode, reconstruct, anomaly, predict, decode"):
-        classified(predictor_of(tmp_path), [b"not decoded"])
-
-
 def test_decoding_leaves_the_event_loop_free(predictor: Predictor) -> None:
     """While a request of many images is worked on, the loop turns."""
 
     async def both() -> int:
         turns = 0
-        work = asyncio.ensure_future(predictor.predict(FILES * 200, None, ["classify"], frozenset({LOGITS})))
+        work = asyncio.ensure_future(asked(predictor, FILES * 200))
         while not work.done():
             await asyncio.sleep(0)
             turns += 1
@@ -85,7 +80,7 @@ def test_what_is_beyond_the_queue_is_refused_and_what_is_in_it_is_answered(model
     predictor = predictor_of(models, max_queue=2 * len(FILES))
 
     async def three() -> list[Answered | BaseException]:
-        each = [predictor.predict(FILES, None, ["classify"], frozenset({LOGITS})) for _ in range(3)]
+        each = [asked(predictor, FILES) for _ in range(3)]
         return await asyncio.gather(*each, return_exceptions=True)
 
     first, second, third = asyncio.run(three())
@@ -101,7 +96,7 @@ def test_room_is_given_back_where_an_image_is_broken_or_the_caller_leaves(models
     predictor = predictor_of(models, max_queue=len(FILES))
 
     async def leaving() -> None:
-        work = asyncio.ensure_future(predictor.predict(FILES, None, ["classify"], frozenset({LOGITS})))
+        work = asyncio.ensure_future(asked(predictor, FILES))
         await asyncio.sleep(0)
         work.cancel()
         await asyncio.wait({work})
@@ -110,3 +105,65 @@ def test_room_is_given_back_where_an_image_is_broken_or_the_caller_leaves(models
         classified(predictor, [FILES[0][:40]])
     asyncio.run(leaving())
     assert predictor.admission.images == 0
+
+
+def test_more_images_than_make_a_batch_are_several_and_answered_alike(models: Path) -> None:
+    files = FILES * 3
+    split, whole = classified(predictor_of(models, max_batch=4), files), classified(predictor_of(models), files)
+    assert split.batch == 4
+    assert whole.batch > 4
+    assert split.outputs.keys() == whole.outputs.keys()
+    for name, values in whole.outputs.items():
+        np.testing.assert_allclose(split.outputs[name], values, atol=1e-5)
+
+
+def test_where_the_caller_leaves_decoding_ends_with_the_image_at_hand_and_then_gives_its_room_back(
+    models: Path,
+) -> None:
+    predictor = predictor_of(models)
+    begun, gate = threading.Semaphore(0), threading.Event()
+
+    class Slow(Bundle):
+        def preprocess(self, data: bytes, max_pixels: int = 0) -> np.ndarray:
+            begun.release()
+            gate.wait(10)
+            return super().preprocess(data)
+
+    model = predictor.repository.get(None)
+    model.bundle = Slow(**vars(model.bundle))
+    files = FILES * 4
+    assert len(files) > 16, "or they would be decoded on the event loop"
+
+    async def leaving() -> None:
+        work = asyncio.ensure_future(predictor.predict(files, model, frozenset({LOGITS})))
+        await asyncio.to_thread(begun.acquire)
+        work.cancel()
+        await asyncio.sleep(0.05)
+        assert not work.done()
+        assert predictor.admission.images == len(files), "the thread is still at it"
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(work), 5)
+
+    asyncio.run(leaving())
+    assert predictor.admission.images == 0
+    assert not begun.acquire(blocking=False), "the next image was decoded for nobody"
+
+
+def test_what_has_not_begun_never_does(models: Path) -> None:
+    """Every thread is busy when somebody asks, and leaves again."""
+    predictor = predictor_of(models)
+    gate = threading.Event()
+    busy = [predictor._pool.submit(gate.wait, 10) for _ in range(2)]
+
+    async def leaving() -> None:
+        work = asyncio.ensure_future(asked(predictor, FILES * 4))
+        await asyncio.sleep(0.05)
+        work.cancel()
+        await asyncio.wait({work}, timeout=5)
+        assert work.cancelled()
+        assert predictor.admission.images == 0
+
+    asyncio.run(leaving())
+    gate.set()
+    assert all(each.result() for each in busy)

@@ -1,0 +1,42 @@
+"""What arrives is bounded over all requests: the bytes in memory at once, and the time that one body may take."""
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BodyTooSlow
+from app.inference.admission import Bytes
+
+
+class Bodies:
+    """A body's bytes count from their arrival until its request is answered."""
+
+    def __init__(self, app: ASGIApp, room: Bytes, seconds: int) -> None:
+        self.app, self._room, self._seconds = app, room, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        until = asyncio.get_running_loop().time() + self._seconds
+        held, whole = 0, False
+
+        async def bounded() -> Message:
+            nonlocal held, whole
+            if whole:  # what is left to be received is that the client goes away
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise BodyTooSlow(f"the body did not arrive within {self._seconds:,} s; {held:,} bytes did") from None
+            more = len(message.get("body", b""))
+            self._room.take(more)
+            held += more
+            whole = not message.get("more_body", False)
+            return message
+
+        try:
+            await self.app(scope, bounded, send)
+        finally:
+            self._room.give_back(held)
