@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations
 from app.api.bodies import Bodies
+from app.api.direct import Direct
 from app.api.prefix import Prefix
 from app.bundle.session import cpu_limit
 from app.inference import providers
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.predictor = Predictor(
         repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
     )
+    app.add_middleware(Direct, operations=operations.BY_PATH)
     app.add_middleware(Bodies, room=Bytes(settings.max_bodies_mb * 1_000_000), seconds=settings.body_timeout_s)
     error_handlers.install(app)
     keys = access.keys_of(settings)

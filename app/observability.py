@@ -5,9 +5,9 @@ A leaf: pure ASGI, app.metrics and the standard library.
 
 import json
 import logging
+import os
 import re
 import textwrap
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def _identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
             given = given or value
         elif name == b"traceparent":
             parents.append(value)
-    own = given if _ACCEPTABLE.fullmatch(given) else uuid.uuid4().hex.encode()
+    own = given if _ACCEPTABLE.fullmatch(given) else os.urandom(16).hex().encode()
     found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
     if found is None or (found[2] and found[0].startswith(b"00")):  # only later versions may say more
         return own, None

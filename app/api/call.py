@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
@@ -18,6 +18,7 @@ from app.metrics import Metrics
 from app.observability import facts
 
 Result = TypeVar("Result")
+_MOMENT_S = 0.005
 _SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
 
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
@@ -95,22 +96,60 @@ class Call:
         Comes after the body was read: all that is left to be received is that the client goes away.
         """
         since = facts().body_read or perf_counter()
-        left = max(0.0, since + self._milliseconds / 1000 - perf_counter())
-        working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._leaving())
+        patience = _Patience(since + self._milliseconds / 1000 - perf_counter(), self._leaving)
         try:
-            done, _ = await asyncio.wait({working, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if working in done:
-                return working.result()
-            if leaving in done:
-                raise ClientDisconnect
-            raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped")
+            return await work
+        except asyncio.CancelledError:
+            if patience.ended == "late":
+                raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped") from None
+            if patience.ended == "left":
+                raise ClientDisconnect from None
+            raise
         finally:
-            leaving.cancel()
-            working.cancel()
+            patience.over()
 
     async def _leaving(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+
+
+class _Patience:
+    """Cancels the task that made it: when its seconds are over, or when its caller leaves.
+
+    Most work is done within a moment, for which nobody watches whether the caller leaves: one timer is all it costs.
+    """
+
+    def __init__(self, seconds: float, leaving: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.ended: Literal["", "late", "left"] = ""
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
+        self._leaving = leaving
+        self._watcher: asyncio.Future[None] | None = None
+        self._rest = seconds - _MOMENT_S
+        self._timer = self._loop.call_later(max(0.0, min(seconds, _MOMENT_S)), self._moment_over)
+
+    def _moment_over(self) -> None:
+        if self._rest <= 0:
+            self._end("late")
+            return
+        self._timer = self._loop.call_later(self._rest, self._end, "late")
+        self._watcher = asyncio.ensure_future(self._leaving())
+        self._watcher.add_done_callback(self._watched)
+
+    def _watched(self, watcher: "asyncio.Future[None]") -> None:
+        if not watcher.cancelled():
+            self._end("left")
+
+    def _end(self, how: Literal["late", "left"]) -> None:
+        if not self.ended and self._task is not None:
+            self.ended = how
+            self._task.cancel()
+
+    def over(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self.ended and self._task is not None:
+            self._task.uncancel()
 
 
 async def shaped(values: int, shape: Callable[[], Response]) -> Response:

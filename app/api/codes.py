@@ -16,10 +16,7 @@ from app.api.payload import json_of, parsed, read_body
 from app.api.schemas import (
     CODES_BODY,
     DecodeResponse,
-    DecodeResult,
     GenerateResponse,
-    GenerateResult,
-    ModelRef,
     binary,
 )
 from app.errors import MalformedRequest, TooManyImages
@@ -37,7 +34,7 @@ Seed = Annotated[
 
 async def read_codes(request: Request, model: Model) -> np.ndarray:
     """(n, D) float32, finite, of the model's D; n is at least one."""
-    kind, body = await read_body(request, (JSON, NPY))
+    kind, _, body = await read_body(request, (JSON, NPY))
     most, size = request.app.state.settings.max_images, model.bundle.manifest.latent_size
     enough = 2 * most * (size + 1)  # values of a document that is worth a closer look
     codes = await (parsed(_from_npy, body) if kind == NPY else parsed(_from_json, body, enough))
@@ -70,8 +67,7 @@ async def decode(request: Request, call: ACall) -> Response:
             raise MalformedRequest("embeddings: so far from any image's that the decoder draws nothing")
         if form != JSON:
             return _picture(form, images)
-        results = [DecodeResult(image=pictures.base64_of(pictures.of_unit(image))) for image in images]
-        return as_json(DecodeResponse(model=ModelRef.of(model.bundle), results=results))
+        return as_json(model.bundle, [{"image": pictures.base64_of(pictures.of_unit(image))} for image in images])
 
     return await call.drawn(codes, model, shape)
 
@@ -95,10 +91,10 @@ async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = Non
         if form != JSON:
             return _picture(form, images)
         results = [
-            GenerateResult(image=pictures.base64_of(pictures.of_unit(image)), embedding=code)
+            {"image": pictures.base64_of(pictures.of_unit(image)), "embedding": code}
             for image, code in zip(images, codes.tolist(), strict=True)
         ]
-        return as_json(GenerateResponse(model=ModelRef.of(model.bundle), results=results, seed=drawn_by))
+        return as_json(model.bundle, results, seed=drawn_by)
 
     return await call.drawn(codes, model, shape)
 

@@ -52,9 +52,14 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
+def likeliest_first(rows: np.ndarray) -> np.ndarray:
+    """(N, K) probabilities → (N, K) indices; of equals the first label's."""
+    return np.argsort(-rows, axis=1, kind="stable")
+
+
 def classify(logits: np.ndarray, labels: tuple[str, ...], temperature: float) -> list[Classification]:
     rows = probabilities(logits, temperature)
-    orders = np.argsort(-rows, axis=1, kind="stable")
+    orders = likeliest_first(rows)
     return [
         Classification(int(order[0]), [(labels[i], float(row[i])) for i in order])
         for row, order in zip(rows, orders, strict=True)

@@ -27,6 +27,11 @@ class Admission:
         finally:
             self._count(-images)
 
+    def linger(self, images: int) -> Callable[[], None]:
+        """For work that goes on a little after its caller has left: call what this gives when it has ended."""
+        self._count(images)
+        return lambda: self._count(-images)
+
     def _count(self, more: int) -> None:
         self.images += more
         self._told(self.images)

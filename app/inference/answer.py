@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.scoring import reconstruction_errors
+from app.bundle.scoring import likeliest_first, probabilities, reconstruction_errors
 
 Outputs = dict[str, np.ndarray]
 EMBEDDING, LOGITS, EXPLANATION = "embedding", "logits", "explanation"
+PROBABILITIES, ORDER = "probabilities", "order"  # come with logits
 RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
 
 
@@ -42,9 +43,11 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
         chosen = [index for index, wish in enumerate(wishes) if not by.isdisjoint(wish.outputs)]
         if chosen:
             values = run(encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen]))
-            parts = np.split(values, np.cumsum([len(wishes[index]) for index in chosen])[:-1])
-            for index, part in zip(chosen, parts, strict=True):
-                found[index][name] = part
+            ran = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
+            start = 0
+            for index in chosen:
+                span = slice(start, start := start + len(wishes[index]))
+                found[index].update({each: rows[span] for each, rows in ran.items()})
     for wish, span, outputs in zip(wishes, spans, found, strict=True):
         if RECONSTRUCTION in outputs:
             outputs[ERRORS] = reconstruction_errors(wish.images, outputs[RECONSTRUCTION])
@@ -52,6 +55,13 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
             taken = bundle.taken(wish.images, _rows(encoded, [span]), scorer.tensors)
             outputs[DISTANCES] = scorer.distances(taken, outputs.get(ERRORS))
     return found
+
+
+def _ranked(bundle: Bundle, logits: np.ndarray) -> Outputs:
+    """Of all rows at once: numpy takes as long for one."""
+    assert bundle.manifest.classifier is not None  # there is one exactly when there is a head
+    rows = probabilities(logits, bundle.manifest.classifier.temperature)
+    return {PROBABILITIES: rows, ORDER: likeliest_first(rows)}
 
 
 def _rows(encoded: Outputs, spans: Sequence[slice]) -> Outputs:

@@ -86,14 +86,16 @@ class Predictor:
             return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
         with self.admission.admit(len(codes), model.seconds):
-            return run(_anyway) if len(codes) <= model.most_on_loop else await self._in_thread(run)
+            return run(_anyway) if len(codes) <= model.most_on_loop else await self._in_thread(run, len(codes))
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
         if len(files) <= _QUICK_ON_LOOP and all(map(is_quick, files)):
+            if len(files) == 1:
+                return bundle.preprocess(files[0], self._max_pixels)[None]
             return self._decode(bundle, files, _anyway)
-        return await self._in_thread(lambda still: self._decode(bundle, files, still))
+        return await self._in_thread(lambda still: self._decode(bundle, files, still), len(files))
 
-    async def _in_thread(self, work: Callable[[Callable[[], None]], Result]) -> Result:
+    async def _in_thread(self, work: Callable[[Callable[[], None]], Result], images: int) -> Result:
         """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
         left = threading.Event()
 
@@ -108,8 +110,8 @@ class Predictor:
         except asyncio.CancelledError:
             left.set()
             if not running.cancel():
-                await asyncio.wait({ended})
-                ended.exception()  # seen, and of no use
+                over = self.admission.linger(images)
+                ended.add_done_callback(lambda ended: (over(), ended.exception()))  # which is of no use to anybody
             raise
 
     def _decode(self, bundle: Bundle, files: Sequence[bytes], still: Callable[[], None]) -> np.ndarray:

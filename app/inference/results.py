@@ -6,7 +6,7 @@ from typing import Any
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
-from app.inference.answer import DISTANCES, LOGITS, Outputs
+from app.inference.answer import DISTANCES, ORDER, PROBABILITIES, Outputs
 
 Fields = dict[str, Any]
 
@@ -14,9 +14,15 @@ Fields = dict[str, Any]
 def classified(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list[Fields]:
     classifier = bundle.manifest.classifier
     assert classifier is not None  # the caller has asked the bundle for it
+    labels = classifier.labels
     return [
-        {"label": c.label, "index": c.index, "confidence": c.confidence, "probabilities": dict(c.ranked[:top_k])}
-        for c in scoring.classify(outputs[LOGITS], classifier.labels, classifier.temperature)
+        {
+            "label": labels[order[0]],
+            "index": order[0],
+            "confidence": row[order[0]],
+            "probabilities": {labels[index]: row[index] for index in order[:top_k]},
+        }
+        for row, order in zip(outputs[PROBABILITIES].tolist(), outputs[ORDER].tolist(), strict=True)
     ]
 
 

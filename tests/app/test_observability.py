@@ -140,7 +140,7 @@ def test_text_stays_as_it_was_with_what_is_known_behind(models: Path) -> None:
         httpx.post(f"{url}/v1/classify", files={"image": b"no image"}, headers=headers)
     loaded, refused = lines
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO - loaded tiny@1 [0-9a-f]{12} .*", loaded)
-    pairs = rf"trace_id={TRACE} operation=classify images=1 total_ms=\d+\.\d+ problem=not-an-image"
+    pairs = rf"trace_id={TRACE} operation=classify model=tiny version=1 images=1 total_ms=\d+\.\d+ problem=not-an-image"
     assert re.fullmatch(rf"\S+ \S+ INFO mine POST /v1/classify 415 {pairs}", refused)
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +22,6 @@ from support import SPECS
 
 from app.bundle import InputSpec, load
 from app.bundle.drawings import GARMENTS
-from app.inference.admission import Admission
-from app.inference.predictor import Predictor
-from app.inference.repository import Repository
 from training.__main__ import main
 from training.data import ImageSet, read_folder
 from training.export import Exported, export, to_onnx
@@ -466,6 +462,5 @@ def test_training_and_serving_see_the_same_pixels(
     files = [(folder / name).read_bytes() for name in trained.names]
     tiny = load(models / "tiny/1")
     bundle = replace(tiny, manifest=tiny.manifest.model_copy(update={"input": shape}))
-    predictor = Predictor(Repository(models), Admission(100), ThreadPoolExecutor(1), max_pixels=10**6)
-    served = predictor._decode(bundle, files)
+    served = [bundle.preprocess(file, max_pixels=10**6) for file in files]
     assert np.array_equal(served, trained.images)
