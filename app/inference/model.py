@@ -1,8 +1,9 @@
 """A bundle as it is served: with its batcher, and what it was measured to take."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from app.inference.answer import DISTANCES, EMBEDDING, EXPLANATION, LOGITS, RECO
 from app.inference.batcher import Batcher
 
 _MOST_ON_LOOP_S = 0.002  # for which nobody notices that the event loop stands still; a thread costs 30 µs a request
+_SOME = 16  # images, of which a batch is timed beside one of a single image
 _TRIES, _TRIED_S = 5, 0.05  # the best of some tries, for the first are cold; slow models are tried less
 _BY_OPERATION = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES, "explain": EXPLANATION}
 
@@ -22,14 +24,12 @@ class Model:
         """`most` images make a batch."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
+        able = [output for operation, output in _BY_OPERATION.items() if operation in bundle.operations]
         self._encoding = self._measured([])
-        self._beyond = {
-            output: max(0.0, self._measured([output]) - self._encoding)
-            for operation, output in _BY_OPERATION.items()
-            if operation in bundle.operations
-        }
-        self.seconds = self._encoding + sum(self._beyond.values())  # to answer everything of one image
-        self.most_on_loop = int(_MOST_ON_LOOP_S / self.seconds)
+        self._beyond = {output: self._measured([output]) - self._encoding for output in able}
+        everything = frozenset(able)
+        self.seconds = self._expected(1, everything)  # to answer everything of one image
+        self.most_on_loop = next(n for n in range(most, -1, -1) if self._expected(n, everything) <= _MOST_ON_LOOP_S)
         self.batcher: Batcher[Wish, Outputs] = Batcher(
             lambda wishes: answer(bundle, wishes),
             most,
@@ -40,18 +40,39 @@ class Model:
 
     def _on_loop(self, wishes: Sequence[Wish]) -> bool:
         """Whether they take so short a time together that the loop may run them itself."""
-        total = 0.0
-        for wish in wishes:
-            each = self._encoding + sum(self._beyond.get(output, 0.0) for output in wish.outputs)
-            total += len(wish) * each
-        return total <= _MOST_ON_LOOP_S
+        outputs = wishes[0].outputs.union(*(wish.outputs for wish in wishes[1:]))
+        return self._expected(sum(map(len, wishes)), outputs) <= _MOST_ON_LOOP_S
 
-    def _measured(self, outputs: Sequence[str]) -> float:
-        """Seconds to answer these of one image."""
-        wish = Wish(np.zeros((1, *self.bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING, *outputs}))
+    def _expected(self, images: int, outputs: Collection[str]) -> float:
+        """Seconds, if all of the images want all of the outputs."""
+        if not images:
+            return 0.0
+        costs = [self._encoding, *(self._beyond[output] for output in outputs if output in self._beyond)]
+        return float(sum(cost.once + images * cost.each for cost in costs))
+
+    def _measured(self, outputs: Sequence[str]) -> "_Cost":
+        one = self._best_of_some(1, outputs)
+        if one > _MOST_ON_LOOP_S:  # never on the loop: how little more a batch takes is of no interest
+            return _Cost(0.0, one)
+        each = max(0.0, self._best_of_some(_SOME, outputs) - one) / (_SOME - 1)
+        return _Cost(max(0.0, one - each), each)
+
+    def _best_of_some(self, images: int, outputs: Sequence[str]) -> float:
+        wish = Wish(np.zeros((images, *self.bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING, *outputs}))
         times: list[float] = []
         while len(times) < _TRIES and sum(times) < _TRIED_S:
             start = time.perf_counter()
             answer(self.bundle, [wish])
             times.append(time.perf_counter() - start)
         return min(times)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Seconds that a batch takes, and each image in it."""
+
+    once: float
+    each: float
+
+    def __sub__(self, other: "_Cost") -> "_Cost":
+        return _Cost(max(0.0, self.once - other.once), max(0.0, self.each - other.each))

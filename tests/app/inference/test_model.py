@@ -14,5 +14,5 @@ def test_every_kind_of_bundle_is_measured_and_a_tiny_one_runs_on_the_loop(
 ) -> None:
     model = Model(load(save_tiny(tmp_path, **parts), threads=1), 32, ThreadPoolExecutor(1), lambda *_: None)
     assert 0 < model.seconds < 0.1
-    assert model.most_on_loop == int(0.002 / model.seconds)
+    assert 0 < model.most_on_loop <= 32
     assert model.name == "tiny@1"
