@@ -40,8 +40,12 @@ format: $(VENV)/dev.stamp ## mend what ruff can mend
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
 
-bench: $(VENV)-bench/stamp ## the measurements behind docs/decisions, in an environment of their own
-	@$(VENV)-bench/bin/python benchmarks/decoders.py
+# Graft and its peers; `make bench HELP=1` says what each variable takes. Environments and results lie in .bench.
+BENCH := ONLY SERVERS PEERS CONCURRENCY SECONDS REPETITIONS REQUESTS OUT
+lower = $(shell echo '$1' | tr A-Z a-z)
+
+bench: $(VENV)/train.stamp ## Graft beside its peers and the floor: ONLY=png,resnet SERVERS=naive,graft SECONDS=2 PEERS=all HELP=1
+	@$(PY) -m benchmarks $(if $(HELP),--help) $(foreach name,$(BENCH),$(if $($(name)),--$(call lower,$(name)) '$($(name))'))
 
 bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 	@PYTHONPATH=. $(PY) benchmarks/loop.py
@@ -59,7 +63,7 @@ install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
 	@touch $(VENV)/serve.stamp
 
 clean: ## remove everything that make made
-	@rm -rf $(VENV) $(VENV)-lock $(VENV)-bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV)-lock .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
@@ -80,9 +84,3 @@ $(VENV)/dev.stamp: requirements/dev.txt | $(PY)
 	@echo 'installing everything that tests need into $(VENV)…' >&2
 	@$(PIP) -r $<
 	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
-
-$(VENV)-bench/stamp: requirements/serve.txt requirements/bench.txt | $(PY)
-	@echo 'installing the peers into $(VENV)-bench…' >&2
-	@$(PY) -m venv $(VENV)-bench
-	@$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$^)
-	@touch $@

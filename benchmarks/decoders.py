@@ -1,6 +1,6 @@
 """Decode and resize, library against library: the measurement behind docs/decisions/0002.
 
-    taskset -c 1 make bench
+    taskset -c 1 make bench ONLY=decoders
 
 Each cell is the median time of file bytes -> (28, 28) grey or (224, 224, 3) colour uint8, candidates
 interleaved within every repetition. `error` is the mean absolute difference, in grey levels of 255, from

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
+from benchmarks.bars import Bar
 from training import anomaly, comparison, data, evaluate, memory, recipe
 from training.compare import compare
 from training.material import gather
@@ -27,21 +27,6 @@ from training.report import auroc
 from training.transfer import pretrain, read, workshop
 
 DEFAULT = Path("models/fashion-mnist")
-
-
-class Bar(NamedTuple):
-    what: str
-    value: float
-    bar: float
-    goal: float
-    higher_is_better: bool = True
-
-    def told(self) -> str:
-        def reached(limit: float) -> bool:
-            return self.value >= limit if self.higher_is_better else self.value <= limit
-
-        verdict = "goal" if reached(self.goal) else "bar" if reached(self.bar) else "MISSED"
-        return f"{verdict:6}  {self.what}: {self.value:.4f} (bar {self.bar:g}, goal {self.goal:g})"
 
 
 def newest() -> Bundle:

@@ -1,0 +1,1 @@
+"""Measurements: of serving (`python -m benchmarks`), of training, of quality."""

@@ -1,0 +1,83 @@
+"""The bundles that are served: the repository's own, each in a folder of models of its own, and a drawn ResNet-18."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.home import MODELS, ROOT, Skipped
+
+SEED, DEFAULT, RESNET = "fashion-mnist-seed", "fashion-mnist", "resnet18"
+
+
+def bundle(name: str) -> Path:
+    """models/<name>/<name>/<version>: a service that is given models/<name> loads this one bundle and no other."""
+    home = MODELS / name / name / "1"
+    if name == RESNET:
+        if not home.exists():
+            print("exporting a ResNet-18 of random weights (once)…", file=sys.stderr)
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.bundles"], cwd=ROOT, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise Skipped(f"{name}: its export needs training's packages: {done.stderr.strip().splitlines()[-1]}")
+        return home
+    source = ROOT / "models" / name / "1"
+    if not home.exists() or (home / "manifest.json").read_bytes() != (source / "manifest.json").read_bytes():
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(source, home)
+    return home
+
+
+def export_resnet() -> None:
+    """In a process of its own: torch is needed once, and 300 MB are not to stay."""
+    import torch
+    from torch import nn
+
+    from app.bundle.manifest import Classifier, InputSpec, Provenance
+    from training.export import OPSET, export, publish
+    from training.networks import build
+    from training.recipe import Network
+
+    torch.manual_seed(0)
+    spec = InputSpec(
+        height=224,
+        width=224,
+        channels=3,
+        resize="stretch",
+        filter="bilinear",
+        background="black",
+        orientation="apply",
+        sixteen_bit="high_byte",
+        palette="expand",
+        cmyk="convert",
+        animation="first_frame",
+        jpeg="reduced",
+    )
+    net = build(Network(kind="resnet18", width=8, most=16), spec.shape)
+    exported = export(net, nn.Linear(net.latent, 10), spec)
+    provenance = Provenance(
+        recipe="{}",
+        seed=0,
+        source="nothing",
+        target="nothing",
+        data={},
+        created="2026-01-01T00:00:00+00:00",
+        commit="unknown",
+        versions={},
+        opset=OPSET,
+    )
+    rest = {
+        "title": "ResNet-18 of random weights, for benchmarks",
+        "variational": False,
+        "classifier": Classifier(labels=tuple("abcdefghij"), temperature=1.0),
+        "anomaly": None,
+        "reference": None,
+        "metrics": (),
+        "provenance": provenance,
+    }
+    publish(MODELS / RESNET, RESNET, exported, rest, {})
+
+
+if __name__ == "__main__":
+    export_resnet()

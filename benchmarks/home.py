@@ -1,0 +1,40 @@
+"""Where the benchmarks keep what they make: environments of peers, bundles and results. Ignored by git."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+HOME = ROOT / ".bench"
+MODELS = HOME / "models"
+RESULTS = HOME / "results"
+
+
+class Skipped(Exception):
+    """This cannot be measured here; the message says why."""
+
+
+def environment(name: str) -> Path:
+    """The Python of an environment of its own, made on first use from requirements/bench/<name>.txt.
+
+    PYTHON_<NAME> in the environment is what it is made with, where this one does not suit the peer.
+    """
+    home, wanted = HOME / "environments" / name, ROOT / "requirements" / "bench" / f"{name}.txt"
+    python, stamp = home / "bin" / "python", home / "installed.txt"
+    if stamp.exists() and stamp.read_text() == wanted.read_text():
+        return python
+    print(f"installing {name} into {home.relative_to(ROOT)}…", file=sys.stderr)
+    try:
+        if not python.exists():
+            chosen = os.environ.get(f"PYTHON_{name.upper()}", sys.executable)
+            subprocess.run([chosen, "-m", "venv", str(home)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(wanted)]
+        done = subprocess.run(pip, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Skipped(f"{name}: no environment can be made: {error}") from None
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+        raise Skipped(f"{name} cannot be installed: {errors[-1]}")
+    stamp.write_text(wanted.read_text())
+    return python
