@@ -61,7 +61,7 @@ def main() -> int:
 def _outcome(name: str, plan: Plan, requests: int) -> dict[str, Any]:
     beside: dict[str, Callable[[], dict[str, Any]]] = {
         "memory": lambda: memory.measure(requests),
-        "profile": lambda: stages.measure(plan.seconds),
+        "profile": lambda: stages.measure(plan.seconds, *plan.concurrency[:1]),
     }
     if name in beside:
         return beside[name]()

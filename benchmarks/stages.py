@@ -31,10 +31,13 @@ STAGES = {
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
     "metrics": ("app/metrics.py", "prometheus_client/"),
     "request id, record, log": ("app/observability.py", "logging/", "uuid.py"),
+    "changes of thread": ("anyio/", "threading.py", "concurrent/futures/", "starlette/concurrency.py", "queue.py"),
     "FastAPI's dependencies": ("fastapi/dependencies/", "fastapi/params", "fastapi/_compat"),
     "FastAPI, Starlette: routing, middleware, requests": ("fastapi/", "starlette/", "contextlib.py"),
     "uvicorn: HTTP parsing and writing": ("uvicorn/",),
 }
+# Frames in which a thread does nothing but wait: py-spy takes some for work.
+IDLE = ("threading.py:Condition.wait", "threading.py:wait", "futures/thread.py:_worker")
 OTHER = "event loop, kernel and what is not Python"
 DEFAULT_RATE = 400  # samples a second
 
@@ -53,7 +56,7 @@ def measure(seconds: float, connections: int = 32) -> dict[str, Any]:
             alone = load.steady(started.port, file, connections, seconds, LOAD_CORE)
             spy = [str(python.parent / "py-spy"), "record", "--pid", str(started.process.pid), "--format", "raw"]
             spy += ["--rate", str(DEFAULT_RATE), "--duration", str(round(5 * seconds)), "--full-filenames"]
-            spy += ["--nonblocking", "--output", str(stacks)]
+            spy += ["--output", str(stacks)]
             watching = subprocess.Popen(spy, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             load.steady(started.port, file, connections, 5 * seconds + 1, LOAD_CORE)
             _, told = watching.communicate(timeout=60)
@@ -67,17 +70,18 @@ def measure(seconds: float, connections: int = 32) -> dict[str, Any]:
         "connections": connections,
         "per_second": alone.per_second,
         "microseconds": microseconds,
-        "samples": sum(counted.values()),
+        "samples": sum(count for stack, count in counted.items() if not _idle(stack)),
         "stages": {name: share * microseconds for name, share in shares(counted, stage_of).items()},
         "functions": {name: share * microseconds for name, share in list(shares(counted, function_of).items())[:40]},
     }
 
 
 def shares(stacks: Mapping[str, int], key: Any) -> dict[str, float]:
-    """The largest first; together 1."""
+    """The largest first; together 1. What only waits is left out."""
     total: Counter[str] = Counter()
     for stack, count in stacks.items():
-        total[key(stack)] += count
+        if not _idle(stack):
+            total[key(stack)] += count
     return {name: count / total.total() for name, count in total.most_common()}
 
 
@@ -88,6 +92,11 @@ def stage_of(stack: str) -> str:
             if any(part in f"{path}:{name}" for part in parts):
                 return stage
     return OTHER
+
+
+def _idle(stack: str) -> bool:
+    name, path = list(_frames(stack))[-1]
+    return f"{path}:{name}".endswith(IDLE)
 
 
 def function_of(stack: str) -> str:

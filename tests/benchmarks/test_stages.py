@@ -26,6 +26,12 @@ def test_what_is_of_no_stage_is_told_apart() -> None:
     assert stages.stage_of("<module> (/r/app/__main__.py:100);run (/x/asyncio/runners.py:118)") == stages.OTHER
 
 
+def test_a_thread_that_waits_is_no_cost() -> None:
+    waiting = "run (/x/anyio/_asyncio.py:9);get (/x/queue.py:171);Condition.wait (/x/threading.py:327)"
+    assert stages.shares({waiting: 90, STACK: 1}, stages.stage_of) == {"call and its answer's shape": 1.0}
+    assert stages.stage_of("run (/x/anyio/_asyncio.py:9);get (/x/queue.py:180)") == "changes of thread"
+
+
 def test_shares_are_of_all_samples_the_largest_first() -> None:
     found = stages.shares({"a (x.py:1)": 1, "b (x.py:2)": 2, "a (x.py:3)": 5}, stages.function_of)
     assert found == {"a (x.py)": 0.75, "b (x.py)": 0.25}
