@@ -20,14 +20,14 @@ from benchmarks.workloads import WORKLOADS
 
 # stage → what its files' paths, or "path:function", hold; the first stage that has a frame takes it.
 STAGES = {
-    "multipart": ("python_multipart/", "api/payload.py:_from_form", "api/payload.py:_Form"),
-    "body and its limits": ("api/payload.py",),
+    "multipart": ("python_multipart/", "api/form.py"),
+    "body and its limits": ("api/payload.py", "api/bodies.py"),
     "decode": ("bundle/decode.py", "bundle/preprocess.py", "pyspng/", "PIL/"),
     "run of the graphs": ("bundle/session.py", "onnxruntime/"),
     "softmax, scoring": ("bundle/scoring.py", "inference/results.py", "inference/answer.py", "bundle/bundle.py"),
     "batcher, admission, predictor": ("app/inference/",),
     "deadline and disconnect": ("api/call.py:within", "api/call.py:_leaving", "asyncio/tasks.py", "asyncio/futures.py"),
-    "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py"),
+    "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py", "api/direct.py"),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
     "metrics": ("app/metrics.py", "prometheus_client/"),
     "request id, record, log": ("app/observability.py", "logging/", "uuid.py"),
