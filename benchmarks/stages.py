@@ -38,7 +38,7 @@ STAGES = {
 }
 # Frames in which a thread does nothing but wait: py-spy takes some for work.
 IDLE = ("threading.py:Condition.wait", "threading.py:wait", "futures/thread.py:_worker")
-OTHER = "event loop, kernel and what is not Python"
+OTHER = "event loop, waiting for the kernel"
 DEFAULT_RATE = 400  # samples a second
 
 
@@ -88,6 +88,8 @@ def shares(stacks: Mapping[str, int], key: Any) -> dict[str, float]:
 def stage_of(stack: str) -> str:
     """`stack` as py-spy writes it: "name (path:line);name (path:line)", innermost last."""
     for name, path in reversed(list(_frames(stack))):
+        if path.endswith("asyncio/runners.py"):  # within uvloop, and in no callback of it
+            return OTHER
         for stage, parts in STAGES.items():
             if any(part in f"{path}:{name}" for part in parts):
                 return stage
