@@ -50,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # our own, which needs nothing from outside
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # or it asks on every request for someone's
     )
     app.state.settings = settings
     app.state.repository = repository
