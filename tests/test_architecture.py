@@ -34,7 +34,7 @@ KEPT_TO = {
     "fastapi": ("app.main", "app.api"),
     "starlette": ("app.main", "app.api"),
     "uvicorn": ("app.server",),
-    "python_multipart": ("app.api.payload",),
+    "python_multipart": ("app.api.form",),
     "onnxruntime": ("app.bundle.session", "training.quantise"),
     "pyspng": ("app.bundle.decode",),
     "PIL": ("app.bundle",),

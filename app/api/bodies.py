@@ -4,6 +4,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.alarm import Alarm
 from app.errors import BodyTooSlow
 from app.inference.admission import Bytes
 
@@ -18,18 +19,24 @@ class Bodies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        until = asyncio.get_running_loop().time() + self._seconds
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._seconds
         held, whole = 0, False
 
         async def bounded() -> Message:
             nonlocal held, whole
             if whole:  # what is left to be received is that the client goes away
                 return await receive()
+            alarm = Alarm(until - loop.time())
             try:
-                async with asyncio.timeout_at(until):
-                    message = await receive()
-            except TimeoutError:
-                raise BodyTooSlow(f"the body did not arrive within {self._seconds:,} s; {held:,} bytes did") from None
+                message = await receive()
+            except asyncio.CancelledError:
+                if alarm.rang:
+                    told = f"the body did not arrive within {self._seconds:,} s; {held:,} bytes did"
+                    raise BodyTooSlow(told) from None
+                raise
+            finally:
+                alarm.off()
             more = len(message.get("body", b""))
             self._room.take(more)
             held += more

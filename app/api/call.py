@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from time import perf_counter
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.accept import chosen
+from app.api.alarm import Alarm
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.model import Model
@@ -31,9 +32,10 @@ Accept = Annotated[str | None, Header(include_in_schema=False)]
 
 class Call:
     def __init__(
-        self, request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None
+        self, request: Request, model: str | None = None, timeout_ms: int | None = None, accept: str | None = None
     ) -> None:
         self._request, self.model, self._accept = request, model, accept
+        self._watcher: asyncio.Future[None] | None = None
         allowed = request.app.state.settings.timeout_ms
         self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
 
@@ -96,60 +98,30 @@ class Call:
         Comes after the body was read: all that is left to be received is that the client goes away.
         """
         since = facts().body_read or perf_counter()
-        patience = _Patience(since + self._milliseconds / 1000 - perf_counter(), self._leaving)
+        alarm = Alarm(since + self._milliseconds / 1000 - perf_counter())
+        # Most work is done within a moment, for which nobody watches whether the caller leaves.
+        watch = asyncio.get_running_loop().call_later(_MOMENT_S, self._watch, alarm)
         try:
             return await work
         except asyncio.CancelledError:
-            if patience.ended == "late":
+            if alarm.rang == "late":
                 raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped") from None
-            if patience.ended == "left":
+            if alarm.rang:
                 raise ClientDisconnect from None
             raise
         finally:
-            patience.over()
+            alarm.off()
+            watch.cancel()
+            if self._watcher is not None:
+                self._watcher.cancel()
+
+    def _watch(self, alarm: Alarm) -> None:
+        self._watcher = asyncio.ensure_future(self._leaving())
+        self._watcher.add_done_callback(lambda watcher: None if watcher.cancelled() else alarm.ring("left"))
 
     async def _leaving(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-
-
-class _Patience:
-    """Cancels the task that made it: when its seconds are over, or when its caller leaves.
-
-    Most work is done within a moment, for which nobody watches whether the caller leaves: one timer is all it costs.
-    """
-
-    def __init__(self, seconds: float, leaving: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.ended: Literal["", "late", "left"] = ""
-        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
-        self._leaving = leaving
-        self._watcher: asyncio.Future[None] | None = None
-        self._rest = seconds - _MOMENT_S
-        self._timer = self._loop.call_later(max(0.0, min(seconds, _MOMENT_S)), self._moment_over)
-
-    def _moment_over(self) -> None:
-        if self._rest <= 0:
-            self._end("late")
-            return
-        self._timer = self._loop.call_later(self._rest, self._end, "late")
-        self._watcher = asyncio.ensure_future(self._leaving())
-        self._watcher.add_done_callback(self._watched)
-
-    def _watched(self, watcher: "asyncio.Future[None]") -> None:
-        if not watcher.cancelled():
-            self._end("left")
-
-    def _end(self, how: Literal["late", "left"]) -> None:
-        if not self.ended and self._task is not None:
-            self.ended = how
-            self._task.cancel()
-
-    def over(self) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self.ended and self._task is not None:
-            self._task.uncancel()
 
 
 async def shaped(values: int, shape: Callable[[], Response]) -> Response:
@@ -157,4 +129,9 @@ async def shaped(values: int, shape: Callable[[], Response]) -> Response:
     return shape() if values <= _SHAPED_ON_LOOP else await asyncio.to_thread(shape)
 
 
-ACall = Annotated[Call, Depends()]
+async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None) -> Call:
+    """`async`, or FastAPI would make it in a thread."""
+    return Call(request, model, timeout_ms, accept)
+
+
+ACall = Annotated[Call, Depends(_call)]

@@ -11,7 +11,8 @@ from app.inference.repository import Repository
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-def _repository(request: Request) -> Repository:
+async def _repository(request: Request) -> Repository:
+    """`async`, or FastAPI would find it in a thread."""
     return request.app.state.repository  # type: ignore[no-any-return]
 
 
