@@ -27,6 +27,7 @@ GraftError
 │   └── TooManyImages
 ├── UnknownModel
 ├── OperationUnavailable      the model lacks the part that the operation needs
+├── PartMissing               the bundle carries no such document or map
 ├── QueueFull                 with the seconds after which to try again
 ├── DeadlinePassed
 ├── NotReady
@@ -146,6 +147,10 @@ class UnknownModel(GraftError):
 
 
 class OperationUnavailable(GraftError):
+    pass
+
+
+class PartMissing(GraftError):
     pass
 
 

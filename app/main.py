@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import access, codes, docs, error_handlers, health, models, operations
+from app.api import access, codes, docs, error_handlers, health, models, operations, web
 from app.api.bodies import Bodies
 from app.api.direct import Direct
 from app.api.prefix import Prefix
@@ -76,8 +76,9 @@ def create_app(settings: Settings) -> FastAPI:
         Requests, metrics=metrics, log_requests=settings.log_requests
     )
     docs.tell_the_truth(app, keyed=bool(keys))
-    for module in (operations, codes, models, health, docs):
+    for module in (operations, codes, models, health):
         app.include_router(module.router)
+    web.install(app)
     return app
 
 

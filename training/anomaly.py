@@ -180,3 +180,9 @@ def to_file(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def added(file: bytes, arrays: dict[str, np.ndarray]) -> bytes:
+    """A reference file with more arrays in it."""
+    with np.load(io.BytesIO(file), allow_pickle=False) as stored:
+        return to_file({**stored, **arrays})

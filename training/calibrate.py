@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.bundle import Bundle, save
+from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Manifest
 from app.bundle.scoring import probabilities
 from training import anomaly, evaluate
@@ -16,7 +17,7 @@ from training.errors import TrainingError
 from training.splits import split
 
 _NOTE = "The anomaly score was fitted"
-REFERENCE_FILE, CARD_FILE, REPORT_FILE = "reference.npz", "card.md", "report.html"
+REFERENCE_FILE = "reference.npz"
 _ANOMALY_METRICS = frozenset({"false_alarm_rate"})  # which a new calibration makes untrue
 
 
@@ -75,6 +76,8 @@ def recalibrate(
     usual = [name for name in anomaly.DEFAULT if name != "reconstruction" or bundle.decoder is not None]
     distances = [distance.name for distance in stated] or usual
     fields, files = anomaly_part(bundle, fitted_on, held_out, distances, false_alarm_rate, anomalies)
+    if bundle.map is not None:
+        files[REFERENCE_FILE] = anomaly.added(files[REFERENCE_FILE], bundle.map.arrays())
     false_alarm_rate = fields["anomaly"].false_alarm_rate
     made_anew = ("golden", "files", "seal")
     before = {field: getattr(bundle.manifest, field) for field in Manifest.model_fields if field not in made_anew}

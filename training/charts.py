@@ -85,7 +85,7 @@ def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) 
     frame = _Frame(_padded(at[:, 0]), _padded(at[:, 1]), height=380)
     placed = [(*frame.at(x, y), colour(int(g))) for (x, y), g in zip(at, group, strict=True)]
     parts = [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2.5" fill="{c}" fill-opacity=".6"/>' for x, y, c in placed]
-    return _chart(title, frame, parts, [], "first principal component", "second", list(names))
+    return _chart(title, frame, parts, [], "first direction", "second", list(names))
 
 
 class _Frame:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from app.bundle import Bundle
+from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Classifier, Metric, Provenance
 from training import anomaly, calibrate, evaluate, report
 from training.card import card
@@ -56,10 +57,12 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     training = sum(line["seconds"] for line in report.journal(folder / JOURNAL_FILE))
     manifest = bundle.manifest.model_copy(update={"metrics": rest["metrics"]})
     study = report.study(bundle, manifest, recipe, material, outputs, folder)
+    reference = anomaly.added(files[calibrate.REFERENCE_FILE], study.latent_map.arrays())
+    files[calibrate.REFERENCE_FILE] = reference
     minutes = (training + time.monotonic() - start) / 60
-    files[calibrate.CARD_FILE] = card(manifest, len(material.validation), minutes, machine()).encode()
-    files[calibrate.REPORT_FILE] = report.page(study, pictures=False).encode()
-    _keep(folder / calibrate.REPORT_FILE, report.page(study, pictures=True))
+    files[CARD_FILE] = card(manifest, len(material.validation), minutes, machine()).encode()
+    files[REPORT_FILE] = report.page(study, pictures=False).encode()
+    _keep(folder / REPORT_FILE, report.page(study, pictures=True))
     path = publish(models, recipe.name, exported, rest, files)
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in rest["metrics"]})
     for metric in rest["metrics"]:
@@ -72,7 +75,7 @@ def write_report(bundle: Bundle, recipe: Recipe, material: Material, folder: Pat
     """Of a bundle that is published; its metrics are those that its manifest states."""
     outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
     study = report.study(bundle, bundle.manifest, recipe, material, outputs, folder)
-    path = folder / calibrate.REPORT_FILE
+    path = folder / REPORT_FILE
     _keep(path, report.page(study, pictures=True))
     return path
 

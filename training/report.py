@@ -11,18 +11,18 @@ import numpy as np
 
 from app.bundle import Bundle, Manifest
 from app.bundle.encode import png_of
+from app.bundle.latent_map import LatentMap
 from app.bundle.scoring import probabilities
-from training import charts, comparison, evaluate, review
+from training import charts, comparison, evaluate, latent_map, review
 from training.data import ImageSet
 from training.evaluate import Outputs
 from training.material import Material
 from training.page import page as frame
 from training.page import table
-from training.pca import main_directions
 from training.recipe import Recipe
 from training.transfer import JOURNAL_FILE
 
-_ON_MAP, _SHOWN, _LISTED = 800, 12, 16
+_SHOWN, _LISTED = 12, 16
 _LARGEST = 96  # pixels of a picture's longer side
 
 
@@ -44,7 +44,7 @@ class Study:
     journal: list[dict[str, Any]]
     words: list[str]
     confusion: np.ndarray | None
-    on_map: tuple[np.ndarray, np.ndarray]  # (N, 2) and the label of each
+    latent_map: LatentMap
     scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
     drawn: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
     to_label: list[Listed] = field(default_factory=list)
@@ -93,7 +93,7 @@ def study(
         journal(folder / JOURNAL_FILE),
         _words(manifest, scores),
         counts,
-        _map(outputs.encoded["embedding"], test.labels),
+        latent_map.fit(outputs.encoded["embedding"], test.labels),
         scores,
         drawn,
         to_label,
@@ -165,16 +165,6 @@ def _spread(data: ImageSet, count: int) -> np.ndarray:
     by_class = [order[data.labels[order] == label] for label in range(len(data.classes))]
     dealt = [members[i] for i in range(count) for members in by_class if i < len(members)]
     return np.array(dealt[:count], np.int64)
-
-
-def _map(embedding: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    some = np.random.default_rng(0).permutation(len(embedding))[:_ON_MAP]
-    centred = embedding[some] - embedding.mean(axis=0)
-    _, basis = main_directions(centred, 2)
-    at = centred @ basis
-    if at.shape[1] < 2:
-        at = np.pad(at, ((0, 0), (0, 2 - at.shape[1])))
-    return at, labels[some] if len(labels) else np.zeros(len(some), np.int64)
 
 
 def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Listed]:
@@ -286,9 +276,11 @@ def _pairs(drawn: list[tuple[np.ndarray, np.ndarray]]) -> str:
 
 
 def _latent_map(found: Study) -> str:
-    at, labels = found.on_map
-    names = found.manifest.classifier.labels if found.manifest.classifier else (found.manifest.provenance.target,)
-    return charts.points(f"{len(at):,} test images by their codes", at, labels, names)
+    at, labels = found.latent_map.points, found.latent_map.labels
+    title = f"{len(at):,} test images by their codes"
+    if labels is None or found.manifest.classifier is None:
+        return charts.points(title, at, np.zeros(len(at), np.int64), (found.manifest.provenance.target,))
+    return charts.points(title, at, labels, found.manifest.classifier.labels)
 
 
 def _anomaly(found: Study) -> str:

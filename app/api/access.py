@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and none where none are set. Whether the process lives is told to everybody."""
+"""Who may ask: API keys, and none where none are set. Health is told to everybody, and the pages are anybody's."""
 
 import hmac
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from app.errors import SettingsInvalid, Unauthorised
 from app.settings import PREFIX, Settings
 
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+_PAGES = frozenset({"", "/", "/docs"})  # files that everybody has; what they show, they ask for with the key
+_PAGES_UNDER = ("/web/", "/models/")
 _METRICS = "/metrics"
 
 
@@ -57,7 +59,7 @@ class Access:
     def _may_pass(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         keys = self._metrics if path == _METRICS else self._keys
-        if not keys or path in OPEN:
+        if not keys or path in OPEN | _PAGES or path.startswith(_PAGES_UNDER):
             return True
         return any(keys.hold(given) for given in _given(scope))
 

@@ -1,21 +1,10 @@
-"""/docs and /openapi.json: what is said of the API is what the API does."""
+"""/openapi.json, which /docs draws: what is said of the API is what the API does."""
 
-from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI
 
 from app.api.access import OPEN
-
-PAGE = Path(__file__).parent.parent / "web" / "docs.html"
-
-router = APIRouter(include_in_schema=False)
-
-
-@router.get("/docs")
-async def docs() -> HTMLResponse:
-    return HTMLResponse(PAGE.read_text())
 
 
 def tell_the_truth(app: FastAPI, keyed: bool) -> None:

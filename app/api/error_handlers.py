@@ -18,6 +18,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.OperationUnavailable: HTTPStatus.CONFLICT,
+    errors.PartMissing: HTTPStatus.NOT_FOUND,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.BodyTooSlow: HTTPStatus.REQUEST_TIMEOUT,
     errors.TooManyImages: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

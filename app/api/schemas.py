@@ -5,6 +5,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.bundle.bundle import Bundle
+from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Metric
 from app.inference.model import Model
 
@@ -146,7 +147,28 @@ class ModelSummary(ModelRef):
 
 
 class ModelDetail(ModelSummary):
+    parts: list[str] = Field(description="what it carries to look at: card, report, map")
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
+
+
+class MapResponse(BaseModel):
+    """A plane through the space of codes: an embedding falls on (embedding - mean) · directions."""
+
+    model: ModelRef
+    mean: list[float]
+    directions: list[list[float]] = Field(description="D × 2")
+    points: list[list[float]] = Field(description="where held-out images fall")
+    labels: list[int] | None = Field(None, description="of each point, as an index into the model's labels")
+
+    @classmethod
+    def of(cls, bundle: Bundle, latent_map: LatentMap) -> "MapResponse":
+        return cls(
+            model=ModelRef.of(bundle),
+            mean=latent_map.mean.tolist(),
+            directions=latent_map.directions.tolist(),
+            points=latent_map.points.tolist(),
+            labels=None if latent_map.labels is None else latent_map.labels.tolist(),
+        )
 
 
 class Refused(BaseModel):

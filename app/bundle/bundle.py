@@ -1,17 +1,19 @@
 """A loaded bundle: its graphs, its preprocessing and its scoring, usable without a server."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.bundle import scoring
 from app.bundle.decode import PIXELS_CEILING
+from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Manifest
 from app.bundle.preprocess import preprocess
 from app.bundle.session import Session
-from app.errors import OperationUnavailable
+from app.errors import OperationUnavailable, PartMissing
 
+CARD_FILE, REPORT_FILE = "card.md", "report.html"
 _NEEDS = {  # what an operation cannot do without
     "classify": "head",
     "reconstruct": "decoder",
@@ -35,6 +37,8 @@ class Bundle:
     head: Session | None
     explainer: Session | None
     scorer: scoring.AnomalyScorer | None
+    map: LatentMap | None
+    documents: Mapping[str, bytes]  # of card.md and report.html those that it has
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
         """One encoded file → (H, W, C) uint8."""
@@ -117,6 +121,22 @@ class Bundle:
         """Raise if the bundle lacks what the operation needs."""
         if operation not in self.operations:
             raise self._lacks(_NEEDS[operation], operation)
+
+    @property
+    def parts(self) -> list[str]:
+        """What it carries for people to look at."""
+        has = {
+            "card": CARD_FILE in self.documents,
+            "report": REPORT_FILE in self.documents,
+            "map": self.map is not None,
+        }
+        return [part for part, there in has.items() if there]
+
+    def require_part(self, part: str) -> None:
+        if part not in self.parts:
+            raise PartMissing(
+                f"model {self.name}@{self.version} carries no {part}; it carries: {', '.join(self.parts) or 'none'}"
+            )
 
     def _lacks(self, part: str, operation: str) -> OperationUnavailable:
         return OperationUnavailable(

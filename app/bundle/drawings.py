@@ -54,20 +54,35 @@ def garment(kind: str, side: int = 28) -> Image.Image:
     return large.reduce(4)
 
 
+def rings() -> Image.Image:
+    """What no garment looks like."""
+    return Image.fromarray(_rings()[10:38, 18:46])
+
+
+def _rings() -> np.ndarray:
+    y, x = np.mgrid[0:48, 0:64]
+    return np.asarray(127 + 127 * np.sin(np.hypot(x - 32, y - 24) / 3), np.uint8)
+
+
+def samples() -> dict[str, Image.Image]:
+    """By the name of the file in app/web/samples."""
+    return {**{kind: garment(kind) for kind in GARMENTS}, "rings": rings()}
+
+
 def golden_files() -> list[bytes]:
     """PNGs of every kind whose pixels must come out the same everywhere: each colour mode, larger and smaller."""
     y, x = np.mgrid[0:48, 0:64]
     ramp = (x * 4).astype(np.uint8)
-    rings = (127 + 127 * np.sin(np.hypot(x - 32, y - 24) / 3)).astype(np.uint8)
-    colour = np.stack([ramp, rings, (y * 5).astype(np.uint8)], axis=-1)
+    circles = _rings()
+    colour = np.stack([ramp, circles, (y * 5).astype(np.uint8)], axis=-1)
     drawn = [
         *(garment(kind) for kind in GARMENTS),
-        Image.fromarray(rings[:28, :28]),
+        Image.fromarray(circles[:28, :28]),
         Image.fromarray(colour),
         Image.fromarray(np.dstack([colour, ramp])),
         Image.fromarray((x * 1024 + y).astype(np.uint16)),
         Image.fromarray(colour).quantize(16),
-        Image.fromarray(rings > 127),
+        Image.fromarray(circles > 127),
         Image.fromarray(ramp[:1, 40:41]),
         garment("sneaker", side=301),
     ]

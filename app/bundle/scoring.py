@@ -172,7 +172,7 @@ class AnomalyScorer:
     def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
         """`sizes` are those of the tensors that distances can take. A ValueError names the array that does not fit."""
         self._anomaly = anomaly
-        self._calibration = _numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
+        self._calibration = numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
         if (np.diff(self._calibration) < 0).any():
             raise ValueError("array calibration_scores: not in rising order")
         self._measures: dict[str, set[str]] = {}
@@ -231,7 +231,7 @@ class AnomalyScorer:
         ]
 
 
-def _numbers(reference: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def numbers(reference: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """The array, of finite numbers; None in `shape` is any size."""
     array = reference.get(name)
     if array is not None and array.dtype.kind == "f" and _fits(array.shape, shape) and np.isfinite(array).all():
@@ -247,11 +247,11 @@ def _fits(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
 def _space_arrays(
     reference: dict[str, np.ndarray], tensor: str, measures: set[str], size: int
 ) -> dict[str, np.ndarray]:
-    basis = _numbers(reference, f"{tensor}.basis", (size, None))
+    basis = numbers(reference, f"{tensor}.basis", (size, None))
     sizes = {"D": size, "K": basis.shape[1], "R": None}
     arrays = {}
     for name in sorted({array for measure in measures for array in NEEDS[measure]}):
-        arrays[name] = _numbers(reference, f"{tensor}.{name}", tuple(sizes[place] for place in _PLACES[name]))
+        arrays[name] = numbers(reference, f"{tensor}.{name}", tuple(sizes[place] for place in _PLACES[name]))
     if "spread" in arrays and not (arrays["spread"] > 0).all():
         raise ValueError(f"array {tensor}.spread: not all above zero")
     if "references" in arrays and not len(arrays["references"]):

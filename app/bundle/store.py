@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from app.bundle import golden
-from app.bundle.bundle import Bundle
+from app.bundle.bundle import CARD_FILE, REPORT_FILE, Bundle
+from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer, thumbnail_size
 from app.bundle.session import CPU, Session, cpu_limit
@@ -70,17 +71,21 @@ def _assemble(
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
-    scorer = None
-    if manifest.anomaly is not None and manifest.reference is not None:
+    scorer = latent_map = None
+    if manifest.reference is not None:
         reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
         sizes["thumbnail"] = thumbnail_size(manifest.input.height, manifest.input.width, manifest.input.channels)
         try:
-            scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
+            if manifest.anomaly is not None:
+                scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
+            labels = len(manifest.classifier.labels) if manifest.classifier else None
+            latent_map = LatentMap.of(reference, manifest.latent_size, labels)
         except ValueError as error:
             raise ReferenceInvalid(f"{where}/{manifest.reference}: {error}") from None
     decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
-    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, scorer)
+    documents = {file: contents[file] for file in (CARD_FILE, REPORT_FILE) if file in contents}
+    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, scorer, latent_map, documents)
 
 
 def save(

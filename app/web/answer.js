@@ -1,0 +1,198 @@
+// One image's answer, told: classes, pictures, anomaly, code, place on the map, timing, the same in curl.
+
+import { element, hasKey, milliseconds, percent, root } from "./api.js";
+import { addressOf, COLOURS, errors, gauge, overlay, points, reasons, strip } from "./paint.js";
+
+const MOST_BARS = 10;
+const FIT = { stretch: "fill", pad: "contain", crop: "cover" };
+const place = document.getElementById("answer");
+const part = (name) => place.querySelector(`[data-part="${name}"]`);
+const figure = (name) => place.querySelector(`[data-figure="${name}"]`);
+
+// What is asked of the model for each image, and what `curl` shows.
+export function request(model) {
+  const able = model.operations;
+  const query = new URLSearchParams({ model: `${model.name}@${model.version}` });
+  if (able.includes("explain")) query.set("explain", "true");
+  if (able.includes("reconstruct")) query.set("heatmap", "true");
+  return `v1/predict?${query}`.replace("%40", "@");
+}
+
+export function headline(result) {
+  if (result.label !== undefined) return `${result.label}, ${percent(result.confidence)} sure. ${judgement(result)}`;
+  return judgement(result) || "Encoded.";
+}
+
+const judgement = (result) => result.score === undefined ? ""
+  : result.anomalous ? "Unlike what this model knows" : "Like what this model knows";
+
+export function show(item, model) {
+  place.hidden = false;
+  place.classList.toggle("waiting", item.state === "waiting" && !item.result);
+  const problem = place.querySelector("[data-problem]");
+  problem.hidden = item.state !== "failed";
+  problem.replaceChildren(...(item.problem ? tell(item.problem) : []));
+  place.querySelector(".split").hidden = place.querySelector(".cards").hidden = item.state === "failed" || !item.result;
+  if (!item.result || item.state === "failed") return;
+  classes(item.result);
+  anomaly(item.result, model);
+  pictures(item, model);
+  code(item.result);
+  timing(item);
+  shell(item, model);
+  fallsWhere(item.result, model);
+}
+
+export const tell = (problem) => [element("strong", { textContent: problem.message }), ` ${problem.detail}`];
+
+function classes(result) {
+  part("classes").hidden = result.label === undefined;
+  if (result.label === undefined) return;
+  const ranked = Object.entries(result.probabilities);
+  const bars = place.querySelector(".bars");
+  const shown = ranked.slice(0, MOST_BARS);
+  while (bars.children.length > shown.length) bars.lastChild.remove();
+  while (bars.children.length < shown.length) {
+    bars.append(element("li", {}, element("span", { className: "label" }), element("span", { className: "share" }),
+      element("div", { className: "bar" }, element("div"))));
+  }
+  bars.classList.toggle("odd", Boolean(result.anomalous));
+  bars.firstChild.querySelector(".label").dataset.testid = "top-label";
+  shown.forEach(([label, share], index) => {
+    const [name, number, bar] = bars.children[index].children;
+    name.textContent = label;
+    number.textContent = index === 0 ? `${percent(share)} sure` : percent(share);
+    bar.firstChild.style.width = `${100 * share}%`;
+  });
+}
+
+function anomaly(result, model) {
+  const section = part("anomaly");
+  section.hidden = result.score === undefined;
+  if (section.hidden) return;
+  const told = model.manifest.anomaly;
+  section.classList.toggle("odd", result.anomalous);
+  section.parentElement[result.anomalous ? "prepend" : "append"](section); // what makes a label doubtful comes before it
+  section.querySelector("h2").textContent = judgement(result);
+  const words = asHigh(result.p_value, told.calibrated_on);
+  const rate = `${Number((100 * told.false_alarm_rate).toPrecision(2))} %`;
+  section.querySelector("p").textContent =
+    `${words} (p = ${Number(result.p_value.toPrecision(2))}). The score is ${signed(result.score)}; above ` +
+    `${signed(result.threshold)} an image is called anomalous, as ${rate} of normal ones are.`;
+  const said = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
+  section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, told.quantiles, said));
+}
+
+// A p-value in words; the image itself counts as one of the held-out ones.
+export function asHigh(p, heldOut) {
+  const count = Math.round(p * (heldOut + 1)) - 1;
+  if (count <= 0) return `None of ${heldOut.toLocaleString("en")} held-out normal images scores as high`;
+  if (p >= 0.995) return "Nearly every held-out normal image scores as high";
+  if (p >= 0.1) return `${Math.round(100 * p)} of 100 held-out normal images score as high`;
+  return `${count.toLocaleString("en")} of ${heldOut.toLocaleString("en")} held-out normal images ${count === 1 ? "scores" : "score"} as high`;
+}
+
+function framed(name, model, ...children) {
+  const frame = figure(name).querySelector(".frame");
+  const [height, width] = model.input;
+  frame.style.aspectRatio = `${width} / ${height}`;
+  frame.replaceChildren(...children);
+}
+
+export function pictureOf(item, model, alt) {
+  const { resize, background } = model.manifest.input;
+  const image = element("img", { src: item.url, alt, draggable: false });
+  image.style.objectFit = FIT[resize];
+  image.style.background = resize === "pad" ? background : "";
+  image.addEventListener("load", () => image.classList.toggle("coarse", Math.max(image.naturalWidth, image.naturalHeight) < 100));
+  image.addEventListener("error", () => image.replaceWith(element("span", { className: "unseeable", textContent: "Your browser cannot show this file; the model can read it." })));
+  return image;
+}
+
+function pictures(item, model) {
+  const { result } = item;
+  const has = { input: true, drawn: result.image, why: result.explanation, odd: result.heatmap };
+  for (const [name, value] of Object.entries(has)) figure(name).hidden = !value;
+  const said = (name, text) => { figure(name).querySelector("span").textContent = text; };
+  framed("input", model, pictureOf(item, model, `Your image, ${item.name}`));
+  said("input", item.name);
+  if (result.image) {
+    framed("drawn", model, element("img", { src: addressOf(result.image), alt: "The image, drawn back from its code", className: "coarse" }));
+    said("drawn", `from ${result.embedding.length} numbers, ${percent(Math.sqrt(result.error))} off`);
+  }
+  layered("why", item, model, result.explanation, reasons, `What speaks for ${result.label}, and against it`);
+  const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
+  figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
+  layered("odd", item, model, result.heatmap, errors, "Where the image differs most from what was drawn back");
+  said("odd", "where it differs most from what was drawn back");
+}
+
+function layered(name, item, model, map, colour, alt) {
+  if (!map) return;
+  const canvas = element("canvas", { role: "img", ariaLabel: alt });
+  const below = pictureOf(item, model, "");
+  below.classList.add("below");
+  framed(name, model, below, canvas);
+  overlay(canvas, map, colour);
+}
+
+const signed = (number) => number.toFixed(2).replace("-", "−");
+
+function code({ embedding }) {
+  const canvas = place.querySelector(".strip");
+  strip(canvas, embedding);
+  const [low, high] = [Math.min(...embedding), Math.max(...embedding)];
+  const told = `${embedding.length} numbers, from ${signed(low)} to ${signed(high)}`;
+  canvas.setAttribute("aria-label", told);
+  part("code").querySelector("p").textContent = `${told}. Alike images have alike codes.`;
+}
+
+function timing({ times, elapsed }) {
+  const known = ["queue", "decode", "run"].filter((name) => name in times);
+  const sum = known.reduce((total, name) => total + times[name], 0);
+  const parts = [...known.map((name) => [name, times[name]]),
+    ["rest of the service", Math.max(0, (times.total ?? sum) - sum)], ["way and browser", Math.max(0, elapsed - (times.total ?? sum))]];
+  part("timing").querySelector(".spans").replaceChildren(...parts.map(([, ms], index) => {
+    const span = element("i", { className: `t${index}` });
+    span.style.flexGrow = ms;
+    return span;
+  }));
+  part("timing").querySelector(".times").replaceChildren(...[...parts, ["together", elapsed]].map(([name, ms], index) =>
+    element("div", { className: `t${index}` }, element("dt", { textContent: name }), element("dd", { textContent: milliseconds(ms) }))));
+}
+
+const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+function shell(item, model) {
+  const key = hasKey() ? ' -H "Authorization: Bearer $GRAFT_KEY"' : "";
+  // curl reads ; and , in a file's name as its own, unless the name stands in double quotes.
+  const file = /[;,"\\]/.test(item.name) ? `"${item.name.replace(/["\\]/g, "\\$&")}"` : item.name;
+  const [command, answer] = part("curl").querySelectorAll("code");
+  command.textContent = `curl${key} -F ${quoted(`image=@${file}`)} \\\n  ${quoted(new URL(request(model), root).href)}`;
+  answer.textContent = JSON.stringify(item.answer, (_, value) => typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}…` : value, 1);
+}
+
+function fallsWhere({ embedding, label }, model) {
+  const section = part("map"), map = model.map;
+  const words = section.querySelector("p");
+  section.querySelector(".map").hidden = !map;
+  if (!map) {
+    words.textContent = "This bundle has no map. Bundles that are exported from now on do.";
+    return;
+  }
+  const at = [0, 1].map((axis) => embedding.reduce((sum, value, index) => sum + (value - map.mean[index]) * map.directions[index][axis], 0));
+  const nearest = map.labels && model.labels && nearestLabels(map, at, model.labels);
+  words.textContent = `Among ${map.points.length} held-out images, ${model.labels ? "by the two directions that tell classes apart best" : "by their two main directions"}.`;
+  const said = nearest ? `The image among ${map.points.length} others; nearest are ${nearest}` : `The image among ${map.points.length} others`;
+  const keys = map.labels && model.labels ? element("ul", { className: "keys" }, ...model.labels.map((name, index) => {
+    const dot = element("i");
+    dot.style.background = COLOURS[index % COLOURS.length];
+    return element("li", { className: name === label ? "own" : "" }, dot, name);
+  })) : "";
+  section.querySelector(".map").replaceChildren(points(map, at, model.labels, said), keys);
+}
+
+function nearestLabels(map, at, labels) {
+  const order = map.points.map((p, index) => [Math.hypot(p[0] - at[0], p[1] - at[1]), map.labels[index]]).sort((a, b) => a[0] - b[0]);
+  return [...new Set(order.slice(0, 9).map(([, label]) => labels[label]))].slice(0, 3).join(", ");
+}

@@ -1,0 +1,144 @@
+// A model's page: what its manifest, card and report say, and what it has done here.
+
+import { call, element, json, milliseconds, percent, Problem, root, sentence } from "./api.js";
+import { quantile, series, summary } from "./live.js";
+import { svg } from "./paint.js";
+
+const EVERY = 5000; // milliseconds between two looks at /metrics
+const at = (id) => document.getElementById(id);
+const name = decodeURIComponent(location.pathname.split("/").filter(Boolean).pop());
+
+const SHARE = (value) => percent(value, 2);
+const TILES = { // name of a metric: [as people say it, how it is written]
+  accuracy: ["named rightly", SHARE],
+  balanced_accuracy: ["rightly, each class counting alike", SHARE],
+  macro_f1: ["macro F1", SHARE],
+  calibration_error: ["by which its confidence is off", SHARE],
+  false_alarm_rate: ["false alarms on normal images", SHARE],
+  reconstruction_mse: ["mean squared error, drawn back", (value) => value.toPrecision(2)],
+};
+
+async function begin() {
+  const { models } = await json("v1/models");
+  const model = await json(`v1/models/${encodeURIComponent(name)}`);
+  const full = `${model.name}@${model.version}`;
+  document.title = `Graft: ${full}`;
+  at("model").replaceChildren(...models.map((each) => element("option", { textContent: `${each.name}@${each.version}` })));
+  at("model").value = full;
+  at("model").addEventListener("change", () => { location.href = new URL(`models/${at("model").value}`, root); });
+  at("try").href = new URL(`./?model=${full}`, root);
+  at("name").textContent = model.name;
+  at("title").textContent = `${sentence(model.title)} Version ${model.version}.`;
+  tiles(model);
+  facts(model);
+  await Promise.all([card(model, full), report(model, full), live(model)]);
+}
+
+function tiles({ metrics, milliseconds: each }) {
+  const shown = metrics.filter((metric) => metric.name in TILES && !(metric.name === "balanced_accuracy" && even(metrics, metric))).map((metric) => {
+    const [said, written] = TILES[metric.name];
+    return [written(metric.value), said, `${metric.images.toLocaleString("en")} images: ${metric.how}`];
+  });
+  shown.push([milliseconds(each), "an image, measured at start", "everything that the model can do with it"]);
+  at("tiles").replaceChildren(...shown.map(([value, said, how]) =>
+    element("li", { className: "card", title: how }, element("strong", { textContent: value }), element("span", { textContent: said }))));
+}
+
+// Classes of the same size count alike as it is.
+const even = (metrics, balanced) => Math.abs(metrics.find((each) => each.name === "accuracy")?.value - balanced.value) < 5e-5;
+
+function facts(model) {
+  const { manifest, input: [height, width, channels] } = model;
+  const p = manifest.provenance;
+  const rows = [
+    ["Takes", `${width} × ${height} pixels, ${channels === 1 ? "grey" : "colour"}; other images are brought to that (${manifest.input.resize})`],
+    ["Tells apart", model.labels?.join(", ")],
+    ["Can", model.operations.join(", ")],
+    ["Code", `${manifest.latent_size} numbers`],
+    ["Confidence", manifest.classifier && `logits divided by ${manifest.classifier.temperature.toFixed(3)} before softmax, fitted on held-out images`],
+    ["Anomalous", manifest.anomaly && `above ${manifest.anomaly.threshold.toFixed(2)}: ${percent(manifest.anomaly.false_alarm_rate, 2)} of normal images, by ${manifest.anomaly.calibrated_on.toLocaleString("en")} held-out ones; the score sums ${manifest.anomaly.distances.map((each) => each.measure === "reconstruction" ? "reconstruction" : `${each.takes}.${each.measure}`).join(" + ")}`],
+    ["From", `${p.source} → ${p.target}, seed ${p.seed}, ${p.created.slice(0, 10)}`],
+    ["Runs on", model.provider],
+    ["Digest", model.digest],
+  ];
+  at("facts").replaceChildren(...rows.filter(([, value]) => value).map(([term, value]) =>
+    element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
+}
+
+// As much of Markdown as cards have: a heading, paragraphs, tables, code.
+function prose(text) {
+  const words = (line) => line.split(/(`[^`]+`)/).map((word) => /^`.+`$/.test(word) ? element("code", { textContent: word.slice(1, -1) }) : word);
+  const cells = (line) => line.replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  return text.trim().split(/\n\s*\n/).map((block) => {
+    if (block.startsWith("#")) return element("h3", {}, ...words(block.replace(/^#+\s*/, "")));
+    if (!block.startsWith("|")) return element("p", {}, ...words(block.replaceAll("\n", " ")));
+    const [head, , ...rows] = block.split("\n");
+    const row = (tag) => (line) => element("tr", {}, ...cells(line).map((cell) => element(tag, {}, ...words(cell))));
+    return element("div", { className: "wide", tabIndex: 0, role: "region", ariaLabel: "Table" }, element("table", {},
+      element("thead", {}, row("th")(head)), element("tbody", {}, ...rows.map(row("td")))));
+  });
+}
+
+async function card(model, full) {
+  if (!model.parts.includes("card")) return;
+  at("card").querySelector(".prose").replaceChildren(...prose(await (await call(`v1/models/${full}/card`)).text()));
+  at("card").hidden = false;
+}
+
+// In a frame that may run nothing: whoever made the bundle wrote it.
+async function report(model, full) {
+  if (!model.parts.includes("report")) return;
+  const frame = at("report").querySelector("iframe");
+  frame.srcdoc = await (await call(`v1/models/${full}/report`)).text();
+  at("report").hidden = false;
+  frame.addEventListener("load", () => {
+    const page = frame.contentDocument.documentElement;
+    new ResizeObserver(() => { frame.style.height = `${page.scrollHeight + 2}px`; }).observe(page);
+  });
+}
+
+async function live(model) {
+  try {
+    tellLive(model, summary(series(await (await call("metrics")).text(), model.name, model.version)));
+    at("live-problem").textContent = "";
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    at("live-problem").textContent = `${problem.message} ${problem.detail}`;
+    if (problem.status === 401) return;
+  }
+  setTimeout(() => live(model), EVERY);
+}
+
+function tellLive(model, now) {
+  const within = (times, share) => times.count ? `${milliseconds(1000 * quantile(times, share))} or less` : "–";
+  const rows = [
+    ["requests", now.requests.toLocaleString("en")], ["refused", now.refused.toLocaleString("en")], ["images", Math.round(now.images).toLocaleString("en")],
+    ["images together", now.together ? now.together.toFixed(1) : "–"],
+    ["run, half within", within(now.run, 0.5)], ["run, 95 of 100", within(now.run, 0.95)], ["queue, 95 of 100", within(now.queue, 0.95)], ["decode, 95 of 100", within(now.decode, 0.95)],
+  ];
+  at("numbers").replaceChildren(...rows.map(([term, value]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
+  at("charts").replaceChildren(...[
+    model.manifest.anomaly && chart("Anomaly scores", now.score, model.manifest.anomaly.threshold),
+    model.manifest.classifier && chart("Confidence", now.confidence),
+  ].filter(Boolean));
+  at("asked").textContent = `as of ${new Date().toLocaleTimeString()}`;
+}
+
+// A bar for each bin, with where bins end written below; a line where the threshold lies.
+function chart(title, { count, bins }, threshold) {
+  const most = Math.max(1, ...bins.map((bin) => bin.count)), width = 400 / Math.max(1, bins.length);
+  const parts = bins.flatMap((bin, index) => [
+    svg("rect", { class: threshold !== undefined && bin.below > threshold ? "odd" : "bin", x: index * width + 1, width: width - 2, y: 110 - 100 * bin.count / most, height: 100 * bin.count / most },
+      svg("title", {}, `${bin.count} ${bin.below === Infinity ? "above the last" : `up to ${bin.below}`}`)),
+    index % 3 || bin.below === Infinity ? "" : svg("text", { x: (index + 1) * width, y: 126, "text-anchor": "middle" }, String(bin.below)),
+  ]);
+  const said = count ? `${title} of ${count.toLocaleString("en")} images` : `${title}: no image yet`;
+  const told = threshold === undefined ? said : `${said}; anomalous above ${threshold.toFixed(2)}`;
+  return element("figure", {}, svg("svg", { viewBox: "0 0 400 132", role: "img", "aria-label": told }, svg("path", { class: "axis", d: "M0 110.5H400" }), ...parts), element("figcaption", { textContent: told }));
+}
+
+begin().catch((problem) => {
+  if (!(problem instanceof Problem)) throw problem;
+  at("problem").hidden = false;
+  at("problem").replaceChildren(element("strong", { textContent: problem.message }), ` ${problem.detail}`);
+});

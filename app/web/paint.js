@@ -1,0 +1,88 @@
+// Pictures that the page draws itself: maps over images, codes, scales, points.
+
+const FOR = [232, 106, 0], AGAINST = [0, 114, 178], ODD = [236, 28, 96];
+// Told apart by people who see colours differently too (Okabe and Ito), as in a bundle's report.
+export const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", "#7570b3", "#66a61e", "#e7298a"];
+
+export const blobOf = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/png" });
+export const addressOf = (base64) => `data:image/png;base64,${base64}`;
+
+// 128 is indifference; towards white it speaks for the label, towards black against it.
+export const reasons = (grey) => {
+  const share = (grey - 127.5) / 127.5;
+  return [...(share > 0 ? FOR : AGAINST), 235 * Math.abs(share) ** 0.8];
+};
+export const errors = (grey) => [...ODD, 240 * (grey / 255) ** 0.9];
+
+// A grey PNG in base64, each level as the colour that `colour` gives it.
+export async function overlay(canvas, base64, colour) {
+  const bitmap = await createImageBitmap(blobOf(base64));
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(bitmap, 0, 0);
+  const picture = pen.getImageData(0, 0, canvas.width, canvas.height);
+  const colours = Array.from({ length: 256 }, (_, grey) => colour(grey));
+  for (let at = 0; at < picture.data.length; at += 4) picture.data.set(colours[picture.data[at]], at);
+  pen.putImageData(picture, 0, 0);
+}
+
+// Each number a cell: blue below zero, orange above, paler the nearer to it.
+export function strip(canvas, code) {
+  const most = Math.max(...code.map(Math.abs)) || 1;
+  const rows = Math.max(1, Math.ceil(code.length / 64));
+  canvas.width = Math.ceil(code.length / rows);
+  canvas.height = rows;
+  const pen = canvas.getContext("2d");
+  pen.clearRect(0, 0, canvas.width, rows);
+  code.forEach((value, index) => {
+    pen.fillStyle = `rgb(${value > 0 ? FOR : AGAINST} / ${Math.abs(value / most)})`.replaceAll(",", " ");
+    pen.fillRect(index % canvas.width, Math.floor(index / canvas.width), 1, 1);
+  });
+}
+
+export function svg(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// The score on a line: where nine of ten normal images lie, where the threshold is, where this one falls.
+export function gauge(score, threshold, quantiles, said) {
+  const width = 400, from = 8, to = width - 8;
+  const normal = Object.fromEntries(Object.entries(quantiles).map(([share, value]) => [Number(share), value]));
+  const low = Math.min(normal[0.01] ?? 0, score, threshold);
+  const beyond = threshold + Math.max(threshold - (normal[0.5] ?? low), 1e-9);
+  const high = Math.max(beyond, Math.min(score, beyond + (beyond - low)));
+  const at = (value) => from + (to - from) * Math.max(0, Math.min(1, (value - low) / (high - low || 1)));
+  const parts = [
+    svg("rect", { class: "below", x: from, y: 20, width: at(threshold) - from, height: 10 }),
+    svg("rect", { class: "above", x: at(threshold), y: 20, width: to - at(threshold), height: 10 }),
+  ];
+  if (0.05 in normal && 0.95 in normal) {
+    parts.push(svg("rect", { class: "usual", x: at(normal[0.05]), y: 20, width: at(normal[0.95]) - at(normal[0.05]), height: 10 }),
+      svg("text", { x: (at(normal[0.05]) + at(normal[0.95])) / 2, y: 48, "text-anchor": "middle" }, "nine in ten normal images"));
+  }
+  const edge = at(threshold);
+  parts.push(svg("path", { class: "edge", d: `M${edge} 14V36` }),
+    svg("text", { x: Math.min(edge + 5, to - 56), y: 48 }, "threshold"),
+    score > threshold && score >= high
+      ? svg("path", { class: "here", d: `M${to - 9} 15l9 10l-9 10Z` })
+      : svg("circle", { class: "here", cx: at(score), cy: 25, r: 7.5 }));
+  return svg("svg", { viewBox: `0 0 ${width} 54`, role: "img", "aria-label": said }, ...parts);
+}
+
+// Reference points in the colours of their labels, and where this image falls among them.
+export function points(map, place, labels, said) {
+  const all = [...map.points, place];
+  const [left, right] = [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
+  const [low, high] = [Math.min(...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]))];
+  const x = (p) => (12 + 376 * (p[0] - left) / (right - left || 1)).toFixed(1);
+  const y = (p) => (12 + 256 * (high - p[1]) / (high - low || 1)).toFixed(1);
+  const dots = map.points.map((p, index) => svg("circle", {
+    cx: x(p), cy: y(p), r: 3.2, "fill-opacity": 0.62, fill: map.labels && labels ? COLOURS[map.labels[index] % COLOURS.length] : "currentColor",
+  }));
+  return svg("svg", { viewBox: "0 0 400 280", role: "img", "aria-label": said }, ...dots,
+    svg("circle", { class: "halo", cx: x(place), cy: y(place), r: 10 }), svg("circle", { class: "mark", cx: x(place), cy: y(place), r: 6 }));
+}

@@ -1,0 +1,297 @@
+// The page: images come in, one model looks at all of them, the answers are shown.
+
+import { call, element, json, Problem, percent, root, timings } from "./api.js";
+import { headline, pictureOf, request, show, tell } from "./answer.js";
+import { inDialog, photograph } from "./camera.js";
+import { offer } from "./explorer.js";
+import { Pad } from "./pad.js";
+
+const AT_ONCE = 6; // requests; the service makes batches of what comes together
+const SAMPLES = [["sneaker", "a sneaker"], ["t-shirt", "a t-shirt"], ["trouser", "trousers"], ["bag", "a bag"], ["rings", "rings"]];
+const at = (id) => document.getElementById(id);
+
+let models = [], model = null, items = [], selected = null, drawing = null, made = 0, under_way = 0;
+
+// ---- models
+
+async function begin() {
+  const { models: loaded, refused } = await json("v1/models");
+  models = loaded;
+  if (!models.length) {
+    const why = refused.map(({ reason }) => reason).join(" ");
+    throw new Problem({ type: "not-ready", detail: why || "Put a bundle into the models folder, or train one, and start the service again" });
+  }
+  const [name, version] = (new URLSearchParams(location.search).get("model") || "").split("@");
+  const wanted = models.filter((each) => each.name === name);
+  const meant = wanted.find((each) => String(each.version) === version) ?? wanted.at(-1) ?? models.find((each) => each.default) ?? models.at(-1);
+  at("model").replaceChildren(...[...new Set(models.map((each) => each.name))].map((each) => element("option", { textContent: each })));
+  at("model").value = meant.name;
+  versions(meant.version);
+  await choose(meant);
+}
+
+function versions(chosen) {
+  const numbers = models.filter((each) => each.name === at("model").value).map((each) => each.version);
+  at("version").replaceChildren(...numbers.map((each) => element("option", { textContent: each })));
+  at("version").value = chosen ?? numbers.at(-1);
+}
+
+const named = () => models.find((each) => each.name === at("model").value && String(each.version) === at("version").value);
+
+async function choose(summary) {
+  const address = `v1/models/${summary.name}@${summary.version}`;
+  model = await json(address);
+  model.map = model.parts.includes("map") ? await json(`${address}/map`) : null;
+  at("about").href = new URL(`models/${model.name}@${model.version}`, root);
+  history.replaceState(null, "", `?model=${model.name}@${model.version}`);
+  at("what").textContent = described();
+  at("service").textContent = `${model.name}@${model.version} runs on ${model.provider}, ${model.milliseconds.toFixed(2)} ms an image.`;
+  pad.reshape(model.input, model.manifest.input.background);
+  for (const item of items) queue(item);
+  arrange();
+  offer(items, model);
+}
+
+function described() {
+  const can = model.operations;
+  const kinds = model.labels?.slice(0, 12).join(", ") + (model.labels?.length > 12 ? ", …" : "");
+  const parts = [
+    can.includes("classify") && `tells ${model.labels.length} kinds apart (${kinds})`,
+    can.includes("reconstruct") && `draws the image back from ${model.manifest.latent_size} numbers`,
+    can.includes("anomaly") && "says when an image is unlike those it knows",
+  ].filter(Boolean);
+  const list = parts.length > 1 ? `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}` : parts[0] ?? "turns images into codes";
+  return `${model.name} ${list}.`;
+}
+
+at("model").addEventListener("change", () => { versions(); guarded(choose(named())); });
+at("version").addEventListener("change", () => guarded(choose(named())));
+
+// ---- images
+
+function add(files, select = true) {
+  const fresh = [...files].map((file) => {
+    made += 1;
+    return { id: made, file, name: file.name || "image.png", url: URL.createObjectURL(file), state: "new" };
+  });
+  items.push(...fresh);
+  if (fresh.length && select) pick(fresh[0]);
+  fresh.forEach(queue);
+  arrange();
+  return fresh;
+}
+
+function queue(item) {
+  Object.assign(item, { state: "waiting", begun: performance.now(), asked: model?.digest });
+  work();
+}
+
+function work() {
+  if (!model) return;
+  while (under_way < AT_ONCE) {
+    const item = selected?.state === "waiting" ? selected : items.find((each) => each.state === "waiting");
+    if (!item) return;
+    item.state = "asked";
+    under_way += 1;
+    look(item, model).finally(() => { under_way -= 1; work(); });
+  }
+}
+
+async function look(item, asked) {
+  const form = new FormData();
+  form.append("image", item.file, item.name);
+  const file = item.file;
+  try {
+    const answer = await call(request(asked), { method: "POST", body: form });
+    const told = await answer.json();
+    if (asked !== model || item.state !== "asked" || file !== item.file) return;
+    const times = timings(answer);
+    Object.assign(item, { state: "done", answer: told, result: told.results[0], digest: told.model.digest, times, problem: null });
+    item.elapsed = performance.now() - item.begun;
+  } catch (problem) {
+    if (asked !== model || item.state !== "asked" || file !== item.file) return;
+    Object.assign(item, { state: "failed", problem, result: null });
+    if (!(problem instanceof Problem)) throw problem;
+  }
+  if (item === selected) tellOf(item);
+  arrange();
+  offerSoon();
+}
+
+let offered = 0;
+function offerSoon() {
+  cancelAnimationFrame(offered);
+  offered = requestAnimationFrame(() => offer(items, model));
+}
+
+function pick(item) {
+  selected = item;
+  document.body.classList.add("looking");
+  if (item.state === "waiting" || item.state === "new") show(item, model);
+  else tellOf(item);
+  for (const card of at("grid").children) card.firstChild.setAttribute("aria-pressed", String(Number(card.dataset.item) === item.id));
+}
+
+function tellOf(item) {
+  show(item, model);
+  at("said").textContent = item.state === "failed" ? `${item.problem.message} ${item.problem.detail}` : item.result ? headline(item.result) : "";
+}
+
+// ---- several of them
+
+const ORDERS = {
+  came: () => 0,
+  anomaly: (a, b) => (b.result?.score ?? -Infinity) - (a.result?.score ?? -Infinity),
+  confidence: (a, b) => (a.result?.confidence ?? Infinity) - (b.result?.confidence ?? Infinity),
+  label: (a, b) => (a.result?.label ?? "").localeCompare(b.result?.label ?? ""),
+};
+
+let arranged = 0;
+function arrange() {
+  cancelAnimationFrame(arranged);
+  arranged = requestAnimationFrame(() => {
+    at("tray").hidden = items.length < 2;
+    const waiting = items.filter((item) => ["waiting", "asked"].includes(item.state)).length;
+    at("tray-title").textContent = `${items.length} images${waiting ? `, ${waiting} to go` : ""}`;
+    const known = new Map([...at("grid").children].map((card) => [Number(card.dataset.item), card]));
+    const cards = [...items].sort(ORDERS[at("sort").value]).map((item) => fill(known.get(item.id) ?? card(item), item));
+    if (cards.length !== at("grid").children.length || cards.some((each, index) => each !== at("grid").children[index])) at("grid").replaceChildren(...cards);
+  });
+}
+
+function card(item) {
+  const button = element("button", { type: "button" }, pictureOf(item, model, ""), element("b"), element("span"));
+  button.addEventListener("click", () => pick(item));
+  return element("li", { data: { item: item.id } }, button);
+}
+
+function fill(made, item) {
+  const { result } = item;
+  const button = made.firstChild;
+  button.setAttribute("aria-pressed", String(item === selected));
+  button.classList.toggle("odd", Boolean(result?.anomalous));
+  button.classList.toggle("failed", item.state === "failed");
+  const title = item.state === "failed" ? "Not read" : result?.label ?? (result?.anomalous ? "Odd" : result ? "Usual" : "…");
+  const under = item.state === "failed" ? item.name : result ? [result.confidence !== undefined && percent(result.confidence, 0), result.anomalous && "odd"].filter(Boolean).join(" · ") : "";
+  button.querySelector("b").textContent = title;
+  button.querySelector(":scope > span:last-child").textContent = under;
+  button.setAttribute("aria-label", `${item.name}: ${title} ${under}`);
+  return made;
+}
+
+at("sort").addEventListener("change", arrange);
+at("clear").addEventListener("click", () => {
+  for (const item of items) URL.revokeObjectURL(item.url);
+  items = [];
+  selected = drawing = null;
+  at("answer").hidden = true;
+  document.body.classList.remove("looking");
+  arrange();
+  offer(items, model);
+  at("choose").focus();
+});
+
+// ---- where images come from
+
+at("choose").addEventListener("click", () => at("files").click());
+for (const input of [at("files"), at("shot")]) {
+  input.addEventListener("change", () => { add(input.files); input.value = ""; });
+}
+at("photograph").addEventListener("click", () => (inDialog() ? photograph((file) => add([file])) : at("shot").click()));
+
+const images = (transfer) => [...(transfer?.files ?? [])];
+document.addEventListener("paste", (event) => { if (images(event.clipboardData).length) { event.preventDefault(); add(images(event.clipboardData)); } });
+
+let depth = 0;
+const over = (change) => { depth = Math.max(0, depth + change); at("over").hidden = depth === 0; };
+document.addEventListener("dragenter", (event) => { if (event.dataTransfer?.types.includes("Files")) over(1); });
+document.addEventListener("dragleave", () => over(-1));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  over(-depth);
+  add(images(event.dataTransfer));
+});
+
+async function sample(name, select = true) {
+  const known = items.find((item) => item.sample === name);
+  if (known) {
+    if (select) pick(known);
+    return;
+  }
+  const blob = await (await call(`web/samples/${name}.png`)).blob();
+  const [item] = add([new File([blob], `${name}.png`, { type: "image/png" })], select);
+  item.sample = name;
+}
+
+for (const [name, said] of SAMPLES) {
+  const button = element("button", { type: "button", ariaLabel: `Sample: ${said}`, title: said }, element("img", { src: `web/samples/${name}.png`, alt: "" }));
+  button.addEventListener("click", () => guarded(sample(name)));
+  document.querySelector(".samples").append(button);
+}
+
+document.querySelector("[data-samples]").addEventListener("click", () =>
+  guarded(Promise.all(SAMPLES.slice(0, 2).map(([name]) => sample(name, !selected)))));
+
+// ---- drawing
+
+let drawnAgain = false, sending = false;
+const pad = new Pad(at("pad").querySelector("canvas"), { brush: at("brush"), ink: at("ink"), undo: at("undo"), wipe: at("wipe") }, async (anything) => {
+  if (!anything) return;
+  drawnAgain = true;
+  if (sending) return;
+  sending = true;
+  while (drawnAgain) {
+    drawnAgain = false;
+    await redrawn(await pad.file());
+  }
+  sending = false;
+});
+
+// The drawing stays one image, however often it changes.
+async function redrawn(file) {
+  if (!drawing) {
+    [drawing] = add([file]);
+    return;
+  }
+  const before = drawing.url;
+  Object.assign(drawing, { file, url: URL.createObjectURL(file), state: "asked", begun: performance.now() });
+  if (selected !== drawing) pick(drawing);
+  if (model) await look(drawing, model);
+  const shown = at("grid").querySelector(`[data-item="${drawing?.id}"] img`);
+  if (shown) shown.src = drawing.url;
+  URL.revokeObjectURL(before);
+}
+
+at("draw").addEventListener("click", () => {
+  const open = at("pad").hidden;
+  at("pad").hidden = !open;
+  at("draw").setAttribute("aria-expanded", String(open));
+});
+
+// ---- the rest
+
+at("answer").querySelector("[data-copy]").addEventListener("click", async (event) => {
+  const button = event.currentTarget, code = button.closest("section").querySelector("code");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch { // no clipboard without https: it is marked, so that one key copies it
+    getSelection().selectAllChildren(code);
+    button.textContent = "Marked: copy it";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+});
+
+async function guarded(promise) {
+  try {
+    await promise;
+    at("problem").hidden = true;
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    at("problem").hidden = false;
+    at("problem").replaceChildren(...tell(problem));
+  }
+}
+
+guarded(begin());
