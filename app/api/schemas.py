@@ -2,6 +2,7 @@
 
 from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.bundle.bundle import Bundle
@@ -151,6 +152,11 @@ class ModelDetail(ModelSummary):
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 
 
+def _written(array: np.ndarray) -> Any:
+    """As nested lists; five digits are more than a picture shows."""
+    return np.vectorize(lambda value: float(f"{value:.5g}"))(array).tolist()
+
+
 class MapResponse(BaseModel):
     """A plane through the space of codes: an embedding falls on (embedding - mean) · directions."""
 
@@ -164,9 +170,9 @@ class MapResponse(BaseModel):
     def of(cls, bundle: Bundle, latent_map: LatentMap) -> "MapResponse":
         return cls(
             model=ModelRef.of(bundle),
-            mean=latent_map.mean.tolist(),
-            directions=latent_map.directions.tolist(),
-            points=latent_map.points.tolist(),
+            mean=_written(latent_map.mean),
+            directions=_written(latent_map.directions),
+            points=_written(latent_map.points),
             labels=None if latent_map.labels is None else latent_map.labels.tolist(),
         )
 

@@ -172,24 +172,30 @@ function shell(item, model) {
   answer.textContent = JSON.stringify(item.answer, (_, value) => typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}…` : value, 1);
 }
 
-function fallsWhere({ embedding, label }, model) {
-  const section = part("map"), map = model.map;
-  const words = section.querySelector("p");
-  section.querySelector(".map").hidden = !map;
+let drawn = { map: null };
+
+export function fallsWhere({ embedding, label }, model) {
+  const section = part("map"), { map } = model;
+  const words = section.querySelector("p"), place = section.querySelector(".map");
+  place.hidden = !map;
   if (!map) {
-    words.textContent = "This bundle has no map. Bundles that are exported from now on do.";
+    words.textContent = model.parts.includes("map") ? "Reading the map…" : "This bundle has no map. Bundles that are exported from now on do.";
     return;
   }
+  const coloured = Boolean(map.labels && model.labels);
+  if (drawn.map !== map) {
+    const keys = (coloured ? model.labels : []).map((name, index) => {
+      const dot = element("i");
+      dot.style.background = COLOURS[index % COLOURS.length];
+      return element("li", { data: { label: name } }, dot, name);
+    });
+    drawn = { map, keys, ...points(map, coloured) };
+    place.replaceChildren(drawn.picture, element("ul", { className: "keys", hidden: !coloured }, ...keys));
+    words.textContent = `Among ${map.points.length} held-out images, by the two directions that ${coloured ? "tell their kinds apart best" : "spread them most"}.`;
+  }
   const at = [0, 1].map((axis) => embedding.reduce((sum, value, index) => sum + (value - map.mean[index]) * map.directions[index][axis], 0));
-  const nearest = map.labels && model.labels && nearestLabels(map, at, model.labels);
-  words.textContent = `Among ${map.points.length} held-out images, ${model.labels ? "by the two directions that tell classes apart best" : "by their two main directions"}.`;
-  const said = nearest ? `The image among ${map.points.length} others; nearest are ${nearest}` : `The image among ${map.points.length} others`;
-  const keys = map.labels && model.labels ? element("ul", { className: "keys" }, ...model.labels.map((name, index) => {
-    const dot = element("i");
-    dot.style.background = COLOURS[index % COLOURS.length];
-    return element("li", { className: name === label ? "own" : "" }, dot, name);
-  })) : "";
-  section.querySelector(".map").replaceChildren(points(map, at, model.labels, said), keys);
+  drawn.mark(at, `The image among ${map.points.length} others${coloured ? `; nearest are ${nearestLabels(map, at, model.labels)}` : ""}`);
+  for (const key of drawn.keys) key.className = key.dataset.label === label ? "own" : "";
 }
 
 function nearestLabels(map, at, labels) {

@@ -65,11 +65,13 @@ function askForKey(wrong) {
 
 function send(path, options, key) {
   const headers = new Headers(options.headers);
-  if (key !== null) headers.set("Authorization", `Bearer ${key}`);
+  // A header holds bytes: a key that is not ASCII goes as UTF-8.
+  if (key !== null) headers.set("Authorization", `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`);
   return fetch(new URL(path, root), { ...options, headers });
 }
 
-export async function call(path, options = {}) {
+// `ask` is false where a key may be missing without anybody being asked for it.
+export async function call(path, { ask = true, ...options } = {}) {
   for (let tries = 1; ; tries += 1) {
     const key = sessionStorage.getItem(KEY);
     let answer;
@@ -81,7 +83,7 @@ export async function call(path, options = {}) {
     }
     if (answer.ok) return answer;
     const changed = key !== sessionStorage.getItem(KEY);
-    if (answer.status === 401 && (changed || await askForKey(key !== null))) continue;
+    if (answer.status === 401 && ask && (changed || await askForKey(key !== null))) continue;
     const wait = Number(answer.headers.get("Retry-After"));
     if (answer.status === 429 && tries < MOST_TRIES) {
       await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(wait || 1, 10)));

@@ -99,11 +99,12 @@ async function report(model, full) {
 
 async function live(model) {
   try {
-    tellLive(model, summary(series(await (await call("metrics")).text(), model.name, model.version)));
+    tellLive(model, summary(series(await (await call("metrics", { ask: false })).text(), model.name, model.version)));
     at("live-problem").textContent = "";
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    at("live-problem").textContent = `${problem.message} ${problem.detail}`;
+    at("live-problem").textContent = problem.status === 401 ? "The service shows these numbers to whoever has the key to its metrics."
+      : `${problem.message} ${problem.detail}`;
     if (problem.status === 401) return;
   }
   setTimeout(() => live(model), EVERY);

@@ -73,16 +73,27 @@ export function gauge(score, threshold, quantiles, said) {
   return svg("svg", { viewBox: `0 0 ${width} 54`, role: "img", "aria-label": said }, ...parts);
 }
 
-// Reference points in the colours of their labels, and where this image falls among them.
-export function points(map, place, labels, said) {
-  const all = [...map.points, place];
-  const [left, right] = [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
-  const [low, high] = [Math.min(...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]))];
-  const x = (p) => (12 + 376 * (p[0] - left) / (right - left || 1)).toFixed(1);
-  const y = (p) => (12 + 256 * (high - p[1]) / (high - low || 1)).toFixed(1);
-  const dots = map.points.map((p, index) => svg("circle", {
-    cx: x(p), cy: y(p), r: 3.2, "fill-opacity": 0.62, fill: map.labels && labels ? COLOURS[map.labels[index] % COLOURS.length] : "currentColor",
+// Reference points in the colours of their labels; `mark` moves the mark among them, to the edge where it falls outside.
+export function points(map, coloured) {
+  const width = 400, height = 280, margin = 14;
+  const axis = (index, from, to) => {
+    const values = map.points.map((point) => point[index]);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    return (value) => from + (to - from) * Math.max(-0.03, Math.min(1.03, (value - low) / (high - low || 1)));
+  };
+  const x = axis(0, margin, width - margin), y = axis(1, height - margin, margin);
+  const dots = map.points.map((point, index) => svg("circle", {
+    cx: x(point[0]).toFixed(1), cy: y(point[1]).toFixed(1), r: 3.2, "fill-opacity": 0.62,
+    fill: coloured ? COLOURS[map.labels[index] % COLOURS.length] : "currentColor",
   }));
-  return svg("svg", { viewBox: "0 0 400 280", role: "img", "aria-label": said }, ...dots,
-    svg("circle", { class: "halo", cx: x(place), cy: y(place), r: 10 }), svg("circle", { class: "mark", cx: x(place), cy: y(place), r: 6 }));
+  const marks = [svg("circle", { class: "halo", r: 10 }), svg("circle", { class: "mark", r: 6 })];
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, ...dots, ...marks);
+  const mark = ([across, up], said) => {
+    picture.setAttribute("aria-label", said);
+    for (const each of marks) {
+      each.setAttribute("cx", x(across));
+      each.setAttribute("cy", y(up));
+    }
+  };
+  return { picture, mark };
 }

@@ -1,7 +1,7 @@
 // The page: images come in, one model looks at all of them, the answers are shown.
 
 import { call, element, json, Problem, percent, root, timings } from "./api.js";
-import { headline, pictureOf, request, show, tell } from "./answer.js";
+import { fallsWhere, headline, pictureOf, request, show, tell } from "./answer.js";
 import { inDialog, photograph } from "./camera.js";
 import { offer } from "./explorer.js";
 import { Pad } from "./pad.js";
@@ -41,7 +41,7 @@ const named = () => models.find((each) => each.name === at("model").value && Str
 async function choose(summary) {
   const address = `v1/models/${summary.name}@${summary.version}`;
   model = await json(address);
-  model.map = model.parts.includes("map") ? await json(`${address}/map`) : null;
+  if (model.parts.includes("map")) mapped(model, `${address}/map`);
   at("about").href = new URL(`models/${model.name}@${model.version}`, root);
   history.replaceState(null, "", `?model=${model.name}@${model.version}`);
   at("what").textContent = described();
@@ -50,6 +50,12 @@ async function choose(summary) {
   for (const item of items) queue(item);
   arrange();
   offer(items, model);
+}
+
+// The map may come after the first answers.
+async function mapped(chosen, address) {
+  chosen.map = await json(address);
+  if (model === chosen && selected?.state === "done") fallsWhere(selected.result, model);
 }
 
 function described() {
@@ -267,6 +273,7 @@ at("draw").addEventListener("click", () => {
   const open = at("pad").hidden;
   at("pad").hidden = !open;
   at("draw").setAttribute("aria-expanded", String(open));
+  document.body.classList.add("looking"); // now, so that nothing moves under the first stroke
 });
 
 // ---- the rest

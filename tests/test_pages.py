@@ -1,0 +1,510 @@
+"""The pages, used as people use them: in a real browser, on a phone and on a desk, in light and dark."""
+
+import base64
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from support import ROOT, save_tiny, serving, tiny
+
+from app.bundle.drawings import samples
+from app.bundle.encode import png
+from app.bundle.store import save
+from app.settings import Settings
+
+SCREENSHOTS = ROOT / "screenshots"  # ignored; looked at by people
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+
+SIZES = {"phone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
+DRAWN = {name: png(image) for name, image in samples().items()}
+REFUSED = "Failed to load resource"  # how a browser's console tells of every answer that is not a success
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        fake_camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *fake_camera])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What ships, the seed in two versions, and a model that neither classifies nor judges."""
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(ROOT / "models", models, dirs_exist_ok=True)
+    shutil.copytree(models / "fashion-mnist-seed/1", models / "fashion-mnist-seed/2")
+    save_tiny(models, "plain", head=False, anomaly=False, decoder=False)
+    with serving(Settings(models=models, default_model="fashion-mnist")) as client:
+        yield str(client.base_url).rstrip("/")
+
+
+class Visit:
+    """One person's browser: keeps what its console complains of, and every address that it asks."""
+
+    def __init__(self, browser: Browser, size: str, scheme: str = "light", **options: Any) -> None:
+        self.size, self.name = size, f"{size}-{scheme}"
+        on_phone = size == "phone"
+        self.context: BrowserContext = browser.new_context(
+            viewport=SIZES[size], color_scheme=scheme, has_touch=on_phone, is_mobile=on_phone, **options
+        )
+        self.complaints: list[str] = []
+        self.page: Page = self.context.new_page()
+        self.page.on("console", lambda told: self._heard(told.type, told.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _heard(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def open(self, address: str) -> None:
+        self.page.goto(address)
+        expect(self.page.locator("#what")).not_to_contain_text("Reading")
+
+    def sample(self, said: str) -> None:
+        self.page.get_by_role("button", name=f"Sample: {said}").click()
+
+    @property
+    def label(self) -> Locator:
+        return self.page.get_by_test_id("top-label")
+
+    def kept(self, what: str) -> None:
+        """A screenshot of all of the page, which must not be wider than the screen."""
+        self.page.wait_for_timeout(250)  # bars are still growing
+        assert not self.page.evaluate("document.documentElement.scrollWidth > innerWidth"), "scrolls sideways"
+        SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{what}-{self.name}.png", full_page=True)
+
+
+Visitor = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visitor]:
+    """Whoever visits leaves without a complaint in the console, but for those that a test expects."""
+    visits: list[Visit] = []
+
+    def begin(size: str = "desk", scheme: str = "light", **options: Any) -> Visit:
+        visits.append(Visit(browser, size, scheme, **options))
+        return visits[-1]
+
+    yield begin
+    for each in visits:
+        each.context.close()
+        assert each.complaints == []
+
+
+def hand_over(page: Page, event: str, files: dict[str, bytes]) -> None:
+    """Drop files on the page, or paste them."""
+    page.evaluate(
+        """([event, files]) => {
+            const transfer = new DataTransfer();
+            for (const [name, base64] of files) {
+                const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, { type: "image/png" }));
+            }
+            document.body.dispatchEvent(event === "paste"
+                ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true })
+                : new DragEvent(event, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        }""",
+        [event, [[name, base64.b64encode(data).decode()] for name, data in files.items()]],
+    )
+
+
+def predicted(address: str, data: bytes, model: str = "fashion-mnist") -> dict[str, Any]:
+    answer = httpx.post(f"{address}/v1/predict?model={model}", files={"image": data}).raise_for_status()
+    result: dict[str, Any] = answer.json()["results"][0]
+    return result
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size: str, scheme: str) -> None:
+    v = visit(size, scheme)
+    v.open(address)
+    v.kept("empty")
+    hand_over(v.page, "dragenter", {"bag.png": DRAWN["bag"]})
+    expect(v.page.locator("#over")).to_be_visible()
+    hand_over(v.page, "drop", {"bag.png": DRAWN["bag"]})
+    expect(v.page.locator("#over")).to_be_hidden()
+    truth = predicted(address, DRAWN["bag"])
+    expect(v.label).to_have_text(truth["label"])
+    answer = v.page.locator("#answer")
+    bars = answer.locator(".bars li")
+    expect(bars).to_have_count(10)
+    expect(bars.first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
+    for said in ("Your image", "Drawn back", "Why", "What it missed"):
+        expect(answer.get_by_text(said, exact=True)).to_be_visible()
+    for map_name in ("why", "odd"):
+        painted = answer.locator(f"[data-figure={map_name}] canvas")
+        expect(painted).to_have_js_property("width", 28)
+        alphas = painted.evaluate(
+            "(c) => [...c.getContext('2d').getImageData(0, 0, 28, 28).data].filter((_, i) => i % 4 == 3)"
+        )
+        assert max(alphas) > 200 > min(alphas), "a map has strong places and faint ones"
+    anomaly = answer.locator(".anomaly")
+    expect(anomaly).to_contain_text("Like what this model knows")
+    expect(anomaly).to_contain_text(f"The score is {truth['score']:.2f}".replace("-", "−"))
+    as_high = round(truth["p_value"] * 5001) - 1
+    expect(anomaly).to_contain_text(
+        f"{round(100 * truth['p_value'])} of 100" if truth["p_value"] >= 0.1 else f"{as_high} of 5,000"
+    )
+    expect(answer.locator(".strip")).to_have_js_property("width", len(truth["embedding"]))
+    assert answer.locator(".map circle").count() == 500 + 2
+    expect(answer.locator(".keys .own")).to_have_text(truth["label"])
+    for part in ("queue", "decode", "run", "together"):
+        expect(answer.locator(".times")).to_contain_text(re.compile(rf"{part}\s*[\d.]+ ms"))
+    expect(v.page.get_by_role("status")).to_contain_text(f"{truth['label']}, ")
+    v.kept("answer")
+
+
+def test_a_pasted_image_is_answered(visit: Visitor, address: str) -> None:
+    v = visit()
+    v.open(address)
+    hand_over(v.page, "paste", {"image.png": DRAWN["trouser"]})
+    expect(v.label).to_have_text("Trouser")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_several_images_make_a_grid_that_can_be_sorted(visit: Visitor, address: str, size: str, tmp_path: Path) -> None:
+    v = visit(size)
+    v.open(address)
+    for name, data in DRAWN.items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    (tmp_path / "broken.png").write_bytes(DRAWN["bag"][:90])
+    (tmp_path / "letter.png").write_text("dear reader")
+    v.page.locator("#files").set_input_files(sorted(tmp_path.iterdir()))
+    cards = v.page.locator("#grid button")
+    expect(v.page.locator("#tray-title")).to_have_text("7 images")
+    expect(cards).to_have_count(7)
+    expect(cards.first).to_have_accessible_name(re.compile(r"^bag\.png: Bag"))
+
+    v.page.get_by_label("Sort").select_option("anomaly")
+    scores = {f"{name}.png": predicted(address, data)["score"] for name, data in DRAWN.items()}
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    for card, name in zip(cards.all(), ranked, strict=False):
+        expect(card).to_have_accessible_name(re.compile(rf"^{re.escape(name)}: "))
+    v.page.get_by_role("button", name="rings.png").click()
+    expect(v.page.locator(".anomaly")).to_contain_text("Unlike what this model knows")
+    v.kept("grid")
+
+    v.page.get_by_role("button", name="letter.png: Not read").click()
+    expect(v.page.locator("#answer .problem")).to_contain_text("This is no image that Graft can read.")
+    v.page.get_by_role("button", name="broken.png: Not read").click()
+    expect(v.page.locator("#answer .problem")).to_contain_text("This image is damaged.")
+    v.kept("broken")
+    v.page.get_by_role("button", name="Clear all").click()
+    expect(v.page.locator("#answer")).to_be_hidden()
+    assert [text[: len(REFUSED)] for text in v.complaints] == [REFUSED] * 2, "the two that were refused"
+    v.complaints.clear()
+
+
+def test_a_photograph_is_taken_in_the_page(visit: Visitor, address: str) -> None:
+    v = visit(permissions=["camera"])
+    v.open(address)
+    v.page.get_by_role("button", name="Photograph").click()
+    v.page.get_by_role("button", name="Take the picture").click()
+    expect(v.label).to_be_visible()
+    expect(v.page.locator("[data-figure=input]")).to_contain_text("photo.jpg")
+    expect(v.page.locator("#camera")).to_be_hidden()
+
+
+def test_a_phone_takes_it_with_its_own_camera(visit: Visitor, address: str) -> None:
+    v = visit("phone")
+    v.open(address)
+    v.page.evaluate("matchMedia = () => ({ matches: true })")  # a headless browser has no coarse pointer
+    with v.page.expect_file_chooser() as chooser:
+        v.page.get_by_role("button", name="Photograph").click()
+    assert chooser.value.element.get_attribute("capture") == "environment"
+    chooser.value.set_files({"name": "IMG_1.png", "mimeType": "image/png", "buffer": DRAWN["bag"]})
+    expect(v.label).to_have_text("Bag")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_drawing_is_answered_as_it_grows(visit: Visitor, address: str, size: str) -> None:
+    v = visit(size)
+    v.open(address)
+    v.page.get_by_role("button", name="Draw").click()
+    canvas = v.page.locator("#pad canvas")
+
+    def stroke(*points: tuple[float, float]) -> None:
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert box is not None
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+        v.page.mouse.move(*places[0])
+        v.page.mouse.down()
+        for place in places[1:]:
+            v.page.mouse.move(*place, steps=5)
+        v.page.mouse.up()
+
+    v.page.get_by_label("Brush").fill("60")
+    stroke((0.35, 0.1), (0.3, 0.95))
+    expect(v.label).to_be_visible()
+    stroke((0.65, 0.1), (0.7, 0.95))
+    stroke((0.4, 0.08), (0.6, 0.08))
+    drawn = canvas.evaluate("(c) => c.toDataURL()")
+    truth = predicted(address, base64.b64decode(drawn.partition(",")[2]))
+    expect(v.page.locator(".bars li").first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
+    expect(v.label).to_have_text(truth["label"])
+    expect(v.page.locator("#tray")).to_be_hidden()  # a drawing is one image, however often it changes
+    v.kept("drawing")
+    v.page.get_by_role("button", name="Undo").click()
+    assert canvas.evaluate("(c) => c.toDataURL()") != drawn
+    v.page.get_by_role("button", name="Clear", exact=True).click()
+    assert set(canvas.evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")) == {0, 255}
+
+
+def test_another_model_or_version_answers_at_once(visit: Visitor, address: str) -> None:
+    v = visit()
+    v.open(address)
+    v.sample("a sneaker")
+    expect(v.label).to_have_text("Sneaker")
+    v.page.get_by_label("Model").select_option("fashion-mnist-seed")
+    truth = predicted(address, DRAWN["sneaker"], "fashion-mnist-seed@2")
+    expect(v.page.locator(".bars li").first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
+    expect(v.page.locator("[data-figure=why]")).to_be_hidden()  # it cannot explain
+    expect(v.page).to_have_url(re.compile(r"model=fashion-mnist-seed@2$"))
+    v.page.get_by_label("Version").select_option("1")
+    expect(v.page.locator("[data-part=curl] pre").first).to_contain_text("fashion-mnist-seed@1")
+
+    v.page.get_by_label("Model").select_option("plain")
+    expect(v.page.locator(".strip")).to_have_js_property("width", 5)
+    for gone in (".bars", ".anomaly", "[data-figure=drawn]", "[data-part=map] svg", "#explorer"):
+        expect(v.page.locator(gone)).to_be_hidden()
+    expect(v.page.locator("[data-part=map]")).to_contain_text("This bundle has no map")
+    v.kept("plain")
+    v.open(f"{address}/?model=fashion-mnist-seed@1")
+    expect(v.page.get_by_label("Version")).to_have_value("1")
+
+
+def test_the_curl_that_is_copied_gives_the_same_answer(visit: Visitor, address: str, tmp_path: Path) -> None:
+    name = 'it\'s; a "shoe", 1.png'
+    (tmp_path / name).write_bytes(DRAWN["sneaker"])
+    v = visit(permissions=["clipboard-read", "clipboard-write"])
+    v.open(address)
+    v.page.locator("#files").set_input_files(tmp_path / name)
+    expect(v.label).to_have_text("Sneaker")
+    v.page.get_by_role("button", name="Copy").click()
+    expect(v.page.get_by_role("button", name="Copied")).to_be_visible()
+    command = v.page.evaluate("navigator.clipboard.readText()")
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on this machine")
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    shown = v.page.locator("[data-part=curl] details code").text_content()
+    assert shown is not None
+    assert json.loads(done.stdout)["results"][0]["probabilities"] == json.loads(shown)["results"][0]["probabilities"]
+
+
+PIXELS = """(image) => {
+    const size = { width: image.naturalWidth, height: image.naturalHeight };
+    const canvas = Object.assign(document.createElement("canvas"), size);
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL();
+}"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visitor, address: str, size: str) -> None:
+    v = visit(size)
+    v.open(address)
+    v.page.get_by_role("button", name="Try it with two samples").click()
+    between = v.page.get_by_role("img", name="Drawn from a code between both")
+    slider = v.page.get_by_role("slider", name="How far")
+    expect(between).to_be_visible()
+    halfway = between.evaluate(PIXELS)
+    slider.focus()
+    v.page.keyboard.press("Home")
+    expect(between).to_have_attribute("alt", re.compile("100 % sneaker.png"))
+    expect(v.page.locator("#explorer output")).to_have_text("100 % sneaker.png, 0 % t-shirt.png")
+    v.page.get_by_role("button", name=re.compile("^sneaker")).click()
+    drawn_back = v.page.get_by_role("img", name="The image, drawn back from its code")
+    expect(drawn_back).to_be_visible()
+    assert between.evaluate(PIXELS) == drawn_back.evaluate(PIXELS), "at its end lies the image's own reconstruction"
+    v.page.keyboard.press("End")
+    assert between.evaluate(PIXELS) != halfway
+    v.sample("a bag")
+    expect(v.page.get_by_role("group", name="To").get_by_role("radio")).to_have_count(3)
+    v.page.get_by_role("group", name="To").get_by_role("radio", name="bag.png").check(force=True)
+    expect(v.page.locator("#explorer output")).to_contain_text("bag.png")
+    v.page.locator("#explorer").scroll_into_view_if_needed()
+    v.kept("explorer")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab_alone(visit: Visitor, models: Path) -> None:
+    settings = Settings(models=models, api_keys="сезам, another", metrics_key="numbers")
+    with serving(settings) as client:
+        v = visit()
+        v.page.goto(str(client.base_url))
+        key = v.page.get_by_role("textbox", name="Key")
+        for wrong in ("thief", "ключ"):
+            key.fill(wrong)
+            v.page.keyboard.press("Enter")
+            expect(v.page.get_by_text("not one of its keys")).to_be_visible()
+        v.kept("key")
+        key.fill("сезам")
+        v.page.keyboard.press("Enter")
+        expect(v.page.get_by_label("Model")).to_have_value("tiny")
+        v.sample("a bag")
+        expect(v.label).to_be_visible()
+        command = v.page.locator("[data-part=curl] pre").first
+        expect(command).to_contain_text("$GRAFT_KEY")
+        expect(command).not_to_contain_text("сезам")
+        assert v.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        v.page.get_by_role("link", name="About this model").click()
+        expect(v.page.get_by_role("heading", name="tiny")).to_be_visible()
+        expect(v.page.locator("#live-problem")).to_contain_text("the key to its metrics")
+        v.page.get_by_role("link", name="API").click()
+        expect(v.page.locator("details")).not_to_have_count(0)
+        assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
+        v.complaints.clear()
+
+
+@pytest.mark.parametrize("path", ["/graft", "/graft/"])
+def test_behind_a_path_of_its_own(visit: Visitor, models: Path, path: str) -> None:
+    with serving(Settings(models=models, root_path="/graft")) as client:
+        v = visit()
+        v.open(str(client.base_url.join(path)))
+        v.sample("a bag")
+        expect(v.label).to_be_visible()
+        v.page.get_by_role("link", name="About this model").click()
+        expect(v.page.get_by_role("heading", name="tiny")).to_be_visible()
+        v.page.get_by_role("link", name="API").click()
+        expect(v.page.locator("details")).not_to_have_count(0)
+
+
+def test_what_is_wrong_is_said_in_sentences(visit: Visitor, models: Path, tmp_path: Path) -> None:
+    v = visit()
+    with serving(Settings(models=tmp_path)) as client:
+        v.page.goto(str(client.base_url))
+        expect(v.page.get_by_role("alert")).to_contain_text("The service has no model to answer with. Put a bundle")
+        v.kept("no-model")
+    with contextlib.ExitStack() as service:
+        client = service.enter_context(serving(Settings(models=models, max_pixels=100)))
+        v.open(str(client.base_url))
+        hand_over(v.page, "drop", {"bag.png": DRAWN["bag"]})
+        expect(v.page.locator("#answer .problem")).to_contain_text("This image has too many pixels. ")
+        service.close()
+        hand_over(v.page, "drop", {"bag.png": DRAWN["bag"]})
+        expect(v.page.locator("#answer .problem")).to_contain_text("The service does not answer. Is it still running?")
+    assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
+    v.complaints.clear()
+
+
+def test_all_of_it_can_be_done_from_the_keyboard(visit: Visitor, address: str) -> None:
+    v = visit()
+    v.open(address)
+    press = v.page.keyboard.press
+    press("Tab")
+    expect(v.page.get_by_role("link", name="Skip to the answer")).to_be_focused()
+    for _ in range(20):
+        press("Tab")
+        if v.page.evaluate("document.activeElement.ariaLabel") == "Sample: trousers":
+            break
+    press("Enter")
+    expect(v.label).to_have_text("Trouser")
+    press("Tab")
+    press("Enter")
+    expect(v.label).to_have_text("Bag")
+    v.page.get_by_role("link", name="Skip to the answer").focus()
+    press("Enter")
+    expect(v.page.locator("#answer")).to_be_focused()
+
+
+def without_barriers(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "dark"), ("desk", "light")])
+def test_nobody_is_kept_out(visit: Visitor, address: str, size: str, scheme: str) -> None:
+    """By what axe-core can find."""
+    v = visit(size, scheme, reduced_motion="reduce")
+    v.open(address)
+    without_barriers(v.page)
+    v.page.get_by_role("button", name="Draw").click()
+    for said in ("a sneaker", "a bag", "rings"):
+        v.sample(said)
+    expect(v.page.locator(".anomaly.odd")).to_be_visible()
+    expect(v.page.locator("#explorer output")).not_to_be_empty()
+    without_barriers(v.page)
+    v.page.goto(f"{address}/models/fashion-mnist")
+    expect(v.page.locator("#report iframe")).to_be_visible()
+    without_barriers(v.page)
+    v.page.goto(f"{address}/docs")
+    v.page.locator("summary").first.click()
+    without_barriers(v.page)
+
+
+def test_the_page_is_light_and_asks_nobody_else(visit: Visitor, address: str) -> None:
+    v = visit()
+    loaded: dict[str, int] = {}
+    v.page.on("response", lambda answer: loaded.__setitem__(answer.url, len(answer.body())))
+    v.open(address)
+    v.page.wait_for_load_state("networkidle")
+    assert all(url.startswith((address, "data:")) for url in loaded), loaded
+    assert len(loaded) > 10
+    assert sum(loaded.values()) < 100_000, loaded
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
+def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str) -> None:
+    for _ in range(3):
+        predicted(address, DRAWN["rings"])
+    v = visit(size, scheme)
+    v.page.goto(f"{address}/models/fashion-mnist")
+    manifest = json.loads((ROOT / "models/fashion-mnist/1/manifest.json").read_text())
+    [accuracy] = [metric["value"] for metric in manifest["metrics"] if metric["name"] == "accuracy"]
+    expect(v.page.locator("#tiles")).to_contain_text(f"{100 * accuracy:.2f} %named rightly")
+    expect(v.page.locator("#facts")).to_contain_text(manifest["classifier"]["labels"][3])
+    expect(v.page.locator("#numbers")).to_contain_text(re.compile(r"images\s*[1-9]"))
+    expect(v.page.get_by_role("img", name=re.compile("Anomaly scores of [1-9]"))).to_be_visible()
+    report = v.page.frame_locator("#report iframe")
+    expect(report.get_by_role("heading", name="Confusion")).to_be_visible()
+    v.page.locator("#card summary").click()
+    expect(v.page.locator("#card")).to_contain_text("Nothing was chosen by the test images.")
+    v.kept("model")
+    v.page.get_by_role("combobox", name="Model").select_option("fashion-mnist-seed@2")
+    expect(v.page.get_by_role("heading", name="fashion-mnist-seed", exact=True)).to_be_visible()
+    v.page.get_by_role("link", name="Try it").click()
+    expect(v.page.get_by_label("Model")).to_have_value("fashion-mnist-seed")
+
+
+def test_a_report_may_look_as_it_likes_and_do_nothing(visit: Visitor, tmp_path: Path) -> None:
+    fields, files = tiny()
+    evil = "parent.document.title = 'taken'"
+    files["report.html"] = (
+        f"<h2>A report</h2><script>{evil}</script><img src=x onerror=\"{evil}\"><img src='https://evil.example/a.png'>"
+    ).encode()
+    save(tmp_path, "sly", fields, files)
+    with serving(Settings(models=tmp_path)) as client:
+        v = visit()
+        failed: dict[str, str | None] = {}
+        v.page.on("requestfailed", lambda request: failed.__setitem__(request.url, request.failure))
+        for page in ("/models/sly", "/v1/models/sly/report"):
+            v.page.goto(str(client.base_url.join(page)))
+            frame = v.page.frame_locator("iframe") if page.startswith("/models") else v.page
+            expect(frame.get_by_role("heading", name="A report")).to_be_visible()
+            expect(v.page).not_to_have_title("taken")
+            assert failed.pop("https://evil.example/a.png") == "csp"
+        assert v.complaints, "the browser says what it kept from running"
+        v.complaints.clear()
+
+
+def test_a_model_that_is_not_there_is_said_to_be_so(visit: Visitor, address: str) -> None:
+    v = visit()
+    v.page.goto(f"{address}/models/nobody")
+    expect(v.page.get_by_role("alert")).to_contain_text("This model is not loaded any more. There is no model 'nobody'")
+    assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
+    v.complaints.clear()
