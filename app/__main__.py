@@ -76,7 +76,7 @@ def _announce(listener: socket.socket) -> None:
     address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     url = f"http://{address}:{port}"
     sample = shlex.quote(os.path.relpath(SAMPLE))
-    print(f"Graft {__version__} answers at {url}/docs\n  curl -F image=@{sample} {url}/v1/classify", flush=True)
+    print(f"Graft {__version__} answers at {url}\n  curl -F image=@{sample} {url}/v1/classify", flush=True)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -40,4 +40,4 @@ def test_the_service_is_as_its_description_says(tmp_path: Path, key: str | None)
             timeout=300,
         )
     assert fuzzed.returncode == 0, fuzzed.stdout[-6000:] + fuzzed.stderr[-2000:]
-    assert "Tested: 12" in fuzzed.stdout
+    assert "Tested: 15" in fuzzed.stdout

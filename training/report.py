@@ -93,7 +93,7 @@ def study(
         journal(folder / JOURNAL_FILE),
         _words(manifest, scores),
         counts,
-        latent_map.fit(outputs.encoded["embedding"], test.labels),
+        latent_map.fit(outputs.encoded["embedding"], test.labels if manifest.classifier else np.array([])),
         scores,
         drawn,
         to_label,

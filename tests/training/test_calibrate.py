@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import save_tiny
+from support import LATENT, save_tiny, tiny
 
 import training
-from app.bundle import load
+from app.bundle import load, save
 from app.bundle.scoring import probabilities
+from training import anomaly, latent_map
 from training.__main__ import main
 from training.calibrate import temperature
 
@@ -34,7 +35,10 @@ def drawn(folder: Path, count: int, levels: tuple[int, int]) -> Path:
 
 
 def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_path: Path) -> None:
-    old = save_tiny(tmp_path / "models")
+    fields, files = tiny()
+    plane = latent_map.fit(RNG.normal(size=(20, LATENT)), np.array([]))
+    files["reference.npz"] = anomaly.added(files["reference.npz"], plane.arrays())
+    old = save(tmp_path / "models", "tiny", fields, files)
     normals = drawn(tmp_path / "normals", 400, (0, 120))
     command = [sys.executable, "-X", "importtime", "-m", "training", "calibrate", str(old), str(normals)]
     done = subprocess.run(
@@ -47,6 +51,8 @@ def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_
     assert after.manifest.anomaly.calibrated_on == 200
     assert after.manifest.files["encoder.onnx"] == before.manifest.files["encoder.onnx"]
     assert after.manifest.classifier == before.manifest.classifier
+    assert after.map is not None
+    np.testing.assert_array_equal(after.map.points, plane.points)
     fresh = RNG.integers(0, 120, (2000, 6, 4, 1), dtype=np.uint8)
     assert 0.01 < np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.12
     strange = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)

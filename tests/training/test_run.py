@@ -79,6 +79,16 @@ def test_the_bundle_serves_what_torch_gave(trained: Path, images: Path) -> None:
     assert stated["accuracy"] == pytest.approx(accuracy)
     assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001)
     assert accuracy > 0.9
+    assert bundle.map is not None
+    places = bundle.map.at(outputs["embedding"])  # of all that was held out; the map shows them all, in its own order
+    assert len(bundle.map.points) == len(places)
+    away = np.linalg.norm(places[:, None] - bundle.map.points.astype(np.float32), axis=2)
+    assert away.min(axis=1).max() < 0.01 * np.ptp(places)
+    assert bundle.map.labels is not None
+    nearest = bundle.map.labels[away.argmin(axis=1)]
+    assert (
+        np.mean([bundle.manifest.classifier.labels[n] == label for n, label in zip(nearest, labels, strict=True)]) > 0.9
+    )
 
 
 def test_the_run_is_written_down(trained: Path, images: Path) -> None:
@@ -89,6 +99,7 @@ def test_the_run_is_written_down(trained: Path, images: Path) -> None:
     assert set(provenance.data) == {"source/train", "target/train", "target/test"}
     assert provenance.versions["torch"] == torch.__version__
     card = (trained / "models/drawn/1/card.md").read_text()
+    assert load(trained / "models/drawn/1").parts == ["card", "report", "map"]
     assert re.search(r"\| accuracy \| [01]\.\d{4} \| 120 \|", card)
     published = "".join(path.read_bytes().decode("latin-1") for path in (trained / "models/drawn/1").iterdir())
     assert str(images) not in published, "a bundle names its data, not where it lay"

@@ -1,15 +1,19 @@
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from support import LABELS, assert_problem, save_tiny, serving
+from support import LABELS, LATENT, assert_problem, save_tiny, serving, tiny
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
+from app.bundle.store import save
 from app.inference import repository
 from app.settings import Settings
+from training.anomaly import to_file
 
 
 def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
@@ -26,6 +30,33 @@ def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
 def test_one_model_shows_its_manifest(client: httpx.Client, models: Path, name: str) -> None:
     body = client.get(f"/v1/models/{name}").json()
     assert body["manifest"] == json.loads((models / "tiny/1/manifest.json").read_text())
+
+
+def test_what_a_bundle_carries_to_be_looked_at(tmp_path: Path) -> None:
+    fields, files = tiny()
+    files |= {"card.md": b"# A card", "report.html": b"<h1>A report</h1>"}
+    with np.load(io.BytesIO(files["reference.npz"])) as stored:
+        points = {"map.points": np.array([[0.123456789, 1]]), "map.labels": np.array([2])}
+        plane = {"map.mean": np.zeros(LATENT), "map.directions": np.eye(LATENT, 2)}
+        files["reference.npz"] = to_file({**stored, **points, **plane})
+    save(tmp_path, "whole", fields, files)
+    save_tiny(tmp_path, "bare")
+    with serving(Settings(models=tmp_path)) as client:
+        assert client.get("/v1/models/whole").json()["parts"] == ["card", "report", "map"]
+        card = client.get("/v1/models/whole/card")
+        assert (card.text, card.headers["content-type"]) == ("# A card", "text/markdown; charset=utf-8")
+        report = client.get("/v1/models/whole@1/report")
+        assert (report.text, report.headers["content-type"]) == ("<h1>A report</h1>", "text/html; charset=utf-8")
+        assert report.headers["content-security-policy"].startswith("sandbox; default-src 'none'; ")
+        body = client.get("/v1/models/whole/map").json()
+        assert body["points"] == [[0.12346, 1.0]]
+        assert body["labels"] == [2]
+        assert np.array(body["directions"]).shape == (LATENT, 2)
+
+        assert client.get("/v1/models/bare").json()["parts"] == []
+        for part in ("card", "report", "map"):
+            answer = client.get(f"/v1/models/bare/{part}")
+            assert_problem(answer, 404, "part-missing", f"bare@1 carries no {part}; it carries: none")
 
 
 @pytest.mark.parametrize("name", ["none", "tiny@9", "..%2Ftiny", "%00"])
