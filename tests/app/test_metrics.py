@@ -290,8 +290,7 @@ def test_two_services_that_share_a_folder_answer_as_one(tmp_path: Path) -> None:
             for _ in range(2)
         ]
         try:
-            at = [(service.stdout.readline() if service.stdout else "").split()[-1] for service in services]
-            urls = [url.removesuffix("/docs") for url in at]
+            urls = [(service.stdout.readline() if service.stdout else "").split()[-1] for service in services]
             for url in (urls[0], urls[1], urls[1]):
                 httpx.get(f"{url}/healthz").raise_for_status()
             answered = {"operation": "healthz", "model": "-", "version": "-", "status": 200}
