@@ -85,7 +85,7 @@ def served() -> Iterator[str]:
             seconds = time.monotonic() - start
             print(f"make serve answered after {seconds:.2f} s: {printed}")
             assert seconds < 10, "an install, on a second start?"
-            address = re.search(r"http://(127\.0\.0\.1:\d+)/docs", printed)
+            address = re.search(r"http://(127\.0\.0\.1:\d+)", printed)
             assert address, printed
             yield address[1]
         finally:
