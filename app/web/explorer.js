@@ -61,14 +61,15 @@ async function decode() {
   busy = true;
   try {
     while (wanted !== null) {
-      const body = JSON.stringify({ embeddings: [wanted] });
+      const body = JSON.stringify({ embeddings: [wanted] }), of = told.textContent;
       wanted = null;
       const headers = { "Content-Type": "application/json", Accept: "image/png" };
       const answer = await call(`v1/decode?model=${model.name}@${model.version}`, { method: "POST", headers, body });
       const before = picture.src;
       picture.src = URL.createObjectURL(await answer.blob());
+      await picture.decode();
       URL.revokeObjectURL(before);
-      picture.alt = `Drawn from a code between both: ${told.textContent}`;
+      picture.alt = `Drawn from a code between both: ${of}`;
       picture.hidden = false;
       picture.parentElement.style.aspectRatio = `${model.input[1]} / ${model.input[0]}`;
     }

@@ -40,7 +40,9 @@ const named = () => models.find((each) => each.name === at("model").value && Str
 
 async function choose(summary) {
   const address = `v1/models/${summary.name}@${summary.version}`;
-  model = await json(address);
+  const chosen = await json(address);
+  if (named() !== summary) return; // another one was chosen meanwhile
+  model = chosen;
   if (model.parts.includes("map")) mapped(model, `${address}/map`);
   at("about").href = new URL(`models/${model.name}@${model.version}`, root);
   history.replaceState(null, "", `?model=${model.name}@${model.version}`);
@@ -236,8 +238,9 @@ for (const [name, said] of SAMPLES) {
   document.querySelector(".samples").append(button);
 }
 
-document.querySelector("[data-samples]").addEventListener("click", () =>
-  guarded(Promise.all(SAMPLES.slice(0, 2).map(([name]) => sample(name, !selected)))));
+document.querySelector("[data-samples]").addEventListener("click", () => guarded((async () => {
+  for (const [name] of SAMPLES.slice(0, 2)) await sample(name, !selected);
+})()));
 
 // ---- drawing
 
