@@ -26,6 +26,7 @@ GraftError
 │   ├── BodyTooSlow
 │   └── TooManyImages
 ├── UnknownModel
+├── LoadingNotAllowed         models come and go by other means than calls
 ├── OperationUnavailable      the model lacks the part that the operation needs
 ├── PartMissing               the bundle carries no such document or map
 ├── QueueFull                 with the seconds after which to try again
@@ -143,6 +144,10 @@ class TooManyImages(RequestError):
 
 
 class UnknownModel(GraftError):
+    pass
+
+
+class LoadingNotAllowed(GraftError):
     pass
 
 

@@ -1,5 +1,6 @@
 """create_app(settings): the only wiring. Nothing happens at import."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
-from app.metrics import Metrics, Served
+from app.metrics import Metrics
 from app.observability import Requests
 from app.settings import Settings
 
@@ -31,15 +32,24 @@ def create_app(settings: Settings) -> FastAPI:
     decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     chosen = providers.choose(settings.provider)
     repository = Repository(
-        settings.models, settings.default_model, threads, chosen, settings.max_batch, pool, metrics.ran
+        settings.models,
+        settings.default_model,
+        threads,
+        chosen,
+        settings.max_batch,
+        pool,
+        metrics,
+        settings.model_control,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # verifies golden pairs, which warms every graph
-        bundles = [model.bundle for model in repository.all()]
-        metrics.serve(Served(b.name, b.version, b.digest, b.encoder.provider) for b in bundles)
+        polling = asyncio.create_task(repository.poll(settings.poll_s)) if settings.model_control == "poll" else None
         yield
+        if polling is not None:
+            polling.cancel()
+        repository.close()
         for each in (pool, decoders):
             each.shutdown(wait=False, cancel_futures=True)
 

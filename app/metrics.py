@@ -51,13 +51,20 @@ class Served(NamedTuple):
 class _Children(dict[Labels, Kind], Generic[Kind]):
     """A metric's children by the values of their labels, kept: finding one anew costs more than counting."""
 
-    def __init__(self, metric: Kind) -> None:
+    def __init__(self, metric: Kind, names: tuple[str, ...]) -> None:
         super().__init__()
         self._metric = metric
+        self._at = names.index("model") if "version" in names else None
 
     def __missing__(self, labels: Labels) -> Kind:
         child = self[labels] = self._metric.labels(*labels)
         return child
+
+    def forget(self, model: str, version: int) -> None:
+        for labels in list(self):  # another thread may be adding some
+            if self._at is not None and labels[self._at : self._at + len(_MODEL)] == (model, version):
+                del self[labels]
+                self._metric.remove(*labels)
 
 
 class Metrics(Collector):
@@ -72,8 +79,9 @@ class Metrics(Collector):
         self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
         if self._folder:
             os.makedirs(self._folder, exist_ok=True)
-        self._ever: set[tuple[str, int]] = set()  # models that were ever loaded: requests outlive an unloading
+        self._children: list[_Children[Counter] | _Children[Histogram]] = []
         self._served: frozenset[Served] = frozenset()
+        self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
         self._refused = self._counter("graft_requests_refused_total", "Answers that were a problem.", "type")
         self._request = self._histogram("graft_request_seconds", "A request, until it is sent.", SECONDS, "operation")
@@ -83,19 +91,30 @@ class Metrics(Collector):
         self._images = self._histogram("graft_batch_images", "Images in one run.", IMAGES, *_MODEL)
         self._score = self._histogram("graft_anomaly_score", "Each image's anomaly score.", SCORES, *_MODEL)
         self._confidence = self._histogram("graft_confidence", "Each image's confidence.", CONFIDENCES, *_MODEL)
+        self._loads = self._counter("graft_model_loads_total", "Versions that were tried.", "model", "outcome")
         self._queued = self._gauge("graft_queue_images", "Images under way: read, and not yet answered.", "livesum")
         self._info = self._gauge("graft_model_info", "A model that is loaded.", "livemax", *Served._fields)
         self._gauge("graft_build_info", "The service.", "livemax", "version").labels(version).set(1)
 
     def serve(self, models: Iterable[Served]) -> None:
-        """What is loaded from now on, all of it: told again whenever that changes."""
+        """What is loaded from now on, all of it: told again whenever that changes. What is not has no series."""
         now = frozenset(models)
         for gone in self._served - now:
-            self._info.labels(*gone).set(0)  # from files nothing can be removed: `collect` leaves zeros out
+            self._info.labels(*gone).set(0)  # from files nothing can be removed: `collect` leaves it out
+            if not self._folder:
+                self._info.remove(*gone)
         for served in now:
             self._info.labels(*served).set(1)
+        before, self._versions = self._versions, {(served.model, served.version) for served in now}
+        if not self._folder:
+            for model, version in before - self._versions:
+                for children in self._children:
+                    children.forget(model, version)
         self._served = now
-        self._ever |= {(served.model, served.version) for served in now}
+
+    def tried(self, model: str, outcome: str) -> None:
+        """`model` is a name in the models folder; `outcome` is loaded or refused."""
+        self._loads[model, outcome].inc()
 
     def request(self, operation: str, model: str | None, version: int | None, status: int, seconds: float) -> None:
         if operation not in OPERATIONS:
@@ -134,15 +153,15 @@ class Metrics(Collector):
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
-        shared = MultiProcessCollector(None, self._folder) if self._folder else None  # type: ignore[no-untyped-call]
-        for family in (shared or self._own).collect():
-            if family.name == "graft_model_info":
-                family.samples = [sample for sample in family.samples if sample.value]
-            yield family
-        yield from _processes(_live(self._folder) if self._folder else [os.getpid()])
+        if self._folder:
+            yield from _of_loaded(MultiProcessCollector(None, self._folder).collect())  # type: ignore[no-untyped-call]
+            yield from _processes(_live(self._folder))
+        else:
+            yield from self._own.collect()
+            yield from _processes([os.getpid()])
 
     def _labels(self, model: str | None, version: int | None) -> Labels:
-        return (model, version) if (model, version) in self._ever else (UNKNOWN, UNKNOWN)  # type: ignore[return-value]
+        return (model, version) if (model, version) in self._versions else (UNKNOWN, UNKNOWN)  # type: ignore[return-value]
 
     @staticmethod
     def _observe(histogram: Histogram, values: Iterable[float]) -> None:
@@ -151,10 +170,14 @@ class Metrics(Collector):
                 histogram.observe(value)
 
     def _counter(self, name: str, text: str, *labels: str) -> _Children[Counter]:
-        return _Children(Counter(name, text, labels, registry=self._own))
+        children = _Children(Counter(name, text, labels, registry=self._own), labels)
+        self._children.append(children)
+        return children
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
-        return _Children(Histogram(name, text, labels, registry=self._own, buckets=buckets))
+        children = _Children(Histogram(name, text, labels, registry=self._own, buckets=buckets), labels)
+        self._children.append(children)
+        return children
 
     def _gauge(self, name: str, text: str, of_workers: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self._own, multiprocess_mode=of_workers)  # type: ignore[arg-type]
@@ -176,6 +199,21 @@ def _live(folder: str) -> list[int]:
     """The workers that write there and are not yet told to be gone."""
     found = (re.fullmatch(r"gauge_livemax_(\d+)\.db", name) for name in os.listdir(folder))
     return [int(match[1]) for match in found if match]
+
+
+def _of_loaded(families: Iterable[Metric]) -> Iterator[Metric]:
+    """Without what was counted of versions that no worker has any more: files forget nothing."""
+    known = list(families)
+    [told] = [family for family in known if family.name == "graft_model_info"]
+    told.samples = [sample for sample in told.samples if sample.value]
+    loaded = {(UNKNOWN, UNKNOWN)} | {(s.labels["model"], s.labels["version"]) for s in told.samples}
+    for family in known:
+        family.samples = [
+            sample
+            for sample in family.samples
+            if not {*_MODEL} <= {*sample.labels} or (sample.labels["model"], sample.labels["version"]) in loaded
+        ]
+        yield family
 
 
 def _processes(pids: Iterable[int]) -> Iterator[Metric]:

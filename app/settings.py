@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsInvalid
 
 PREFIX = "GRAFT_"
+ModelControl = Literal["none", "poll", "explicit"]
 
 
 class Settings(BaseSettings):
@@ -38,6 +39,13 @@ class Settings(BaseSettings):
         "a request asks for less by X-Timeout-Ms",
     )
     workers: int = Field(1, ge=1, le=64, description="processes that share the port; each loads every model")
+    model_control: ModelControl = Field(
+        "none",
+        description="how models change while requests are answered: none, poll (follow the folder), or explicit "
+        "(obey calls under /v2/repository; one worker only)",
+    )
+    poll_s: float = Field(2, ge=0.1, le=3600, description="seconds between two looks at the folder, under poll")
+    drain_s: int = Field(10, ge=0, le=3600, description="most seconds that a stop leaves for requests in flight")
     provider: str = Field(
         "cpu",
         description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, by commas",
@@ -81,6 +89,14 @@ class Settings(BaseSettings):
         if most < one:
             raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): there must be room for one")
         return most
+
+    @field_validator("model_control")
+    @classmethod
+    def reaches_every_worker(cls, control: ModelControl, before: ValidationInfo) -> ModelControl:
+        workers = before.data.get("workers", 1)
+        if control == "explicit" and workers > 1:
+            raise ValueError(f"a call would reach one of {workers} workers: use poll, or one worker")
+        return control
 
     @field_validator("max_queue")
     @classmethod

@@ -17,6 +17,8 @@ from app.observability import facts, log, request_id
 STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
+    errors.LoadingNotAllowed: HTTPStatus.FORBIDDEN,
+    errors.BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,  # that a call asked for, and that was refused
     errors.OperationUnavailable: HTTPStatus.CONFLICT,
     errors.PartMissing: HTTPStatus.NOT_FOUND,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

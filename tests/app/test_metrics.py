@@ -114,11 +114,35 @@ def test_what_was_never_loaded_and_what_is_no_operation_never_become_labels(metr
     assert sum(len(kept) for kept in (metrics._requests, metrics._queue)) == 3, "memory grows with what clients send"
 
 
-def test_a_request_that_outlives_its_model_still_counts_as_its(metrics: Metrics) -> None:
+def count_everything(metrics: Metrics) -> None:
+    metrics.request("classify", "tiny", 1, 200, 0.1)
+    metrics.refused("overloaded")
+    metrics.waited("tiny", 1, 0.1)
+    metrics.decoded("tiny", 1, 0.1)
+    metrics.ran("tiny", 1, 1, 0.1)
+    metrics.scored("tiny", 1, [0.1])
+    metrics.classified("tiny", 1, [0.1])
+    metrics.tried("tiny", "loaded")
+
+
+def test_what_was_counted_of_a_version_goes_with_it_and_memory_does_too(metrics: Metrics) -> None:
     metrics.serve([])
-    metrics.request("classify", "tiny", 1, 200, 0.001)
-    of = {"operation": "classify", "model": "tiny", "version": 1, "status": 200}
-    assert value(read(metrics.exposition()), "graft_requests_total", **of) == 1
+    empty = len(metrics.exposition())
+    for round_ in range(3):
+        for version in (1, 2):
+            metrics.serve([TINY._replace(version=version, digest=f"{round_}")])
+            metrics.request("classify", "tiny", version, 200, 0.1)
+            metrics.ran("tiny", version, 1, 0.1)
+    of = {"operation": "classify", "model": "tiny", "status": 200}
+    samples = read(metrics.exposition())
+    assert value(samples, "graft_requests_total", **of, version=1) is None
+    assert value(samples, "graft_requests_total", **of, version=2) == 1, "it began anew"
+    metrics.serve([])
+    assert "tiny" not in metrics.exposition().decode()
+    assert len(metrics.exposition()) < empty + 2000, "what has no model is kept"
+    metrics.request("classify", "tiny", 2, 200, 0.1)
+    nameless = of | {"model": "-"}
+    assert value(read(metrics.exposition()), "graft_requests_total", **nameless, version="-") == 1
 
 
 def test_the_process_and_the_build_are_told(metrics: Metrics) -> None:
@@ -166,13 +190,7 @@ def test_the_service_tells_what_it_did_in_prometheus_own_type(models: Path) -> N
 
 
 def test_the_page_names_every_metric_with_its_kind_and_labels(metrics: Metrics) -> None:
-    metrics.request("classify", "tiny", 1, 200, 0.1)
-    metrics.refused("overloaded")
-    metrics.waited("tiny", 1, 0.1)
-    metrics.decoded("tiny", 1, 0.1)
-    metrics.ran("tiny", 1, 1, 0.1)
-    metrics.scored("tiny", 1, [0.1])
-    metrics.classified("tiny", 1, [0.1])
+    count_everything(metrics)
     told = {}
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
@@ -253,6 +271,22 @@ def test_whichever_worker_is_asked_tells_of_all() -> None:
             assert value(samples, "graft_model_info", **TINY._asdict()) == 1
             assert value(samples, "graft_build_info", version="1.2.3") == 1
             assert (value(samples, "process_resident_memory_bytes") or 0) > 2e7
+
+
+def test_what_no_worker_has_any_more_is_not_told() -> None:
+    with shared_folder() as shared, workers(2, shared) as both:
+        of = {"operation": "classify", "model": "tiny", "status": 200}
+        for worker in both:
+            worker.does("metrics.request('classify', 'tiny', 1, 200, 0.001), metrics.tried('tiny', 'refused')")
+        second = TINY._replace(version=2)
+        for worker, counted in zip(both, (2, None), strict=True):
+            worker.does(f"metrics.serve([Served{tuple(second)!r}]), metrics.request('classify', 'tiny', 2, 200, 0.1)")
+            samples = both[0].samples()
+            assert value(samples, "graft_requests_total", **of, version=1) == counted, "one still has it"
+        assert value(samples, "graft_requests_total", **of, version=2) == 2
+        assert value(samples, "graft_model_info", **TINY._asdict()) is None
+        assert value(samples, "graft_model_loads_total", model="tiny", outcome="refused") == 2
+        assert value(samples, "graft_build_info", version="1.2.3") == 1
 
 
 def test_a_dead_workers_gauges_vanish_and_what_it_counted_stays() -> None:
