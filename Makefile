@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format train bench bench-training quality lock install-gpu clean
+.PHONY: help serve test test-wheel check format swaps train bench bench-training quality lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ check: $(VENV)/dev.stamp ## what must hold of the source: style, types, import d
 format: $(VENV)/dev.stamp ## mend what ruff can mend
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
+
+swaps: $(VENV)/dev.stamp ## 200 models swapped under full load: no wrong answer, no memory kept; SWAPS=200
+	@SWAPS=$(or $(SWAPS),200) $(PY) -m pytest -q -s tests/test_swaps.py
 
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'

@@ -19,7 +19,6 @@ from app.settings import PREFIX, Settings, load_settings
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
 BACKLOG = 2048  # connections that wait to be accepted
-DRAIN_S = 10  # what a stop leaves for requests in flight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> int:
     from app.server import serve  # here, as a parent of workers does without it and its 50 MB
 
-    return serve(settings, lambda: _listen(settings), _announce, DRAIN_S)
+    return serve(settings, lambda: _listen(settings), _announce)
 
 
 def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -> int:
-    supervisor.end_with_parent(channel, DRAIN_S)
+    supervisor.end_with_parent(channel, settings.drain_s)
     from app.server import serve
 
-    return serve(settings, lambda: listener, lambda _: supervisor.tell_ready(channel), DRAIN_S)
+    return serve(settings, lambda: listener, lambda _: supervisor.tell_ready(channel), has_parent=True)
 
 
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
@@ -67,7 +66,7 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
             worker_gone(process, folder[FOLDER])
 
         return supervisor.Supervisor(
-            command, listener, settings.workers, DRAIN_S, lambda: _announce(listener), gone, folder
+            command, listener, settings.workers, settings.drain_s, lambda: _announce(listener), gone, folder
         ).run()
 
 

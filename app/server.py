@@ -1,24 +1,45 @@
-"""One process that serves: uvicorn around the app. Whoever only supervises such processes never imports this."""
+"""One process that serves: uvicorn around the app. Whoever only supervises such processes never imports this.
 
+asked to end ─▶ not ready, every answer says `Connection: close`
+             ─▶ who has connected is let in, then nobody is
+             ─▶ connections that are idle are closed, after a moment in which a request may be on its way
+             ─▶ what is in flight is answered, within `drain_s`
+             ─▶ the end; at once where it is asked for again
+"""
+
+import asyncio
 import contextlib
 import os
 import signal
 import socket
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import uvicorn
 
 from app.bundle.store import names, versions
 from app.errors import SettingsInvalid
 from app.main import create_app
+from app.observability import log
 from app.settings import PREFIX, Settings
+
+_MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
+_GRACE_S = 1.0  # beyond `drain_s`, for what does not stop when it is told to
 
 
 def serve(
-    settings: Settings, listen: Callable[[], socket.socket], ready: Callable[[socket.socket], None], drain_s: int
+    settings: Settings,
+    listen: Callable[[], socket.socket],
+    ready: Callable[[socket.socket], None],
+    has_parent: bool = False,
 ) -> int:
-    """Until a signal ends it; the exit status. `ready` is called once requests are answered."""
+    """Until a signal ends it; the exit status. `ready` is called once requests are answered.
+
+    A parent may ask more than once for the end, and kills where it is to come at once.
+    """
     _require_bundles(settings)
     app = create_app(settings)
     listener = listen()
@@ -30,17 +51,24 @@ def serve(
         access_log=False,
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=drain_s,
+        timeout_graceful_shutdown=settings.drain_s,
     )
-    server = _Server(config, lambda: ready(listener))
+    server = _Server(config, settings.drain_s, lambda: ready(listener), app.state.repository.leave, has_parent)
     server.run([listener])
     return 0 if server.started else 1
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain_s: float,
+        ready: Callable[[], None],
+        leave: Callable[[], None],
+        has_parent: bool,
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._drain_s, self._ready, self._leave, self._has_parent = drain_s, ready, leave, has_parent
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -52,17 +80,83 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            if not self._has_parent:
+                os._exit(0)
+            return
+        self.should_exit = True
+        self._leave()
+        threading.Thread(target=self._end, name="graft-end", daemon=True).start()
+
+    def _end(self) -> None:
+        """A thread that hangs, in a graph say, would keep the process for good."""
+        time.sleep(self._drain_s + _GRACE_S)
+        log.warning("not at rest %g s after it was asked to end: ended all the same", self._drain_s + _GRACE_S)
+        os._exit(0)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        began = time.monotonic()
+        listeners, state = sockets or [], self.server_state
+        state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        for connection in state.connections:
+            if _busy(connection):
+                connection.shutdown()  # after its answer, which says so
+        await self._let_in(listeners)
+        moment = began + min(_MOMENT_S, self._drain_s / 2)
+        while state.connections and time.monotonic() < moment:  # noqa: ASYNC110  # of their end nobody tells
+            await asyncio.sleep(0.01)
+        left = self._drain_s - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # a float serves as well
+        await super().shutdown(sockets)
+
+    async def _let_in(self, listeners: Sequence[socket.socket]) -> None:
+        """Everybody who has connected, and in the same breath nobody any more: the system turns away whom it has kept
+        waiting when listening ends. The loop would let one in at a turn, and others would come."""
+        spares = [listener.dup() for listener in listeners]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            listener.close()
+        came = [accepted for spare in spares for accepted in _accepted(spare)]
+        loop = asyncio.get_running_loop()
+        for each in came:
+            await loop.connect_accepted_socket(self._protocol, each)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    """All who wait; listening ends."""
+    listener.setblocking(False)
+    came = []
+    with listener, contextlib.suppress(OSError):  # that nobody waits
+        while True:
+            came.append(listener.accept()[0])
+    return came
+
+
+def _busy(connection: object) -> bool:
+    """Whether a request of it is being answered."""
+    cycle = getattr(connection, "cycle", None)
+    return cycle is not None and not cycle.response_complete
+
 
 def _require_bundles(settings: Settings) -> None:
+    """Where models come and go, there need not be any yet."""
     models = settings.models
     mend = f"train one with `make train RECIPE=seed`, or set {PREFIX}MODELS to a folder of bundles"
     if not os.path.isdir(models):  # which takes what is no path at all for what is not there
         raise SettingsInvalid(f"{PREFIX}MODELS={models}: there is no such folder; {mend}")
+    if settings.model_control != "none":
+        return
     if not any(versions(models / name) for name in names(models)):
         raise SettingsInvalid(f"{PREFIX}MODELS={models}: no <name>/<version>/ in it; {mend}")
     wanted = settings.default_model

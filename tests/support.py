@@ -223,8 +223,8 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
-    """(process, address, seconds until it was ready)"""
+def running(seconds: float = 60, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """(process, address, seconds until it was ready); it is killed after so many seconds"""
     start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "--port", "0"],
@@ -235,7 +235,7 @@ def running(**settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float
         text=True,
     )
     assert process.stdout is not None
-    watchdog = threading.Timer(60, process.kill)  # a silent child must not hang the suite
+    watchdog = threading.Timer(seconds, process.kill)  # a silent child must not hang the suite
     watchdog.start()
     try:
         first = process.stdout.readline()

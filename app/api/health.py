@@ -18,6 +18,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Models are loaded, verified and warm", responses=documented(500, 503))
 async def readyz(repository: Models) -> Health:
+    if repository.leaving:
+        raise NotReady("this process is about to end")
     if not repository.ready:
         raise NotReady("no model can be served: " + ("; ".join(repository.refused.values()) or "none was found"))
     return Health(status="ok")

@@ -58,7 +58,7 @@ class Repository:
     ) -> None:
         """`pool` runs the batches that would keep the event loop too long."""
         self.models, self.control = models, control
-        self.leaving = False  # set once the process is asked to end
+        self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._metrics = metrics or Metrics("")
@@ -84,6 +84,10 @@ class Repository:
                 self._accept(model)
                 self._loaded.setdefault(name, {})[version] = model
         self._tell()
+
+    def leave(self) -> None:
+        """Not ready any more: this process is about to end. Requests are answered as before."""
+        self.leaving = True
 
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)
