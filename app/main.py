@@ -22,6 +22,7 @@ from app.metrics import Metrics
 from app.observability import Requests
 from app.settings import Settings
 
+_DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
 
 
@@ -45,10 +46,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # verifies golden pairs, which warms every graph
-        polling = asyncio.create_task(repository.poll(settings.poll_s)) if settings.model_control == "poll" else None
+        going_on = [asyncio.create_task(repository.watch_drift(_DRIFT_S))]
+        if settings.model_control == "poll":
+            going_on.append(asyncio.create_task(repository.poll(settings.poll_s)))
         yield
-        if polling is not None:
-            polling.cancel()
+        for task in going_on:
+            task.cancel()
         repository.close()
         for each in (pool, decoders):
             each.shutdown(wait=False, cancel_futures=True)

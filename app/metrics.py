@@ -27,7 +27,7 @@ __all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Served", "shared_folder", "
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name; it looks when it is imported
 UNKNOWN = "-"
 _ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
-OPERATIONS = frozenset(_ON_IMAGES | {"models", "healthz", "readyz", "metrics"})
+OPERATIONS = frozenset(_ON_IMAGES | {"models", "drift", "healthz", "readyz", "metrics"})
 SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
@@ -79,7 +79,7 @@ class Metrics(Collector):
         self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
         if self._folder:
             os.makedirs(self._folder, exist_ok=True)
-        self._children: list[_Children[Counter] | _Children[Histogram]] = []
+        self._children: list[_Children[Counter] | _Children[Histogram] | _Children[Gauge]] = []
         self._served: frozenset[Served] = frozenset()
         self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
@@ -92,6 +92,12 @@ class Metrics(Collector):
         self._score = self._histogram("graft_anomaly_score", "Each image's anomaly score.", SCORES, *_MODEL)
         self._confidence = self._histogram("graft_confidence", "Each image's confidence.", CONFIDENCES, *_MODEL)
         self._loads = self._counter("graft_model_loads_total", "Versions that were tried.", "model", "outcome")
+        self._far = self._kept_gauge(
+            "graft_drift_discrepancy", "Of latest codes from held-out ones.", "livemax", *_MODEL
+        )
+        self._chance = self._kept_gauge("graft_drift_p_value", "Of that discrepancy.", "livemin", *_MODEL)
+        text = "Population stability index of the latest images."
+        self._stability = self._kept_gauge("graft_drift_stability", text, "livemax", *_MODEL, "of")
         self._queued = self._gauge("graft_queue_images", "Images under way: read, and not yet answered.", "livesum")
         self._info = self._gauge("graft_model_info", "A model that is loaded.", "livemax", *Served._fields)
         self._gauge("graft_build_info", "The service.", "livemax", "version").labels(version).set(1)
@@ -144,6 +150,20 @@ class Metrics(Collector):
     def classified(self, model: str, version: int, confidences: Iterable[float]) -> None:
         self._observe(self._confidence[self._labels(model, version)], confidences)
 
+    def drifted(
+        self, model: str, version: int, discrepancy: float | None, p_value: float | None, **stability: float | None
+    ) -> None:
+        """What is None stays what it was. `stability` by what it is of."""
+        labels = self._labels(model, version)
+        if UNKNOWN in labels:  # unloaded meanwhile
+            return
+        for gauges, value in ((self._far, discrepancy), (self._chance, p_value)):
+            if value is not None:
+                gauges[labels].set(value)
+        for of, value in stability.items():
+            if value is not None:
+                self._stability[(*labels, of)].set(value)
+
     def queued(self, images: int) -> None:
         """How many wait now, in this process."""
         self._queued.set(images)
@@ -176,6 +196,11 @@ class Metrics(Collector):
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _Children[Histogram]:
         children = _Children(Histogram(name, text, labels, registry=self._own, buckets=buckets), labels)
+        self._children.append(children)
+        return children
+
+    def _kept_gauge(self, name: str, text: str, of_workers: str, *labels: str) -> _Children[Gauge]:
+        children = _Children(self._gauge(name, text, of_workers, *labels), labels)
         self._children.append(children)
         return children
 

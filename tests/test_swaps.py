@@ -104,7 +104,7 @@ def test_versions_that_follow_one_another_under_load_fail_no_request_and_leave_n
         assert judge.wrong == []
         assert judge.versions == set(range(1, SWAPS + 2))
         early, late = held[EARLY], held[SWAPS]
-        print(f"after {EARLY} swaps {early}, after {SWAPS} {late}")
+        print(*(f"after {swaps} swaps {held[swaps]}" for swaps in range(EARLY, SWAPS + 1, EARLY)), sep="\n")
         assert late.megabytes < early.megabytes + (
             10 if EARLY >= 20 else 30
         )  # the first few fill what is kept for good

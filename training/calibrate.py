@@ -11,7 +11,7 @@ from app.bundle import Bundle, save
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Manifest
 from app.bundle.scoring import probabilities
-from training import anomaly, evaluate
+from training import anomaly, drift, evaluate
 from training.data import ImageSet
 from training.errors import TrainingError
 from training.splits import split
@@ -42,8 +42,8 @@ def anomaly_part(
     distances: Sequence[str],
     false_alarm_rate: float,
     anomalies: ImageSet | None = None,
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(manifest fields, files) of an anomaly score on what the bundle's own graphs give."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(manifest fields, arrays of the reference file) of an anomaly score on what the bundle's own graphs give."""
     if "reconstruction" in distances and bundle.decoder is None:
         raise TrainingError(f"{bundle.name}@{bundle.version} has no decoder: an anomaly score needs one")
     wanted = anomaly.tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
@@ -55,7 +55,7 @@ def anomaly_part(
     blocks = [math.prod(each) for each in bundle.manifest.feature_maps]
     strange = None if anomalies is None else read(anomalies)
     calibration, arrays = anomaly.fit(read(train), read(held_out), distances, false_alarm_rate, blocks, strange)
-    return {"anomaly": calibration, "reference": REFERENCE_FILE}, {REFERENCE_FILE: anomaly.to_file(arrays)}
+    return {"anomaly": calibration, "reference": REFERENCE_FILE}, arrays
 
 
 def recalibrate(
@@ -66,7 +66,8 @@ def recalibrate(
     seed: int,
     anomalies: ImageSet | None = None,
 ) -> Path:
-    """A new version of the bundle in `folder`: the anomaly score fitted on half of the normals, calibrated on the rest.
+    """A new version of the bundle in `folder`: the anomaly score fitted on half of the normals, calibrated on the rest,
+    by which drift is told too.
 
     Its distances are those that it had; graphs, labels and temperature stay as they are. With `anomalies` the threshold
     is that of the best F1, and the rate follows from it. The report stays behind: what it says of the score is past.
@@ -75,9 +76,11 @@ def recalibrate(
     stated = bundle.manifest.anomaly.distances if bundle.manifest.anomaly else ()
     usual = [name for name in anomaly.DEFAULT if name != "reconstruction" or bundle.decoder is not None]
     distances = [distance.name for distance in stated] or usual
-    fields, files = anomaly_part(bundle, fitted_on, held_out, distances, false_alarm_rate, anomalies)
+    fields, arrays = anomaly_part(bundle, fitted_on, held_out, distances, false_alarm_rate, anomalies)
+    classifier = bundle.manifest.classifier
+    arrays |= drift.reference(bundle, held_out, classifier.temperature if classifier else None)
     if bundle.map is not None:
-        files[REFERENCE_FILE] = anomaly.added(files[REFERENCE_FILE], bundle.map.arrays())
+        arrays |= bundle.map.arrays()
     false_alarm_rate = fields["anomaly"].false_alarm_rate
     made_anew = ("golden", "files", "seal")
     before = {field: getattr(bundle.manifest, field) for field in Manifest.model_fields if field not in made_anew}
@@ -86,7 +89,7 @@ def recalibrate(
     metrics = tuple(metric for metric in before["metrics"] if metric.name not in _ANOMALY_METRICS)
     data = {**before["provenance"].data, "calibration/normals": normals.fingerprint()}
     fields |= {"metrics": metrics, "provenance": before["provenance"].model_copy(update={"data": data})}
-    files |= {name: (folder / name).read_bytes() for name in kept}
+    files = {name: (folder / name).read_bytes() for name in kept} | {REFERENCE_FILE: anomaly.to_file(arrays)}
     if CARD_FILE in files:
         kept_lines = [
             line

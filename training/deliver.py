@@ -14,7 +14,7 @@ import torch
 from app.bundle import Bundle
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Classifier, Metric, Provenance
-from training import anomaly, calibrate, evaluate, report
+from training import anomaly, calibrate, drift, evaluate, report
 from training.card import card
 from training.errors import TrainingError
 from training.export import OPSET, export, publish, rehearse
@@ -145,15 +145,17 @@ def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material)
 
 
 def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Temperature from the validation images, anomaly score from training and calibration images."""
-    fields, files = calibrate.anomaly_part(
+    """Temperature from the validation images, anomaly score from training and calibration images, drift from these."""
+    fields, arrays = calibrate.anomaly_part(
         bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
     logits = evaluate.run(bundle, material.validation, "temperature", ("logits",)).logits
+    temperature = None
     if logits is not None:
         temperature = calibrate.temperature(logits, material.validation.labels)
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
-    return fields, files
+    arrays |= drift.reference(bundle, material.calibration, temperature)
+    return fields, {calibrate.REFERENCE_FILE: anomaly.to_file(arrays)}
 
 
 def machine() -> str:

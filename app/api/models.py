@@ -6,8 +6,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.error_handlers import documented
-from app.api.schemas import MapResponse, ModelDetail, ModelList, ModelSummary, Refused
+from app.api.schemas import (
+    DriftResponse,
+    MapResponse,
+    ModelDetail,
+    ModelList,
+    ModelRef,
+    ModelSummary,
+    Refused,
+)
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
+from app.inference.drift import ALARM
 from app.inference.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -77,3 +86,24 @@ async def latent_map(name: str, repository: Models) -> MapResponse:
     bundle.require_part("map")
     assert bundle.map is not None
     return MapResponse.of(bundle, bundle.map)
+
+
+@router.get(
+    "/{name}/drift",
+    summary="Whether what it is served still looks like what it was held to",
+    response_model_exclude_none=True,
+    responses=documented(401, 404, 409, 500),
+)
+async def drift(name: str, repository: Models) -> DriftResponse:
+    found = repository.get(name)
+    judged = await repository.drift(found)
+    return DriftResponse(
+        model=ModelRef.of(found.bundle),
+        images=judged.images,
+        window=judged.window,
+        discrepancy=judged.discrepancy,
+        p_value=judged.p_value,
+        drifted=None if judged.p_value is None else judged.p_value < ALARM,
+        confidence_stability=judged.confidence,
+        anomaly_score_stability=judged.anomaly_score,
+    )

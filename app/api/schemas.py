@@ -177,6 +177,19 @@ class MapResponse(BaseModel):
         )
 
 
+class DriftResponse(BaseModel):
+    """What is not known yet is absent."""
+
+    model: ModelRef
+    images: int = Field(description="the latest, that were looked at")
+    window: int = Field(description="how many it takes")
+    discrepancy: float | None = Field(description="maximum mean discrepancy of their codes from held-out ones, squared")
+    p_value: float | None = Field(description="how often chance alone would have brought as much")
+    drifted: bool | None = Field(description="p_value < 0.01")
+    confidence_stability: float | None = Field(description="population stability index; above 0.25 much has moved")
+    anomaly_score_stability: float | None = Field(description="likewise")
+
+
 class Refused(BaseModel):
     bundle: str
     reason: str

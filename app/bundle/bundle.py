@@ -7,6 +7,7 @@ import numpy as np
 
 from app.bundle import scoring
 from app.bundle.decode import PIXELS_CEILING
+from app.bundle.drift import DriftReference
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Manifest
 from app.bundle.preprocess import preprocess
@@ -37,6 +38,7 @@ class Bundle:
     head: Session | None
     explainer: Session | None
     scorer: scoring.AnomalyScorer | None
+    drift: DriftReference | None  # absent from bundles of earlier days
     map: LatentMap | None
     documents: Mapping[str, bytes]  # of card.md and report.html those that it has
 

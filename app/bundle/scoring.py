@@ -172,8 +172,8 @@ class AnomalyScorer:
     def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
         """`sizes` are those of the tensors that distances can take. A ValueError names the array that does not fit."""
         self._anomaly = anomaly
-        self._calibration = numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
-        if (np.diff(self._calibration) < 0).any():
+        self.calibration = numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
+        if (np.diff(self.calibration) < 0).any():
             raise ValueError("array calibration_scores: not in rising order")
         self._measures: dict[str, set[str]] = {}
         for distance in anomaly.distances:
@@ -206,7 +206,7 @@ class AnomalyScorer:
         """Of another rate than the bundle's own; a ValueError says why it cannot be held."""
         if false_alarm_rate is None:
             return self._anomaly.threshold
-        return threshold_at(self._calibration, false_alarm_rate)
+        return threshold_at(self.calibration, false_alarm_rate)
 
     def score(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
         return self.judge(self.distances(tensors, errors))
@@ -217,7 +217,7 @@ class AnomalyScorer:
         threshold = self.threshold(false_alarm_rate)
         rate = false_alarm_rate or a.false_alarm_rate
         scores = self.combine(distances)
-        chances = p_values(scores, self._calibration)
+        chances = p_values(scores, self.calibration)
         named = [distance.name for distance in a.distances]
         return [
             AnomalyScore(

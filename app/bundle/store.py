@@ -14,6 +14,7 @@ import numpy as np
 
 from app.bundle import golden
 from app.bundle.bundle import CARD_FILE, REPORT_FILE, Bundle
+from app.bundle.drift import EMBEDDINGS, DriftReference
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer, thumbnail_size
@@ -71,7 +72,7 @@ def _assemble(
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
-    scorer = latent_map = None
+    scorer = drift = latent_map = None
     if manifest.reference is not None:
         reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
@@ -79,13 +80,17 @@ def _assemble(
         try:
             if manifest.anomaly is not None:
                 scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
+            if EMBEDDINGS in reference:
+                drift = DriftReference(reference, manifest.latent_size)
             labels = len(manifest.classifier.labels) if manifest.classifier else None
             latent_map = LatentMap.of(reference, manifest.latent_size, labels)
         except ValueError as error:
             raise ReferenceInvalid(f"{where}/{manifest.reference}: {error}") from None
     decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
     documents = {file: contents[file] for file in (CARD_FILE, REPORT_FILE) if file in contents}
-    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, scorer, latent_map, documents)
+    return Bundle(
+        name, version, digest, manifest, encoder, decoder, head, explainer, scorer, drift, latent_map, documents
+    )
 
 
 def save(

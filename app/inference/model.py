@@ -12,6 +12,7 @@ from app.bundle.bundle import Bundle
 from app.bundle.session import CPU
 from app.inference.answer import DISTANCES, EMBEDDING, EXPLANATION, LOGITS, RECONSTRUCTION, Outputs, Wish, answer
 from app.inference.batcher import Batcher
+from app.inference.drift import Window
 
 _MOST_ON_LOOP_S = 0.002  # for which nobody notices that the event loop stands still; a thread costs 30 µs a request
 _SOME = 16  # images, of which a batch is timed beside one of a single image
@@ -32,8 +33,9 @@ class Model:
         everything = frozenset(costs.beyond)
         self.seconds = costs.expected(1, everything)  # to answer everything of one image
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
+        self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
         self.batcher: Batcher[Wish, Outputs] = Batcher(
-            lambda wishes: answer(bundle, wishes),
+            lambda wishes: answer(bundle, wishes) if window is None else window.saw(answer(bundle, wishes)),
             most,
             pool,
             costs.on_loop,

@@ -6,6 +6,7 @@ replaces is kept alive by the requests that run on it, and freed with the last o
 
 import asyncio
 import contextlib
+import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from typing import Literal, TypeVar
 
 from app.bundle.session import CPU
 from app.bundle.store import load
-from app.errors import BundleError, LoadingNotAllowed, NotReady, UnknownModel
+from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavailable, UnknownModel
+from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, found
 from app.inference.model import Model
 from app.metrics import Metrics, Served
@@ -157,6 +159,39 @@ class Repository:
             for (name, version), state in sorted(states.items())
         ]
 
+    # --- drift -------------------------------------------------------------------------------------------------
+
+    async def drift(self, model: Model) -> Drift:
+        """Judged in a thread, and told to the metrics."""
+        if model.drift is None:
+            raise OperationUnavailable(
+                f"model {model.name} has no reference to tell drift by: export it again, or `graft-train calibrate` it"
+            )
+        found = await asyncio.to_thread(model.drift.judge)
+        self._metrics.drifted(
+            model.bundle.name,
+            model.bundle.version,
+            found.discrepancy,
+            found.p_value,
+            confidence=found.confidence,
+            anomaly_score=found.anomaly_score,
+        )
+        return found
+
+    async def watch_drift(self, seconds: float) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self._judge_all()
+            except Exception:
+                log.exception("drift could not be judged; it is tried again")
+
+    async def _judge_all(self) -> None:
+        for model in self.all():
+            if model.drift is not None and model.drift.has_news:
+                await self.drift(model)
+
     # --- what a request means ----------------------------------------------------------------------------------
 
     @property
@@ -269,6 +304,8 @@ class Repository:
         """The last request that ran on it has been answered."""
         self._freeing.remove(served)
         self._tell()
+        with contextlib.suppress(RuntimeError):  # that the process is about to end
+            self._loader.submit(_give_back)
         log.info("unloaded %s@%d %s", served.model, served.version, served.digest[:12])
 
     def _tell(self) -> None:
@@ -278,6 +315,13 @@ class Repository:
 def _served(model: Model) -> Served:
     bundle = model.bundle
     return Served(bundle.name, bundle.version, bundle.digest, bundle.encoder.provider)
+
+
+def _give_back() -> None:
+    """To the system, what was freed: glibc keeps most of it in as many pools as there are threads, and after a hundred
+    models those hold more than the models did. Other C libraries have no such call, or no such need."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _call(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:

@@ -123,6 +123,7 @@ def count_everything(metrics: Metrics) -> None:
     metrics.scored("tiny", 1, [0.1])
     metrics.classified("tiny", 1, [0.1])
     metrics.tried("tiny", "loaded")
+    metrics.drifted("tiny", 1, 0.01, 0.5, confidence=0.1, anomaly_score=None)
 
 
 def test_what_was_counted_of_a_version_goes_with_it_and_memory_does_too(metrics: Metrics) -> None:

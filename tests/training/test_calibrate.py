@@ -49,6 +49,10 @@ def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_
     before, after = load(old), load(tmp_path / "models/tiny/2")
     assert after.manifest.anomaly is not None
     assert after.manifest.anomaly.calibrated_on == 200
+    assert before.drift is None
+    assert after.drift is not None
+    assert after.drift.window == 100
+    assert after.drift.confidences is not None
     assert after.manifest.files["encoder.onnx"] == before.manifest.files["encoder.onnx"]
     assert after.manifest.classifier == before.manifest.classifier
     assert after.map is not None
@@ -82,5 +86,6 @@ def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(
     anomaly = load(tmp_path / "models/bare/2").manifest.anomaly
     assert anomaly is not None
     assert [distance.name for distance in anomaly.distances] == ["embedding.mahalanobis"], "without a decoder"
+    assert load(tmp_path / "models/bare/2").drift is None, "20 images are none to tell drift by"
     with pytest.raises(SystemExit):
         main(["calibrate", str(whole), normals, "--false-alarm-rate", "2"])

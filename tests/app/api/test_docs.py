@@ -20,7 +20,16 @@ def openapi(client: httpx.Client) -> dict[str, Any]:
 
 def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, Any]) -> None:
     operations = {f"/v1/{name}" for name in ("classify", "encode", "reconstruct", "anomaly", "predict")}
-    others = {"/v1/decode", "/v1/generate", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics"}
+    others = {
+        "/v1/decode",
+        "/v1/generate",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/models/{name}/drift",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
     assert set(openapi["paths"]) == operations | others | set(PARTS)
     for path, verbs in openapi["paths"].items():
         for operation in verbs.values():
