@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from load import Answer, Load, post
-from support import running
+from support import environment, running
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
@@ -109,3 +110,21 @@ def test_what_is_not_answered_in_time_does_not_keep_it(models: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert 0.8 < time.monotonic() - start < 4
+
+
+def test_a_thread_that_hangs_does_not_keep_it(models: Path) -> None:
+    code = (
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "from app.__main__ import main\n"
+        f"main(['--port', '0', '--models', {str(models)!r}, '--drain-s', '1'])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "answers at" in process.stdout.readline()
+        process.terminate()
+        _, log = process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert "not at rest 2 s after it was asked to end" in log
