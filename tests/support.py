@@ -223,8 +223,13 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(seconds: float = 60, **settings: str) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
-    """(process, address, seconds until it was ready); it is killed after so many seconds"""
+def running(
+    seconds: float = 60, ready: int = 200, **settings: str
+) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """(process, address, seconds until it was ready); it is killed after so many seconds
+
+    `ready` is what its /readyz answers when it has said where it is.
+    """
     start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "--port", "0"],
@@ -241,7 +246,7 @@ def running(seconds: float = 60, **settings: str) -> Iterator[tuple[subprocess.P
         first = process.stdout.readline()
         found = re.search(r"http://[\d.]+:\d+", first)
         assert found, first + (process.stderr.read() if process.stderr else "")
-        httpx.get(f"{found[0]}/readyz").raise_for_status()
+        assert httpx.get(f"{found[0]}/readyz").status_code == ready
         yield process, found[0], time.monotonic() - start
     finally:
         watchdog.cancel()

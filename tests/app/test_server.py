@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from load import Answer, Load, post
-from support import environment, running
+from support import environment, running, save_tiny
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
@@ -128,3 +129,16 @@ def test_a_thread_that_hangs_does_not_keep_it(models: Path) -> None:
         _, log = process.communicate(timeout=20)
         assert process.returncode == 0
     assert "not at rest 2 s after it was asked to end" in log
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_where_models_come_and_go_there_need_be_none_at_the_start(tmp_path: Path, workers: str) -> None:
+    settings = {"GRAFT_MODELS": str(tmp_path), "GRAFT_MODEL_CONTROL": "poll", "GRAFT_POLL_S": "0.1"}
+    with running(ready=503, GRAFT_WORKERS=workers, **settings) as (process, address, _):
+        save_tiny(tmp_path)
+        end = time.monotonic() + 30
+        while httpx.get(f"{address}/readyz").status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(timeout=20) == 0

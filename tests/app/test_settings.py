@@ -52,3 +52,10 @@ def test_a_queue_that_could_never_hold_a_request_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match="MAX_BODY_MB"):
         load_settings(max_bodies_mb=10, max_body_mb=11)
     assert load_settings(max_bodies_mb=11, max_body_mb=11).max_bodies_mb == 11
+
+
+def test_calls_that_would_reach_one_worker_of_several_are_refused() -> None:
+    with pytest.raises(SettingsInvalid, match=r"--model-control=explicit: .*one of 2 workers: use poll"):
+        load_settings(model_control="explicit", workers=2)
+    for control, workers in (("explicit", 1), ("poll", 2)):
+        assert load_settings(model_control=control, workers=workers).workers == workers
