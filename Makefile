@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format swaps train bench bench-training quality lock install-gpu clean
+.PHONY: help serve test test-wheel check format swaps train bench bench-training quality clients lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,8 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
 
+clients: $(VENV)-clients/stamp ## the protocol client that tests need an environment of its own for
+
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
 	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools
 	@PATH="$(abspath $(VENV)-lock)/bin:$$PATH" sh requirements/renew.sh
@@ -66,7 +68,7 @@ install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
 	@touch $(VENV)/serve.stamp
 
 clean: ## remove everything that make made
-	@rm -rf $(VENV) $(VENV)-lock .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV)-lock $(VENV)-clients .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
@@ -87,3 +89,9 @@ $(VENV)/dev.stamp: requirements/dev.txt | $(PY)
 	@echo 'installing everything that tests need into $(VENV)…' >&2
 	@$(PIP) -r $<
 	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
+
+$(VENV)-clients/stamp: requirements/clients.txt | $(PY)
+	@echo 'installing kserve into $(VENV)-clients…' >&2
+	@$(PY) -m venv $(VENV)-clients
+	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

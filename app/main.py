@@ -12,7 +12,9 @@ from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations, web
 from app.api.bodies import Bodies
 from app.api.direct import Direct
+from app.api.oip.routes import router as oip
 from app.api.prefix import Prefix
+from app.api.unpack import Unpack
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
@@ -73,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(Direct, operations=operations.BY_PATH)
     app.add_middleware(Bodies, room=Bytes(settings.max_bodies_mb * 1_000_000), seconds=settings.body_timeout_s)
+    app.add_middleware(Unpack, most=settings.max_body_bytes)
     error_handlers.install(app)
     keys = access.keys_of(settings)
     own = access.Keys([settings.metrics_key] if settings.metrics_key else [])
@@ -91,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health):
         app.include_router(module.router)
+    app.include_router(oip)
     web.install(app)
     return app
 

@@ -20,9 +20,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 from prometheus_client.values import MutexValue, ValueClass
 
-__all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Served", "shared_folder", "worker_gone"]
+__all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served", "shared_folder", "worker_gone"]
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name; it looks when it is imported
 UNKNOWN = "-"
@@ -84,6 +85,7 @@ class Metrics(Collector):
         self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
         self._refused = self._counter("graft_requests_refused_total", "Answers that were a problem.", "type")
+        self._seconds = self._counter("graft_model_seconds_total", "Of a model's requests.", *_MODEL, "outcome")
         self._request = self._histogram("graft_request_seconds", "A request, until it is sent.", SECONDS, "operation")
         self._queue = self._histogram("graft_queue_seconds", "What a request waited for its run.", SECONDS, *_MODEL)
         self._decode = self._histogram("graft_decode_seconds", "Decoding a request's images.", SECONDS, *_MODEL)
@@ -125,7 +127,9 @@ class Metrics(Collector):
     def request(self, operation: str, model: str | None, version: int | None, status: int, seconds: float) -> None:
         if operation not in OPERATIONS:
             operation = UNKNOWN
-        self._requests[(operation, *self._labels(model, version), status)].inc()
+        labels = self._labels(model, version)
+        self._requests[(operation, *labels, status)].inc()
+        self._seconds[(*labels, "success" if status < 400 else "failure")].inc(seconds)
         self._request[(operation,)].observe(seconds)
 
     def refused(self, kind: str) -> None:
@@ -179,6 +183,11 @@ class Metrics(Collector):
         else:
             yield from self._own.collect()
             yield from _processes([os.getpid()])
+
+    def of(self, model: str, version: int) -> list[Sample]:
+        """What is counted of one model, of all workers together. Not for the event loop either."""
+        wanted = {"model": model, "version": str(version)}.items()
+        return [sample for family in self.collect() for sample in family.samples if wanted <= sample.labels.items()]
 
     def _labels(self, model: str | None, version: int | None) -> Labels:
         return (model, version) if (model, version) in self._versions else (UNKNOWN, UNKNOWN)  # type: ignore[return-value]

@@ -280,6 +280,19 @@ def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "
     return body
 
 
+def assert_error(answer: httpx.Response, status: int, says: str = "") -> str:
+    """The shape of every failure under /v2, as the Open Inference Protocol has it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert set(body) == {"error"}
+    error: str = body["error"]
+    assert says in error
+    for leak in ("Traceback", "/home", "site-packages", str(ROOT), "object at 0x"):
+        assert leak not in error
+    return error
+
+
 class Brightness:
     def __init__(self, factor: float) -> None:
         self.factor = factor

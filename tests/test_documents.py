@@ -112,6 +112,28 @@ def test_the_readmes_curl_gets_the_readmes_reply(served: str) -> None:
     assert json.loads(done.stdout) == shape(json.loads(reply))
 
 
+def test_the_protocol_pages_curl_gets_its_reply_and_its_client_its_embedding(served: str) -> None:
+    page = (ROOT / "docs/v2.md").read_text()
+    [curl], [reply], [code] = (blocks(page, language) for language in ("sh", "json", "python"))
+    home = Path(app.__file__).parents[1]
+    command = curl.replace("127.0.0.1:8000", served).replace("curl ", "curl -sS ", 1)
+    done = subprocess.run(["sh", "-c", command], cwd=home, capture_output=True, text=True, check=True)
+    assert numbers(json.loads(done.stdout)) == shape(numbers(json.loads(reply)))
+    client = [sys.executable, "-c", code.replace("127.0.0.1:8000", served)]
+    done = subprocess.run(client, cwd=home, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == code.rpartition("# ")[2].strip()
+
+
+def numbers(value: Any) -> Any:
+    """A reply whose classes, value:index:label, are numbers too."""
+    if isinstance(value, dict):
+        return {key: numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [numbers(inner) for inner in value]
+    found = re.fullmatch(r"(\d\.\d+):(\d+):(.*)", str(value))
+    return [float(found[1]), found[2], found[3]] if found else value
+
+
 def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
     [code] = blocks((ROOT / "docs/bundle.md").read_text(), "python")
     ast.parse(code)

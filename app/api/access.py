@@ -7,6 +7,7 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_handlers import answer_to
+from app.api.prefix import route_path
 from app.errors import SettingsInvalid, Unauthorised
 from app.settings import PREFIX, Settings
 
@@ -57,7 +58,7 @@ class Access:
         await self.app(scope, receive, send)
 
     def _may_pass(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = route_path(scope)
         keys = self._metrics if path == _METRICS else self._keys
         if not keys or path in OPEN | _PAGES or path.startswith(_PAGES_UNDER):
             return True

@@ -13,6 +13,7 @@ from app.api.accept import chosen
 from app.api.alarm import Alarm
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
+from app.inference.answer import Outputs
 from app.inference.model import Model
 from app.inference.predictor import Answered, Predictor
 from app.metrics import Metrics
@@ -69,13 +70,22 @@ class Call:
     ) -> Response:
         """What the model gives for the images, shaped; `needs` are the operations that it has to be able to do."""
         model = self.able(*needs)  # nothing is decoded for one that is not
+        return await self.answered_by(model, images, outputs, shape)
+
+    async def answered_by(
+        self,
+        model: Model,
+        images: Sequence[bytes] | np.ndarray,
+        outputs: Collection[str],
+        shape: Callable[[Answered], Response],
+    ) -> Response:
         record = facts()
         record.images = len(images)
 
         async def work() -> Response:
             found = await self.predictor.predict(images, model, frozenset(outputs))
             record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
-            return await shaped(found.images.size, lambda: shape(found))
+            return await shaped(max(found.images.size, _largest(found.outputs)), lambda: shape(found))
 
         return await self.within(work())
 
@@ -88,6 +98,22 @@ class Call:
             return await shaped(images.size, lambda: shape(images))
 
         return await self.within(work())
+
+    async def beyond(
+        self, encoded: Outputs, model: Model, outputs: Collection[str], shape: Callable[[Outputs], Response]
+    ) -> Response:
+        """What the model's decoder and head make of what an encoder gave, shaped."""
+        facts().images = len(next(iter(encoded.values())))
+
+        async def work() -> Response:
+            found = await self.predictor.beyond(encoded, model, frozenset(outputs))
+            return await shaped(_largest(found), lambda: shape(found))
+
+        return await self.within(work())
+
+    def hurry(self, milliseconds: int) -> None:
+        """The caller has no more time than that."""
+        self._milliseconds = min(self._milliseconds, milliseconds)
 
     def form(self, *offered: str) -> str:
         return chosen(self._accept, offered)
@@ -127,6 +153,10 @@ class Call:
 async def shaped(values: int, shape: Callable[[], Response]) -> Response:
     """Answers with many pixels in them are drawn and encoded in a thread, so that nobody else waits for them."""
     return shape() if values <= _SHAPED_ON_LOOP else await asyncio.to_thread(shape)
+
+
+def _largest(outputs: Outputs) -> int:
+    return max(values.size for values in outputs.values())
 
 
 async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None) -> Call:

@@ -12,7 +12,7 @@ from app.api.accept import JSON, NPY, PNG
 from app.api.call import ACall
 from app.api.error_handlers import documented
 from app.api.operations import as_json, as_npy, one
-from app.api.payload import json_of, parsed, read_body
+from app.api.payload import json_of, numbers_of, parsed, read_body
 from app.api.schemas import (
     CODES_BODY,
     DecodeResponse,
@@ -116,7 +116,7 @@ def _from_json(body: bytes, most: int) -> np.ndarray:
     if not isinstance(document, dict) or set(document) != {"embeddings"}:
         raise MalformedRequest(f"{_SHAPE}, and nothing else in it")
     try:
-        codes = np.array(document["embeddings"])
+        codes = numbers_of(document["embeddings"])
     except ValueError:
         raise MalformedRequest(_SHAPE) from None
     return _as_codes(codes, _SHAPE)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.call import Call
 from app.api.error_handlers import answer_to
 from app.api.payload import read_images
+from app.api.prefix import route_path
 from app.errors import GraftError
 from app.observability import facts
 
@@ -28,7 +29,7 @@ class Direct:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = None
         if scope["type"] == "http" and scope["method"] == "POST" and not scope["query_string"]:
-            operation = self._operations.get(scope["path"].removeprefix(scope.get("root_path", "")))
+            operation = self._operations.get(route_path(scope))
         if operation is None:
             await self.app(scope, receive, send)
             return

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.api.prefix import in_protocol
 from app.api.schemas import Problem
 from app.observability import facts, log, request_id
 
@@ -36,6 +37,24 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 }
 
 
+class Refusal(JSONResponse):
+    """A Problem; to who came by the Open Inference Protocol, the shape that it prescribes."""
+
+    media_type = "application/problem+json"
+
+    def __init__(self, body: Problem, headers: dict[str, str] | None) -> None:
+        super().__init__(body.model_dump(exclude_none=True), body.status, headers)
+        self._problem, self._more = body, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not in_protocol(scope):
+            await super().__call__(scope, receive, send)
+            return
+        told = self._problem
+        error = told.detail if told.index is None else f"image {told.index}: {told.detail}"
+        await JSONResponse({"error": error}, told.status, self._more)(scope, receive, send)
+
+
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
@@ -50,9 +69,7 @@ def problem(
         request_id=request_id.get(),
         index=index,
     )
-    return JSONResponse(
-        body.model_dump(exclude_none=True), status, headers=headers, media_type="application/problem+json"
-    )
+    return Refusal(body, headers)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from app.api.error_handlers import documented
 from app.api.models import Models
 from app.api.schemas import Health
 from app.errors import NotReady
+from app.inference.repository import Repository
 from app.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["health"])
@@ -18,11 +19,15 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Models are loaded, verified and warm", responses=documented(500, 503))
 async def readyz(repository: Models) -> Health:
+    require_ready(repository)
+    return Health(status="ok")
+
+
+def require_ready(repository: Repository) -> None:
     if repository.leaving:
         raise NotReady("this process is about to end")
     if not repository.ready:
         raise NotReady("no model can be served: " + ("; ".join(repository.refused.values()) or "none was found"))
-    return Health(status="ok")
 
 
 class _Exposition(Response):

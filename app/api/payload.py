@@ -4,10 +4,11 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -41,21 +42,15 @@ async def read_images(request: Request) -> list[bytes]:
 
 async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, str, bytes]:
     """(media type, whole content type, body): one of the accepted types, within the limit, or refused unread."""
-    settings: Settings = request.app.state.settings
     told = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
-    headers = {name: value.decode("latin-1") for name, value in reversed(request.scope["headers"]) if name in _READ}
+    headers = _headers(request)
     declared = headers.get(b"content-type")
     if declared is None:
         raise UnsupportedMediaType(f"no Content-Type: send {told}")
     kind = declared.partition(";")[0].strip().lower()
     if kind not in accepted and f"{kind.partition('/')[0]}/*" not in accepted:
         raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {told}")
-    coding = headers.get(b"content-encoding", "identity")
-    if coding != "identity":
-        raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
-    body = await _read(request.receive, headers.get(b"content-length", ""), settings.max_body_bytes)
-    facts().body_read = perf_counter()
-    return kind, declared, body
+    return kind, declared, await _within_limits(request, headers)
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
@@ -64,6 +59,25 @@ Images = Annotated[list[bytes], Depends(read_images)]
 async def parsed(parse: Callable[..., Parsed], body: bytes, *rest: object) -> Parsed:
     """Large bodies off the event loop, so that nobody else waits for them."""
     return parse(body, *rest) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *rest)
+
+
+async def read(request: Request) -> bytes:
+    """The body, of whatever type, within the limit."""
+    return await _within_limits(request, _headers(request))
+
+
+def _headers(request: Request) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in reversed(request.scope["headers"]) if name in _READ}
+
+
+async def _within_limits(request: Request, headers: Mapping[bytes, str]) -> bytes:
+    coding = headers.get(b"content-encoding", "identity")
+    if coding != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
+    settings: Settings = request.app.state.settings
+    body = await _read(request.receive, headers.get(b"content-length", ""), settings.max_body_bytes)
+    facts().body_read = perf_counter()
+    return body
 
 
 async def _read(receive: Receive, declared: str, limit: int) -> bytes:
@@ -97,11 +111,25 @@ def json_of(body: bytes, most: int) -> Any:
     the comma of a data URL.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > most:
-        raise TooManyImages("the JSON has more values in it than the images allowed in one request can need")
+        raise TooManyImages("the JSON has more values in it than one request may need")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
+
+
+def numbers_of(values: Any, kinds: Collection[type] = (int, float)) -> np.ndarray:
+    """Lists of one depth → float64, exact below 2⁵³; a ValueError where anything in them is of another kind.
+
+    numpy left to itself takes true for one, and gives each number the room of the longest string beside it.
+    """
+    array = np.array(values, object)
+    if not set(kinds).issuperset(map(type, array.ravel().tolist())):
+        raise ValueError("not all of them are numbers of the kind")
+    try:
+        return array.astype(np.float64)
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
 
 
 def _from_json(body: bytes, most: int) -> list[bytes]:

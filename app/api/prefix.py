@@ -2,6 +2,20 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+PROTOCOL = "/v2"
+
+
+def route_path(scope: Scope) -> str:
+    """The path as routes have it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def in_protocol(scope: Scope) -> bool:
+    """Whether it came by the Open Inference Protocol, which has shapes of its own."""
+    path = route_path(scope)
+    return path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
+
 
 class Prefix:
     """Routes are matched without the prefix; what is told of addresses (the OpenAPI page, redirects) has it."""

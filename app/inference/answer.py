@@ -31,7 +31,10 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
     encoded = bundle.encode(images)
     ends = np.cumsum([len(wish) for wish in wishes])
     spans = [slice(end - len(wish), end) for wish, end in zip(wishes, ends, strict=True)]
-    found: list[Outputs] = [{EMBEDDING: encoded[EMBEDDING][span]} for span in spans]
+    found: list[Outputs] = [
+        {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in wish.outputs}
+        for wish, span in zip(wishes, spans, strict=True)
+    ]
     scorer = bundle.scorer
     reconstructs = {RECONSTRUCTION, ERRORS} | ({DISTANCES} if scorer is not None and scorer.reconstructs else set())
     graphs: tuple[tuple[str, set[str], Callable[[Outputs], np.ndarray]], ...] = (

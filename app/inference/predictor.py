@@ -14,7 +14,7 @@ from app.bundle.bundle import Bundle
 from app.bundle.decode import is_quick
 from app.errors import ImageError
 from app.inference.admission import Admission
-from app.inference.answer import Outputs, Wish
+from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
 from app.inference.batcher import Done
 from app.inference.model import Model
 from app.inference.repository import Repository
@@ -48,11 +48,11 @@ class Predictor:
         self.repository, self.admission = repository, admission
         self._pool, self._max_pixels, self._max_batch = pool, max_pixels, max_batch
 
-    async def predict(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Answered:
-        """In the order of `files`."""
+    async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Answered:
+        """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
         with self.admission.admit(len(files), model.seconds):
             start = time.perf_counter()
-            images = await self._decoded(model.bundle, files)
+            images = files if isinstance(files, np.ndarray) else await self._decoded(model.bundle, files)
             decode_s = time.perf_counter() - start
             done = await self._run(model, images, outputs)
         return Answered(model.bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
@@ -68,25 +68,37 @@ class Predictor:
         finally:
             for task in tasks:  # where one has failed, the others are dropped
                 task.cancel()
-        joined = {name: np.concatenate([each.result[name] for each in done]) for name in done[0].result}
-        return Done(joined, done[0].queue_s, sum(each.run_s for each in done), max(each.batch for each in done))
+        return Done(
+            _joined([each.result for each in done]),
+            done[0].queue_s,
+            sum(each.run_s for each in done),
+            max(each.batch for each in done),
+        )
 
     async def decode(self, codes: np.ndarray, model: Model) -> np.ndarray:
-        """(n, D) float32 → (n, H, W, C) float32 in 0…1, off the event loop where it takes long."""
-        bundle = model.bundle
-        graph = bundle.manifest.graphs.decoder
+        """(n, D) float32 → (n, H, W, C) float32 in 0…1."""
+        graph = model.bundle.manifest.graphs.decoder
         assert graph is not None  # the caller has required it
-        name = graph.input.name
+        return (await self.beyond({graph.input.name: codes}, model, frozenset({RECONSTRUCTION})))[RECONSTRUCTION]
 
-        def run(still: Callable[[], None]) -> np.ndarray:
-            drawn = []
-            for at in range(0, len(codes), self._max_batch):
+    async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
+        """What an encoder gave, (n, D) each, by name → RECONSTRUCTION and LOGITS, as asked.
+
+        Off the event loop where it takes long.
+        """
+        graphs = {RECONSTRUCTION: model.bundle.reconstruct, LOGITS: model.bundle.logits}
+        count = len(next(iter(encoded.values())))
+
+        def run(still: Callable[[], None]) -> Outputs:
+            parts = []
+            for at in range(0, count, self._max_batch):
                 still()
-                drawn.append(bundle.reconstruct({name: codes[at : at + self._max_batch]}))
-            return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+                part = {name: values[at : at + self._max_batch] for name, values in encoded.items()}
+                parts.append({output: graphs[output](part) for output in outputs})
+            return _joined(parts)
 
-        with self.admission.admit(len(codes), model.seconds):
-            return run(_anyway) if len(codes) <= model.most_on_loop else await self._in_thread(run, len(codes))
+        with self.admission.admit(count, model.seconds):
+            return run(_anyway) if count <= model.most_on_loop else await self._in_thread(run, count)
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
         if len(files) <= _QUICK_ON_LOOP and all(map(is_quick, files)):
@@ -124,6 +136,10 @@ class Predictor:
                 error.index = index if len(files) > 1 else None
                 raise
         return images
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def _anyway() -> None:

@@ -30,12 +30,18 @@ def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, An
         "/readyz",
         "/metrics",
     }
-    assert set(openapi["paths"]) == operations | others | set(PARTS)
+    of_models = {f"/v2/models/{{name}}{rest}" for rest in ("", "/ready", "/config", "/stats", "/infer")}
+    pinned = {path.replace("{name}", "{name}/versions/{version}") for path in of_models}
+    repository = {f"/v2/repository/{rest}" for rest in ("index", "models/{name}/load", "models/{name}/unload")}
+    protocol = {"/v2", "/v2/health/live", "/v2/health/ready"} | of_models | pinned | repository
+    assert set(openapi["paths"]) == operations | others | set(PARTS) | protocol
     for path, verbs in openapi["paths"].items():
         for operation in verbs.values():
             for status, answer in operation["responses"].items():
-                media = "application/problem+json" if int(status) >= 400 else GOOD.get(path, "application/json")
-                forms = {"application/x-npy", "image/png"} if status == "200" else set()
+                good = GOOD.get(path, "application/json")
+                bad = "application/json" if path in protocol else "application/problem+json"
+                media = bad if int(status) >= 400 else good
+                forms = {"application/x-npy", "image/png", "application/octet-stream"} if status == "200" else set()
                 assert media in answer["content"], (path, status)
                 assert set(answer["content"]) <= {media} | forms, (path, status)
             assert "200" in operation["responses"]
@@ -57,7 +63,7 @@ def test_a_parameter_may_be_absent_but_not_null(openapi: dict[str, Any]) -> None
     assert {"model", "top_k", "X-Timeout-Ms", "false_alarm_rate", "seed"} <= {each["name"] for each in parameters}
     for each in parameters:
         assert each["schema"]["type"] in ("string", "integer", "number", "boolean"), each
-        assert each.get("description") or each["name"] == "name"
+        assert each.get("description") or each["name"] in ("name", "version")
 
 
 def test_the_three_bodies_of_an_operation_are_described(openapi: dict[str, Any]) -> None:

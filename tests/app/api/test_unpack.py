@@ -1,0 +1,79 @@
+import gzip
+import json
+import os
+import zlib
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support import assert_error, assert_problem, running
+
+INDEX = "/v2/repository/index"
+BODY = json.dumps({"ready": True, "more": "x" * 900_000}).encode()
+
+
+def post(client: httpx.Client, body: bytes, coding: str = "gzip") -> httpx.Response:
+    return client.post(INDEX, content=body, headers={"content-encoding": coding})
+
+
+@pytest.mark.parametrize("level", [0, 9])
+def test_a_body_is_what_it_was_before_it_was_packed(client: httpx.Client, level: int) -> None:
+    assert post(client, gzip.compress(BODY, level)).status_code == 200
+    assert post(client, zlib.compress(BODY, level), "Deflate").status_code == 200
+    parts = iter([gzip.compress(BODY)[at : at + 100] for at in range(0, 1000, 100)] + [gzip.compress(BODY)[1000:], b""])
+    assert client.post(INDEX, content=parts, headers={"content-encoding": "gzip"}).status_code == 200
+
+
+def test_the_limit_is_of_what_it_unpacks_to(client: httpx.Client) -> None:
+    assert_error(post(client, gzip.compress(b" " * 999_998 + b"{}")[:-8]), 400, "ends too early")
+    assert post(client, gzip.compress(b" " * 999_998 + b"{}")).status_code == 200
+    assert_error(post(client, gzip.compress(b" " * 999_999 + b"{}")), 413, "more than the 1,000,000")
+
+
+def test_a_packed_body_that_unpacks_to_nothing_has_a_limit_too(client: httpx.Client) -> None:
+    packer = zlib.compressobj()
+    empty = packer.compress(b"") + b"".join(packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    assert_error(post(client, empty + b"\0\0\0\xff\xff" * 250_000, "deflate"), 413, "more than the 1,000,000")
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "says"),
+    [
+        (b"", "gzip", "ends too early"),
+        (b"{}", "gzip", "not gzip"),
+        (b"{}", "deflate", "not deflate"),
+        (gzip.compress(b"{}"), "deflate", "not deflate"),
+        (gzip.compress(b"{}")[:-1], "gzip", "ends too early"),
+        (gzip.compress(b"{}")[:-8] + bytes(8), "gzip", "not gzip"),
+        (gzip.compress(b"{}") + b"x", "gzip", "goes on after the end"),
+        (gzip.compress(b"{}") * 2, "gzip", "goes on after the end"),
+    ],
+)
+def test_what_is_not_packed_as_it_says_is_refused(client: httpx.Client, body: bytes, coding: str, says: str) -> None:
+    assert_error(post(client, body, coding), 400, says)
+    parts = (body[at : at + 1] for at in range(len(body)))
+    assert_error(client.post(INDEX, content=parts, headers={"content-encoding": coding}), 400, says)
+
+
+@pytest.mark.parametrize("coding", ["br", "gzip, gzip", "zstd", ""])
+def test_other_codings_are_refused(client: httpx.Client, coding: str) -> None:
+    assert_error(post(client, b"{}", coding), 415, "Content-Encoding")
+
+
+def test_elsewhere_a_packed_body_is_refused_as_before(client: httpx.Client) -> None:
+    headers = {"content-encoding": "gzip", "content-type": "image/png"}
+    answer = client.post("/v1/classify", content=gzip.compress(b"{}"), headers=headers)
+    assert_problem(answer, 415, "unsupported-media-type")
+
+
+def test_a_bomb_costs_no_memory(models: Path) -> None:
+    """Ten of 256 MB; on a process whose memory can be seen."""
+    packer = zlib.compressobj(1)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    with running(GRAFT_MODELS=str(models)) as (process, address, _), httpx.Client(base_url=address) as client:
+        post(client, zlib.compress(os.urandom(100_000)), "deflate")
+        before = psutil.Process(process.pid).memory_info().rss
+        for _ in range(10):
+            assert_error(post(client, bomb, "deflate"), 413)
+        assert psutil.Process(process.pid).memory_info().rss - before < 100e6
