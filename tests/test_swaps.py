@@ -70,6 +70,14 @@ async def by_folder(models: Path, _: httpx.AsyncClient, judge: Judge, turn: int)
     shutil.rmtree(models / "garments" / str(turn))
 
 
+async def by_call(_: Path, client: httpx.AsyncClient, judge: Judge, turn: int) -> None:
+    """The two there are in turn: every other time it is back to the first."""
+    version = 2 - turn % 2
+    body = {"parameters": {"version": str(version)}}
+    (await client.post("/v2/repository/models/garments/load", json=body)).raise_for_status()
+    await answers(judge, version)
+
+
 async def answers(judge: Judge, version: int) -> None:
     end = time.monotonic() + 60
     while judge.latest != version:
@@ -104,7 +112,7 @@ async def swap_under_load(
     return held
 
 
-@pytest.mark.parametrize(("control", "swap", "first"), [("poll", by_folder, (1,))])
+@pytest.mark.parametrize(("control", "swap", "first"), [("poll", by_folder, (1,)), ("explicit", by_call, (1, 2))])
 def test_versions_that_follow_one_another_under_load_fail_no_request_and_leave_nothing_behind(
     tmp_path: Path, control: str, swap: Swap, first: tuple[int, ...]
 ) -> None:
