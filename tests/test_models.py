@@ -29,6 +29,11 @@ def test_something_ships_and_it_is_small() -> None:
     assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) < 10e6
 
 
+def test_it_can_be_looked_at_and_drift_can_be_told(bundle: Bundle) -> None:
+    assert bundle.parts == ["card", "report", "map"]
+    assert bundle.drift is not None
+
+
 def test_what_it_states_is_what_it_reaches(bundle: Bundle) -> None:
     """On every test image, through the code that serves."""
     try:
