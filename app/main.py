@@ -12,7 +12,7 @@ from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations, web
 from app.api.bodies import Bodies
 from app.api.direct import Direct
-from app.api.oip.routes import router as oip
+from app.api.oip import routes as oip
 from app.api.prefix import Prefix
 from app.api.unpack import Unpack
 from app.bundle.session import cpu_limit
@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.predictor = Predictor(
         repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
     )
-    app.add_middleware(Direct, operations=operations.BY_PATH)
+    app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
     app.add_middleware(Bodies, room=Bytes(settings.max_bodies_mb * 1_000_000), seconds=settings.body_timeout_s)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
     error_handlers.install(app)
@@ -94,7 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
     docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health):
         app.include_router(module.router)
-    app.include_router(oip)
+    app.include_router(oip.router)
     web.install(app)
     return app
 

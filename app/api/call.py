@@ -35,18 +35,18 @@ class Call:
     def __init__(
         self, request: Request, model: str | None = None, timeout_ms: int | None = None, accept: str | None = None
     ) -> None:
-        self._request, self.model, self._accept = request, model, accept
+        self.request, self.model, self._accept = request, model, accept
         self._watcher: asyncio.Future[None] | None = None
         allowed = request.app.state.settings.timeout_ms
         self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
 
     @property
     def predictor(self) -> Predictor:
-        return self._request.app.state.predictor  # type: ignore[no-any-return]
+        return self.request.app.state.predictor  # type: ignore[no-any-return]
 
     @property
     def metrics(self) -> Metrics:
-        return self._request.app.state.metrics  # type: ignore[no-any-return]
+        return self.request.app.state.metrics  # type: ignore[no-any-return]
 
     @property
     def bundle(self) -> Bundle:
@@ -146,7 +146,7 @@ class Call:
         self._watcher.add_done_callback(lambda watcher: None if watcher.cancelled() else alarm.ring("left"))
 
     async def _leaving(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
+        while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
 
