@@ -63,11 +63,12 @@ def sniff(data: bytes) -> str:
     raise NotAnImage(f"not an image that Graft reads ({', '.join(FORMATS)}): it begins with {data[:8]!r}")
 
 
-def is_quick(data: bytes) -> bool:
-    """Whether decoding surely takes microseconds: a plain PNG of few bytes and few pixels, with nothing else inside."""
-    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC) or _plain_png_layout(data) is None:
-        return False
-    return _png_pixels(data) <= _QUICK_PIXELS
+def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
+    """As `decode`, where that surely takes microseconds: a plain PNG of few bytes and few pixels, and nothing else."""
+    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC) or _png_pixels(data) > _QUICK_PIXELS:
+        return None
+    layout = _plain_png_layout(data)
+    return None if layout is None else _decode_plain_png(data, layout, max_pixels)
 
 
 def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:

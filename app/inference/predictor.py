@@ -11,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.decode import is_quick
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
@@ -20,7 +19,6 @@ from app.inference.model import Model
 from app.inference.repository import Repository
 
 Result = TypeVar("Result")
-_QUICK_ON_LOOP = 16  # images whose decoding takes microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +99,10 @@ class Predictor:
             return run(_anyway) if count <= model.most_on_loop else await self._in_thread(run, count)
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
-        if len(files) <= _QUICK_ON_LOOP and all(map(is_quick, files)):
-            if len(files) == 1:
-                return bundle.preprocess(files[0], self._max_pixels)[None]
-            return self._decode(bundle, files, _anyway)
+        if len(files) == 1:
+            image = bundle.preprocess_if_quick(files[0], self._max_pixels)
+            if image is not None:
+                return image[None]
         return await self._in_thread(lambda still: self._decode(bundle, files, still), len(files))
 
     async def _in_thread(self, work: Callable[[Callable[[], None]], Result], images: int) -> Result:
