@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format swaps train bench bench-training quality clients lock install-gpu clean
+.PHONY: help serve test test-wheel check format swaps train bench bench-training quality drift clients lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
+
+drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODEL=fashion-mnist
+	@PYTHONPATH=. $(PY) benchmarks/drift.py $(if $(MODEL),--model '$(MODEL)')
 
 clients: $(VENV)-clients/stamp ## the protocol client that tests need an environment of its own for
 
