@@ -10,18 +10,25 @@ from training.recipe import Augment
 
 _ERASED = (0.02, 0.3)  # share of the image that a rectangle takes
 _LONGEST = 3.0  # its sides' ratio, at most
+_LONGEST_CROP = 1.35  # of the part that a crop enlarges, against the image's own
 
 
 def augmented(images: Tensor, augment: Augment) -> Tensor:
-    """(N, C, H, W) in 0…1 → the same, moved; the given images stay as they are. What is erased, `erased` does."""
+    """(N, C, H, W) in 0…1 → the same, changed; the given images stay as they are. What is erased, `erased` does."""
     if augment.flip != "none":
         images = _flipped(images, 3)
-    if augment.flip == "both":
+    if augment.flip in ("both", "any"):
         images = _flipped(images, 2)
+    if augment.flip == "any":
+        images = torch.where(_half(images), images.transpose(2, 3), images)
+    if augment.crop < 1:
+        images = _cropped(images, augment.crop)
     if augment.turn or augment.scale:
         images = _turned(images, augment.turn, augment.scale)
     if augment.shift:
         images = _shifted(images, augment.shift)
+    if augment.light:
+        images = _lit(images, augment.light)
     return images
 
 
@@ -31,8 +38,32 @@ def erased(images: Tensor, augment: Augment) -> Tensor:
 
 
 def _flipped(images: Tensor, axis: int) -> Tensor:
-    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(chosen, images.flip(axis), images)
+    return torch.where(_half(images), images.flip(axis), images)
+
+
+def _half(images: Tensor) -> Tensor:
+    """(N, 1, 1, 1): which images are chosen, each as likely as not."""
+    return torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+
+
+def _cropped(images: Tensor, least: float) -> Tensor:
+    """A part of `least` of the area or more, of random place and sides, enlarged to the whole."""
+    count = len(images)
+    area = torch.empty(count, device=images.device).uniform_(least, 1)
+    ratio = (math.log(_LONGEST_CROP) * _symmetric(count, images.device)).exp()
+    across, down = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    right, below = (_symmetric(count, images.device) * (1 - side) for side in (across, down))
+    nil = torch.zeros_like(area)
+    rows = [across, nil, right, nil, down, below]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
+
+
+def _lit(images: Tensor, share: float) -> Tensor:
+    """Contrast about the image's own mean, and brightness; what leaves 0…1 is cut off."""
+    contrast, brightness = (share * _symmetric(len(images), images.device).view(-1, 1, 1, 1) for _ in range(2))
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return ((images - mean) * (1 + contrast) + mean + brightness / 2).clamp(0, 1)
 
 
 def _turned(images: Tensor, turn: float, scale: float) -> Tensor:

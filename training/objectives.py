@@ -1,13 +1,14 @@
-"""reconstruction + corruption + penalty: what an autoencoder is trained to do, composed from a recipe's numbers."""
+"""reconstruction + contrast + corruption + penalty: what pretraining asks for, composed from a recipe's numbers."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.networks import Autoencoder, Encoded
 from training.recipe import Objective
 
 PATCH = 4  # pixels; the side of what masking blacks out
+_BETWEEN, _PROJECTED = 128, 64  # numbers in a projection's middle and at its end
 
 
 def reconstruction(objective: Objective, logits: Tensor, images: Tensor) -> Tensor:
@@ -58,8 +59,41 @@ def sample(encoded: Encoded) -> Tensor:
     return encoded.code + (0.5 * encoded.log_variance).exp() * torch.randn_like(encoded.code)
 
 
-def autoencoding_loss(net: Autoencoder, objective: Objective, images: Tensor, shown: Tensor, progress: float) -> Tensor:
-    """(N, C, H, W) in 0…1 → what pretraining minimises: from what is `shown`, corrupted, the images are drawn."""
+def projection(latent: int) -> nn.Module:
+    """What contrast is measured through, and no longer needed afterwards: the code may keep what views differ in."""
+    return nn.Sequential(
+        nn.Linear(latent, _BETWEEN), nn.BatchNorm1d(_BETWEEN), nn.ReLU(), nn.Linear(_BETWEEN, _PROJECTED)
+    )
+
+
+def contrast(projected: Tensor, temperature: float) -> Tensor:
+    """(2N, D): one view of each image, then, in the same order, another → the mean cross-entropy of finding each
+    view's other one among all 2N - 1 by their cosines (NT-Xent, Chen et al. 2020)."""
+    directions = F.normalize(projected.float(), dim=1)
+    alike = directions @ directions.T / temperature
+    itself = torch.eye(len(alike), dtype=torch.bool, device=alike.device)
+    others = torch.arange(len(alike), device=alike.device).roll(len(alike) // 2)
+    return F.cross_entropy(alike.masked_fill(itself, -torch.inf), others)
+
+
+def pretraining_loss(
+    net: Autoencoder,
+    objective: Objective,
+    images: Tensor,
+    shown: Tensor,
+    progress: float,
+    projector: nn.Module | None = None,
+) -> Tensor:
+    """(N, C, H, W) in 0…1 → what pretraining minimises: from what is `shown`, corrupted, the images are drawn.
+
+    With a `projector` the images are two views of each, as `contrast` has them, and every code is to tell which belong
+    together.
+    """
     encoded = net.encode(corrupt(objective, shown))
-    loss = reconstruction(objective, net.decoder(sample(encoded)), images)
-    return loss + penalty(objective, encoded, progress, images[0].numel())
+    loss = penalty(objective, encoded, progress, images[0].numel())
+    if objective.reconstruction:
+        drawn = reconstruction(objective, net.decoder(sample(encoded)), images)
+        loss = loss + objective.reconstruction * drawn
+    if projector is not None:
+        loss = loss + objective.contrast * contrast(projector(encoded.code), objective.temperature)
+    return loss

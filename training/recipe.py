@@ -47,9 +47,12 @@ class Network(_Part):
 
 
 class Objective(_Part):
-    """reconstruction + corruption + penalty, each absent at zero."""
+    """reconstruction + contrast + corruption + penalty, each absent at zero."""
 
     loss: Literal["bce", "mse"] = "bce"
+    reconstruction: Annotated[float, Field(ge=0)] = 1  # weight of the loss of the image that is drawn back
+    contrast: Annotated[float, Field(ge=0)] = 0  # weight of telling by their codes which two views are of one image
+    temperature: Annotated[float, Field(gt=0)] = 0.2  # of contrast: the lower, the more the nearest others count
     noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of what is added to pixels in 0…1
     mask: Annotated[float, Field(ge=0, lt=1)] = 0  # share of 4×4 patches that are blacked out
     l1: Annotated[float, Field(ge=0)] = 0  # weight of the code's mean magnitude
@@ -58,14 +61,23 @@ class Objective(_Part):
     beta: Annotated[float, Field(ge=0)] = 1  # weight of a variational code's divergence from the prior
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
 
+    @model_validator(mode="after")
+    def asks_for_something(self) -> "Objective":
+        if not self.reconstruction and not self.contrast:
+            raise ValueError("reconstruction and contrast are both zero: nothing is left to learn")
+        return self
+
 
 class Augment(_Part):
-    """What may happen to an image on its way into training, drawn anew each time; each absent at zero."""
+    """What may happen to an image on its way into training, drawn anew each time; each absent by default."""
 
-    flip: Literal["none", "across", "both"] = "none"  # left and right exchanged, or any of left, right, top and bottom
+    # Left and right exchanged; any of left, right, top and bottom; or, of squares, rows and columns as well.
+    flip: Literal["none", "across", "both", "any"] = "none"
+    crop: Annotated[float, Field(gt=0, le=1)] = 1  # a part of at least this share of the image is enlarged to its size
     shift: NonNegativeInt = 0  # pixels, each way, at most; what moves in is black
     turn: Annotated[float, Field(ge=0, le=180)] = 0  # degrees, each way, at most
     scale: Annotated[float, Field(ge=0, lt=1)] = 0  # larger or smaller by this share, at most
+    light: Annotated[float, Field(ge=0, le=1)] = 0  # contrast changes by this share at most, brightness by half of it
     erase: Annotated[float, Field(ge=0, le=1)] = 0  # how often a rectangle is filled with noise
 
 
@@ -178,6 +190,20 @@ class Recipe(_Part):
     def int8_is_held_to_an_accuracy(self) -> "Recipe":
         if self.export.int8 and self.transfer.mode == "decoder":
             raise ValueError("export.int8: without labels there is no accuracy to hold it to")
+        return self
+
+    @model_validator(mode="after")
+    def views_differ(self) -> "Recipe":
+        if self.objective.contrast and self.pretrain.augment == Augment():
+            raise ValueError("objective.contrast: two views of an image are alike without pretrain.augment")
+        return self
+
+    @model_validator(mode="after")
+    def only_squares_are_transposed(self) -> "Recipe":
+        if self.input.height != self.input.width and "any" in (self.pretrain.augment.flip, self.transfer.augment.flip):
+            raise ValueError(
+                f"augment.flip=any is for squares, not for {self.input.height} by {self.input.width} pixels"
+            )
         return self
 
     @model_validator(mode="after")

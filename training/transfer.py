@@ -14,9 +14,10 @@ from training.arrays import Rows, allocate, chunks
 from training.augment import augmented, erased
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
+from training.errors import TrainingError
 from training.fit import Journal, fit
 from training.networks import Autoencoder, build
-from training.objectives import autoencoding_loss, reconstruction
+from training.objectives import pretraining_loss, projection, reconstruction
 from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
 JOURNAL_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -94,22 +95,39 @@ def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
 
 
 def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """Encoder and decoder, to reconstruct the source; its labels are not looked at."""
+    """Encoder and decoder, by what the objective asks of the source; its labels are not looked at."""
+    learning: dict[str, nn.Module] = {"encoder": shop.net.encoder, "decoder": shop.net.decoder}
+    projector = None
+    if shop.objective.contrast:
+        if len(validation) < 2:
+            raise TrainingError(f"{len(validation)} validation image has no other to be told from: contrast needs two")
+        projector = learning["projection"] = projection(shop.net.latent).to(shop.device)
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:
-        images = augmented(shop.unit(data.images[batch.numpy()]), augment)
+        images = shop.unit(data.images[batch.numpy()])
+        if projector is None:
+            images = augmented(images, augment)
+        else:
+            images = torch.cat([augmented(images, augment) for _ in range(2)])
         with shop.autocast():
-            return autoencoding_loss(shop.net, shop.objective, images, erased(images, augment), progress)
+            return pretraining_loss(shop.net, shop.objective, images, erased(images, augment), progress, projector)
+
+    def held_out(batch: Tensor) -> Tensor:
+        if projector is None:
+            return loss(validation, batch, Augment(), 1.0)
+        with torch.random.fork_rng():  # the same views after every epoch, and training draws what it would have drawn
+            torch.manual_seed(0)
+            return loss(validation, batch, stage.augment, 1.0)
 
     fit(
         "pretrain",
-        {"encoder": shop.net.encoder, "decoder": shop.net.decoder},
+        learning,
         lambda batch, progress: loss(train, batch, stage.augment, progress),
         len(train),
         stage,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(validation, batch, Augment(), 1.0), len(validation)),
+        lambda: _mean_loss(held_out, len(validation)),
     )
 
 

@@ -23,7 +23,9 @@ def test_nothing_asked_for_changes_nothing(images: torch.Tensor) -> None:
         Augment(shift=2),
         Augment(turn=30),
         Augment(scale=0.2),
-        Augment(flip="both", shift=3, turn=180, scale=0.5),
+        Augment(crop=0.3),
+        Augment(light=0.5),
+        Augment(flip="both", crop=0.5, shift=3, turn=180, scale=0.5, light=1),
     ],
     ids=str,
 )
@@ -49,6 +51,55 @@ def test_half_the_images_are_flipped_each_way(images: torch.Tensor) -> None:
             if torch.equal(after, candidate):
                 seen.add(name)
     assert seen == {"as it was", "across", "down", "both"}
+
+
+def test_a_square_is_flipped_eight_ways() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(128, 1, 6, 6)
+    ways = {
+        name: (lambda image, turns=turns, flip=flip: image.rot90(turns, (1, 2)).flip([2] if flip else []))
+        for turns in range(4)
+        for flip in (False, True)
+        for name in [(turns, flip)]
+    }
+    seen = set()
+    for after, before in zip(augmented(images, Augment(flip="any")), images, strict=True):
+        same = [name for name, way in ways.items() if torch.equal(way(before), after)]
+        assert len(same) == 1
+        seen.add(same[0])
+    assert seen == set(ways)
+
+
+def test_a_crop_is_a_part_of_the_image_enlarged_on_both_axes_alike() -> None:
+    """A slope keeps its straight lines: its steps tell the part's sides, its values where the part lies."""
+    torch.manual_seed(0)
+    down, across = torch.meshgrid(torch.linspace(0, 1, 24), torch.linspace(0, 1, 40), indexing="ij")
+    slopes = torch.stack([down, across])[None].repeat(500, 1, 1, 1)
+    cropped = augmented(slopes, Augment(crop=0.25))
+    sides = (
+        (cropped[:, 0, 18, 20] - cropped[:, 0, 6, 20]) / 12 * 23,
+        (cropped[:, 1, 12, 30] - cropped[:, 1, 12, 10]) / 20 * 39,
+    )
+    area = sides[0] * sides[1]
+    assert 0.2 < area.min() < 0.3, "no smaller part than asked for"
+    assert 0.9 < area.max() <= 1.001
+    assert all(side.min() > 0.3 and side.max() <= 1.001 for side in sides)
+    middles = cropped[:, :, 11:13, 19:21].mean((2, 3))
+    assert (middles.amin(0) < 0.35).all()
+    assert (middles.amax(0) > 0.65).all()
+
+
+def test_light_changes_an_image_as_a_whole_and_differently_each_time() -> None:
+    torch.manual_seed(0)
+    images = (0.4 + 0.2 * torch.rand(1, 1, 6, 6)).repeat(400, 1, 1, 1)
+    lit = augmented(images, Augment(light=0.4))
+    contrast = lit.std((1, 2, 3)) / images[0].std()
+    brightness = lit.mean((1, 2, 3)) - images[0].mean()
+    assert 0.6 - 1e-4 <= contrast.min() < 0.65
+    assert 1.35 < contrast.max() <= 1.4 + 1e-4
+    assert -0.2 - 1e-4 <= brightness.min() < -0.18
+    assert 0.18 < brightness.max() <= 0.2 + 1e-4
+    assert abs(torch.corrcoef(torch.stack([contrast, brightness]))[0, 1]) < 0.2
 
 
 def test_a_shift_moves_whole_pixels_and_black_comes_in(images: torch.Tensor) -> None:
@@ -85,7 +136,7 @@ def test_the_share_of_images_that_are_erased_and_of_pixels_in_them(images: torch
 
 
 def test_the_same_seed_draws_the_same(images: torch.Tensor) -> None:
-    everything = Augment(flip="both", shift=3, turn=20, scale=0.2, erase=0.5)
+    everything = Augment(flip="both", crop=0.5, shift=3, turn=20, scale=0.2, light=0.2, erase=0.5)
     drawn = []
     for _ in range(2):
         torch.manual_seed(7)

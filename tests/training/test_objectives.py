@@ -5,7 +5,7 @@ import torch
 
 from training.networks import build
 from training.networks.encoded import Encoded
-from training.objectives import autoencoding_loss, corrupt, penalty, reconstruction, sample
+from training.objectives import contrast, corrupt, penalty, pretraining_loss, projection, reconstruction, sample
 from training.recipe import Network, Objective
 
 CODE = torch.tensor([[1.0, -3.0], [0.0, 2.0]])
@@ -81,7 +81,7 @@ def test_a_denoiser_is_asked_for_the_clean_image() -> None:
     net.decoder.eval()
     images = torch.rand(2, 1, 28, 28)
     torch.manual_seed(1)
-    hidden = autoencoding_loss(net, Objective(mask=0.99999), images, images, 1.0)
+    hidden = pretraining_loss(net, Objective(mask=0.99999), images, images, 1.0)
     black = net.decoder(net.encode(torch.zeros_like(images)).code)
     assert hidden.item() == pytest.approx(reconstruction(Objective(), black, images).item(), rel=1e-4)
 
@@ -91,6 +91,50 @@ def test_what_is_erased_is_to_be_drawn_back() -> None:
     torch.manual_seed(0)
     net = build(Network(kind="dense", hidden=8, latent=4), (28, 28, 1))
     images = torch.rand(16, 1, 28, 28)
-    loss = autoencoding_loss(net, Objective(), images, torch.zeros_like(images), 1.0)
+    loss = pretraining_loss(net, Objective(), images, torch.zeros_like(images), 1.0)
     drawn = net.decoder(net.encode(torch.zeros_like(images)).code)
     assert torch.allclose(loss, torch.nn.functional.binary_cross_entropy_with_logits(drawn, images))
+
+
+def test_contrast_is_the_cross_entropy_of_finding_each_views_other_one() -> None:
+    """Two images: a right guess where views agree, chance where all codes are one, and lengths do not count."""
+    views = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    together = contrast(torch.cat([views, 5 * views]), temperature=0.5).item()
+    assert together == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 2 * math.exp(0))), rel=1e-5)
+    apart = contrast(torch.cat([views, views.flip(0)]), temperature=0.5).item()
+    assert apart == pytest.approx(-math.log(math.exp(0) / (math.exp(2) + 2 * math.exp(0))), rel=1e-5)
+    assert contrast(torch.ones(8, 3), temperature=0.5).item() == pytest.approx(math.log(7), rel=1e-5)
+
+
+def test_contrast_teaches_codes_to_tell_images_apart() -> None:
+    torch.manual_seed(0)
+    net, objective = (
+        build(Network(kind="dense", hidden=16, latent=8), (8, 8, 1)),
+        Objective(reconstruction=0, contrast=1),
+    )
+    projector = projection(net.latent)
+    images = torch.rand(16, 1, 8, 8)
+    optimiser = torch.optim.Adam([*net.encoder.parameters(), *projector.parameters()], lr=1e-2)
+    losses = []
+    for _ in range(60):
+        views = torch.cat([images, (images + 0.05 * torch.randn_like(images)).clamp(0, 1)])
+        loss = pretraining_loss(net, objective, views, views, 1.0, projector)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    assert all(weight.grad is None for weight in net.decoder.parameters())
+
+
+def test_reconstruction_and_contrast_are_weighed_against_each_other() -> None:
+    torch.manual_seed(0)
+    net, views = build(Network(kind="dense", hidden=16, latent=8), (8, 8, 1)), torch.rand(8, 1, 8, 8)
+    net.encoder.eval()
+    projector = projection(net.latent).eval()
+
+    def loss(**weights: float) -> float:
+        return pretraining_loss(net, Objective(**weights), views, views, 1.0, projector).item()  # type: ignore[arg-type]
+
+    drawn, told = loss(reconstruction=1, contrast=0), loss(reconstruction=0, contrast=1)
+    assert loss(reconstruction=2, contrast=3) == pytest.approx(2 * drawn + 3 * told, rel=1e-5)

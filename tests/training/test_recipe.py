@@ -37,6 +37,8 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("network.kind=alexnet", "network.kind"),
         ("network.variational=true", "variational is for conv and dense"),
         ("network.weights=x.pth", "weights are for resnet18"),
+        ("objective.reconstruction=0", "nothing is left to learn"),
+        ("objective.contrast=1", "two views of an image are alike without pretrain.augment"),
         ("epochs", "write key=value"),
         ("name=Bad Name", "name: String should match"),
         ("=3", "write key=value"),
@@ -46,6 +48,13 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
 def test_a_bad_change_is_named(change: str, says: str) -> None:
     with pytest.raises(TrainingError, match=says):
         recipe.load("seed", [change])
+
+
+def test_only_squares_are_transposed() -> None:
+    assert recipe.load("seed", ["pretrain.augment.flip=any"]).pretrain.augment.flip == "any"
+    for stage in ("pretrain", "transfer"):
+        with pytest.raises(TrainingError, match="flip=any is for squares, not for 28 by 32 pixels"):
+            recipe.load("seed", ["transfer.mode=full", f"{stage}.augment.flip=any", "input.width=32"])
 
 
 def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:

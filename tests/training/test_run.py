@@ -157,6 +157,15 @@ def test_what_was_pretrained_stands_still_while_it_is_read(recipe: Path, tmp_pat
     assert_same(whole, learnt(recipe, first, changes, "--resume"))
 
 
+def test_contrast_needs_another_image_to_tell_from(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["objective.contrast=1", "pretrain.augment.crop=0.5", "split.validation=1"]
+    sets = [part for change in changes for part in ("--set", change)]
+    assert main(["pretrain", str(recipe), "--run", str(tmp_path / "run"), *sets]) == 2
+    assert "1 validation image has no other to be told from: contrast needs two" in capsys.readouterr().err
+
+
 def test_an_untrained_encoder_is_untrained(recipe: Path, tmp_path: Path) -> None:
     """Its normalisation has seen nothing."""
     encoder = learnt(recipe, tmp_path / "run", [*SMALL, "transfer.mode=random-frozen"])["encoder"]
@@ -365,6 +374,7 @@ def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: P
 
 
 KILLED = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]
+KILLED += ["objective.contrast=0.5", "pretrain.augment.crop=0.5"]
 
 
 @pytest.fixture(scope="module")
