@@ -36,6 +36,16 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """How the anomaly score takes the normal test images of one class."""
+
+    name: str
+    images: int
+    alarms: float  # share that is called anomalous
+    auroc: float | None  # against the source's images, where the source is another domain
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything that the page says; pictures apart, nothing of it is an image of the data."""
 
@@ -46,6 +56,7 @@ class Study:
     confusion: np.ndarray | None
     latent_map: LatentMap
     scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
+    apart: list[Apart]  # the hardest class first
     drawn: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
     to_label: list[Listed] = field(default_factory=list)
     to_check: list[Listed] = field(default_factory=list)
@@ -73,11 +84,14 @@ def study(
     counts = None
     if outputs.logits is not None and len(test.labels):
         counts = evaluate.confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
-    scores = {} if outputs.scores is None else {f"{manifest.provenance.target}, test": outputs.scores}
-    if scores and not material.one_domain:
-        strangers = evaluate.run(bundle, material.source_test, "strangers", ("scores",))
-        if strangers.scores is not None:
-            scores[f"{manifest.provenance.source}, the source"] = strangers.scores
+    scores, by_class, strange = {}, [], None
+    if outputs.scores is not None and manifest.anomaly is not None:
+        scores = {f"{manifest.provenance.target}, test": outputs.scores}
+        if not material.one_domain:
+            strange = evaluate.run(bundle, material.source_test, "strangers", ("scores",)).scores
+        if strange is not None:
+            scores[f"{manifest.provenance.source}, the source"] = strange
+        by_class = apart(manifest.anomaly.threshold, test, outputs.scores, strange)
     to_label, to_check = [], []
     if manifest.classifier is not None:
         to_label = _to_label(bundle, manifest, material)
@@ -95,6 +109,7 @@ def study(
         counts,
         latent_map.fit(outputs.encoded["embedding"], test.labels if manifest.classifier else np.array([])),
         scores,
+        by_class,
         drawn,
         to_label,
         to_check,
@@ -109,6 +124,16 @@ def auroc(normal: np.ndarray, strange: np.ndarray) -> float:
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     above = ranks[len(normal) :].sum() - len(strange) * (len(strange) + 1) / 2
     return float(above / (len(normal) * len(strange)))
+
+
+def apart(threshold: float, data: ImageSet, scores: np.ndarray, strange: np.ndarray | None) -> list[Apart]:
+    """`scores` are those of the data, which has labels; `strange` those of images that are anomalies."""
+    found = []
+    for label in np.unique(data.labels):
+        own = scores[data.labels == label]
+        against = None if strange is None else auroc(own, strange)
+        found.append(Apart(data.classes[label], len(own), float(np.mean(own > threshold)), against))
+    return sorted(found, key=lambda each: (-each.alarms, each.auroc or 0))
 
 
 def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
@@ -288,8 +313,24 @@ def _anomaly(found: Study) -> str:
     if a is None or not found.scores:
         return ""
     told = " + ".join(distance.name for distance in a.distances)
-    return f"<p>The score is the sum, in standard deviations, of {told}.</p>" + charts.histogram(
-        "Anomaly scores", found.scores, "score", a.threshold
+    said = f"<p>The score is the sum, in standard deviations, of {told}.</p>"
+    return said + charts.histogram("Anomaly scores", found.scores, "score", a.threshold) + _by_class(found)
+
+
+def _by_class(found: Study) -> str:
+    if not found.apart:
+        return ""
+    against = found.apart[0].auroc is not None
+    heads = ("class", "images", "called anomalous", f"AUROC against {escape(found.manifest.provenance.source)}")
+    rows = [
+        (escape(each.name), f"{each.images:,}", f"{each.alarms:.2%}", "" if each.auroc is None else f"{each.auroc:.4f}")
+        for each in found.apart
+    ]
+    width = 4 if against else 3
+    measures = table(heads[:width], [row[:width] for row in rows], numbers=range(1, width))
+    return (
+        "<p>The false-alarm rate is that of all normal images together; each class has its own, the hardest first.</p>"
+        + measures
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.report import auroc
+from training.data import ImageSet
+from training.report import Apart, apart, auroc
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -44,6 +45,18 @@ def test_auroc_counts_pairs() -> None:
     assert auroc(normal, strange) == pytest.approx(np.mean(pairs))
 
 
+def test_every_class_has_its_own_false_alarms_the_hardest_first() -> None:
+    labels = np.repeat([0, 1, 3], [4, 2, 2])
+    data = ImageSet(np.zeros((8, 1, 1, 1), np.uint8), labels, ("bag", "coat", "dress", "shirt"))
+    scores, strange = np.array([0.0, 1.0, 2.0, 5.0, 0.0, 1.0, 3.5, 4.5]), np.array([4.0, 6.0])
+    assert apart(3.0, data, scores, strange) == [
+        Apart("shirt", 2, 1.0, 0.75),
+        Apart("bag", 4, 0.25, 0.875),
+        Apart("coat", 2, 0.0, 1.0),
+    ]
+    assert [each.auroc for each in apart(3.0, data, scores, None)] == [None] * 3
+
+
 def test_the_page_in_the_run_shows_everything_and_needs_no_network(trained: Path) -> None:
     text, headings = read(trained / "run/report.html")
     assert [heading for heading in headings if heading != "Labels most likely wrong"] == [
@@ -58,7 +71,14 @@ def test_the_page_in_the_run_shows_everything_and_needs_no_network(trained: Path
     ]
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("data:image/png;base64,") > 20
-    for said in ("are named rightly", "are called anomalous, at a stated 5.00%", "threshold", "bag/", "SHA-256"):
+    for said in (
+        "are named rightly",
+        "are called anomalous, at a stated 5.00%",
+        "threshold",
+        "each class has its own",
+        "bag/",
+        "SHA-256",
+    ):
         assert said in text
 
 
