@@ -157,6 +157,16 @@ def test_what_was_pretrained_stands_still_while_it_is_read(recipe: Path, tmp_pat
     assert_same(whole, learnt(recipe, first, changes, "--resume"))
 
 
+def test_a_code_that_was_never_drawn_from_is_drawn_from_in_the_end(recipe: Path, tmp_path: Path) -> None:
+    changes = ["network.kind=dense", "network.latent=8", "decoder.epochs=6", "decoder.rate=3e-3"]
+    changes += ["objective.contrast=1", "objective.reconstruction=0", "pretrain.augment.crop=0.5"]
+    learnt(recipe, tmp_path / "run", changes)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    told, drawn = ([line["validation_loss"] for line in lines if line["stage"] == s] for s in ("pretrain", "decoder"))
+    assert told[-1] < told[0]
+    assert drawn[-1] < 0.9 * drawn[0]
+
+
 def test_contrast_needs_another_image_to_tell_from(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
