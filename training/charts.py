@@ -1,4 +1,4 @@
-"""Charts as SVG text: lines, histograms, points, intervals. They take their colours from the page around them."""
+"""Charts as SVG text: lines, histograms, points, intervals. On a page they take their colours from around them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 560, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 12, 40
+_TITLE = 24  # pixels, of a file's
 # Told apart by people who see colours differently too (Okabe and Ito), in this order; then they begin again.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", "#7570b3", "#66a61e", "#e7298a")
 
@@ -27,8 +28,54 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+@dataclass(frozen=True)
+class _Chart:
+    """What is drawn, for a page or for a file."""
+
+    title: str
+    height: int
+    parts: str
+    names: Sequence[str]
+
+    def figure(self) -> str:
+        keys = "".join(
+            f'<span><i style="background:{colour(index)}"></i>{escape(name)}</span>'
+            for index, name in enumerate(self.names)
+        )
+        return (
+            f'<figure><figcaption>{escape(self.title)}</figcaption><svg viewBox="0 0 {WIDTH} {self.height}" role="img" '
+            f'aria-label="{escape(self.title)}">{self.parts}</svg><div class="keys">{keys}</div></figure>'
+        )
+
+    def file(self) -> str:
+        """The title above, the keys beneath, black on white."""
+        keys = "".join(
+            f'<circle cx="{x}" cy="{self.height + _TITLE + 10}" r="4" fill="{colour(index)}"/>'
+            f'<text x="{x + 8}" y="{self.height + _TITLE + 14}">{escape(name)}</text>'
+            for index, name in enumerate(self.names)
+            for x in [_LEFT + index * (WIDTH - _LEFT) // len(self.names)]
+        )
+        high = self.height + _TITLE + 24
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {high}" role="img" '
+            f'aria-label="{escape(self.title)}" font-family="system-ui,sans-serif" font-size="11" color="black">'
+            f'<rect width="{WIDTH}" height="{high}" fill="white"/><text x="{_LEFT}" y="18" font-size="13" '
+            f'font-weight="600">{escape(self.title)}</text><g transform="translate(0 {_TITLE})">{self.parts}</g>'
+            f"{keys}</svg>\n"
+        )
+
+
 def lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
     """Each series a line through its points."""
+    return _lines(title, series, across, up, log_x).figure()
+
+
+def lines_file(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
+    """The same as the text of an SVG file, which needs no page around it."""
+    return _lines(title, series, across, up, log_x).file()
+
+
+def _lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bool) -> _Chart:
     shown = [(np.log10(s.x) if log_x else np.asarray(s.x, float), s) for s in series]
     values = [v for s in series for v in (*s.y, *s.low, *s.high)]
     frame = _Frame((_least(x for xs, _ in shown for x in xs), _most(x for xs, _ in shown for x in xs)), _padded(values))
@@ -77,7 +124,7 @@ def histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold:
             f'stroke-dasharray="5 4"/><text x="{x + 4:.1f}" y="{_TOP + 10}">threshold {threshold:.2f}</text>'
         )
     ticks = [(tick, f"{tick:g}") for tick in _ticks(*frame.x)]
-    return _chart(title, frame, parts, ticks, across, "share", list(groups))
+    return _chart(title, frame, parts, ticks, across, "share", list(groups)).figure()
 
 
 def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) -> str:
@@ -85,7 +132,7 @@ def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) 
     frame = _Frame(_padded(at[:, 0]), _padded(at[:, 1]), height=380)
     placed = [(*frame.at(x, y), colour(int(g))) for (x, y), g in zip(at, group, strict=True)]
     parts = [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2.5" fill="{c}" fill-opacity=".6"/>' for x, y, c in placed]
-    return _chart(title, frame, parts, [], "first direction", "second", list(names))
+    return _chart(title, frame, parts, [], "first direction", "second", list(names)).figure()
 
 
 class _Frame:
@@ -109,7 +156,7 @@ def _chart(
     across: str,
     up: str,
     names: Sequence[str],
-) -> str:
+) -> _Chart:
     bottom = frame.height - _BOTTOM
     axes = [
         f'<path d="M{_LEFT} {_TOP}V{bottom}H{WIDTH - _RIGHT}" fill="none" stroke="currentColor" stroke-opacity=".4"/>',
@@ -129,13 +176,7 @@ def _chart(
             'stroke-opacity=".1"/>'
             for tick in _ticks(*frame.y)
         ]
-    keys = "".join(
-        f'<span><i style="background:{colour(index)}"></i>{escape(name)}</span>' for index, name in enumerate(names)
-    )
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {frame.height}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(axes)}{"".join(parts)}</svg><div class="keys">{keys}</div></figure>'
-    )
+    return _Chart(title, frame.height, "".join([*axes, *parts]), names)
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -16,6 +16,7 @@ from training.page import page, table
 from training.recipe import Recipe
 
 NUMBERS_FILE, TABLE_FILE, PAGE_FILE = "comparison.json", "comparison.md", "comparison.html"
+PICTURE_FILE = "comparison.svg"
 # Student's t at 97.5 %, by degrees of freedom; beyond the last it hardly falls.
 _T = (
     *(math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -145,20 +146,19 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
     return made
 
 
-def chart(results: Sequence[Result]) -> str:
-    series = []
+def _drawn(results: Sequence[Result]) -> tuple[str, list[charts.Series], str, str]:
+    """What charts.lines takes: a line for each arm."""
+    made = []
     for arm in _arms(results):
         labels = [each for each in _budgets(results) if _of(results, arm, each)]
         found = [interval(_of(results, arm, each)) for each in labels]
         clipped = [(max(0.0, each.low), min(1.0, each.high)) for each in found]
-        series.append(
+        made.append(
             charts.Series(
                 arm, labels, [each.mean for each in found], [low for low, _ in clipped], [high for _, high in clipped]
             )
         )
-    return charts.lines(
-        "Accuracy by the number of labels, with 95 % intervals", series, "labels", "accuracy", log_x=True
-    )
+    return "Accuracy by the number of labels, with 95 % intervals", made, "labels", "accuracy"
 
 
 def section(results: Sequence[Result], recipe: Recipe) -> str:
@@ -167,15 +167,16 @@ def section(results: Sequence[Result], recipe: Recipe) -> str:
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in words(results, recipe))
     arms = "".join(f"<li><b>{arm}</b>: {IN_WORDS[arm]}</li>" for arm in _arms(results))
     numbers = table(heads, rows(results), range(1, len(heads)))
+    chart = charts.lines(*_drawn(results), log_x=True)
     return (
-        f"{said}{chart(results)}<p>Accuracy in per cent on all test images, mean over seeds ± 95 % interval "
+        f"{said}{chart}<p>Accuracy in per cent on all test images, mean over seeds ± 95 % interval "
         "(what varies is the network's start and which images have labels; the test images are the same); in brackets "
         f"the difference to scratch, seed by seed.</p>{numbers}<ul>{arms}</ul>"
     )
 
 
 def write(folder: Path, recipe: Recipe, results: Sequence[Result], tested: int) -> Path:
-    """Numbers, table and page; the page is given back."""
+    """Numbers, table, picture and page; the page is given back."""
     facts = {
         "recipe": recipe.name,
         "source": Path(recipe.source).name,
@@ -199,6 +200,7 @@ def write(folder: Path, recipe: Recipe, results: Sequence[Result], tested: int) 
         "",
     ]
     (folder / TABLE_FILE).write_text("\n".join(lines))
+    (folder / PICTURE_FILE).write_text(charts.lines_file(*_drawn(results), log_x=True))
     title = f"{recipe.name}: does transfer help?"
     (folder / PAGE_FILE).write_text(page(title, [("Against the honest arms", section(results, recipe))]))
     return folder / PAGE_FILE

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from training.charts import Series, histogram, lines, points
+from training.charts import COLOURS, Series, histogram, lines, lines_file, points
 
 
 def svg(figure: str) -> ElementTree.Element:
@@ -30,6 +30,21 @@ def test_tenfold_steps_are_alike_on_a_logarithmic_axis() -> None:
     series = Series("a", [1, 10, 100], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2], [0.2, 0.3, 0.4])
     (x1, _), (x2, _), (x3, _) = places(lines("x", [series], "labels", "accuracy", log_x=True))
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)
+
+
+def test_a_file_needs_no_page_around_it() -> None:
+    """The same lines, with a name space, a title and keys of its own, within the picture."""
+    series = [Series("first", [1, 10], [0.1, 0.2]), Series("second", [1, 10], [0.3, 0.1])]
+    file = lines_file("a < b", series, "labels", "accuracy", log_x=True)
+    picture = svg(file)
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a < b", "first", "second", "labels", "accuracy"} <= set(texts)
+    assert all(file.count(f'fill="{colour}"') >= 3 for colour in COLOURS[:2]), "points, and a key"
+    _, _, width, height = (float(part) for part in picture.attrib["viewBox"].split())
+    keys = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in picture.iter("{http://www.w3.org/2000/svg}circle")]
+    assert all(0 < x < width and 0 < y < height for x, y in keys)
+    assert places(file)[:4] == places(lines("a < b", series, "labels", "accuracy", log_x=True))
 
 
 def test_text_is_escaped() -> None:

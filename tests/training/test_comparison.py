@@ -2,6 +2,7 @@ import json
 import math
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -64,4 +65,5 @@ def test_numbers_table_and_page_are_written_and_read_again(tmp_path: Path) -> No
     assert "| arm | 100 labels | 5,000 labels |" in table
     assert "| source | 50.0 ± 24.8 (-10.0 ± 0.0) |  |" in table
     HTMLParser().feed(path.read_text())
+    assert ElementTree.fromstring((tmp_path / "comparison.svg").read_text()).tag.endswith("svg")
     assert "NEGATIVE TRANSFER" in path.read_text()
