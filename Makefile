@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel check format swaps train bench bench-training quality drift clients lock install-gpu clean
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(VENV)/dev.stamp ## the whole test suite, with coverage
 
 test-wheel: $(VENV)/dev.stamp ## build the wheel, and run the suite against it instead of the tree
 	@$(PY) tests/against_wheel.py
+
+container-test: $(VENV)/dev.stamp ## build and run the image and the compose stack on an engine of its own: root, Debian, minutes
+	@PYTHONPATH=.:tests $(PY) -m containers
 
 check: $(VENV)/dev.stamp ## what must hold of the source: style, types, import direction, documents
 	@$(VENV)/bin/ruff check .
