@@ -272,7 +272,7 @@ def composed(engine: Engine, tree: Path) -> str:
         assert {rule["health"] for rule in loaded} <= {"ok", "unknown"}, loaded
         return f"up after {seconds:.1f} s; {len(queries(tree))} queries answered, {len(loaded)} rules loaded"
     except BaseException:
-        say(compose("logs", "--tail", "30"))
+        say(compose("--profile", "*", "logs", "--tail", "30"))
         raise
     finally:
         compose("--profile", "*", "down", "-v")

@@ -108,7 +108,8 @@ class Engine:
         (context / "bin").mkdir(parents=True)
         shutil.copy(root / "usr/bin/prometheus", context / "bin")
         (context / "Dockerfile").write_text(
-            f'FROM {base}\nCOPY bin /bin\nUSER 65534\nVOLUME /prometheus\nENTRYPOINT ["/bin/prometheus"]\n'
+            f"FROM {base}\nCOPY bin /bin\nRUN mkdir /prometheus && chown 65534 /prometheus\n"
+            'USER 65534\nVOLUME /prometheus\nENTRYPOINT ["/bin/prometheus"]\n'
         )
         self.build(context, tag)
         return root / "usr/bin/promtool"
