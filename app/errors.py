@@ -30,7 +30,9 @@ GraftError
 ├── OperationUnavailable      the model lacks the part that the operation needs
 ├── PartMissing               the bundle carries no such document or map
 ├── QueueFull                 with the seconds after which to try again
+│   └── TooManyConnections
 ├── DeadlinePassed
+├── NotFinite                 a graph gave numbers that are none, for an image that is one
 ├── NotReady
 ├── SettingsInvalid           found before the service starts
 └── CannotScore               found before files are scored: by their paths, the output, or the operation
@@ -166,6 +168,14 @@ class QueueFull(GraftError):
 
 
 class DeadlinePassed(GraftError):
+    pass
+
+
+class TooManyConnections(QueueFull):
+    pass
+
+
+class NotFinite(GraftError):
     pass
 
 

@@ -20,13 +20,20 @@ from types import FrameType
 
 import uvicorn
 
+try:
+    import resource
+except ImportError:  # Windows, which has no such limit
+    resource = None  # type: ignore[assignment]
+
 from app.bundle.store import names, versions
+from app.connection import Connection, bounded
 from app.errors import SettingsInvalid
 from app.main import create_app
 from app.observability import log
 from app.settings import PREFIX, Settings
 
 _MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
+_DESCRIPTORS = 256  # beside connections: models, pools, the log
 _GRACE_S = 1.0  # beyond `drain_s`, for what does not stop when it is told to
 
 
@@ -41,11 +48,13 @@ def serve(
     A parent may ask more than once for the end, and kills where it is to come at once.
     """
     _require_bundles(settings)
+    _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
     app = create_app(settings)
     listener = listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(
         app,
+        http=bounded(settings.head_timeout_s, settings.max_connections),  # type: ignore[arg-type]  # it is only called
         log_level="warning",
         log_config=None,  # ours shows its lines too
         access_log=False,
@@ -105,7 +114,8 @@ class _Server(uvicorn.Server):
         listeners, state = sockets or [], self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         for connection in state.connections:
-            if _busy(connection):
+            assert isinstance(connection, Connection)
+            if connection.busy:
                 connection.shutdown()  # after its answer, which says so
         await self._let_in(listeners)
         moment = began + min(_MOMENT_S, self._drain_s / 2)
@@ -143,10 +153,15 @@ def _accepted(listener: socket.socket) -> list[socket.socket]:
     return came
 
 
-def _busy(connection: object) -> bool:
-    """Whether a request of it is being answered."""
-    cycle = getattr(connection, "cycle", None)
-    return cycle is not None and not cycle.response_complete
+def _allow_descriptors(wanted: int) -> None:
+    """As many open files as connections need, within what the system lets a process allow itself."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # where it may not, the default is what there is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _require_bundles(settings: Settings) -> None:

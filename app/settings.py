@@ -55,6 +55,15 @@ class Settings(BaseSettings):
         256, ge=1, le=1_000_000, description="most MB of bodies in memory at once, over all requests; above it 429"
     )
     body_timeout_s: int = Field(60, ge=1, le=3600, description="most seconds for a body to arrive; above it 408")
+    head_timeout_s: float = Field(
+        10, ge=0.1, le=3600, description="most seconds for a request's line and headers to arrive; above it 408"
+    )
+    max_connections: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="most connections of each worker; above it 503, above twice as many they are closed unanswered",
+    )
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
     max_queue: int = Field(
         1024, ge=1, le=1_000_000, description="most images under way at once, over all requests; above it 429"

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "app.api": {"app.inference", "app.bundle", *LEAVES},
     "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
     "app.score": {"app.inference", "app.bundle", *LEAVES},
-    "app.server": {"app.main", "app.bundle", *LEAVES},
+    "app.connection": {"app.api", *LEAVES},
+    "app.server": {"app.main", "app.bundle", "app.connection", *LEAVES},
     "app.supervisor": {"app.observability"},
     "app.__main__": {"app", "app.score", "app.server", "app.supervisor", *LEAVES},
     "app": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT = {
 KEPT_TO = {
     "fastapi": ("app.main", "app.api"),
     "starlette": ("app.main", "app.api"),
-    "uvicorn": ("app.server",),
+    "uvicorn": ("app.server", "app.connection"),
     "python_multipart": ("app.api.form",),
     "onnxruntime": ("app.bundle.session", "training.quantise"),
     "pyspng": ("app.bundle.decode",),
@@ -111,3 +112,30 @@ def test_tests_mirror_the_source() -> None:
         for path in (tests / folder).rglob("test_*.py"):
             tested = ".".join((*path.relative_to(tests).parts[:-1], path.stem.removeprefix("test_")))
             assert tested in FOUND, path
+
+
+WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow"}
+SERVED = sorted(name for name in FOUND if inside(name, "app"))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_no_deadline_hangs_on_a_clock_that_is_set(name: str) -> None:
+    """A step of the wall clock moves nothing: it is read for the log alone, by logging itself."""
+    tree = ast.parse(FOUND[name].read_text())
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "time"]
+    assert not WALL_CLOCKS & {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not WALL_CLOCKS & {f"time.{alias.name}" for node in named for alias in node.names}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_nothing_that_is_served_is_unpickled(name: str) -> None:
+    """A pickle runs what its maker wrote; arrays are read without, and said to be."""
+    tree = ast.parse(FOUND[name].read_text())
+    roots = {each.split(".")[0] for each in imports(FOUND[name], set(FOUND))}
+    assert not {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"} & roots
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "np.save", "np.fromfile", "numpy.load"}:
+            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert said.get("allow_pickle") == "False", f"{name}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in {"eval", "exec", "compile", "__import__"}, f"{name}:{node.lineno}"

@@ -1,12 +1,20 @@
-"""What arrives is bounded over all requests: the bytes in memory at once, and the time that one body may take."""
+"""What arrives is bounded over all requests: connections, the bytes in memory at once, the time that a body may take.
+
+Connections are counted by the server, which marks those that are too many.
+"""
 
 import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import OPEN
 from app.api.alarm import Alarm
-from app.errors import BodyTooSlow
+from app.api.error_handlers import answer_to
+from app.api.prefix import route_path
+from app.errors import BodyTooSlow, TooManyConnections
 from app.inference.admission import Bytes
+
+CROWDED = "crowded"  # in a request's state: of how many connections its own is one too many
 
 
 class Bodies:
@@ -18,6 +26,11 @@ class Bodies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        most = scope.get("state", {}).get(CROWDED)
+        if most is not None and route_path(scope) not in OPEN:  # health is told even then
+            error = TooManyConnections(f"more than the {most:,} connections that there may be; try again in 1 s", 1)
+            await answer_to(error)(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + self._seconds

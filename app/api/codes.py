@@ -20,6 +20,7 @@ from app.api.schemas import (
     binary,
 )
 from app.errors import MalformedRequest, TooManyImages
+from app.inference.answer import RECONSTRUCTION, finite
 from app.inference.model import Model
 
 router = APIRouter(prefix="/v1", tags=["operations"])
@@ -88,6 +89,7 @@ async def generate(request: Request, call: ACall, n: Count = 1, seed: Seed = Non
     codes = np.random.default_rng(drawn_by).standard_normal((n, model.bundle.manifest.latent_size), np.float32)
 
     def shape(images: np.ndarray) -> Response:
+        finite(model.bundle, RECONSTRUCTION, images)
         if form != JSON:
             return _picture(form, images)
         results = [

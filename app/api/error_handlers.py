@@ -33,6 +33,8 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NotFinite: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
@@ -110,6 +112,8 @@ def answer_to(error: errors.GraftError) -> JSONResponse:
     status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
     if status is None:
         raise error
+    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("%s", error)
     headers = {}
     if isinstance(error, errors.QueueFull):
         headers["Retry-After"] = str(error.retry_after)

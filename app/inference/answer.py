@@ -7,6 +7,7 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.bundle.scoring import likeliest_first, probabilities, reconstruction_errors
+from app.errors import NotFinite
 
 Outputs = dict[str, np.ndarray]
 EMBEDDING, LOGITS, EXPLANATION = "embedding", "logits", "explanation"
@@ -28,7 +29,7 @@ class Wish:
 def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
     """For each wish at least its outputs, each (n, …)."""
     images = wishes[0].images if len(wishes) == 1 else np.concatenate([wish.images for wish in wishes])
-    encoded = bundle.encode(images)
+    encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images).items()}
     ends = np.cumsum([len(wish) for wish in wishes])
     spans = [slice(end - len(wish), end) for wish, end in zip(wishes, ends, strict=True)]
     found: list[Outputs] = [
@@ -45,19 +46,27 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
     for name, by, run in graphs:
         chosen = [index for index, wish in enumerate(wishes) if not by.isdisjoint(wish.outputs)]
         if chosen:
-            values = run(encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen]))
+            rows = encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen])
+            values = finite(bundle, name, run(rows))
             ran = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
             start = 0
             for index in chosen:
                 span = slice(start, start := start + len(wishes[index]))
-                found[index].update({each: rows[span] for each, rows in ran.items()})
+                found[index].update({each: array[span] for each, array in ran.items()})
     for wish, span, outputs in zip(wishes, spans, found, strict=True):
         if RECONSTRUCTION in outputs:
             outputs[ERRORS] = reconstruction_errors(wish.images, outputs[RECONSTRUCTION])
         if DISTANCES in wish.outputs and scorer is not None:
             taken = bundle.taken(wish.images, _rows(encoded, [span]), scorer.tensors)
-            outputs[DISTANCES] = scorer.distances(taken, outputs.get(ERRORS))
+            outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
     return found
+
+
+def finite(bundle: Bundle, name: str, values: np.ndarray) -> np.ndarray:
+    """The values; a NotFinite where not all are numbers, of which everything that follows would be made up."""
+    if not np.isfinite(values).all():
+        raise NotFinite(f"model {bundle.name}@{bundle.version} gives {name} that is not finite")
+    return values
 
 
 def _ranked(bundle: Bundle, logits: np.ndarray) -> Outputs:
