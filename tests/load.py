@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ class Answer:
     status: int
     head: str
     body: bytes
+    seconds: float  # from its request
 
     @property
     def is_last(self) -> bool:
@@ -62,9 +64,11 @@ class Load:
 
 
 async def _read(reader: asyncio.StreamReader) -> Answer:
+    start = time.perf_counter()
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
-    return Answer(int(head.split()[1]), head, await reader.readexactly(length))
+    body = await reader.readexactly(length)
+    return Answer(int(head.split()[1]), head, body, time.perf_counter() - start)
 
 
 def post(path: str, body: bytes, kind: str) -> bytes:
