@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak audit
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODE
 
 clients: $(VENV)-clients/stamp ## the protocol client that tests need an environment of its own for
 
+audit: $(VENV)-audit/stamp ## known vulnerabilities of what requirements/*.txt name
+	@sh requirements/audit.sh $(VENV)-audit/bin/pip-audit requirements/serve.txt requirements/gpu.txt requirements/dev.txt
+
 lock: ## renew requirements/*.txt from pyproject.toml, to the newest versions that fit
 	@$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet pip-tools
 	@PATH="$(abspath $(VENV)-lock)/bin:$$PATH" sh requirements/renew.sh
@@ -77,7 +80,7 @@ install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
 	@touch $(VENV)/serve.stamp
 
 clean: ## remove everything that make made
-	@rm -rf $(VENV) $(VENV)-lock $(VENV)-clients .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-audit .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
@@ -103,4 +106,10 @@ $(VENV)-clients/stamp: requirements/clients.txt | $(PY)
 	@echo 'installing kserve into $(VENV)-clients…' >&2
 	@$(PY) -m venv $(VENV)-clients
 	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(VENV)-audit/stamp: requirements/audit.txt | $(PY)
+	@echo 'installing pip-audit into $(VENV)-audit…' >&2
+	@$(PY) -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

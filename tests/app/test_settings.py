@@ -26,6 +26,17 @@ def test_the_environment_is_read_and_an_empty_value_is_no_value(monkeypatch: pyt
     assert load_settings(port="9001").port == 9001
 
 
+def test_the_limits_of_the_security_page_are_the_settings() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    rows = dict(re.findall(r"^\| `GRAFT_(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    limits = {
+        name for name in Settings.model_fields if name.startswith("max_") or name.endswith(("timeout_s", "timeout_ms"))
+    }
+    assert {name.lower() for name in rows} == limits - {"max_batch"}, "which bounds nothing that a client sends"
+    for name, default in rows.items():
+        assert default == str(Settings.model_fields[name.lower()].default), name
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("GRAFT_PORT", "http"), ("GRAFT_PORT", "70000"), ("GRAFT_MAX_IMAGES", "0"), ("GRAFT_THREADS", "-1")],
