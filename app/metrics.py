@@ -34,6 +34,11 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 _MODEL = ("model", "version")
+_ROOM = {  # bytes, by how prometheus_client names the files
+    "histogram": 1 << 18,
+    "counter": 1 << 16,
+    **{f"gauge_{mode}": 1 << 16 for mode in ("livemax", "livemin", "livesum")},
+}
 _LEAST = ("process_start_time_seconds", "process_max_fds")  # of several workers' the lowest; all else is added up
 
 Kind = TypeVar("Kind", bound=MetricWrapperBase)
@@ -80,6 +85,7 @@ class Metrics(Collector):
         self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
         if self._folder:
             os.makedirs(self._folder, exist_ok=True)
+            _take_room(self._folder)
         self._children: list[_Children[Counter] | _Children[Histogram] | _Children[Gauge]] = []
         self._served: frozenset[Served] = frozenset()
         self._versions: set[tuple[str, int]] = set()
@@ -222,6 +228,19 @@ def shared_folder() -> Iterator[dict[str, str]]:
     """For the parent of workers: what to add to their environment, so that they count together. Removed at the end."""
     with tempfile.TemporaryDirectory(prefix="graft-metrics-") as folder:
         yield {FOLDER: folder}
+
+
+def _take_room(folder: str) -> None:
+    """Of this process's files as much as some ten versions take: they are mapped, and a process that writes to what a
+    full disk has no room for is killed, without a word. An OSError says beforehand that there is none."""
+    for kind, size in _ROOM.items():
+        path = os.path.join(folder, f"{kind}_{os.getpid()}.db")
+        try:
+            with open(path, "ab") as file:
+                if not file.tell():
+                    file.write(bytes(size))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None  # writing does not say where
 
 
 def worker_gone(pid: int, folder: str) -> None:

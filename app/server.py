@@ -49,7 +49,11 @@ def serve(
     """
     _require_bundles(settings)
     _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except OSError as error:
+        mend = "where several workers count together they write there; make room, or set TMPDIR to another folder"
+        raise SettingsInvalid(f"{error.filename}: {error.strerror}: {mend}") from None
     listener = listen()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(

@@ -2,12 +2,14 @@
 a worker that is killed. Each costs whom it concerns a clear refusal, and nobody else anything."""
 
 import asyncio
+import contextlib
 import os
 import re
+import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 from load import Answer, Load, post
 from onnx import TensorProto, helper
 from PIL import Image
-from support import LATENT, assert_error, assert_problem, onnx_file, running, save_tiny, serving, spec, tiny
+from support import LATENT, assert_error, assert_problem, onnx_file, running, save_tiny, serving, spec, stopped, tiny
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
@@ -254,6 +256,59 @@ def test_a_bundle_that_is_spoilt_is_refused_at_the_start_and_at_a_swap(
     for version in (2, 3):
         assert len(re.findall(rf"refused tiny/{version}/{file}", log)) == 1, log
     assert "Traceback" not in log
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "graft", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system takes the right to mount one: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path, but: int = 0) -> None:
+    """All of it, or all but so many bytes."""
+    with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    os.truncate(folder / "filler", (folder / "filler").stat().st_size - but)
+
+
+def test_a_disk_that_fills_up_takes_no_worker_with_it(models: Path, small: Path) -> None:
+    """Workers count in files, the only ones that the service writes; what is counted after that is right as well."""
+    settings = {"GRAFT_MODELS": str(models), "GRAFT_WORKERS": "2", "TMPDIR": str(small)}
+    with running(**settings) as (process, address, _):
+        workers = psutil.Process(process.pid).children
+        assert eventually(lambda: len(list(small.glob("graft-metrics-*/counter_*.db"))) == 2)
+        time.sleep(2)  # until the second is ready
+        before = {worker.pid for worker in workers()}
+        fill(small)
+        for operation in OPERATIONS:
+            for _ in range(20):
+                answer = httpx.post(f"{address}/v1/{operation}", content=GOOD, headers=RAW)
+                assert answer.status_code == 200
+        httpx.post(f"{address}/v1/classify", content=b"no image", headers=RAW)
+        text = httpx.get(f"{address}/metrics").text
+        assert 'graft_requests_refused_total{type="not-an-image"} 1.0' in text
+        assert {worker.pid for worker in workers()} == before
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_disk_that_is_full_at_the_start_is_told(models: Path, small: Path) -> None:
+    fill(small, but=16 << 10)  # of a folder with less than that, Python takes another
+    done = stopped("--port", "0", "--workers", "2", GRAFT_MODELS=str(models), TMPDIR=str(small))
+    assert done.returncode == 2
+    assert "No space left on device: where several workers count together they write there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_count(models: Path) -> None:
