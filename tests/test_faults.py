@@ -139,6 +139,19 @@ def test_what_a_graph_does_to_one_image_is_a_500_to_that_image_alone(
     assert any(told in line for line in log)
 
 
+def test_a_file_for_which_a_graph_gives_no_number_is_a_problem_beside_the_others_rows(tmp_path: Path) -> None:
+    save_faulty(tmp_path / "models", "not a number")
+    (tmp_path / "images").mkdir()
+    for name, file in (("a.png", GOOD), ("b.png", WHITE), ("c.png", GOOD)):
+        (tmp_path / "images" / name).write_bytes(file)
+    out = tmp_path / "rows.csv"
+    done = stopped("score", str(tmp_path / "images"), "--out", str(out), GRAFT_MODELS=str(tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"(\w)\.png", out.read_text()) == ["a", "c"]
+    told = (tmp_path / "rows.csv.errors.csv").read_text()
+    assert re.findall(r"(\w)\.png,not-finite,model faulty@1 gives embedding that is not finite", told) == ["b"]
+
+
 def test_a_graph_that_hangs_is_504_in_time_and_others_are_answered(tmp_path: Path) -> None:
     """It holds the only thread there is for graphs."""
     for name in ("other", "stuck"):

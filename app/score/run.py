@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.bundle.session import cpu_limit
+from app.errors import NotFinite, kebab
+from app.inference.results import Fields
 from app.score import parquet
-from app.score.batches import Batches
+from app.score.batches import Batch, Batches
 from app.score.operation import Operation
 from app.score.paths import Problem
 from app.score.problems import Problems
@@ -78,14 +80,31 @@ class Run:
         )
         try:
             for batch in batches:
-                rows = operation.rows(batch.paths, batch.images) if batch.paths else []
+                rows, faults = _scored(operation, batch)
                 fresh = [row for row in rows if row["path"] not in done]
+                found = [*batch.problems, *(each for each in faults if each.path not in done)]
                 table.add(fresh)
-                problems.add(batch.problems)
-                seen += len(fresh) + len(batch.problems)
+                problems.add(found)
+                seen += len(fresh) + len(found)
                 progress.tell(seen)
                 if stop.number is not None:
                     break
         finally:
             progress.clear()
         return seen
+
+
+def _scored(operation: Operation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+    """Where a batch gives what is no number, each of its images is run alone: the one at fault is a problem."""
+    if not batch.paths:
+        return [], []
+    try:
+        return operation.rows(batch.paths, batch.images), []
+    except NotFinite:
+        rows, faults = [], []
+        for path, image in zip(batch.paths, batch.images, strict=True):
+            try:
+                rows += operation.rows([path], image[None])
+            except NotFinite as error:
+                faults.append(Problem(path, kebab(type(error).__name__), str(error)))
+        return rows, faults
