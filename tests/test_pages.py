@@ -482,6 +482,23 @@ def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str
     expect(v.page.get_by_label("Model")).to_have_value("fashion-mnist-seed")
 
 
+def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, address: str) -> None:
+    v = visit()
+    told = v.page.locator("#drift")
+    v.page.goto(f"{address}/models/plain")
+    expect(told).to_contain_text("This bundle has nothing to tell by")
+    v.page.goto(f"{address}/models/fashion-mnist-seed@1")
+    expect(told).to_contain_text("Not known yet: it takes 400 images")
+    files = [("image", data) for data in DRAWN.values()] * 20
+    for _ in range(4):
+        httpx.post(f"{address}/v1/predict?model=fashion-mnist-seed@1", files=files).raise_for_status()
+    found = httpx.get(f"{address}/v1/models/fashion-mnist-seed@1/drift").json()
+    assert found["drifted"], "five drawings, over and over"
+    expect(told).to_contain_text("do not look like those that were held out", timeout=10_000)  # it looks again by itself
+    expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, moved much")
+    v.kept("drift")
+
+
 def test_a_report_may_look_as_it_likes_and_do_nothing(visit: Visitor, tmp_path: Path) -> None:
     fields, files = tiny()
     evil = "parent.document.title = 'taken'"

@@ -148,7 +148,7 @@ class ModelSummary(ModelRef):
 
 
 class ModelDetail(ModelSummary):
-    parts: list[str] = Field(description="what it carries to look at: card, report, map")
+    parts: list[str] = Field(description="what it carries to look at: card, report, map, drift")
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 
 

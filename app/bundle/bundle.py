@@ -130,11 +130,12 @@ class Bundle:
 
     @property
     def parts(self) -> list[str]:
-        """What it carries for people to look at."""
+        """What it carries for people to look at, or to be looked at by."""
         has = {
             "card": CARD_FILE in self.documents,
             "report": REPORT_FILE in self.documents,
             "map": self.map is not None,
+            "drift": self.drift is not None,
         }
         return [part for part, there in has.items() if there]
 

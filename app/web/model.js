@@ -31,7 +31,7 @@ async function begin() {
   at("title").textContent = `${sentence(model.title)} Version ${model.version}.`;
   tiles(model);
   facts(model);
-  await Promise.all([card(model, full), report(model, full), live(model)]);
+  await Promise.all([card(model, full), report(model, full), live(model), drift(model, full)]);
 }
 
 function tiles({ metrics, milliseconds: each }) {
@@ -123,6 +123,33 @@ function tellLive(model, now) {
     model.manifest.classifier && chart("Confidence", now.confidence),
   ].filter(Boolean));
   at("asked").textContent = `as of ${new Date().toLocaleTimeString()}`;
+}
+
+async function drift(model, full) {
+  if (!model.parts.includes("drift")) {
+    at("drift").textContent = "This bundle has nothing to tell by: it was made before bundles kept some of their held-out codes. "
+      + "Export it again, or give it normal images of yours with graft-train calibrate; the next version will tell.";
+    return;
+  }
+  try {
+    tellDrift(await json(`v1/models/${full}/drift`));
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    at("drift").textContent = `${problem.message} ${problem.detail}`;
+  }
+  setTimeout(() => drift(model, full), EVERY);
+}
+
+function tellDrift({ images, window, drifted, p_value, discrepancy, confidence_stability, anomaly_score_stability }) {
+  at("drift").textContent = drifted === undefined
+    ? `Not known yet: it takes ${window.toLocaleString("en")} images, and ${images.toLocaleString("en")} have come.`
+    : `The latest ${window.toLocaleString("en")} images ${drifted ? "do not look" : "look"} like those that were held out when it was trained: `
+      + `as many of these, drawn at random, lie as far from the rest in ${percent(p_value)} of all draws${drifted ? " or fewer" : ""}.`;
+  at("drift").className = drifted ? "problem" : "";
+  const moved = (index) => index !== undefined && `${index.toFixed(2)}, ${index < 0.1 ? "as it was" : index <= 0.25 ? "moved" : "moved much"}`;
+  const rows = [["codes apart", discrepancy?.toPrecision(2)], ["confidence", moved(confidence_stability)], ["anomaly score", moved(anomaly_score_stability)]];
+  at("moved").replaceChildren(...rows.filter(([, value]) => value).map(([term, value]) =>
+    element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
 }
 
 // A bar for each bin, with where bins end written below; a line where the threshold lies.
