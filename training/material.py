@@ -66,8 +66,11 @@ def gather(recipe: Recipe) -> Material:
 
 
 def seen_in_pretraining(before: Recipe, material: Material) -> int:
-    """How many of the images that are held out here an earlier run's pretraining had."""
-    known = set(gather(before).source_train.hashes())
+    """How many of the images that are held out here an earlier run's pretraining had.
+
+    A copy of one of them that this run learns from itself is not counted: `gather` has told of it.
+    """
+    known = set(gather(before).source_train.hashes()) - set(material.train.hashes())
     held_out = (material.validation, material.calibration, material.test)
     return sum(len(known.intersection(part.hashes())) for part in held_out)
 

@@ -215,6 +215,20 @@ def test_what_is_held_out_is_not_pretrained_on(
     assert "of the images that are held out here" in capsys.readouterr().err
 
 
+def test_an_image_that_lies_there_twice_does_not_part_pretraining_from_transfer(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images / "train", tmp_path / "mine")
+    for copy in range(20):
+        shutil.copy(images / "train/bag/0.png", tmp_path / f"mine/bag/copy-{copy}.png")
+    sets = [f"source={tmp_path}/mine", f"target={tmp_path}/mine", "pretrain.epochs=1", "transfer.epochs=1"]
+    changes = [part for change in sets for part in ("--set", change)]
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert main(["pretrain", str(recipe), "--run", first, *changes]) == 0
+    assert "accuracy flatters" in capsys.readouterr().err, "copies lie in both parts"
+    assert main(["transfer", str(recipe), "--run", second, "--from", first, *changes]) == 0
+
+
 def test_images_larger_than_memory_give_the_same_weights(
     trained: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
