@@ -9,7 +9,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak audit
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak audit install-train
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,8 @@ swaps: $(VENV)/dev.stamp ## 200 models swapped under full load: no wrong answer,
 
 soak: $(VENV)/dev.stamp ## good, bad and vanishing clients while models are swapped, for MINUTES=10; a table and a plot in .bench
 	@PYTHONPATH=tests $(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
+install-train: $(VENV)/train.stamp ## what training needs, torch included, into .venv
 
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'

@@ -7,19 +7,21 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
+from support import ROOT, draw_folder
 
 import app
+import training
 from app.bundle import load
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
@@ -112,6 +114,24 @@ def test_the_readmes_curl_gets_the_readmes_reply(served: str) -> None:
     assert json.loads(done.stdout) == shape(json.loads(reply))
 
 
+def test_the_api_pages_examples_print_what_the_page_says(served: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs/api.md").read_text().replace("127.0.0.1:8000", served)
+    (tmp_path / "app").symlink_to(Path(app.__file__).parent)
+    [shell], [python], [script] = (blocks(page, language) for language in ("sh", "python", "js"))
+
+    def printed(*command: str) -> str:
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    answer = json.loads(printed("sh", "-ec", shell.replace("curl ", "curl -sS ")))
+    assert [result["label"] for result in answer["results"]] == ["Bag", "Sneaker"]
+    assert (tmp_path / "drawn-back.png").read_bytes().startswith(b"\x89PNG")
+    assert printed(sys.executable, "-c", python) == python.rpartition("# ")[2].strip()
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine: the JavaScript was not run")
+    assert printed(node, "--input-type=module", "-e", script) == script.rpartition("// ")[2].strip()
+
+
 def test_the_protocol_pages_curl_gets_its_reply_and_its_client_its_embedding(served: str) -> None:
     page = (ROOT / "docs/v2.md").read_text()
     [curl], [reply], [code] = (blocks(page, language) for language in ("sh", "json", "python"))
@@ -167,6 +187,65 @@ def read(cell: str) -> Any:
         return json.loads(cell)
     except ValueError:
         return cell
+
+
+SMALL = (  # what turns minutes into seconds
+    *("network.kind=dense", "network.hidden=8", "network.latent=4", "input.height=28", "input.width=28"),
+    *("pretrain.epochs=1", "transfer.epochs=1", "decoder.epochs=1", "split.test=0.2", "false_alarm_rate=0.1"),
+)
+
+TAKE_SETS = {"run", "pretrain", "transfer", "compare"}
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Path:
+    """A folder in which commands run as in the repository, with `my-images` in it."""
+    for folder in ("scratches", "dents", "sound"):
+        (tmp_path / "my-images" / folder).mkdir(parents=True)
+    for folder, drawn in zip(
+        ("scratches", "dents", "sound"), draw_folder(tmp_path / "drawn", 40, 0).iterdir(), strict=False
+    ):
+        for path in drawn.iterdir():
+            shutil.copy(path, tmp_path / "my-images" / folder / f"{int(path.stem):04}.jpg")
+    return tmp_path
+
+
+def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
+    """Each that trains, small, as a person types it: what it prints."""
+    told = {}
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        if words[:3] != [".venv/bin/python", "-m", "training"]:
+            assert words[0] in ("make", "curl"), line
+            continue
+        sets = [part for change in SMALL for part in ("--set", change)] if set(words) & TAKE_SETS else []
+        home = str(Path(training.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *words[1:], *sets]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        told[words[3]] = done.stdout
+    return told
+
+
+def test_the_steps_of_getting_started_lead_to_a_bundle(owned: Path) -> None:
+    page = (ROOT / "docs/getting-started.md").read_text()
+    [recipe] = blocks(page, "toml")
+    (owned / "my-images.toml").write_text(recipe)
+    told = follow("".join(blocks(page, "sh")).splitlines(), owned)
+    assert list(told) == ["data", "pretrain", "transfer", "export", "compare"]
+    assert "scratches" in told["data"]
+    bundle = load(owned / "models/my-images/1")
+    assert bundle.manifest.classifier is not None
+    assert bundle.manifest.classifier.labels == ("dents", "scratches", "sound")
+    assert bundle.drift is None, "too few were held out of these"
+    assert (owned / "runs/my-images/report.html").is_file()
+
+
+def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
+    [commands] = [block for block in blocks(README, "sh") if block.startswith("make install-train")]
+    assert list(follow(commands.splitlines(), owned)) == ["data", "run"]
+    assert load(owned / "models/mine/1").operations
 
 
 def test_the_numbers_of_the_readme_are_the_bundles() -> None:

@@ -494,7 +494,9 @@ def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, 
         httpx.post(f"{address}/v1/predict?model=fashion-mnist-seed@1", files=files).raise_for_status()
     found = httpx.get(f"{address}/v1/models/fashion-mnist-seed@1/drift").json()
     assert found["drifted"], "five drawings, over and over"
-    expect(told).to_contain_text("do not look like those that were held out", timeout=10_000)  # it looks again by itself
+    expect(told).to_contain_text(
+        "do not look like those that were held out", timeout=10_000
+    )  # it looks again by itself
     expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, moved much")
     v.kept("drift")
 
