@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a network, or behind a proxy, point pip at a package index' \
+	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak audit install-train
@@ -91,17 +93,17 @@ $(PY):
 # Larger sets hold the smaller ones, at the same versions.
 $(VENV)/serve.stamp: requirements/serve.txt | $(PY)
 	@echo 'installing the service into $(VENV)…' >&2
-	@$(PIP) -r $<
+	@$(INSTALL)
 	@touch $@
 
 $(VENV)/train.stamp: requirements/train.txt | $(PY)
 	@echo 'installing training into $(VENV)…' >&2
-	@$(PIP) -r $<
+	@$(INSTALL)
 	@touch $@ $(VENV)/serve.stamp
 
 $(VENV)/dev.stamp: requirements/dev.txt | $(PY)
 	@echo 'installing everything that tests need into $(VENV)…' >&2
-	@$(PIP) -r $<
+	@$(INSTALL)
 	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
 
 $(VENV)-clients/stamp: requirements/clients.txt | $(PY)

@@ -14,8 +14,8 @@ from pathlib import Path
 from app import __version__, supervisor
 from app.errors import SettingsInvalid
 from app.metrics import FOLDER, shared_folder, worker_gone
-from app.observability import configure_logs
-from app.settings import PREFIX, Settings, load_settings
+from app.observability import configure_logs, log
+from app.settings import PREFIX, Settings, load_settings, mistyped
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
 BACKLOG = 2048  # connections that wait to be accepted
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handed = supervisor.handed_over()
         if handed is not None:
             return _work(settings, *handed)
+        for name, meant in mistyped(os.environ).items():
+            log.warning("%s is no setting, and does nothing: %s was meant?", name, meant)
         if settings.workers > 1:
             return _supervise(settings, arguments)
         return _serve(settings)

@@ -3,6 +3,8 @@
 A test holds docs/settings.md to this list.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +116,14 @@ class Settings(BaseSettings):
         if most < images:
             raise ValueError(f"a request may have {images:,} images (MAX_IMAGES): the queue must hold one")
         return most
+
+
+def mistyped(environment: Iterable[str]) -> dict[str, str]:
+    """Names that are no setting, and the setting that each nearly is. Others are let be: platforms add their own."""
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    strange = [name for name in environment if name.startswith(PREFIX) and name not in known]
+    meant = {name: get_close_matches(name, known, n=1, cutoff=0.85) for name in sorted(strange)}
+    return {name: found[0] for name, found in meant.items() if found}
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -61,6 +61,22 @@ def test_make_help_lists_every_target() -> None:
     assert made_targets() == set(re.findall(r"^([a-z-]+) ", listed, re.MULTILINE))
 
 
+def test_without_a_package_index_make_says_what_to_do(tmp_path: Path) -> None:
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PIP_"))}
+    done = subprocess.run(
+        ["make", "serve", f"VENV={tmp_path}/venv"],
+        cwd=ROOT,
+        env=environment | nowhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Without a network, or behind a proxy, point pip at a package index" in done.stderr
+    assert not (tmp_path / "venv/serve.stamp").exists()
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[str]:
     """The address of the service as the README starts it, on a free port in place of 8000."""

@@ -187,7 +187,12 @@ def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
     if not classes:
         files = [(path, -1) for path in sorted(_images_in(folder))]
     if not files:
-        raise TrainingError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}), nor in folders below it")
+        others = sorted({path.suffix for path in folder.rglob("*") if path.is_file() and path.suffix})[:5]
+        found = f" (but {', '.join(others)})" if others else ""
+        raise TrainingError(
+            f"{folder}: no images in it, nor in the folders right below it{found}: "
+            f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
+        )
 
     def read(path: Path) -> np.ndarray | str:
         try:

@@ -5,7 +5,7 @@ import pytest
 from support import ROOT
 
 from app.errors import SettingsInvalid
-from app.settings import PREFIX, Settings, load_settings
+from app.settings import PREFIX, Settings, load_settings, mistyped
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -70,3 +70,14 @@ def test_calls_that_would_reach_one_worker_of_several_are_refused() -> None:
         load_settings(model_control="explicit", workers=2)
     for control, workers in (("explicit", 1), ("poll", 2)):
         assert load_settings(model_control=control, workers=workers).workers == workers
+
+
+def test_a_name_that_nearly_is_a_setting_is_told() -> None:
+    environment = {
+        "GRAFT_MAXBATCH": "4",
+        "GRAFT_API_KEY": "k",
+        "GRAFT_DATA": "d",
+        "GRAFT_SERVICE_HOST": "h",
+        "PATH": "",
+    }
+    assert mistyped(environment) == {"GRAFT_MAXBATCH": "GRAFT_MAX_BATCH", "GRAFT_API_KEY": "GRAFT_API_KEYS"}

@@ -137,7 +137,7 @@ def few_images(here: Path) -> list[str]:
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (empty, "bad: no images in it"),
     (one_class, "the target has one class, bag"),
-    (text_files, "bad: no images in it (.bmp"),
+    (text_files, "right below it (but .txt): put images there"),
     (text_called_png, "images cannot be read, the first good/bag/0.png"),
     (wrong_magic, "train-images-idx3-ubyte: not an IDX file of bytes"),
     (cut_idx, "download it again"),
