@@ -1,6 +1,5 @@
 """The pictures of docs/transfer.md, of drawn images alone: `python -m benchmarks.pictures [FOLDER]`."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from app.bundle import Bundle, load
 from app.bundle.drawings import samples
 from app.bundle.encode import png
 from benchmarks.home import ROOT
-from training.charts import histogram
+from training.charts import histogram_file
 
 BUNDLE = ROOT / "models/fashion-mnist/1"
 HIDDEN, PATCH = 0.3, 4  # as objective.mask of the recipe and training.objectives have them
@@ -46,12 +45,8 @@ def _scores(bundle: Bundle) -> str:
     anomaly, scorer = bundle.manifest.anomaly, bundle.scorer
     assert anomaly is not None
     assert scorer is not None
-    figure = histogram("", {"held out": scorer.calibration}, "anomaly score", anomaly.threshold)
-    [svg] = re.findall(r"<svg.*</svg>", figure)
-    standalone = (
-        '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" color="#555" fill="#555"'
-    )
-    return str(svg).replace("<svg", standalone, 1).replace('aria-label=""', 'aria-label="anomaly scores"') + "\n"
+    title = "Scores of held-out garments"
+    return histogram_file(title, {"held out": scorer.calibration}, "anomaly score", anomaly.threshold)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,15 @@ def _lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bo
 
 def histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None = None) -> str:
     """Shares of each group in the same bins, over one another; a dashed line where the threshold lies."""
+    return _histogram(title, groups, across, threshold).figure()
+
+
+def histogram_file(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None = None) -> str:
+    """The same as the text of an SVG file."""
+    return _histogram(title, groups, across, threshold).file()
+
+
+def _histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None) -> _Chart:
     everything = np.concatenate(list(groups.values()))
     low, high = np.quantile(everything, [0.0, 0.995])
     if threshold is not None:
@@ -119,12 +128,14 @@ def histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold:
         parts.append(f'<polygon points="{path}" fill="{colour(index)}" fill-opacity=".35" stroke="{colour(index)}"/>')
     if threshold is not None:
         x = frame.at(threshold, 0)[0]
+        side, anchor = (4, "start") if x < WIDTH / 2 else (-4, "end")
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" stroke="currentColor" '
-            f'stroke-dasharray="5 4"/><text x="{x + 4:.1f}" y="{_TOP + 10}">threshold {threshold:.2f}</text>'
+            f'stroke-dasharray="5 4"/><text x="{x + side:.1f}" y="{_TOP + 10}" text-anchor="{anchor}">'
+            f"threshold {threshold:.2f}</text>"
         )
     ticks = [(tick, f"{tick:g}") for tick in _ticks(*frame.x)]
-    return _chart(title, frame, parts, ticks, across, "share", list(groups)).figure()
+    return _chart(title, frame, parts, ticks, across, "share", list(groups))
 
 
 def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) -> str:
