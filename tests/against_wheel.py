@@ -1,7 +1,8 @@
 """Builds the wheel, unpacks it apart, and runs tests against it in a copy of the tree that has no sources.
 
 `make test-wheel` runs this; what the wheel forgets to carry, they miss: the whole service, every module, the recipes,
-a run from images to a bundle. Training in all its modes is the same code from wherever it comes; it takes minutes.
+a run from images to a bundle. How workers live and die, and training in all its modes, is the same code from wherever
+it comes, and takes minutes.
 """
 
 import os
@@ -15,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "training")
 TRAINING = ("recipe", "report", "calibrate", "evaluate", "data")
 TESTS = [
-    *("tests/app", "tests/test_architecture.py", "tests/test_documents.py", "tests/test_models.py"),
+    *(f"tests/app/{part}" for part in ("api", "bundle", "score", "test_main.py")),
+    *("tests/test_architecture.py", "tests/test_models.py"),
     *(f"tests/training/test_{module}.py" for module in TRAINING),
 ]
 
