@@ -34,26 +34,13 @@ def export_resnet() -> None:
     import torch
     from torch import nn
 
-    from app.bundle.manifest import Classifier, InputSpec, Provenance
+    from app.bundle.manifest import Classifier, Provenance
     from training.export import OPSET, export, publish
     from training.networks import build
-    from training.recipe import Network
+    from training.recipe import Input, Network
 
     torch.manual_seed(0)
-    spec = InputSpec(
-        height=224,
-        width=224,
-        channels=3,
-        resize="stretch",
-        filter="bilinear",
-        background="black",
-        orientation="apply",
-        sixteen_bit="high_byte",
-        palette="expand",
-        cmyk="convert",
-        animation="first_frame",
-        jpeg="reduced",
-    )
+    spec = Input(height=224, width=224, channels=3).spec()
     net = build(Network(kind="resnet18", width=8, most=16), spec.shape)
     exported = export(net, nn.Linear(net.latent, 10), spec)
     provenance = Provenance(

@@ -1,4 +1,4 @@
-"""A bound in time on what a task awaits, at the price of one timer: asyncio.timeout costs five times that."""
+"""A bound in time on what a task awaits, at the price of one timer, a fraction of what asyncio.timeout costs."""
 
 import asyncio
 

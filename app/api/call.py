@@ -13,7 +13,7 @@ from app.api.accept import chosen
 from app.api.alarm import Alarm
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
-from app.inference.answer import Outputs
+from app.inference.answer import RECONSTRUCTION, Outputs
 from app.inference.model import Model
 from app.inference.predictor import Answered, Predictor
 from app.metrics import Metrics
@@ -91,13 +91,10 @@ class Call:
 
     async def drawn(self, codes: np.ndarray, model: Model, shape: Callable[[np.ndarray], Response]) -> Response:
         """What the model's decoder makes of (n, D) codes, shaped."""
-        facts().images = len(codes)
-
-        async def work() -> Response:
-            images = await self.predictor.decode(codes, model)
-            return await shaped(images.size, lambda: shape(images))
-
-        return await self.within(work())
+        graph = model.bundle.manifest.graphs.decoder
+        assert graph is not None  # the caller has required it
+        given, wanted = {graph.input.name: codes}, {RECONSTRUCTION}
+        return await self.beyond(given, model, wanted, lambda found: shape(found[RECONSTRUCTION]))
 
     async def beyond(
         self, encoded: Outputs, model: Model, outputs: Collection[str], shape: Callable[[Outputs], Response]

@@ -1,9 +1,9 @@
 """The plainest requests, which are most: straight to their operation, past what FastAPI does for the others.
 
 An operation is an ordinary function of a call and its images, an inference one of a request and its call. FastAPI finds
-it, reads its parameters, and resolves what it depends on, for 60 to 100 µs a request; here a request without parameters
-is recognised by its path. Whatever else it may be, a parameter, a deadline of its own, another method, goes on to
-FastAPI, and has the same function answer it.
+it, reads its parameters, and resolves what it depends on, which takes longer than many a model; here a request without
+parameters is recognised by its path. Whatever else it may be, a parameter, a deadline of its own, another method, goes
+on to FastAPI, and has the same function answer it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

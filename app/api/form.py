@@ -1,8 +1,7 @@
 """multipart/form-data → the files in it, under any field name: parts with a file name, or an image's content type.
 
-A form as clients write it is cut at its boundaries, all at once, for some 2 µs. One that is odd in any way goes to
-python-multipart's parser, which takes twenty times as long and knows every way of writing one. A test holds both to
-the same files.
+A form as clients write it is cut at its boundaries, all at once. One that is odd in any way goes to python-multipart's
+parser, which takes several times as long and knows every way of writing one. A test holds both to the same files.
 """
 
 import re

@@ -53,7 +53,7 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def likeliest_first(rows: np.ndarray) -> np.ndarray:
-    """(N, K) probabilities → (N, K) indices; of equals the first label's."""
+    """(N, K) probabilities or logits → (N, K) indices; of equals the first label's."""
     return np.argsort(-rows, axis=1, kind="stable")
 
 

@@ -73,12 +73,6 @@ class Predictor:
             max(each.batch for each in done),
         )
 
-    async def decode(self, codes: np.ndarray, model: Model) -> np.ndarray:
-        """(n, D) float32 → (n, H, W, C) float32 in 0…1."""
-        graph = model.bundle.manifest.graphs.decoder
-        assert graph is not None  # the caller has required it
-        return (await self.beyond({graph.input.name: codes}, model, frozenset({RECONSTRUCTION})))[RECONSTRUCTION]
-
     async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
         """What an encoder gave, (n, D) each, by name → RECONSTRUCTION and LOGITS, as asked.
 

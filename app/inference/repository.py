@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -119,12 +119,7 @@ class Repository:
 
     async def poll(self, seconds: float) -> None:
         """Until it is cancelled."""
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await self.look()
-            except Exception:
-                log.exception("a look at the models folder failed; there will be another")
+        await _again_and_again(seconds, self.look, "a look at the models folder failed; there will be another")
 
     async def look(self) -> None:
         """Loads what has come or changed and lies still, and unloads what has gone."""
@@ -180,12 +175,7 @@ class Repository:
 
     async def watch_drift(self, seconds: float) -> None:
         """Until it is cancelled."""
-        while True:
-            await asyncio.sleep(seconds)
-            try:
-                await self._judge_all()
-            except Exception:
-                log.exception("drift could not be judged; it is tried again")
+        await _again_and_again(seconds, self._judge_all, "drift could not be judged; it is tried again")
 
     async def _judge_all(self) -> None:
         for model in self.all():
@@ -310,6 +300,15 @@ class Repository:
 
     def _tell(self) -> None:
         self._metrics.serve([*map(_served, self.all()), *self._freeing])
+
+
+async def _again_and_again(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await do()
+        except Exception:
+            log.exception(failed)
 
 
 def _served(model: Model) -> Served:

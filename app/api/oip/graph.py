@@ -9,9 +9,9 @@ from app.api.oip.wire import BYTES, DATATYPES, Asked, Given, Question
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest, TooManyImages
-from app.inference.answer import DISTANCES, LOGITS, RECONSTRUCTION, Outputs
+from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, RECONSTRUCTION, Outputs
 
-IMAGE, PROBABILITIES, SCORE, P_VALUE = "image", "probabilities", "anomaly_score", "p_value"
+IMAGE, SCORE, P_VALUE = "image", "anomaly_score", "p_value"
 IMAGE_TYPE, CODE_TYPE = "UINT8", "FP32"
 
 
@@ -48,6 +48,9 @@ def _as_it_is(name: str) -> Callable[[Bundle, Outputs], np.ndarray]:
 
 
 def probabilities(bundle: Bundle, outputs: Outputs) -> np.ndarray:
+    """Of images they come with the logits; of what an encoder gave they do not."""
+    if PROBABILITIES in outputs:
+        return outputs[PROBABILITIES]
     assert bundle.manifest.classifier is not None
     return scoring.probabilities(outputs[LOGITS], bundle.manifest.classifier.temperature)
 
@@ -163,5 +166,5 @@ def _require_shape(given: Given, row: tuple[int, ...], most: int) -> None:
 
 def best(values: np.ndarray, labels: Sequence[str], count: int) -> list[list[str]]:
     """(N, K) → the best of each row as value:index:label."""
-    orders = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    orders = scoring.likeliest_first(values)[:, :count]
     return [[f"{row[i]}:{i}:{labels[i]}" for i in order] for row, order in zip(values, orders, strict=True)]

@@ -11,7 +11,6 @@ from app.api.health import require_ready
 from app.api.models import Models
 from app.api.oip import describe
 from app.api.oip.graph import (
-    PROBABILITIES,
     SCORE,
     Work,
     best,
@@ -40,7 +39,7 @@ from app.api.payload import json_of, parsed, read
 from app.api.prefix import PROTOCOL
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
-from app.inference.answer import DISTANCES, LOGITS, Outputs
+from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, Outputs
 from app.inference.model import Model
 
 router = APIRouter(prefix=PROTOCOL, tags=["open inference protocol"])
