@@ -1,7 +1,7 @@
 """One process that serves: uvicorn around the app. Whoever only supervises such processes never imports this.
 
 asked to end ─▶ not ready, every answer says `Connection: close`
-             ─▶ who has connected is let in, then nobody is
+             ─▶ nobody can connect any more; who has is let in
              ─▶ connections that are idle are closed, after a moment in which a request may be on its way
              ─▶ what is in flight is answered, within `drain_s`
              ─▶ the end; at once where it is asked for again
@@ -25,6 +25,7 @@ try:
 except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
+from app import door
 from app.bundle.store import names, versions
 from app.connection import Connection, bounded
 from app.errors import SettingsInvalid
@@ -33,6 +34,8 @@ from app.observability import log
 from app.settings import PREFIX, Settings
 
 _MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
+_TURNS = 10  # of the loop that it has at least, where the machine is short of time
+_HANDSHAKE_S = 0.05  # in which who was about to connect has connected
 _DESCRIPTORS = 256  # beside connections: models, pools, the log
 _GRACE_S = 1.0  # beyond `drain_s`, for what does not stop when it is told to
 
@@ -117,27 +120,32 @@ class _Server(uvicorn.Server):
         began = time.monotonic()
         listeners, state = sockets or [], self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
+        if not self._has_parent:  # which has done so for all its workers
+            for listener in listeners:
+                door.shut(listener)
+            await asyncio.sleep(_HANDSHAKE_S)
         for connection in state.connections:
             assert isinstance(connection, Connection)
             if connection.busy:
                 connection.shutdown()  # after its answer, which says so
         await self._let_in(listeners)
-        moment = began + min(_MOMENT_S, self._drain_s / 2)
-        while state.connections and time.monotonic() < moment:  # noqa: ASYNC110  # of their end nobody tells
+        moment, turns = time.monotonic() + min(_MOMENT_S, self._drain_s / 2), 0
+        while state.connections and (time.monotonic() < moment or turns < _TURNS):  # of their end nobody tells
             await asyncio.sleep(0.01)
+            turns += 1
         left = self._drain_s - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # a float serves as well
         await super().shutdown(sockets)
 
     async def _let_in(self, listeners: Sequence[socket.socket]) -> None:
-        """Everybody who has connected, and in the same breath nobody any more: the system turns away whom it has kept
-        waiting when listening ends. The loop would let one in at a turn, and others would come."""
+        """Everybody who has connected: the system turns away whom it has kept waiting when listening ends, and the
+        loop would let one in at a turn."""
         spares = [listener.dup() for listener in listeners]
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
-        came = [accepted for spare in spares for accepted in _accepted(spare)]
+        came = [accepted for spare in spares for accepted in door.waiting(spare)]
         loop = asyncio.get_running_loop()
         for each in came:
             await loop.connect_accepted_socket(self._protocol, each)
@@ -145,16 +153,6 @@ class _Server(uvicorn.Server):
     def _protocol(self) -> asyncio.Protocol:
         make = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
-
-
-def _accepted(listener: socket.socket) -> list[socket.socket]:
-    """All who wait; listening ends."""
-    listener.setblocking(False)
-    came = []
-    with listener, contextlib.suppress(OSError):  # that nobody waits
-        while True:
-            came.append(listener.accept()[0])
-    return came
 
 
 def _allow_descriptors(wanted: int) -> None:

@@ -19,6 +19,7 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 
+from app import door
 from app.observability import log
 
 HANDED_OVER = "GRAFT_HANDED_OVER"  # listening socket and channel, by file descriptor: from parent to worker, no setting
@@ -67,7 +68,8 @@ class Supervisor:
             ended, _ = await asyncio.wait([self._stop, *places], return_when=asyncio.FIRST_COMPLETED)
             return 0 if self._stop in ended else ended.pop().result()
         finally:
-            self._listener.close()  # the workers hold it too; with the last of them connections are refused, not kept
+            door.shut(self._listener)
+            self._listener.close()  # the workers hold it too, and let in who has connected
             for place in places:
                 place.cancel()
             await asyncio.gather(*places, return_exceptions=True)
