@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations, web
-from app.api.bodies import Bodies
+from app.api.alarm import Alarms
+from app.api.bodies import Arrivals, Bodies
 from app.api.direct import Direct
+from app.api.hot import Hot
 from app.api.oip import routes as oip
 from app.api.prefix import Prefix
 from app.api.unpack import Unpack
@@ -21,11 +24,23 @@ from app.inference.admission import Admission, Bytes
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository
 from app.metrics import Metrics
-from app.observability import Requests
+from app.observability import Requests, Told
 from app.settings import Settings
 
 _DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
+
+
+class _Service(FastAPI):
+    """With the hottest path in front of all else."""
+
+    front: Hot
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
+
+    async def others(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -58,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         for each in (pool, decoders):
             each.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(
+    app = _Service(
         title="Graft",
         summary="A folder of images as a service: classify, with models that prove themselves at load",
         version=__version__,
@@ -70,11 +85,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.repository = repository
     app.state.metrics = metrics
+    app.state.alarms = Alarms()
     app.state.predictor = Predictor(
         repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
     )
     app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
-    app.add_middleware(Bodies, room=Bytes(settings.max_bodies_mb * 1_000_000), seconds=settings.body_timeout_s)
+    arrivals = Arrivals(Bytes(settings.max_bodies_mb * 1_000_000), settings.body_timeout_s, app.state.alarms)
+    app.add_middleware(Bodies, arrivals=arrivals)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
     error_handlers.install(app)
     keys = access.keys_of(settings)
@@ -88,9 +105,9 @@ def create_app(settings: Settings) -> FastAPI:
         )
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(  # last added is outermost: every answer gets its id
-        Requests, metrics=metrics, log_requests=settings.log_requests
-    )
+    told = Told(metrics, settings.log_requests)
+    app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
+    app.front = Hot(app, app.others, operations.BY_PATH, arrivals, keys, told)
     docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health):
         app.include_router(module.router)

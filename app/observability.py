@@ -25,7 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LogFormat = Literal["text", "json"]
 LogRequests = Literal["errors", "all", "none"]
 
-HEADER = b"x-request-id"
+HEADER, TIMING = b"x-request-id", b"server-timing"
 WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -69,33 +69,37 @@ def facts() -> Facts:
 class Requests:
     """Every request has an id, the caller's X-Request-ID or a new one, and a record; every answer carries the id."""
 
-    def __init__(self, app: App, metrics: Metrics, log_requests: LogRequests = "errors") -> None:
-        self.app, self._metrics, self._log_requests = app, metrics, log_requests
+    def __init__(self, app: App, told: "Told") -> None:
+        self.app, self._told = app, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         start, status = perf_counter(), WENT_AWAY
-        own, trace_id = _identify(scope["headers"])
-        record = Facts(trace_id=trace_id)
-        request_id.set(own.decode())
-        _facts.set(record)
+        own, record = begin(scope["headers"])
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 timing = record.timing(perf_counter() - start)
-                message["headers"] = [*message.get("headers", ()), (HEADER, own), (b"server-timing", timing)]
+                message["headers"] = [*message.get("headers", ()), (HEADER, own), (TIMING, timing)]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._tell(scope, record, status, perf_counter() - start)
+            self._told(scope, record, status, perf_counter() - start)
 
-    def _tell(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
+
+class Told:
+    """What is counted and logged of a request that is over."""
+
+    def __init__(self, metrics: Metrics, log_requests: LogRequests = "errors") -> None:
+        self._metrics, self._log_requests = metrics, log_requests
+
+    def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
         metrics.request(operation, model, version, status, seconds)
@@ -107,6 +111,15 @@ class Requests:
             metrics.decoded(model, version, record.decode_s)
         if self._log_requests == "all" or (self._log_requests == "errors" and status >= 400):
             _log_access(scope, operation, record, status, seconds)
+
+
+def begin(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, Facts]:
+    """(request id, record) of a request that begins now, in its own context from now on."""
+    own, trace_id = _identify(headers)
+    record = Facts(trace_id=trace_id)
+    request_id.set(own.decode())
+    _facts.set(record)
+    return own, record
 
 
 def _identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:

@@ -62,7 +62,12 @@ class Access:
         keys = self._metrics if path == _METRICS else self._keys
         if not keys or path in OPEN | _PAGES or path.startswith(_PAGES_UNDER):
             return True
-        return any(keys.hold(given) for given in _given(scope))
+        return holds(keys, scope)
+
+
+def holds(keys: Keys, scope: Scope) -> bool:
+    """Whether the request carries one of them."""
+    return any(keys.hold(given) for given in _given(scope))
 
 
 def _given(scope: Scope) -> list[bytes]:

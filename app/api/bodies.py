@@ -4,11 +4,12 @@ Connections are counted by the server, which marks those that are too many.
 """
 
 import asyncio
+from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import OPEN
-from app.api.alarm import Alarm
+from app.api.alarm import Alarms
 from app.api.error_handlers import answer_to
 from app.api.prefix import route_path
 from app.errors import BodyTooSlow, TooManyConnections
@@ -17,11 +18,53 @@ from app.inference.admission import Bytes
 CROWDED = "crowded"  # in a request's state: of how many connections its own is one too many
 
 
-class Bodies:
-    """A body's bytes count from their arrival until its request is answered."""
+class Arrivals:
+    """A body's bytes count from their arrival until its request is over."""
 
-    def __init__(self, app: ASGIApp, room: Bytes, seconds: int) -> None:
-        self.app, self._room, self._seconds = app, room, seconds
+    def __init__(self, room: Bytes, seconds: int, alarms: Alarms) -> None:
+        """`seconds` are what a body may take."""
+        self.room, self.seconds, self.alarms = room, seconds, alarms
+
+    def of(self, receive: Receive) -> "Arriving":
+        return Arriving(self, receive)
+
+
+class Arriving:
+    """One request's body."""
+
+    __slots__ = ("_among", "_held", "_receive", "_until", "_whole")
+
+    def __init__(self, among: Arrivals, receive: Receive) -> None:
+        self._among, self._receive, self._held, self._whole = among, receive, 0, False
+        self._until = monotonic() + among.seconds
+
+    async def receive(self) -> Message:
+        if self._whole:  # what is left to be received is that the client goes away
+            return await self._receive()
+        alarm = self._among.alarms.set(self._until - monotonic())
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if alarm.rang:
+                told = f"the body did not arrive within {self._among.seconds:,} s; {self._held:,} bytes did"
+                raise BodyTooSlow(told) from None
+            raise
+        finally:
+            alarm.off()
+        more = len(message.get("body", b""))
+        self._among.room.take(more)
+        self._held += more
+        self._whole = not message.get("more_body", False)
+        return message
+
+    def over(self) -> None:
+        self._among.room.give_back(self._held)
+        self._held = 0
+
+
+class Bodies:
+    def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
+        self.app, self._arrivals = app, arrivals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,31 +75,8 @@ class Bodies:
             error = TooManyConnections(f"more than the {most:,} connections that there may be; try again in 1 s", 1)
             await answer_to(error)(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._seconds
-        held, whole = 0, False
-
-        async def bounded() -> Message:
-            nonlocal held, whole
-            if whole:  # what is left to be received is that the client goes away
-                return await receive()
-            alarm = Alarm(until - loop.time())
-            try:
-                message = await receive()
-            except asyncio.CancelledError:
-                if alarm.rang:
-                    told = f"the body did not arrive within {self._seconds:,} s; {held:,} bytes did"
-                    raise BodyTooSlow(told) from None
-                raise
-            finally:
-                alarm.off()
-            more = len(message.get("body", b""))
-            self._room.take(more)
-            held += more
-            whole = not message.get("more_body", False)
-            return message
-
+        arriving = self._arrivals.of(receive)
         try:
-            await self.app(scope, bounded, send)
+            await self.app(scope, arriving.receive, send)
         finally:
-            self._room.give_back(held)
+            arriving.over()

@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from app.api.accept import chosen
-from app.api.alarm import Alarm
+from app.api.alarm import Alarm, Alarms
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
@@ -20,7 +20,6 @@ from app.metrics import Metrics
 from app.observability import facts
 
 Result = TypeVar("Result")
-_MOMENT_S = 0.005
 _SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
 
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
@@ -31,22 +30,26 @@ Timeout = Annotated[
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 
 
+class Plan(NamedTuple):
+    """What an operation asks of a model, and what it makes of that."""
+
+    needs: Sequence[str]  # operations that the model has to be able to do
+    outputs: Collection[str]
+    shape: Callable[[Answered], Response]
+
+
 class Call:
     def __init__(
         self, request: Request, model: str | None = None, timeout_ms: int | None = None, accept: str | None = None
     ) -> None:
         self.request, self.model, self._accept = request, model, accept
         self._watcher: asyncio.Future[None] | None = None
-        allowed = request.app.state.settings.timeout_ms
+        state = request.scope["app"].state
+        self.predictor: Predictor = state.predictor
+        self.metrics: Metrics = state.metrics
+        self._alarms: Alarms = state.alarms
+        allowed = state.settings.timeout_ms
         self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
-
-    @property
-    def predictor(self) -> Predictor:
-        return self.request.app.state.predictor  # type: ignore[no-any-return]
-
-    @property
-    def metrics(self) -> Metrics:
-        return self.request.app.state.metrics  # type: ignore[no-any-return]
 
     @property
     def bundle(self) -> Bundle:
@@ -61,16 +64,10 @@ class Call:
             model.bundle.require(operation)
         return model
 
-    async def answered(
-        self,
-        images: Sequence[bytes],
-        needs: Sequence[str],
-        outputs: Collection[str],
-        shape: Callable[[Answered], Response],
-    ) -> Response:
-        """What the model gives for the images, shaped; `needs` are the operations that it has to be able to do."""
-        model = self.able(*needs)  # nothing is decoded for one that is not
-        return await self.answered_by(model, images, outputs, shape)
+    async def answered(self, images: Sequence[bytes], plan: Plan) -> Response:
+        """What the model gives for the images, shaped."""
+        model = self.able(*plan.needs)  # nothing is decoded for one that is not
+        return await self.answered_by(model, images, plan.outputs, plan.shape)
 
     async def answered_by(
         self,
@@ -121,9 +118,8 @@ class Call:
         Comes after the body was read: all that is left to be received is that the client goes away.
         """
         since = facts().body_read or perf_counter()
-        alarm = Alarm(since + self._milliseconds / 1000 - perf_counter())
         # Most work is done within a moment, for which nobody watches whether the caller leaves.
-        watch = asyncio.get_running_loop().call_later(_MOMENT_S, self._watch, alarm)
+        alarm = self._alarms.set(since + self._milliseconds / 1000 - perf_counter(), later=self._watch)
         try:
             return await work
         except asyncio.CancelledError:
@@ -134,7 +130,6 @@ class Call:
             raise
         finally:
             alarm.off()
-            watch.cancel()
             if self._watcher is not None:
                 self._watcher.cancel()
 
@@ -162,3 +157,4 @@ async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout =
 
 
 ACall = Annotated[Call, Depends(_call)]
+Operation = Callable[[Call, list[bytes]], Plan]  # without parameters

@@ -12,14 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.call import Call
+from app.api.call import Call, Operation
 from app.api.error_handlers import answer_to
 from app.api.payload import read_images
 from app.api.prefix import PROTOCOL, route_path
 from app.errors import GraftError
 from app.observability import facts
 
-Operation = Callable[[Call, list[bytes]], Awaitable[Response]]
 Inference = Callable[[Request, Call], Awaitable[Response]]
 _MODELS, _INFER = f"{PROTOCOL}/models/", "/infer"
 
@@ -63,7 +62,8 @@ class Direct:
 
 async def _operated(operation: Operation, call: Call) -> Response:
     facts().operation = operation.__name__
-    return await operation(call, await read_images(call.request))
+    images = await read_images(call.request)
+    return await call.answered(images, operation(call, images))
 
 
 def _inferred(path: str) -> str | None:

@@ -26,7 +26,9 @@ _PLAIN_FILE = re.compile(
 
 def files_of(body: bytes, content_type: str, most: int) -> list[bytes]:
     """At least one; as soon as there are more than `most`, that is refused."""
-    boundary = _boundary(content_type)
+    boundary = boundary_of(content_type)
+    if boundary is None:
+        raise MalformedRequest("multipart/form-data without a boundary of 1 to 70 characters in its Content-Type")
     files = plain_files(body, boundary, most)
     return parsed_files(body, boundary, most) if files is None else files
 
@@ -50,11 +52,9 @@ def plain_files(body: bytes, boundary: bytes, most: int) -> list[bytes] | None:
     return files if files and body[at + 2 :] in (b"", b"\r\n") else None
 
 
-def _boundary(content_type: str) -> bytes:
+def boundary_of(content_type: str) -> bytes | None:
     found = _BOUNDARY.search(content_type)
-    if found is None:
-        raise MalformedRequest("multipart/form-data without a boundary of 1 to 70 characters in its Content-Type")
-    return (found[1] or found[2]).encode("latin-1", "replace")
+    return None if found is None else (found[1] or found[2]).encode("latin-1", "replace")
 
 
 def parsed_files(body: bytes, boundary: bytes, most: int) -> list[bytes]:

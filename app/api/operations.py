@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence, Sized
+from functools import wraps
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydantic_core import to_json
 
 from app.api import pictures
 from app.api.accept import JSON, NPY, PNG
-from app.api.call import ACall, Call
+from app.api.call import ACall, Call, Plan
 from app.api.error_handlers import documented
 from app.api.payload import Images
 from app.api.schemas import (
@@ -31,7 +32,7 @@ from app.inference.results import Fields, classified, join, judged, told, told_i
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
-Handler = TypeVar("Handler", bound=Callable[..., Any])
+Planned = TypeVar("Planned", bound=Callable[..., Plan])
 _REFUSALS = (400, 401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
 InDomain = Annotated[bool, Query(description="also say whether the anomaly score takes it for one of the model's")]
@@ -45,22 +46,32 @@ Rate = Annotated[
 
 def _route(
     operation: str, summary: str, model: type[BaseModel], *kinds: str, says: str = ""
-) -> Callable[[Handler], Handler]:
+) -> Callable[[Planned], Planned]:
     responses = documented(*_REFUSALS) | (binary(says, *kinds) if kinds else {})
-    return router.post(
+    route = router.post(
         f"/{operation}", summary=summary, response_model=model, responses=responses, openapi_extra=IMAGE_BODY
     )
 
+    def registered(plan: Planned) -> Planned:
+        @wraps(plan)  # FastAPI reads the parameters of what is wrapped
+        async def answered(call: Call, images: list[bytes], **parameters: Any) -> Response:
+            return await call.answered(images, plan(call, images, **parameters))
+
+        route(answered)
+        return plan
+
+    return registered
+
 
 @_route("classify", "Which label, and how sure", ClassifyResponse)
-async def classify(
+def classify(
     call: ACall,
     images: Images,
     top_k: TopK = None,
     in_domain: InDomain = False,
     explain: Explain = False,
     false_alarm_rate: Rate = None,
-) -> Response:
+) -> Plan:
     call.form(JSON)
     wanted = {LOGITS} | ({DISTANCES} if in_domain else set()) | ({EXPLANATION} if explain else set())
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
@@ -71,11 +82,11 @@ async def classify(
             join(fields, [{"in_domain": not each.anomalous} for each in _judged(call, found, false_alarm_rate)])
         return as_json(found.bundle, fields)
 
-    return await call.answered(images, needs, wanted, shape)
+    return Plan(needs, wanted, shape)
 
 
 @_route("encode", "The image as a few numbers", EncodeResponse, NPY, says="numpy's .npy of N × D float32")
-async def encode(call: ACall, images: Images) -> Response:
+def encode(call: ACall, images: Images) -> Plan:
     form = call.form(JSON, NPY)
 
     def shape(found: Answered) -> Response:
@@ -84,11 +95,11 @@ async def encode(call: ACall, images: Images) -> Response:
             return as_npy(codes)
         return as_json(found.bundle, [{"embedding": code} for code in codes.tolist()])
 
-    return await call.answered(images, ["encode"], {EMBEDDING}, shape)
+    return Plan(["encode"], {EMBEDDING}, shape)
 
 
 @_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
-async def reconstruct(call: ACall, images: Images) -> Response:
+def reconstruct(call: ACall, images: Images) -> Plan:
     form = call.form(JSON, *one(PNG, images))
 
     def shape(found: Answered) -> Response:
@@ -97,11 +108,11 @@ async def reconstruct(call: ACall, images: Images) -> Response:
             return Response(pictures.of_unit(drawn[0]), media_type=PNG)
         return as_json(found.bundle, _reconstructed(found))
 
-    return await call.answered(images, ["reconstruct"], {RECONSTRUCTION}, shape)
+    return Plan(["reconstruct"], {RECONSTRUCTION}, shape)
 
 
 @_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
-async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Response:
+def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
     form = call.form(JSON, *one(PNG, images))
     mapped = heatmap or form == PNG
     needs = ["anomaly", *(["reconstruct"] if mapped else [])]
@@ -114,18 +125,18 @@ async def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_a
             join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
-    return await call.answered(images, needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()), shape)
+    return Plan(needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()), shape)
 
 
 @_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
-async def predict(
+def predict(
     call: ACall,
     images: Images,
     top_k: TopK = None,
     explain: Explain = False,
     heatmap: Heatmap = False,
     false_alarm_rate: Rate = None,
-) -> Response:
+) -> Plan:
     call.form(JSON)
     able = call.bundle.operations
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
@@ -145,7 +156,7 @@ async def predict(
             join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
-    return await call.answered(images, needs, wanted | ({EXPLANATION} if explain else set()), shape)
+    return Plan(needs, wanted | ({EXPLANATION} if explain else set()), shape)
 
 
 def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:

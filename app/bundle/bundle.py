@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle import scoring
-from app.bundle.decode import PIXELS_CEILING
+from app.bundle.decode import PIXELS_CEILING, decode_if_quick
 from app.bundle.drift import DriftReference
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Manifest
@@ -49,6 +49,11 @@ class Bundle:
     def preprocess_if_quick(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
         """The same, where that surely takes microseconds."""
         return preprocess_if_quick(data, self.manifest.input, max_pixels)
+
+    def pixels_if_quick(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
+        """The same again, where nothing is to be done but to decode it."""
+        pixels = decode_if_quick(data, max_pixels)
+        return pixels if pixels is not None and pixels.shape == self.manifest.input.shape else None
 
     def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """(N, H, W, C) uint8 → `embedding` (N, D) and, where the bundle has them, `features`."""

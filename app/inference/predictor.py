@@ -19,6 +19,7 @@ from app.inference.model import Model
 from app.inference.repository import Repository
 
 Result = TypeVar("Result")
+_QUICK_BYTES = 64 << 10  # of several files
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,28 @@ class Predictor:
             return run(_anyway) if count <= model.most_on_loop else await self._in_thread(run, count)
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
+        images = self.decoded_if_quick(bundle, files)
+        if images is not None:
+            return images
+        return await self._in_thread(lambda still: self._decode(bundle, files, still), len(files))
+
+    def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
+        """(n, H, W, C) uint8, where that surely takes no longer than a change of thread; several only as they are."""
         if len(files) == 1:
             image = bundle.preprocess_if_quick(files[0], self._max_pixels)
-            if image is not None:
-                return image[None]
-        return await self._in_thread(lambda still: self._decode(bundle, files, still), len(files))
+            return None if image is None else image[None]
+        if sum(map(len, files)) > _QUICK_BYTES:
+            return None
+        images = np.empty((len(files), *bundle.manifest.input.shape), np.uint8)
+        for index, data in enumerate(files):
+            try:
+                pixels = bundle.pixels_if_quick(data, self._max_pixels)
+            except ImageError:  # which one it is, is told by who decodes them in order
+                return None
+            if pixels is None:
+                return None
+            images[index] = pixels
+        return images
 
     async def _in_thread(self, work: Callable[[Callable[[], None]], Result], images: int) -> Result:
         """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
