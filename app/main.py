@@ -1,7 +1,7 @@
 """create_app(settings): the only wiring. Nothing happens at import."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -27,6 +27,7 @@ from app.metrics import Metrics
 from app.observability import Requests, Told
 from app.settings import Settings
 
+_WRITTEN_S = 0.25  # after which other workers know what is counted here
 _DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
 
@@ -66,7 +67,10 @@ def create_app(settings: Settings) -> FastAPI:
         going_on = [asyncio.create_task(repository.watch_drift(_DRIFT_S))]
         if settings.model_control == "poll":
             going_on.append(asyncio.create_task(repository.poll(settings.poll_s)))
+        if metrics.shared:
+            going_on.append(asyncio.create_task(_again_and_again(_WRITTEN_S, metrics.write)))
         yield
+        metrics.write()
         for task in going_on:
             task.cancel()
         repository.close()
@@ -114,6 +118,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(oip.router)
     web.install(app)
     return app
+
+
+async def _again_and_again(seconds: float, do: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        do()
 
 
 def threads_each(settings: Settings, cpus: int) -> int:

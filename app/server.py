@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
-from app import door
+from app import door, heap
 from app.bundle.store import names, versions
 from app.connection import Connection, bounded
 from app.errors import SettingsInvalid
@@ -51,6 +51,7 @@ def serve(
     A parent may ask more than once for the end, and kills where it is to come at once.
     """
     _require_bundles(settings)
+    heap.hold_together()
     _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
     try:
         app = create_app(settings)

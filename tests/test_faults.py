@@ -253,13 +253,13 @@ def test_a_bundle_that_is_spoilt_is_refused_at_the_start_and_at_a_swap(
     settings = {"GRAFT_MODELS": str(models), "GRAFT_MODEL_CONTROL": "poll", "GRAFT_POLL_S": "0.1"}
     with running(**settings) as (process, address, _):
         assert version_of(address) == 1
-        spoilt.rename(models / "tiny/3")
 
         def refused() -> float:
             text = httpx.get(f"{address}/metrics").text
             return float(re.findall(r'graft_model_loads_total{model="tiny",outcome="refused"} (\S+)', text)[0])
 
         assert refused() == 1
+        spoilt.rename(models / "tiny/3")
         assert eventually(lambda: refused() == 2)
         assert version_of(address) == 1
         save_tiny(aside, version=4, seed=3).rename(models / "tiny/4")

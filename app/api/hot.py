@@ -24,7 +24,7 @@ from app.api import access
 from app.api.bodies import CROWDED, Arrivals
 from app.api.call import Call, Operation
 from app.api.form import boundary_of, plain_files
-from app.errors import BodyTooSlow, DeadlinePassed, GraftError
+from app.errors import DeadlinePassed, GraftError
 from app.observability import HEADER, TIMING, Facts, begin
 
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
@@ -70,8 +70,9 @@ class Hot:
         try:
             seen = await arriving.receive()
             answer = await self._answered(asked, Request(scope, receive), seen, record)
-        except (BodyTooSlow, DeadlinePassed) as error:  # not to be waited for twice
-            seen = error
+        except GraftError as error:
+            if seen is None or isinstance(error, DeadlinePassed):  # nobody is to wait for it once more
+                seen = error
         except ClientDisconnect:
             seen = {"type": "http.disconnect"}
         except Exception:  # noqa: S110  # who takes it from here meets it too, and tells of it

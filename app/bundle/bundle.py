@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -114,7 +115,7 @@ class Bundle:
                 outputs = outputs | session.run(outputs[graph.input.name])
         return outputs
 
-    @property
+    @cached_property
     def operations(self) -> Sequence[str]:
         has = {
             "classify": self.head is not None,

@@ -15,7 +15,7 @@ PROBABILITIES, ORDER = "probabilities", "order"  # come with logits
 RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wish:
     """One request's images, and the outputs that it asks for."""
 

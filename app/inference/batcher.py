@@ -21,7 +21,7 @@ Work = TypeVar("Work", bound=Sized)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take twice as long to make
 class Done(Generic[Result]):
     result: Result
     queue_s: float  # from the asking until its batch began
@@ -141,7 +141,7 @@ class Batcher(Generic[Work, Result]):
         self._ran(images, ended - outcome.began)  # last: nobody waits for what it may do
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Outcome(Generic[Result]):
     results: Sequence[Result | BaseException]
     began: float

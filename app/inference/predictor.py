@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _QUICK_BYTES = 64 << 10  # of several files
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     bundle: Bundle
     images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them

@@ -6,7 +6,6 @@ replaces is kept alive by the requests that run on it, and freed with the last o
 
 import asyncio
 import contextlib
-import ctypes
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from app import heap
 from app.bundle.session import CPU
 from app.bundle.store import load
 from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavailable, UnknownModel
@@ -295,7 +295,7 @@ class Repository:
         self._freeing.remove(served)
         self._tell()
         with contextlib.suppress(RuntimeError):  # that the process is about to end
-            self._loader.submit(_give_back)
+            self._loader.submit(heap.give_back)
         log.info("unloaded %s@%d %s", served.model, served.version, served.digest[:12])
 
     def _tell(self) -> None:
@@ -314,13 +314,6 @@ async def _again_and_again(seconds: float, do: Callable[[], Awaitable[None]], fa
 def _served(model: Model) -> Served:
     bundle = model.bundle
     return Served(bundle.name, bundle.version, bundle.digest, bundle.encoder.provider)
-
-
-def _give_back() -> None:
-    """To the system, what was freed: glibc keeps most of it in as many pools as there are threads, and after a hundred
-    models those hold more than the models did. Other C libraries have no such call, or no such need."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _call(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:

@@ -210,6 +210,7 @@ metrics = Metrics("1.2.3")
 metrics.serve([Served("tiny", 1, "3f6c", "CPUExecutionProvider")])
 for line in sys.stdin:  # an expression that calls metrics, or shows what they say
     eval(line)
+    metrics.write()  # as the service does again and again
     print("done", flush=True)
 """
 

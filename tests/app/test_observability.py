@@ -23,7 +23,7 @@ from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.main import create_app
 from app.metrics import Metrics
-from app.observability import Facts, LogFormat, Requests, configure_logs, facts, log
+from app.observability import Facts, LogFormat, Requests, Told, configure_logs, facts, log
 from app.settings import Settings
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -213,7 +213,7 @@ async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -
         raise AssertionError("nothing to read")
 
     scope = {"type": "http", "headers": headers, "path": path, "method": "GET"}
-    await Requests(handler, Metrics("1"), "none")(scope, receive, send)
+    await Requests(handler, Told(Metrics("1"), "none"))(scope, receive, send)
     return found[0]
 
 

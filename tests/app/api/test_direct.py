@@ -1,4 +1,4 @@
-"""What goes past FastAPI is answered as FastAPI would have it answered."""
+"""What goes past FastAPI, or past everything, is answered as FastAPI would have it answered."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from app.api.direct import _inferred
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 
-GOOD = png(garment("bag"))
+GOOD = png(garment("bag"))  # small: the hottest path
+LARGE = png(garment("bag").resize((300, 300)))
 NPY = {"accept": "application/x-npy"}
 PIXELS = {"name": "image", "datatype": "UINT8", "shape": [1, 6, 4, 1], "data": list(range(24))}
 
@@ -21,8 +22,11 @@ def told(answer: httpx.Response) -> tuple[int, str, bytes]:
 
 @pytest.mark.parametrize("operation", ["classify", "encode", "reconstruct", "anomaly", "predict"])
 @pytest.mark.parametrize("headers", [{}, NPY, {"accept": "image/png"}, {"accept": "text/html"}])
-def test_an_operation_is_answered_alike(client: httpx.Client, operation: str, headers: dict[str, str]) -> None:
-    path, files = f"/v1/{operation}", {"image": GOOD}
+@pytest.mark.parametrize("image", [GOOD, LARGE], ids=["small", "large"])
+def test_an_operation_is_answered_alike(
+    client: httpx.Client, operation: str, headers: dict[str, str], image: bytes
+) -> None:
+    path, files = f"/v1/{operation}", {"image": image}
     direct = client.post(path, files=files, headers=headers)
     by_parameter = client.post(f"{path}?model=tiny", files=files, headers=headers)
     by_deadline = client.post(path, files=files, headers=headers | {"x-timeout-ms": "20000"})
