@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from app.observability import log
@@ -33,7 +33,7 @@ class Done(Generic[Result]):
 class _Item(Generic[Work, Result]):
     work: Work
     future: "asyncio.Future[Done[Result]]"
-    asked: float = field(default_factory=time.perf_counter)
+    asked: float
 
 
 class Batcher(Generic[Work, Result]):
@@ -62,7 +62,7 @@ class Batcher(Generic[Work, Result]):
 
     async def submit(self, work: Work) -> Done[Result]:
         loop = asyncio.get_running_loop()
-        item: _Item[Work, Result] = _Item(work, loop.create_future())
+        item: _Item[Work, Result] = _Item(work, loop.create_future(), time.perf_counter())
         self._waiting.append(item)
         if not self._busy:
             self._busy = True

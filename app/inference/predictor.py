@@ -49,17 +49,19 @@ class Predictor:
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Answered:
         """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
-        with self.admission.admit(len(files), model.seconds):
+        count = len(files)
+        with self.admission.admit(count, model.seconds):
             start = time.perf_counter()
             images = files if isinstance(files, np.ndarray) else await self._decoded(model.bundle, files)
             decode_s = time.perf_counter() - start
-            done = await self._run(model, images, outputs)
+            if count <= self._max_batch:
+                done = await model.batcher.submit(Wish(images, outputs))
+            else:
+                done = await self._in_parts(model, images, outputs)
         return Answered(model.bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
-    async def _run(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
+    async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
         """More images than make a batch are several, and others' come in between."""
-        if len(images) <= self._max_batch:
-            return await model.batcher.submit(Wish(images, outputs))
         parts = [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
         tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in parts]
         try:

@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_where_the_caller_leaves_decoding_ends_with_the_image_at_hand_and_then_g
             return super().preprocess(data)
 
     model = predictor.repository.get(None)
-    model.bundle = Slow(**vars(model.bundle))
+    model.bundle = Slow(**{each.name: getattr(model.bundle, each.name) for each in fields(model.bundle)})
     files = FILES * 4
 
     async def leaving() -> None:
