@@ -11,7 +11,7 @@ JSON, NPY, PNG = "application/json", "application/x-npy", "image/png"
 
 def chosen(accept: str | None, offered: Sequence[str]) -> str:
     """The offered type that the header likes best; among equals the first. No header takes anything."""
-    if accept is None or not accept.strip():
+    if accept is None or accept == "*/*" or not accept.strip():
         return offered[0]
     ranges = [_range(each) for each in accept.split(",")]
     liked = {kind: _liking(kind, ranges) for kind in offered}

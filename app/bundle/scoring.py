@@ -46,15 +46,17 @@ class AnomalyScore:
 
 def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     """(N, K) logits → (N, K) float64 rows that sum to one."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    powers = np.exp(scaled)
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    powers = logits.astype(np.float64)
+    powers /= temperature
+    powers -= np.maximum.reduce(powers, axis=1, keepdims=True)  # what numpy's max is behind a wrapper; likewise sum
+    np.exp(powers, out=powers)
+    powers /= np.add.reduce(powers, axis=1, keepdims=True)
+    return np.asarray(powers)
 
 
 def likeliest_first(rows: np.ndarray) -> np.ndarray:
     """(N, K) probabilities or logits → (N, K) indices; of equals the first label's."""
-    return np.argsort(-rows, axis=1, kind="stable")
+    return np.negative(rows).argsort(axis=1, kind="stable")
 
 
 def classify(logits: np.ndarray, labels: tuple[str, ...], temperature: float) -> list[Classification]:
