@@ -26,8 +26,8 @@ import yaml
 from containers.engine import Engine, NoEngineError, sh
 from load import Answer, Load, post
 from PIL import Image
-from support import ROOT
-from test_documents import README, blocks, numbers, shape
+from support import ROOT, draw_folder
+from test_documents import README, SETS, blocks, numbers, shape
 
 SKIPPED = 77  # as automake has it
 MOST_MB, MOST_READY_S = 350, 2.0
@@ -45,7 +45,7 @@ def main() -> int:
         print(f"container-test is skipped: {reason}")
         return SKIPPED
     good = verdict["image_mb"] <= MOST_MB and verdict["ready_s"] <= MOST_READY_S and verdict["lost"] == 0
-    good = good and verdict["answers"] and verdict["compose"] and verdict["unprivileged"]
+    good = good and all(verdict[name] for name in ("answers", "compose", "unprivileged", "trained"))
     print(json.dumps(verdict))
     return 0 if good else 1
 
@@ -75,10 +75,12 @@ def check(engine: Engine) -> dict[str, Any]:
         verdict["unprivileged"] = truly("unprivileged", lambda: unprivileged(engine, container, address, pixels))
     verdict["lost"] = lost_by_a_stop(engine)
     verdict["unprivileged"] &= truly("models are overridden by a mount", lambda: mounted(engine))
+    verdict["trained"] = truly("training", lambda: trained(engine, tree))
     promtool = engine.import_prometheus(python, compose["services"]["prometheus"]["image"])
     verdict["compose"] = truly("rules", lambda: rules(promtool, tree / "deploy/prometheus"))
     verdict["compose"] &= truly("compose", lambda: composed(engine, tree))
-    return {name: verdict[name] for name in ("image_mb", "ready_s", "answers", "lost", "compose", "unprivileged")}
+    named = ("image_mb", "ready_s", "answers", "lost", "compose", "unprivileged", "trained")
+    return {name: verdict[name] for name in named}
 
 
 def say(text: str) -> None:
@@ -199,6 +201,34 @@ def mounted(engine: Engine) -> str:
         names = [model["name"] for model in httpx.get(f"{address}/v1/models").json()["models"]]
         assert names == ["other"], names
     return "it serves what was mounted alone"
+
+
+def trained(engine: Engine, tree: Path) -> str:
+    """By the page's command a folder of drawn images becomes a bundle, and the service names one of them."""
+    [torch] = re.findall(r"^torch==\S+", (tree / "requirements/train.txt").read_text(), re.MULTILINE)
+    with engine.index_of(torch) as index:
+        engine.build(tree, "graft-train", "--target", "train", "--build-arg", f"PIP_EXTRA_INDEX_URL={index}")
+    folders = {name: engine.work / "training" / name.lower() for name in ("DATA", "MODELS", "RUNS")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    drawn = draw_folder(folders["DATA"] / "drawn", 40, 0)
+    owner = 1000  # USER_AND_GROUP's default
+    for path in (*folders.values(), *folders["DATA"].rglob("*")):
+        os.chown(path, owner, owner)
+    [line] = re.findall(r"^docker (compose run .*)$", (tree / "docs/containers.md").read_text(), re.MULTILINE)
+    command = [word for word in shlex.split(line) if word != "--build"]
+    changes = {"name": "drawn", "source": "/data/drawn", "target": "/data/drawn"}
+    sets = [part for name, value in changes.items() for part in ("--set", f"{name}={value}")]
+    start = time.monotonic()
+    places = {name: str(folder) for name, folder in folders.items()}
+    engine.docker(*command, *sets, *SETS, environment=places, cwd=tree)
+    seconds = time.monotonic() - start
+    assert (folders["MODELS"] / "drawn/1/manifest.json").stat().st_uid == owner
+    with running(engine, *shlex.split(UNPRIVILEGED), "-v", f"{folders['MODELS']}:/graft/models:ro") as (_, address, _):
+        image = next(drawn.rglob("*.png")).read_bytes()
+        [result] = httpx.post(f"{address}/v1/classify", files={"image": image}).raise_for_status().json()["results"]
+        assert set(result["probabilities"]) == {folder.name for folder in drawn.iterdir()}
+    return f"{engine.megabytes('graft-train'):.0f} MB with {torch}, a bundle after {seconds:.0f} s, and it is served"
 
 
 def lost_by_a_stop(engine: Engine) -> int:

@@ -13,11 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 MIRROR = re.compile(r"^(?:URIs:|deb(?: \[.*\])?)\s+(https?://\S+)", re.MULTILINE)
-BASE = "bookworm"  # what the stand-in for Python is made of
+BASE, BASE_PYTHON = "bookworm", "3.11"  # what the stand-in for Python is made of
 PLUGINS = "trixie"  # the first Debian that has both plugins
 PYTHON_PATH = "PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEEDED = {"docker.io": "dockerd", "debootstrap": "debootstrap"}
@@ -33,6 +36,11 @@ def sh(*command: str | Path, **options: object) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     return str(done.stdout)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """What pip asks for is of no interest."""
 
 
 class Engine:
@@ -117,6 +125,20 @@ class Engine:
     def build(self, context: Path, tag: str, *options: str) -> None:
         # It needs an index of packages, and this daemon leaves the packet filter alone: its bridges lead nowhere.
         self.docker("buildx", "build", "--network", "host", "--load", "-t", tag, *options, context)
+
+    @contextlib.contextmanager
+    def index_of(self, requirement: str) -> Iterator[str]:
+        """The address of an index with the build of one package that this machine's pip finds, if only on its disk."""
+        name = requirement.partition("=")[0]
+        folder = self._downloads / "index"
+        wanted = ["--no-deps", "--only-binary", ":all:", "--python-version", BASE_PYTHON]
+        sh(sys.executable, "-m", "pip", "download", "--quiet", *wanted, "--dest", folder / name, requirement)
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+            Thread(target=server.serve_forever).start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                server.shutdown()
 
     def megabytes(self, tag: str) -> float:
         """Unpacked."""
