@@ -13,16 +13,18 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, draw_folder
+from support import ROOT, draw_folder, draw_named, serving
 
 import app
 import training
 from app.bundle import load
+from app.settings import Settings
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
@@ -54,6 +56,16 @@ def test_files_that_are_named_exist(page: Path) -> None:
     homes = (ROOT, Path(app.__file__).parents[1])
     for name in re.findall(r"`((?:app|training|tests|docs|benchmarks|requirements)/[\w./*-]+)`", page.read_text()):
         assert any(list(home.glob(name.rstrip("/"))) for home in homes), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_formulas_survive_markdown(page: Path) -> None:
+    """In a line it reads a backslash before punctuation as its own, and a dollar beside a space as a dollar."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert "$$" not in text, "```math"
+    for formula in re.findall(r"\$([^$]*)\$", text):
+        assert re.fullmatch(r"\S(?:.*\S)?", formula), formula
+        assert not re.search(r"\\[^a-zA-Z]", formula), formula
 
 
 def test_make_help_lists_every_target() -> None:
@@ -210,45 +222,68 @@ SMALL = (  # what turns minutes into seconds
     *("pretrain.epochs=1", "transfer.epochs=1", "decoder.epochs=1", "split.test=0.2", "false_alarm_rate=0.1"),
 )
 
-TAKE_SETS = {"run", "pretrain", "transfer", "compare"}
+SETS = tuple(part for change in SMALL for part in ("--set", change))
+SHORTER = {"run": SETS, "pretrain": SETS, "transfer": SETS, "compare": (*SETS, "--budgets", "10", "--seeds", "2")}
 
 
 @pytest.fixture
 def owned(tmp_path: Path) -> Path:
-    """A folder in which commands run as in the repository, with `my-images` in it."""
-    for folder in ("scratches", "dents", "sound"):
-        (tmp_path / "my-images" / folder).mkdir(parents=True)
+    """A folder in which commands run as in the repository, with `my-images`, and drawings for data that has a name."""
     for folder, drawn in zip(
         ("scratches", "dents", "sound"), draw_folder(tmp_path / "drawn", 40, 0).iterdir(), strict=False
     ):
+        (tmp_path / "my-images" / folder).mkdir(parents=True)
         for path in drawn.iterdir():
             shutil.copy(path, tmp_path / "my-images" / folder / f"{int(path.stem):04}.jpg")
+    draw_folder(tmp_path / "my-normal-images", 60, 1)
+    draw_named(tmp_path / "data", 60)
+    shutil.copytree(ROOT / "models/fashion-mnist-seed", tmp_path / "models/fashion-mnist-seed")
     return tmp_path
 
 
 def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
-    """Each that trains, small, as a person types it: what it prints."""
+    """Each that trains, small, as a person types it: what it prints. Those of make are run as make would run them."""
     told = {}
     for line in commands:
         words = shlex.split(line, comments=True)
-        if words[:3] != [".venv/bin/python", "-m", "training"]:
-            assert words[0] in ("make", "curl"), line
-            continue
-        sets = [part for change in SMALL for part in ("--set", change)] if set(words) & TAKE_SETS else []
+        if words[0] == "make":
+            planned = [made for made in make_plans(*words[1:]) if made[1:3] == ["-m", "training"]]
+            if not planned:
+                continue
+            [words] = planned
+        elif words[0] == "graft-train":
+            words = ["python", "-m", "training", *words[1:]]
+        assert Path(words[0]).name == "python", line
         home = str(Path(training.__file__).parents[1])
-        environment = {**os.environ, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *words[1:], *sets]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
+        command = [sys.executable, *words[1:], *SHORTER.get(words[3], ())]
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
         told[words[3]] = done.stdout
     return told
 
 
-def test_the_steps_of_getting_started_lead_to_a_bundle(owned: Path) -> None:
-    page = (ROOT / "docs/getting-started.md").read_text()
-    [recipe] = blocks(page, "toml")
+def make_plans(*arguments: str) -> list[list[str]]:
+    """What make would do, word by word."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return [shlex.split(line) for line in done.stdout.replace("\\\n", "").splitlines()]
+
+
+def shell(page: str) -> list[str]:
+    return "".join(blocks((ROOT / page).read_text(), "sh")).splitlines()
+
+
+def test_the_steps_of_getting_started_lead_to_a_bundle_that_answers_its_curl(owned: Path) -> None:
+    page = "docs/getting-started.md"
+    [recipe] = blocks((ROOT / page).read_text(), "toml")
     (owned / "my-images.toml").write_text(recipe)
-    told = follow("".join(blocks(page, "sh")).splitlines(), owned)
+    *steps, curl = shell(page)
+    told = follow(steps, owned)
     assert list(told) == ["data", "pretrain", "transfer", "export", "compare"]
     assert "scratches" in told["data"]
     bundle = load(owned / "models/my-images/1")
@@ -256,12 +291,72 @@ def test_the_steps_of_getting_started_lead_to_a_bundle(owned: Path) -> None:
     assert bundle.manifest.classifier.labels == ("dents", "scratches", "sound")
     assert bundle.drift is None, "too few were held out of these"
     assert (owned / "runs/my-images/report.html").is_file()
+    with serving(Settings(models=owned / "models")) as client:
+        command = [*shlex.split(curl.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))), "-sS"]
+        done = subprocess.run(command, cwd=owned, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["model"]["digest"] == bundle.digest
 
 
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
     [commands] = [block for block in blocks(README, "sh") if block.startswith("make install-train")]
     assert list(follow(commands.splitlines(), owned)) == ["data", "run"]
     assert load(owned / "models/mine/1").operations
+
+
+def test_the_commands_of_the_training_page_do_what_it_says(owned: Path) -> None:
+    told = follow(shell("docs/training.md"), owned)
+    assert list(told) == ["run", "data", "compare", "evaluate", "calibrate"]
+    assert load(owned / "models/quick/1").operations
+    assert "accuracy" in told["evaluate"]
+    assert load(owned / "models/fashion-mnist-seed/2").anomaly_scores is not None
+
+
+def test_the_commands_of_the_quality_page_compare(owned: Path) -> None:
+    assert list(follow(shell("docs/quality.md"), owned)) == ["compare"]
+
+
+def test_the_commands_of_the_example_from_a_factory_lead_to_a_bundle(owned: Path) -> None:
+    told = follow([line.replace("FOLDER", "my-images") for line in shell("docs/defects.md")], owned)
+    assert list(told) == ["data", "run", "compare"]
+    assert load(owned / "models/defects/1").operations
+
+
+def test_the_commands_of_the_install_page_ask_for_what_there_is() -> None:
+    """Offline: what make has installed satisfies pip. The GPU's packages are planned, and not installed."""
+    page = "docs/install.md"
+    environment, install, serve, *gpu = (shlex.split(line, comments=True) for line in shell(page))
+    assert environment == ["python3", "-m", "venv", ".venv"]
+    offline = os.environ | {"PIP_NO_INDEX": "1"}
+    subprocess.run([sys.executable, *install[1:]], cwd=ROOT, env=offline, capture_output=True, check=True)
+    assert make_plans("serve")[-1][-2:] == serve[1:]
+    by_hand = [words[1:] for words in gpu if words[0] == "pip"]
+    [planned, *_] = [words for line in gpu[:1] for words in make_plans(*line[1:]) if "uninstall" in words]
+    assert set(by_hand[0]) <= set(planned)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / page).read_text().partition("## On a GPU")[0]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE)) == set(extras)
+
+
+def bench_commands() -> list[str]:
+    named = re.findall(r"`(make bench [^`]+)`", README + (ROOT / "docs/performance.md").read_text())
+    return [*named, *(line for line in shell("docs/performance.md") if line.startswith("make"))]
+
+
+@pytest.mark.parametrize("command", bench_commands())
+def test_every_measurement_of_the_pages_could_be_made(command: str) -> None:
+    """All but the load, which takes minutes: it refuses to begin without wrk, when it has understood the rest."""
+    [words] = [words for words in make_plans(*shlex.split(command, comments=True)[1:]) if "benchmarks" in words]
+    environment = os.environ | {"PATH": os.devnull}
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == (0 if "HELP=1" in command else 2), done.stderr
+    assert "HELP=1" in command or "wrk makes the load" in done.stderr
+
+
+def test_no_page_has_commands_that_no_test_runs() -> None:
+    tests = Path(__file__).read_text()
+    for page in PAGES:
+        if blocks(page.read_text(), "sh"):
+            assert page.name == "README.md" or f'"docs/{page.name}"' in tests, page
 
 
 def test_the_numbers_of_the_readme_are_the_bundles() -> None:

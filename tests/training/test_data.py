@@ -1,21 +1,16 @@
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import spec
+from support import idx, spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from training.data import ImageSet, has_parts, load, read_folder, read_idx, read_npz, root
 from training.errors import TrainingError
-
-
-def idx(array: np.ndarray) -> bytes:
-    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture
