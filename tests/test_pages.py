@@ -144,7 +144,7 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     bars = answer.locator(".bars li")
     expect(bars).to_have_count(10)
     expect(bars.first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
-    for said in ("Your image", "Drawn back", "Why", "What it missed"):
+    for said in ("Your image", "Drawn back", "Why", "Drawing error"):
         expect(answer.get_by_text(said, exact=True)).to_be_visible()
     for map_name in ("why", "odd"):
         painted = answer.locator(f"[data-figure={map_name}] canvas")
@@ -160,6 +160,11 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     expect(anomaly).to_contain_text(
         f"{round(100 * truth['p_value'])} of 100" if truth["p_value"] >= 0.1 else f"{as_high} of 5,000"
     )
+    manifest = json.loads((ROOT / "models/fashion-mnist/1/manifest.json").read_text())
+    summands = re.findall(r"\(([−\d.]+)\)", anomaly.locator("p").inner_text())
+    assert len(summands) == len(manifest["anomaly"]["distances"])
+    assert sum(float(part.replace("−", "-")) for part in summands) == pytest.approx(truth["score"], abs=0.02)
+    expect(answer.locator("[data-figure=odd]")).to_contain_text("; no part of the anomaly score")
     expect(answer.locator(".strip")).to_have_js_property("width", len(truth["embedding"]))
     assert answer.locator(".map circle").count() == 500 + 2
     expect(answer.locator(".keys .own")).to_have_text(truth["label"])
@@ -275,6 +280,7 @@ def test_another_model_or_version_answers_at_once(visit: Visitor, address: str) 
     truth = predicted(address, DRAWN["sneaker"], "fashion-mnist-seed@2")
     expect(v.page.locator(".bars li").first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
     expect(v.page.locator("[data-figure=why]")).to_be_hidden()  # it cannot explain
+    expect(v.page.locator("[data-figure=odd]")).to_contain_text("; part of the anomaly score")
     expect(v.page).to_have_url(re.compile(r"model=fashion-mnist-seed@2$"))
     v.page.get_by_label("Version").select_option("1")
     expect(v.page.locator("[data-part=curl] pre").first).to_contain_text("fashion-mnist-seed@1")

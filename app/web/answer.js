@@ -78,9 +78,23 @@ function anomaly(result, model) {
   const rate = `${Number((100 * told.false_alarm_rate).toPrecision(2))} %`;
   section.querySelector("p").textContent =
     `${words} (p = ${Number(result.p_value.toPrecision(2))}). The score is ${signed(result.score)}; above ` +
-    `${signed(result.threshold)} an image is called anomalous, as ${rate} of normal ones are.`;
+    `${signed(result.threshold)} an image is called anomalous, as ${rate} of normal ones are. It adds up, in standard deviations, ` +
+    `${told.distances.map((distance) => summand(distance, result.distances)).join(", ")}.`;
   const said = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, told.quantiles, said));
+}
+
+const TAKEN = { embedding: "its code", features: "its features", thumbnail: "its thumbnail" };
+const MEASURED = {
+  mahalanobis: (what) => `how far ${what} lies from the middle of the normal ones`,
+  residual: (what) => `how much of ${what} lies where no normal one differs`,
+  neighbours: (what) => `how far ${what} is from the nearest normal ones`,
+};
+
+// One distance of the score in words, in its own standard deviations, as the manifest sums them.
+function summand({ measure, takes, mean, std }, distances) {
+  const [name, said] = takes === "pixels" ? [measure, "how far off the drawing is"] : [`${takes}.${measure}`, MEASURED[measure](TAKEN[takes])];
+  return `${said} (${signed((distances[name] - mean) / std)})`;
 }
 
 // A p-value in words; the image itself counts as one of the held-out ones.
@@ -124,7 +138,8 @@ function pictures(item, model) {
   const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
   figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
   layered("odd", item, model, result.heatmap, errors, "Where the image differs most from what was drawn back");
-  said("odd", "where it differs most from what was drawn back");
+  const counts = result.distances && ("reconstruction" in result.distances ? "; part of the anomaly score" : "; no part of the anomaly score");
+  said("odd", `where the drawing is off${counts ?? ""}`);
 }
 
 function layered(name, item, model, map, colour, alt) {
