@@ -308,7 +308,7 @@ def test_the_commands_of_the_training_page_do_what_it_says(owned: Path) -> None:
     assert list(told) == ["run", "data", "compare", "evaluate", "calibrate"]
     assert load(owned / "models/quick/1").operations
     assert "accuracy" in told["evaluate"]
-    assert load(owned / "models/fashion-mnist-seed/2").anomaly_scores is not None
+    assert load(owned / "models/fashion-mnist-seed/2").manifest.anomaly is not None
 
 
 def test_the_commands_of_the_quality_page_compare(owned: Path) -> None:

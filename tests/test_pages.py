@@ -164,7 +164,7 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     summands = re.findall(r"\(([−\d.]+)\)", anomaly.locator("p").inner_text())
     assert len(summands) == len(manifest["anomaly"]["distances"])
     assert sum(float(part.replace("−", "-")) for part in summands) == pytest.approx(truth["score"], abs=0.02)
-    expect(answer.locator("[data-figure=odd]")).to_contain_text("; no part of the anomaly score")
+    expect(answer.locator("[data-figure=odd]")).to_contain_text("; no part of the score")
     expect(answer.locator(".strip")).to_have_js_property("width", len(truth["embedding"]))
     assert answer.locator(".map circle").count() == 500 + 2
     expect(answer.locator(".keys .own")).to_have_text(truth["label"])
@@ -280,7 +280,7 @@ def test_another_model_or_version_answers_at_once(visit: Visitor, address: str) 
     truth = predicted(address, DRAWN["sneaker"], "fashion-mnist-seed@2")
     expect(v.page.locator(".bars li").first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
     expect(v.page.locator("[data-figure=why]")).to_be_hidden()  # it cannot explain
-    expect(v.page.locator("[data-figure=odd]")).to_contain_text("; part of the anomaly score")
+    expect(v.page.locator("[data-figure=odd]")).to_contain_text("; part of the score")
     expect(v.page).to_have_url(re.compile(r"model=fashion-mnist-seed@2$"))
     v.page.get_by_label("Version").select_option("1")
     expect(v.page.locator("[data-part=curl] pre").first).to_contain_text("fashion-mnist-seed@1")

@@ -138,7 +138,7 @@ function pictures(item, model) {
   const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
   figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
   layered("odd", item, model, result.heatmap, errors, "Where the image differs most from what was drawn back");
-  const counts = result.distances && ("reconstruction" in result.distances ? "; part of the anomaly score" : "; no part of the anomaly score");
+  const counts = result.distances && ("reconstruction" in result.distances ? "; part of the score" : "; no part of the score");
   said("odd", `where the drawing is off${counts ?? ""}`);
 }
 
