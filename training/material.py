@@ -1,5 +1,6 @@
 """The images that a recipe works on, divided so that nothing is measured on what it was chosen by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Material:
         return self.source is self.target
 
 
-def gather(recipe: Recipe) -> Material:
+def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
     spec = recipe.input.spec()
     target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
     if test.classes != target.classes:
@@ -49,7 +50,7 @@ def gather(recipe: Recipe) -> Material:
             f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
         )
     for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
-        say(f"note: {warning}")
+        tell(f"note: {warning}")
     train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
     _refuse_what_cannot_end(recipe, target, validation, calibration, test)
     if _same(recipe.source, recipe.target):
@@ -58,7 +59,7 @@ def gather(recipe: Recipe) -> Material:
     # Groups are those of the target's names.
     rules = recipe.split.model_copy(update={"groups": None})
     source, source_test = train_and_test(recipe.source, spec, rules, recipe.seed)
-    source = _without(source, (validation, calibration, test), recipe.source)
+    source = _without(source, (validation, calibration, test), recipe.source, tell)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
     return Material(
         spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
@@ -70,9 +71,13 @@ def seen_in_pretraining(before: Recipe, material: Material) -> int:
 
     A copy of one of them that this run learns from itself is not counted: `gather` has told of it.
     """
-    known = set(gather(before).source_train.hashes()) - set(material.train.hashes())
+    known = set(gather(before, tell=_nobody).source_train.hashes()) - set(material.train.hashes())
     held_out = (material.validation, material.calibration, material.test)
     return sum(len(known.intersection(part.hashes())) for part in held_out)
+
+
+def _nobody(_: str) -> None:
+    """The same images were told of when this run's material was gathered, or in the run before."""
 
 
 def _same(source: str, target: str) -> bool:
@@ -95,11 +100,13 @@ def _refuse_what_cannot_end(
         raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
 
 
-def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str) -> ImageSet:
+def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, tell: Callable[[str], None]) -> ImageSet:
     """A source of unlabelled images often holds the labelled ones too: those that measure are not learnt from."""
     known = set().union(*(part.hashes() for part in held_out))
     kept = np.array([index for index, key in enumerate(source.hashes()) if key not in known], np.int64)
     if len(kept) == len(source):
         return source
-    say(f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them")
+    tell(
+        f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them"
+    )
     return source.take(kept)

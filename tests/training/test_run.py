@@ -209,6 +209,7 @@ def test_what_is_held_out_is_not_pretrained_on(
     assert main(["pretrain", str(recipe), "--run", first, *source]) == 0
     assert "are held out of the target: pretraining goes without them" in capsys.readouterr().err
     assert main(["transfer", str(recipe), "--run", second, "--from", first]) == 0
+    assert capsys.readouterr().err.count("are held out of the target") == 1, "once is enough"
     alone = ["--set", f"source={tmp_path}/all", "--set", f"target={tmp_path}/all", "--set", "transfer.mode=decoder"]
     assert main(["pretrain", str(recipe), "--run", str(tmp_path / "third"), *alone, "--set", "pretrain.epochs=1"]) == 0
     assert main(["transfer", str(recipe), "--run", str(tmp_path / "fourth"), "--from", str(tmp_path / "third")]) == 2
