@@ -27,7 +27,7 @@ STAGES = {
     "softmax, scoring": ("bundle/scoring.py", "inference/results.py", "inference/answer.py", "bundle/bundle.py"),
     "batcher, admission, predictor": ("app/inference/",),
     "deadline and disconnect": ("api/call.py:within", "api/call.py:_leaving", "asyncio/tasks.py", "asyncio/futures.py"),
-    "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py", "api/direct.py"),
+    "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py", "api/direct.py", "api/hot.py"),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
     "metrics": ("app/metrics.py", "prometheus_client/"),
     "request id, record, log": ("app/observability.py", "logging/", "uuid.py"),

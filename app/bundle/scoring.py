@@ -56,7 +56,7 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 def likeliest_first(rows: np.ndarray) -> np.ndarray:
     """(N, K) probabilities or logits → (N, K) indices; of equals the first label's."""
-    return np.negative(rows).argsort(axis=1, kind="stable")
+    return np.asarray(np.negative(rows).argsort(axis=1, kind="stable"))
 
 
 def classify(logits: np.ndarray, labels: tuple[str, ...], temperature: float) -> list[Classification]:
