@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality drift clients lock install-gpu clean soak audit install-train
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients lock install-gpu clean soak audit install-train
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
+
+methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt
+	@$(PY) -m benchmarks.methods $(if $(ONLY),--only '$(ONLY)')
 
 drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODEL=fashion-mnist
 	@PYTHONPATH=. $(PY) benchmarks/drift.py $(if $(MODEL),--model '$(MODEL)')

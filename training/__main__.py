@@ -69,7 +69,7 @@ def _train(given: argparse.Namespace, stopped: str, work: Callable[[ModuleType, 
 
 
 def _fetch_missing(chosen: recipe.Recipe) -> None:
-    for name in {chosen.source, chosen.target} & set(data.NAMED):
+    for name in {data.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(data.NAMED):
         if data.is_missing(name):
             _download(name)
 
@@ -273,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(command=_calibrate)
 
     inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
-    inspected.add_argument("data", help=f"{', '.join(data.NAMED)}, or a folder")
+    inspected.add_argument("data", help=f"{', '.join(data.MADE_HERE)}, or a folder")
     inspected.add_argument("--download", action="store_true", help="fetch what is missing of a named one")
     inspected.add_argument(
         "--side", type=_positive, default=64, help="pixels at which images are compared (default: 64)"

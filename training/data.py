@@ -6,7 +6,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess, preprocess_pixels
+from training import digits, textures
 from training.arrays import Rows, allocate, chunks, take
 from training.errors import TrainingError
 from training.progress import say, track
@@ -32,6 +33,8 @@ NAMED = {
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
 }
+TEXTURED = {f"{name}-textured": name for name in NAMED}  # made of those when they are read
+MADE_HERE = (*NAMED, *TEXTURED, digits.NAME)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ def has_parts(data: str) -> bool:
     """Whether train and test are told apart by the data set itself."""
     folder = Path(data)
     kinds = (_IDX_FILES["test"][0], _NPZ_FILES["test"])
-    return data in NAMED or (folder / "test").is_dir() or any(find(folder, name) is not None for name in kinds)
+    return (
+        data in (*NAMED, *TEXTURED)
+        or (folder / "test").is_dir()
+        or any(find(folder, name) is not None for name in kinds)
+    )
 
 
 def load(data: str, part: str, spec: InputSpec) -> ImageSet:
@@ -85,23 +92,34 @@ def load(data: str, part: str, spec: InputSpec) -> ImageSet:
 
     `part` is train or test; of a folder that does not tell them apart it is all there is.
     """
-    if data in NAMED:
-        folder = root() / data
-        if is_missing(data):
-            raise TrainingError(
-                f"{data}: its files are not in {folder}; `python -m training data {data} --download` fetches them, "
-                "or set GRAFT_DATA to the folder that holds them"
-            )
-        return read_idx_set(folder, part, spec, NAMED[data])
+    if data in MADE_HERE:
+        return _load_named(data, part, spec)
     folder = Path(data)
     if not folder.is_dir():
-        raise TrainingError(f"{data}: neither a data set of ours ({', '.join(NAMED)}) nor a folder")
+        raise TrainingError(f"{data}: neither a data set of ours ({', '.join(MADE_HERE)}) nor a folder")
     if find(folder, _IDX_FILES["train"][0]) is not None:
         return read_idx_set(folder, part, spec, ())
     if find(folder, _NPZ_FILES["train"]) is not None:
         return read_npz(folder / _NPZ_FILES[part], spec)
     inside = folder / part
     return read_folder(inside if inside.is_dir() else folder, spec)
+
+
+def _load_named(name: str, part: str, spec: InputSpec) -> ImageSet:
+    if name == digits.NAME:
+        pixels, labels = digits.read(root() / name)
+        return ImageSet(_brought_to(spec, pixels), labels, NAMED["mnist"])
+    plain = TEXTURED.get(name, name)
+    folder = root() / plain
+    if is_missing(plain):
+        raise TrainingError(
+            f"{plain}: its files are not in {folder}; `python -m training data {plain} --download` fetches them, "
+            "or set GRAFT_DATA to the folder that holds them"
+        )
+    if name not in TEXTURED:
+        return read_idx_set(folder, part, spec, NAMED[name])
+    surfaces = root() / textures.FOLDER
+    return read_idx_set(folder, part, spec, NAMED[plain], lambda pixels: textures.textured(pixels, surfaces, part))
 
 
 def is_missing(named: str) -> bool:
@@ -113,7 +131,13 @@ def find(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def read_idx_set(folder: Path, part: str, spec: InputSpec, classes: tuple[str, ...]) -> ImageSet:
+def read_idx_set(
+    folder: Path,
+    part: str,
+    spec: InputSpec,
+    classes: tuple[str, ...],
+    changed: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+) -> ImageSet:
     paths = [find(folder, stem) for stem in _IDX_FILES[part]]
     if paths[0] is None or paths[1] is None:
         missing = [stem for stem, path in zip(_IDX_FILES[part], paths, strict=True) if path is None]
@@ -128,7 +152,7 @@ def read_idx_set(folder: Path, part: str, spec: InputSpec, classes: tuple[str, .
         classes = tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
     if labels.max(initial=0) >= len(classes):
         raise TrainingError(f"{paths[1]}: label {labels.max()} of {len(classes)} classes")
-    return ImageSet(_brought_to(spec, pixels), labels, classes)
+    return ImageSet(_brought_to(spec, changed(pixels)), labels, classes)
 
 
 def _brought_to(spec: InputSpec, pixels: np.ndarray) -> np.ndarray:
