@@ -138,7 +138,8 @@ def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[data.ImageS
             divided = train_and_test(name, spec, trained.split, trained.seed)
     if divided is not None:
         train, test = divided
-        if train.fingerprint() == bundle.manifest.provenance.data.get("target/train"):
+        learnt_from = train.unlabelled(train.classes) if trained and trained.transfer.adapts else train
+        if learnt_from.fingerprint() == bundle.manifest.provenance.data.get("target/train"):
             say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
             return (train if part == "train" else test), train
     say(

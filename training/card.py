@@ -3,7 +3,7 @@
 from app.bundle import Manifest
 
 
-def card(manifest: Manifest, validated: int, minutes: float, machine: str) -> str:
+def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> str:
     rows = [f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |" for metric in manifest.metrics]
     height, width, channels = manifest.input.shape
     p = manifest.provenance
@@ -22,7 +22,7 @@ def card(manifest: Manifest, validated: int, minutes: float, machine: str) -> st
     if manifest.classifier:
         lines += [
             f"Labels: {', '.join(manifest.classifier.labels)}. Logits are divided by a temperature of "
-            f"{manifest.classifier.temperature:.3f}, fitted on {validated:,} validation images.",
+            f"{manifest.classifier.temperature:.3f}, fitted on {validated}.",
             "",
         ]
     if manifest.anomaly:

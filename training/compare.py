@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from training import comparison
 from training.arms import ARMS
@@ -21,10 +20,9 @@ from training.progress import say
 from training.recipe import Recipe, Transfer
 from training.run import recipe_of
 from training.splits import some_of_each
-from training.transfer import Workshop, accuracy_of, finetune, in_batches, pretrain, read, workshop
+from training.transfer import Workshop, accuracy_of, finetune, in_batches, pretrain, read, settle, workshop
 
 BUDGETS: tuple[int | None, ...] = (1, 10, 100, 1000, None)  # labels per class; None is all there are
-_TO_SETTLE_BY = 5000  # images
 _WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels are gone through often
 _RESULTS = "results.jsonl"
@@ -46,6 +44,8 @@ def compare(
     No arm sees a label beyond its budget, nor chooses anything by the test images. A comparison that was interrupted
     goes on where it was.
     """
+    if recipe.transfer.adapts:
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode}: the arms of a comparison learn the target's labels")
     done = _open(folder, recipe)
     material = gather(recipe)
     if len(material.target.classes) < 2:
@@ -131,7 +131,7 @@ class _Bench:
     def _prepare(self, shop: Workshop, arm: str) -> None:
         m, stage = self.material, self.recipe.pretrain
         if arm == "random":
-            _settle(shop, m.source_train)
+            settle(shop, m.source_train)
         elif arm == "target":
             pretrain(shop, m.train, m.validation, stage)
         else:
@@ -155,20 +155,3 @@ class _Bench:
         torch.manual_seed(self.seed)
         head = finetune(shop, labelled, labelled, stage, list(shop.net.blocks()), reconstruct=0.0)
         return accuracy_of(shop.net, head, stage.reads, self.material.test)
-
-
-def _settle(shop: Workshop, train: ImageSet) -> None:
-    """Batch normalisation of an untrained network takes its statistics from the source, as a trained one's did."""
-    net = shop.net
-    net.encoder.train()
-    norms = [module for module in net.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the plain mean of all batches
-    with torch.no_grad():
-        some = torch.randperm(len(train))[:_TO_SETTLE_BY]
-        for part in torch.split(some, max(2, len(some) // 20)):
-            if len(part) > 1:
-                net.encode(shop.unit(train.images[part.numpy()]))
-    for norm in norms:
-        norm.momentum = 0.1
-    net.encoder.eval()

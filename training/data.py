@@ -39,7 +39,10 @@ MADE_HERE = (*NAMED, *TEXTURED, digits.NAME)
 
 @dataclass(frozen=True)
 class ImageSet:
-    """`labels` index `classes`; both are empty where the images have none, `names` where they are not files."""
+    """`labels` index `classes`; both are empty where the images have none, `names` where they are not files.
+
+    Images to adapt to have the source's classes, and no labels.
+    """
 
     images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory
     labels: np.ndarray  # (N,) int64, or (0,)
@@ -53,6 +56,10 @@ class ImageSet:
         labels = self.labels[indices] if len(self.labels) else self.labels
         names = tuple(self.names[index] for index in indices) if self.names else ()
         return ImageSet(take(self.images, indices), labels, self.classes, names)
+
+    def unlabelled(self, classes: tuple[str, ...]) -> "ImageSet":
+        """The same images without their labels; they may be of these classes."""
+        return ImageSet(self.images, np.array([], np.int64), classes, self.names)
 
     def name(self, index: int) -> str:
         return self.names[index] if self.names else f"number {index}"

@@ -60,7 +60,7 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     reference = anomaly.added(files[calibrate.REFERENCE_FILE], study.latent_map.arrays())
     files[calibrate.REFERENCE_FILE] = reference
     minutes = (training + time.monotonic() - start) / 60
-    files[CARD_FILE] = card(manifest, len(material.validation), minutes, machine()).encode()
+    files[CARD_FILE] = card(manifest, _judges(material), minutes, machine()).encode()
     files[REPORT_FILE] = report.page(study, pictures=False).encode()
     _keep(folder / REPORT_FILE, report.page(study, pictures=True))
     path = publish(models, recipe.name, exported, rest, files)
@@ -125,12 +125,19 @@ def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
 def _torch_accuracy(recipe: Recipe, bare: Bundle, learnt: Learnt, material: Material) -> Metric:
     """On the torch modules; the fp32 graphs must agree, or nothing is published."""
     assert learnt.head is not None
-    in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, material.test)
-    served = evaluate.accuracy(bare, material.test, "agreement")
+    images, how = material.test, "the torch modules, the same images"
+    if not len(images.labels):
+        images, how = material.judges, f"the torch modules, {_judges(material)}"
+    in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
+    served = evaluate.accuracy(bare, images, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
         raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
-    how = "the torch modules, the same images"
-    return Metric(name="accuracy_in_torch", value=in_torch, images=len(material.test), how=how)
+    return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
+
+
+def _judges(material: Material) -> str:
+    of = "" if material.judges is material.validation else " of the source"
+    return f"{len(material.judges):,} validation images{of}"
 
 
 def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material) -> tuple[bool, Metric]:
@@ -145,14 +152,14 @@ def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material)
 
 
 def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Temperature from the validation images, anomaly score from training and calibration images, drift from these."""
+    """Temperature from held-out labels, anomaly score from training and calibration images, drift from these."""
     fields, arrays = calibrate.anomaly_part(
         bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
-    logits = evaluate.run(bundle, material.validation, "temperature", ("logits",)).logits
+    logits = evaluate.run(bundle, material.judges, "temperature", ("logits",)).logits
     temperature = None
     if logits is not None:
-        temperature = calibrate.temperature(logits, material.validation.labels)
+        temperature = calibrate.temperature(logits, material.judges.labels)
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
     arrays |= drift.reference(bundle, material.calibration, temperature)
     return fields, {calibrate.REFERENCE_FILE: anomaly.to_file(arrays)}

@@ -84,8 +84,9 @@ def fit(
     validate: Callable[[], float],
     slower: dict[str, float] | None = None,
     frozen: Callable[[float], set[str]] = lambda _: set(),
+    keep_last: bool = False,
 ) -> None:
-    """Train the modules; `validate` gives the loss on held-out images, by which the best epoch is kept.
+    """Train the modules; `validate` gives the loss on held-out images, by which the best epoch is kept, or the last.
 
     `slower` names modules whose rate is a share of the stage's; `frozen`, by the share of the epochs done, those that
     do not learn yet. A stage that is done already, or half done, goes on from there.
@@ -131,7 +132,7 @@ def fit(
         with torch.no_grad():
             held_out = validate()
         _require_finite(held_out, what, f"on validation after epoch {epoch + 1}", stage)
-        better = held_out < reached.best
+        better = keep_last or held_out < reached.best
         reached = Reached(epoch + 1, min(reached.best, held_out), 0 if better else reached.since_best + 1)
         checkpoints.save(what, reached, modules, optimiser)
         journal.write(stage=what, epoch=epoch + 1, loss=mean, validation_loss=held_out, seconds=seconds)

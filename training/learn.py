@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from training.adapt import adapt
 from training.errors import TrainingError, in_short
 from training.material import Material
 from training.networks import Autoencoder, build
@@ -13,7 +14,6 @@ from training.progress import say
 from training.recipe import Recipe
 from training.transfer import finetune_decoder, learn_labels, pretrain, workshop
 
-UNTRAINED = ("scratch", "random-frozen")  # modes that begin with a network that has learnt nothing
 WEIGHTS_FILE = "weights.pt"
 
 
@@ -25,17 +25,21 @@ class Learnt:
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
     """The weights, in `folder` too; a stage that is done there is not done again."""
-    untrained = recipe.transfer.mode in UNTRAINED
+    untrained = recipe.transfer.mode in ("scratch", "random-frozen")  # weights from elsewhere count too
     shop = workshop(recipe, material.spec.shape, folder, untrained)
     net = shop.net
     if shop.precision != recipe.precision:
         say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
-    if not untrained:
+    if recipe.transfer.pretrains:
         pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
     train, validation = material.train, material.validation
-    head = None if recipe.transfer.mode == "decoder" else learn_labels(shop, train, validation, recipe.transfer)
+    head = None
+    if recipe.transfer.adapts:
+        head = adapt(shop, material.source_train, material.source_validation, train, recipe.transfer)
+    elif recipe.transfer.mode != "decoder":
+        head = learn_labels(shop, train, validation, recipe.transfer)
     finetune_decoder(shop, train, validation, recipe.decoder)
     net.pool.cpu()
     final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})

@@ -18,7 +18,10 @@ from training.splits import train_and_held_out, train_and_test, train_and_valida
 
 @dataclass(frozen=True)
 class Material:
-    """target = train + validation + calibration, with `test` apart; source likewise, without a calibration part."""
+    """target = train + validation + calibration, with `test` apart; source likewise, without a calibration part.
+
+    Where a recipe adapts, labels of the target stand in `test` alone, if there are any: nothing can look at others.
+    """
 
     spec: InputSpec
     source: ImageSet  # its whole training part
@@ -37,6 +40,11 @@ class Material:
         return {name: part.fingerprint() for name, part in parts.items()}
 
     @property
+    def judges(self) -> ImageSet:
+        """Held-out images whose labels may be used: the target's; the source's where that has none."""
+        return self.validation if len(self.validation.labels) else self.source_validation
+
+    @property
     def one_domain(self) -> bool:
         return self.source is self.target
 
@@ -44,21 +52,26 @@ class Material:
 def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
     spec = recipe.input.spec()
     target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
-    if test.classes != target.classes:
+    one_domain = _same(recipe.source, recipe.target)
+    # Groups are those of the target's names.
+    rules = recipe.split.model_copy(update={"groups": None})
+    source, source_test = (target, test) if one_domain else train_and_test(recipe.source, spec, rules, recipe.seed)
+    if recipe.transfer.adapts:
+        _refuse_what_cannot_be_adapted(recipe, source, target, test)
+        target = target.unlabelled(source.classes)
+    elif test.classes != target.classes:
         raise TrainingError(
-            f"{recipe.target}: its test part has the classes {', '.join(test.classes) or 'none'}, "
-            f"its training part {', '.join(target.classes) or 'none'}: they must be the same"
+            f"{recipe.target}: its test part has the classes {_listed(test)}, its training part {_listed(target)}: "
+            "they must be the same"
         )
-    for warning in (*inspect.class_warnings(target), *inspect.duplicate_warnings(target, test)):
+    labelled = source if recipe.transfer.adapts else target
+    for warning in (*inspect.class_warnings(labelled), *inspect.duplicate_warnings(target, test)):
         tell(f"note: {warning}")
     train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
     _refuse_what_cannot_end(recipe, target, validation, calibration, test)
-    if _same(recipe.source, recipe.target):
+    if one_domain:
         # Calibration images are seen by nothing that is trained: pretraining has the rest.
         return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
-    # Groups are those of the target's names.
-    rules = recipe.split.model_copy(update={"groups": None})
-    source, source_test = train_and_test(recipe.source, spec, rules, recipe.seed)
     source = _without(source, (validation, calibration, test), recipe.source, tell)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
     return Material(
@@ -82,6 +95,26 @@ def _nobody(_: str) -> None:
 
 def _same(source: str, target: str) -> bool:
     return source == target or (Path(source).exists() and Path(source).resolve() == Path(target).resolve())
+
+
+def _refuse_what_cannot_be_adapted(recipe: Recipe, source: ImageSet, target: ImageSet, test: ImageSet) -> None:
+    mode = recipe.transfer.mode
+    if source is target:
+        raise TrainingError(f"transfer.mode={mode} goes from one domain to another: source and target are the same")
+    if len(source.classes) < 2:
+        raise TrainingError(
+            f"{recipe.source}: transfer.mode={mode} learns the source's labels, it has the classes {_listed(source)}: "
+            "put each class into a folder"
+        )
+    if test.classes and test.classes != source.classes:
+        raise TrainingError(
+            f"{recipe.target}: its test part has the classes {_listed(test)}, the source {_listed(source)}: "
+            "they must be the same, or the test part without any"
+        )
+
+
+def _listed(data: ImageSet) -> str:
+    return ", ".join(data.classes) or "none"
 
 
 def _refuse_what_cannot_end(

@@ -106,14 +106,32 @@ class Transfer(Stage):
     multitask      labels and reconstruction together
     scratch        as full, without pretraining: what transfer has to beat
     random-frozen  as head, without pretraining: what features have to beat
+
+    The target's images have no labels, or theirs are looked at in the test alone; no pretraining:
+
+    dann           labels of the source, and a classifier of domains that is to be left nothing to tell them by
+    mmd            the same, and the maximum mean discrepancy of the domains as a penalty
+    source-only    labels of the source alone: what these two have to beat
     """
 
-    mode: Literal["decoder", "head", "gradual", "full", "multitask", "scratch", "random-frozen"] = "head"
+    mode: Literal[
+        "decoder", "head", "gradual", "full", "multitask", "scratch", "random-frozen", "dann", "mmd", "source-only"
+    ] = "head"
     reads: Literal["embedding", "features"] = "features"  # the code, or the pooled maps of every stage
     class_weights: bool = False  # each class counts alike in the loss, however many images it has
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
     reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
+    adaptation: Annotated[float, Field(ge=0)] = 1  # dann, mmd: weight of the domains' likeness, once it has risen
+
+    @property
+    def pretrains(self) -> bool:
+        return self.mode not in ("scratch", "random-frozen") and not self.adapts
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the labels are the source's."""
+        return self.mode in ("dann", "mmd", "source-only")
 
     @model_validator(mode="after")
     def augments_what_learns(self) -> "Transfer":
@@ -188,8 +206,14 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def int8_is_held_to_an_accuracy(self) -> "Recipe":
-        if self.export.int8 and self.transfer.mode == "decoder":
-            raise ValueError("export.int8: without labels there is no accuracy to hold it to")
+        if self.export.int8 and (self.transfer.mode == "decoder" or self.transfer.adapts):
+            raise ValueError("export.int8: without labels of the target there is no accuracy to hold it to")
+        return self
+
+    @model_validator(mode="after")
+    def two_domains_are_adapted(self) -> "Recipe":
+        if self.transfer.adapts and self.transfer.patience is not None:
+            raise ValueError(f"transfer.patience: with mode {self.transfer.mode} no loss tells which epoch is best")
         return self
 
     @model_validator(mode="after")

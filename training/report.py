@@ -13,7 +13,7 @@ from app.bundle import Bundle, Manifest
 from app.bundle.encode import png_of
 from app.bundle.latent_map import LatentMap
 from app.bundle.scoring import probabilities
-from training import charts, comparison, evaluate, latent_map, review
+from training import charts, comparison, domains, evaluate, latent_map, review
 from training.data import ImageSet
 from training.evaluate import Outputs
 from training.material import Material
@@ -61,6 +61,7 @@ class Study:
     to_label: list[Listed] = field(default_factory=list)
     to_check: list[Listed] = field(default_factory=list)
     compared: list[comparison.Result] = field(default_factory=list)
+    between: list[domains.Distance] = field(default_factory=list)  # of source and target, where they are two
 
 
 def journal(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +96,8 @@ def study(
     to_label, to_check = [], []
     if manifest.classifier is not None:
         to_label = _to_label(bundle, manifest, material)
-        to_check = _to_check(bundle, manifest, recipe, material)
+        to_check = _to_check(bundle, manifest, recipe, material) if len(material.target.labels) else []
+    between = [] if material.one_domain else domains.distances(bundle, material.source_test, test)
     drawn = []
     if bundle.decoder is not None:
         images = test.images[_spread(test, _SHOWN)]
@@ -105,7 +107,10 @@ def study(
         manifest,
         recipe,
         journal(folder / JOURNAL_FILE),
-        _words(manifest, scores),
+        [
+            *_words(manifest, scores),
+            *domains.words(between, manifest.provenance.source, manifest.provenance.target),
+        ],
         counts,
         latent_map.fit(outputs.encoded["embedding"], test.labels if manifest.classifier else np.array([])),
         scores,
@@ -114,6 +119,7 @@ def study(
         to_label,
         to_check,
         comparison.read(folder),
+        between,
     )
 
 
@@ -229,6 +235,7 @@ def page(found: Study, pictures: bool) -> str:
         ("Confusion", _confusion(found)),
         ("Reconstructions", _pairs(found.drawn) if pictures else ""),
         ("Latent map", _latent_map(found)),
+        ("How far apart source and target are", _domains(found)),
         ("Anomaly score", _anomaly(found)),
         ("Most worth labelling next", _listed(found.to_label, _WHY_LABEL) if pictures else ""),
         ("Labels most likely wrong", _listed(found.to_check, _WHY_CHECK) if pictures else ""),
@@ -306,6 +313,20 @@ def _latent_map(found: Study) -> str:
     if labels is None or found.manifest.classifier is None:
         return charts.points(title, at, np.zeros(len(at), np.int64), (found.manifest.provenance.target,))
     return charts.points(title, at, labels, found.manifest.classifier.labels)
+
+
+def _domains(found: Study) -> str:
+    if not found.between:
+        return ""
+    heads = ("test images of both", "squared discrepancy", "by chance at most", "p-value")
+    rows = [
+        (each.what, f"{each.squared:.4f}", f"{each.by_chance:.4f}", f"{each.p_value:.3f}") for each in found.between
+    ]
+    return (
+        "<p>The squared maximum mean discrepancy, and what 95 of 100 samples of the target alone stay below. Domains "
+        "that look alike to it may still have their classes in other places.</p>"
+        + table(heads, rows, numbers=(1, 2, 3))
+    )
 
 
 def _anomaly(found: Study) -> str:

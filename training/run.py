@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from app.bundle import load
 from training.deliver import deliver, write_report
 from training.errors import TrainingError
-from training.learn import UNTRAINED, Learnt, learn, learnt_before
+from training.learn import Learnt, learn, learnt_before
 from training.material import Material, gather, seen_in_pretraining
 from training.recipe import Recipe
 from training.transfer import CHECKPOINTS
@@ -56,7 +56,7 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """The folder, with an encoder and a decoder of the source."""
-    if recipe.transfer.mode in UNTRAINED:
+    if not recipe.transfer.pretrains:
         raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or run it")
     open_folder(folder, recipe, resume)
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
@@ -69,6 +69,8 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
         open_folder(folder, recipe, resume)
         learn(recipe, _gather(recipe, folder), folder)
         return folder
+    if recipe.transfer.adapts:
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave --from away")
     before, weights = recipe_of(pretrained), pretrained / CHECKPOINTS / _PRETRAINED
     if not weights.is_file():
         raise TrainingError(

@@ -21,6 +21,7 @@ from training.objectives import pretraining_loss, projection, reconstruction
 from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
 JOURNAL_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+_TO_SETTLE_BY = 5000  # images
 _BATCH = 1024  # where nothing is learnt, so that its size is only a matter of memory
 
 
@@ -89,7 +90,8 @@ def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) ->
     return found
 
 
-def _mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
+def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
+    """Of a loss that takes the indices of some rows."""
     parts = torch.split(torch.arange(rows), _BATCH)
     return sum(loss(part).item() * len(part) for part in parts) / rows
 
@@ -127,13 +129,31 @@ def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage
         stage,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(held_out, len(validation)),
+        lambda: mean_loss(held_out, len(validation)),
     )
 
 
 def read(shop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     """(N, D) float32 of the encoder as it stands."""
     return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), data.images)
+
+
+def settle(shop: Workshop, data: ImageSet) -> None:
+    """Batch normalisation takes its statistics from these images, as if the network had been trained on them."""
+    net = shop.net
+    net.encoder.train()
+    norms = [module for module in net.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        some = torch.randperm(len(data))[:_TO_SETTLE_BY]
+        for part in torch.split(some, max(2, len(some) // 20)):
+            if len(part) > 1:
+                net.encode(shop.unit(data.images[part.numpy()]))
+    for norm in norms:
+        norm.momentum = 0.1
+    net.encoder.eval()
 
 
 def accuracy_of(net: Autoencoder, head: nn.Linear, tensor: str, data: ImageSet) -> float:
@@ -188,7 +208,7 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
         transfer,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
+        lambda: mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
     )
     with torch.no_grad():
         head.bias.sub_(head.weight @ (mean / std))
@@ -244,7 +264,7 @@ def finetune(
         transfer,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(validation, batch, Augment(), 0.0), len(validation)),
+        lambda: mean_loss(lambda batch: loss(validation, batch, Augment(), 0.0), len(validation)),
         slower,
         frozen,
     )
@@ -274,5 +294,5 @@ def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stag
         stage,
         shop.journal,
         shop.checkpoints,
-        lambda: _mean_loss(lambda batch: loss(held, validation, batch), len(held)),
+        lambda: mean_loss(lambda batch: loss(held, validation, batch), len(held)),
     )

@@ -38,8 +38,12 @@ class DriftReference:
         """(`window`, D) → (its square, p-value). The first call takes a tenth of a second, for what chance gives."""
         within, across = self._kernel(codes, codes).mean(), self._kernel(codes, self._codes).mean()
         found = float(within + self._own.mean() - 2 * across)
-        as_far = int((self._by_chance >= found).sum())
-        return found, (1 + as_far) / (1 + len(self._by_chance))
+        as_far = int((self._drawn >= found).sum())
+        return found, (1 + as_far) / (1 + len(self._drawn))
+
+    def by_chance(self, share: float) -> float:
+        """The squared discrepancy that this share of as many references stays below."""
+        return float(np.quantile(self._drawn, share))
 
     @cached_property
     def _own(self) -> np.ndarray:
@@ -53,7 +57,7 @@ class DriftReference:
         return float(np.median(squared) or squared.mean() or 1.0)
 
     @cached_property
-    def _by_chance(self) -> np.ndarray:
+    def _drawn(self) -> np.ndarray:
         """Squared discrepancies of `window` references, drawn at random, from the others."""
         count, size, rng = len(self._codes), self.window, np.random.default_rng(0)
         drawn = np.zeros((count, _DRAWS), np.float32)
