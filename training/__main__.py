@@ -178,9 +178,10 @@ def _calibrate(given: argparse.Namespace) -> None:
 
 def _data(given: argparse.Namespace) -> None:
     if given.download:
-        if given.data not in data.NAMED:
-            raise TrainingError(f"{given.data} is not a data set of ours: {', '.join(data.NAMED)} can be downloaded")
-        _download(given.data)
+        plain = data.TEXTURED.get(given.data, given.data)
+        if plain not in data.NAMED:
+            raise TrainingError(f"{given.data} cannot be downloaded: {', '.join(data.NAMED)} can")
+        _download(plain)
     spec = recipe.Input(height=given.side, width=given.side).spec()
     train, test = train_and_test(given.data, spec, recipe.Split(groups=given.groups), seed=0)
     for line in inspect.table(train, test):

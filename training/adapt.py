@@ -113,7 +113,7 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     net = shop.net
     size = net.latent if transfer.reads == "embedding" else net.pool.size
     learning = net.blocks() | {"head": nn.Linear(size, len(source.classes)).to(shop.device)}
-    penalty = _penalty(transfer, size, learning)
+    penalty = penalty_of(transfer, size, learning)
     weights = class_weights(source).to(shop.device) if transfer.class_weights else None
 
     def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
@@ -156,7 +156,7 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     return learning["head"]  # type: ignore[return-value]
 
 
-def _penalty(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:
+def penalty_of(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:
     """By the mode; what it learns itself joins what is `learning`."""
     match transfer.mode:
         case "dann":

@@ -1,7 +1,13 @@
+import json
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
+import pytest
 from support import ROOT
+
+from benchmarks.methods import adapt
 
 
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
@@ -9,3 +15,37 @@ def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "magic is none of adapt" in done.stderr
+
+
+def test_what_was_measured_is_told_with_intervals_and_what_hurts_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reached = {"source-only": (0.2, 0.3, 0.4), "statistics": (0.3, 0.3, 0.32), "dann": (0.6, 0.7, 0.9)}
+    reached["mmd"] = (0.1, 0.21, 0.29)
+    with (tmp_path / "results.jsonl").open("w") as file:
+        for source, target in adapt.PAIRS:
+            for arm, accuracies in reached.items():
+                for seed, accuracy in enumerate(accuracies):
+                    found = adapt.Found(source, target, arm, seed, accuracy, 0.99, 0.05)
+                    file.write(json.dumps(asdict(found)) + "\n")
+    dann, mmd = adapt.measure(tmp_path)
+    assert dann.value == pytest.approx(100 * (0.4 + 0.4 + 0.5) / 3)
+    assert dann.verdict == "goal"
+    assert mmd.value == pytest.approx(-10)
+    assert mmd.verdict == "MISSED"
+    told = capsys.readouterr().out
+    assert "mnist → digits, 3 seeds" in told
+    assert (
+        "dann: 73.3% (35.4% to 111.3%), source 99.0%, codes apart 0.050, gain +43.3 points (+29.0 to +57.7)\n" in told
+    )
+    assert "gain -10.0 points (-12.5 to -7.5): NEGATIVE TRANSFER" in told
+    assert "gain +0.7 points (-21.7 to +23.1): not shown" in told
+
+
+def test_arms_differ_in_their_method_alone() -> None:
+    pair = adapt.PAIRS[0]
+    one, *others = (adapt._recipe(arm, pair, 1) for arm in adapt.ARMS)
+    own = {"mode": one.transfer.mode, "adaptation": one.transfer.adaptation}
+    for other in others:
+        assert other.transfer.model_copy(update=own) == one.transfer
+        assert other.model_copy(update={"transfer": one.transfer, "name": one.name, "title": one.title}) == one

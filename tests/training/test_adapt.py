@@ -14,13 +14,16 @@ from app.bundle import load
 from app.bundle.drawings import GARMENTS
 from training.__main__ import main
 from training.adapt import (
+    LARGE,
     adversarial,
     discrepancy,
     discrepancy_linear,
     domain_classifier,
+    penalty_of,
     reversed_gradient,
     strength,
 )
+from training.recipe import Transfer
 
 
 def test_the_schedule_is_the_published_one() -> None:
@@ -99,6 +102,14 @@ def test_both_estimates_are_nothing_on_average_for_one_domain_and_agree_for_two(
             assert (quadratic < 0).any(), "unbiased, so it may be negative"
 
 
+def test_large_batches_are_compared_in_linear_time() -> None:
+    source, target = torch.randn(2, 8, 3)
+    for batch, estimate in ((LARGE, discrepancy), (LARGE + 1, discrepancy_linear)):
+        penalty = penalty_of(Transfer(mode="mmd", batch=batch), 3, {})
+        assert penalty is not None
+        assert penalty(source, target, 0.5) == 0.5 * estimate(source, target)
+
+
 def test_points_that_are_all_alike_are_no_division_by_zero() -> None:
     for estimate in (discrepancy, discrepancy_linear):
         points = torch.ones(4, 3, requires_grad=True)
@@ -157,13 +168,26 @@ def test_labels_of_the_target_change_nothing_that_is_learnt(
         (labelled / "train" / kind).mkdir(parents=True)
     for path, kind in zip(sorted((negatives / "train").iterdir()), sorted([*GARMENTS] * 120), strict=True):
         shutil.copy(path, labelled / "train" / kind / path.name)
-    weights = []
-    for target in (negatives, labelled):
-        run = tmp_path / f"run-{target.name}"
-        assert main(["transfer", str(recipe), "--run", str(run), *sets(target, "dann", "transfer.epochs=1")]) == 0
-        weights.append(torch.load(run / "weights.pt", weights_only=True))
-    for name, value in weights[0]["head"].items():
-        assert torch.equal(value, weights[1]["head"][name])
+    (found, _), (with_wrong_labels, _) = (learnt(recipe, target, tmp_path) for target in (negatives, labelled))
+    assert all(torch.equal(value, with_wrong_labels["head"][name]) for name, value in found["head"].items())
+
+
+def learnt(recipe: Path, target: Path, folder: Path, *more: str) -> tuple[dict[str, dict[str, torch.Tensor]], Path]:
+    run = folder / f"run-{target.name}"
+    changes = sets(target, "dann", "transfer.epochs=1", "network.kind=conv", "network.width=4")
+    assert main(["transfer", str(recipe), "--run", str(run), *changes, *more]) == 0
+    return torch.load(run / "weights.pt", weights_only=True), run / "weights.pt"
+
+
+def test_a_run_that_goes_on_after_its_adaptation_ends_with_the_same_weights(
+    recipe: Path, negatives: Path, tmp_path: Path
+) -> None:
+    found, path = learnt(recipe, negatives, tmp_path)
+    path.unlink()
+    again, _ = learnt(recipe, negatives, tmp_path, "--resume")
+    assert any("running_mean" in name for name in found["encoder"]), "statistics are what is made anew"
+    for part, weights in found.items():
+        assert all(torch.equal(value, again[part][name]) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(

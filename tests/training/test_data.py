@@ -49,6 +49,28 @@ def test_a_folder_of_idx_files_is_found_by_its_path(named: Path) -> None:
     assert len(load(str(named), "test", spec(28, 28))) == 10
 
 
+def test_the_textured_set_has_the_labels_of_the_plain_one_and_other_pixels_whatever_the_size(named: Path) -> None:
+    surfaces = named.parent / "neu-surface"
+    surfaces.mkdir()
+    for number in range(4):
+        Image.new("L", (40, 40), 60 + 40 * number).save(surfaces / f"{number}.jpg", quality=100)
+    assert has_parts("mnist-textured")
+    for part, greys in (("train", (100, 140, 180)), ("test", (60,))):
+        plain, found = (load(name, part, spec(28, 28)) for name in ("mnist", "mnist-textured"))
+        assert np.array_equal(found.labels, plain.labels)
+        assert found.classes == plain.classes
+        for image, pixels in zip(found.images, plain.images, strict=True):
+            assert any(np.array_equal(image, np.abs(pixels.astype(int) - grey)) for grey in greys)
+    assert load("mnist-textured", "test", spec(11, 13, 3)).images.shape == (10, 11, 13, 3)
+
+
+def test_what_a_textured_set_is_made_of_is_missed_by_name(named: Path) -> None:
+    with pytest.raises(TrainingError, match=r"neu-surface: 0 pictures .* or set GRAFT_DATA"):
+        load("mnist-textured", "train", spec(28, 28))
+    with pytest.raises(TrainingError, match="fashion-mnist: its files are not in"):
+        load("fashion-mnist-textured", "train", spec(28, 28))
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

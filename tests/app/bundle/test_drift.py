@@ -40,6 +40,12 @@ def test_images_of_another_kind_are_told(change: str) -> None:
     assert far > 0
 
 
+def test_what_chance_gives_is_stayed_below_as_often_as_it_says() -> None:
+    known, rng = reference(), np.random.default_rng(1)
+    found = [known.discrepancy(codes(rng, known.window)) for _ in range(100)]
+    assert all((squared > known.by_chance(0.9)) == (chance <= 0.1) for squared, chance in found)
+
+
 def test_the_window_shrinks_with_the_reference_and_codes_that_are_all_alike_do_no_harm() -> None:
     assert reference(FEWEST).window == FEWEST // 2
     dead = DriftReference({EMBEDDINGS: np.zeros((200, D), np.float32)}, D)
