@@ -207,11 +207,11 @@ class Recipe(_Part):
     @model_validator(mode="after")
     def int8_is_held_to_an_accuracy(self) -> "Recipe":
         if self.export.int8 and (self.transfer.mode == "decoder" or self.transfer.adapts):
-            raise ValueError("export.int8: without labels of the target there is no accuracy to hold it to")
+            raise ValueError("export.int8: without labels there is no accuracy to hold it to")
         return self
 
     @model_validator(mode="after")
-    def two_domains_are_adapted(self) -> "Recipe":
+    def adaptation_is_not_stopped_early(self) -> "Recipe":
         if self.transfer.adapts and self.transfer.patience is not None:
             raise ValueError(f"transfer.patience: with mode {self.transfer.mode} no loss tells which epoch is best")
         return self

@@ -28,10 +28,10 @@ PAIRS = (
     ("mnist", "digits"),
     ("fashion-mnist", "fashion-mnist-textured"),
 )
-BASELINE = "source-only"
+BASELINE, STATISTICS = "source-only", "statistics"
 ARMS = {
     BASELINE: ("dann", ["transfer.mode=source-only"]),
-    "statistics": ("dann", ["transfer.adaptation=0"]),
+    STATISTICS: ("dann", ["transfer.adaptation=0"]),
     "dann": ("dann", []),
     "mmd": ("mmd", []),
 }
@@ -68,7 +68,7 @@ def measure(out: Path) -> Iterator[Bar]:
         _tell([each for each in results if (each.source, each.target) == pair], pair)
     first = [each for each in results if (each.source, each.target) == PAIRS[0]]
     for arm, bar, goal in (("dann", 15, 30), ("mmd", 8, 15)):
-        yield Bar(f"MNIST → textured MNIST, points of {arm} over source only", 100 * _gain(first, arm).mean, bar, goal)
+        yield Bar(f"MNIST → textured MNIST, points of {arm} over source only", _gain(first, arm).mean, bar, goal)
 
 
 def _before(path: Path) -> list[Found]:
@@ -99,10 +99,10 @@ def _some(shop: Workshop, data: ImageSet, tensor: str, seed: int) -> torch.Tenso
     return torch.from_numpy(read(shop, data.take(chosen), tensor))
 
 
-def _gain(results: Sequence[Found], arm: str) -> Interval:
-    """Over the baseline, seed by seed."""
-    reached = {(each.arm, each.seed): each.accuracy for each in results}
-    return interval([reached[arm, seed] - reached[BASELINE, seed] for seed in SEEDS])
+def _gain(results: Sequence[Found], arm: str, baseline: str = BASELINE) -> Interval:
+    """Seed by seed, in points."""
+    reached = {(each.arm, each.seed): 100 * each.accuracy for each in results}
+    return interval([reached[arm, seed] - reached[baseline, seed] for seed in SEEDS])
 
 
 def _tell(results: Sequence[Found], pair: tuple[str, str]) -> None:
@@ -112,8 +112,8 @@ def _tell(results: Sequence[Found], pair: tuple[str, str]) -> None:
         found, home = interval([each.accuracy for each in own]), np.mean([each.at_home for each in own])
         line = f"{arm}: {found.mean:.1%} ({found.low:.1%} to {found.high:.1%}), source {home:.1%}"
         line += f", codes apart {np.mean([each.apart for each in own]):.3f}"
-        if arm != BASELINE:
-            gain = _gain(results, arm)
-            line += f", gain {100 * gain.mean:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
-            line += ": NEGATIVE TRANSFER" if gain.high < 0 else ": not shown" if gain.low <= 0 else ""
+        for baseline in (BASELINE, STATISTICS)[: list(ARMS).index(arm)]:
+            gain = _gain(results, arm, baseline)
+            line += f"; over {baseline} {gain.mean:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f})"
+            line += ", NEGATIVE TRANSFER" if gain.high < 0 else ", not shown" if gain.low <= 0 else ""
         print(f"        {line}", flush=True)
