@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients lock install-gpu clean soak audit install-train
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients lock install-gpu clean soak audit install-train install-shots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,6 +49,8 @@ soak: $(VENV)/dev.stamp ## good, bad and vanishing clients while models are swap
 	@PYTHONPATH=tests $(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
 
 install-train: $(VENV)/train.stamp ## what training needs, torch included, into .venv
+
+install-shots: $(VENV)/shots.stamp ## what grafting a few images needs, no torch, into .venv
 
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
@@ -99,15 +101,20 @@ $(VENV)/serve.stamp: requirements/serve.txt | $(PY)
 	@$(INSTALL)
 	@touch $@
 
+$(VENV)/shots.stamp: requirements/shots.txt | $(PY)
+	@echo 'installing what grafting needs into $(VENV)…' >&2
+	@$(INSTALL)
+	@touch $@ $(VENV)/serve.stamp
+
 $(VENV)/train.stamp: requirements/train.txt | $(PY)
 	@echo 'installing training into $(VENV)…' >&2
 	@$(INSTALL)
-	@touch $@ $(VENV)/serve.stamp
+	@touch $@ $(VENV)/shots.stamp $(VENV)/serve.stamp
 
 $(VENV)/dev.stamp: requirements/dev.txt | $(PY)
 	@echo 'installing everything that tests need into $(VENV)…' >&2
 	@$(INSTALL)
-	@touch $@ $(VENV)/train.stamp $(VENV)/serve.stamp
+	@touch $@ $(VENV)/train.stamp $(VENV)/shots.stamp $(VENV)/serve.stamp
 
 $(VENV)-clients/stamp: requirements/clients.txt | $(PY)
 	@echo 'installing kserve into $(VENV)-clients…' >&2

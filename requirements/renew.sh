@@ -10,6 +10,7 @@ compile() {
 }
 compile ../pyproject.toml --output-file serve.txt
 compile ../pyproject.toml --extra train --constraint serve.txt --output-file train.txt
+compile ../pyproject.toml --extra shots --constraint train.txt --output-file shots.txt
 compile ../pyproject.toml --extra train --extra dev --constraint train.txt --output-file dev.txt
 # A build of torch for one kind of machine carries a label that no index knows, or asks for a GPU's libraries, which
 # pip finds by itself where the build it takes wants them.

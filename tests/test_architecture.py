@@ -43,7 +43,7 @@ KEPT_TO = {
     "PIL": ("app.bundle",),
     "pyarrow": ("app.score.parquet",),
     "torch": ("training",),
-    "onnx": ("training.export",),
+    "onnx": ("training.export", "training.prototypes"),
     "httpx": ("training.download", "training.__main__"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),

@@ -297,6 +297,22 @@ def test_the_steps_of_getting_started_lead_to_a_bundle_that_answers_its_curl(own
     assert json.loads(done.stdout)["model"]["digest"] == bundle.digest
 
 
+def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/few-shots.md").read_text()
+    draw_folder(tmp_path / "my-shots", 5, seed=0)
+    draw_folder(tmp_path / "my-other-images", 5, seed=1)
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    told = follow("".join(blocks(page, "sh")).splitlines(), tmp_path)
+    assert list(told) == ["graft", "evaluate"]
+    assert told["graft"].strip() == "models/my-shots-nearest/1"
+    [metric] = load(tmp_path / "models/my-shots/1").manifest.metrics
+    [sample] = blocks(page, "text")
+    assert (
+        f"{round(metric.value * metric.images)} of {metric.images} images were named rightly: {metric.value:.1%}"
+        in sample
+    )
+
+
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
     [commands] = [block for block in blocks(README, "sh") if block.startswith("make install-train")]
     assert list(follow(commands.splitlines(), owned)) == ["data", "run"]

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
-        print(f"graft-train: {error.name} is not installed: pip install 'graft[train]', or make train", file=sys.stderr)
+        extra, target = ("shots", "install-shots") if given.command is _graft else ("train", "install-train")
+        told = f"{error.name} is not installed: pip install 'graft[{extra}]', or make {target}"
+        print(f"graft-train: {told}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"graft-train: {error.filename or 'a file'}: {error.strerror or error}; nothing is lost", file=sys.stderr)
@@ -176,6 +178,12 @@ def _calibrate(given: argparse.Namespace) -> None:
     print(recalibrate(folder, bundle, normals, rate, given.seed, anomalies))
 
 
+def _graft(given: argparse.Namespace) -> None:
+    from training.graft import graft  # onnx with it, which not every installation has
+
+    print(graft(given.shots, given.base or given.models, given.models, given.name, given.reads, given.distance))
+
+
 def _data(given: argparse.Namespace) -> None:
     if given.download:
         plain = data.TEXTURED.get(given.data, given.data)
@@ -273,6 +281,21 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--anomalies", help="a folder of images that are not normal, for --threshold f1")
     calibrate.add_argument("--seed", type=int, default=0, help="which half is fitted on, which held out (default: 0)")
     calibrate.set_defaults(command=_calibrate)
+
+    graft = commands.add_parser(
+        "graft", help="a bundle from a few images of each class, on the encoder of another; seconds, needs no torch"
+    )
+    graft.add_argument("shots", type=Path, metavar="SHOTS", help="a folder, with a folder of images for each class")
+    graft.add_argument(
+        "--base", type=Path, help="a bundle, or a folder of them, of which the nearest is taken (default: --models)"
+    )
+    graft.add_argument("--name", help="of the new model (default: that of the folder)")
+    graft.add_argument("--reads", choices=("embedding", "features"), help="(default: what the base's own head reads)")
+    graft.add_argument(
+        "--distance", choices=("mahalanobis", "cosine"), default="mahalanobis", help="(default: the first)"
+    )
+    _gives_bundle(graft)
+    graft.set_defaults(command=_graft)
 
     inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
     inspected.add_argument("data", help=f"{', '.join(data.MADE_HERE)}, or a folder")

@@ -17,6 +17,7 @@ from training.errors import TrainingError
 from training.splits import split
 
 _NOTE = "The anomaly score was fitted"
+_NONE = "No anomaly score"  # begins what is said instead where there is none yet
 REFERENCE_FILE = "reference.npz"
 _ANOMALY_METRICS = frozenset({"false_alarm_rate"})  # which a new calibration makes untrue
 
@@ -95,7 +96,7 @@ def recalibrate(
             line
             for line in files[CARD_FILE].decode().splitlines()
             if not line.startswith(
-                (*(f"| {name} |" for name in _ANOMALY_METRICS), "An image is called anomalous", _NOTE)
+                (*(f"| {name} |" for name in _ANOMALY_METRICS), "An image is called anomalous", _NOTE, _NONE)
             )
         ]
         note = (

@@ -211,7 +211,7 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(bytearray(data), np.uint8, offset=start).reshape(shape)  # a bytearray can be written to
 
 
-def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
+def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN) -> ImageSet:
     """A folder per class, or images alone. Files that cannot be read are named, counted and left out."""
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and any(_images_in(entry))))
     files = [(path, index) for index, name in enumerate(classes) for path in sorted(_images_in(folder / name))]
@@ -247,8 +247,10 @@ def read_folder(folder: Path, spec: InputSpec) -> ImageSet:
                 names.append(str(path.relative_to(folder)))
     for message in broken:
         say(f"left out {message}")
-    if len(broken) > MOST_BROKEN * len(files):
-        raise TrainingError(f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {broken[0]}")
+    if len(broken) > most_broken * len(files):
+        raise TrainingError(
+            f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {broken[0]}; mend or remove them"
+        )
     return ImageSet(images[: len(labels)], np.array(labels if classes else [], np.int64), classes, tuple(names))
 
 

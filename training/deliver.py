@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from training.export import OPSET, export, publish, rehearse
 from training.fit import Journal
 from training.learn import Learnt
 from training.material import Material
+from training.origin import commit
 from training.progress import say
 from training.quantise import quantised
 from training.recipe import Recipe
@@ -103,7 +103,7 @@ def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
         **names,
         data=material.fingerprints(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
+        commit=commit(),
         versions={
             "python": platform.python_version(),
             "torch": str(torch.__version__),  # with the build's label, which the package's own version may lack
@@ -175,18 +175,3 @@ def machine() -> str:
         pass
     found = f"{os.cpu_count()} × {name}"
     return f"{found}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else found
-
-
-def _commit() -> str:
-    """Of the source tree, with a mark if it was changed since; unknown outside of one."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"],  # noqa: S607 - whichever git the user has
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

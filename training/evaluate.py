@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from math import exp, lgamma
+from math import exp, lgamma, sqrt
 
 import numpy as np
 
@@ -121,6 +121,15 @@ def false_alarm_interval(rate: float, calibrated_on: int, tested: int) -> tuple[
             high = alarms
             break
     return low / m, high / m
+
+
+def share_interval(hits: int, trials: int) -> tuple[float, float]:
+    """Where the share lies with 95 % confidence (Wilson 1927), if the trials are independent."""
+    z = 1.96
+    share, scale = hits / trials, 1 + z**2 / trials
+    middle = (share + z**2 / (2 * trials)) / scale
+    half = z * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,10 +16,10 @@ def say(text: str) -> None:
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, counted out as they pass, with the rate and the time left."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from _plainly(items, what, total)
         return
-    from rich.console import Console  # here: commands that need no bar run without it
+    from rich.console import Console  # here: commands that need no torch run without it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]}")

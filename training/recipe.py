@@ -104,6 +104,7 @@ class Transfer(Stage):
     gradual        head first, then the encoder's blocks from the top down, each slower than the one above
     full           head and the whole encoder
     multitask      labels and reconstruction together
+    episodic       the encoder learns to tell classes by a few images of each, then a head: a base to graft
     scratch        as full, without pretraining: what transfer has to beat
     random-frozen  as head, without pretraining: what features have to beat
 
@@ -115,13 +116,27 @@ class Transfer(Stage):
     """
 
     mode: Literal[
-        "decoder", "head", "gradual", "full", "multitask", "scratch", "random-frozen", "dann", "mmd", "source-only"
+        "decoder",
+        "head",
+        "gradual",
+        "full",
+        "multitask",
+        "episodic",
+        "scratch",
+        "random-frozen",
+        "dann",
+        "mmd",
+        "source-only",
     ] = "head"
     reads: Literal["embedding", "features"] = "features"  # the code, or the pooled maps of every stage
     class_weights: bool = False  # each class counts alike in the loss, however many images it has
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
     reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
+    way: Annotated[int, Field(ge=2)] = 10  # episodic: classes of an episode, or as many as there are
+    shots: PositiveInt = 5  # episodic: images of each class that its prototype is the mean of
+    queries: PositiveInt = 10  # episodic: images of each class that are to be told
+    symmetries: bool = False  # episodic: turned and mirrored, a class makes seven more
     adaptation: Annotated[float, Field(ge=0)] = 1  # dann, mmd: weight of the domains' likeness, once it has risen
 
     @property
@@ -224,10 +239,10 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def only_squares_are_transposed(self) -> "Recipe":
-        if self.input.height != self.input.width and "any" in (self.pretrain.augment.flip, self.transfer.augment.flip):
-            raise ValueError(
-                f"augment.flip=any is for squares, not for {self.input.height} by {self.input.width} pixels"
-            )
+        flips, size = (self.pretrain.augment.flip, self.transfer.augment.flip), (self.input.height, self.input.width)
+        for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", self.transfer.symmetries)):
+            if asked and size[0] != size[1]:
+                raise ValueError(f"{setting} is for squares, not for {size[0]} by {size[1]} pixels")
         return self
 
     @model_validator(mode="after")

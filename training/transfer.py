@@ -14,6 +14,7 @@ from training.arrays import Rows, allocate, chunks
 from training.augment import augmented, erased
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
+from training.episodes import Episodes, turned
 from training.errors import TrainingError
 from training.fit import Journal, fit
 from training.networks import Autoencoder, build
@@ -22,6 +23,7 @@ from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
 JOURNAL_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 _TO_SETTLE_BY = 5000  # images
+_EPISODES = 50  # by which the encoder is judged after each epoch
 _BATCH = 1024  # where nothing is learnt, so that its size is only a matter of memory
 
 
@@ -185,6 +187,9 @@ def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer
             return finetune(shop, train, validation, transfer, list(shop.net.blocks()), transfer.reconstruction)
         case "gradual":
             return gradual(shop, train, validation, transfer)
+        case "episodic":
+            learn_to_learn(shop, train, validation, transfer)
+            return train_head(shop, train, validation, transfer)
     raise AssertionError(transfer.mode)
 
 
@@ -269,6 +274,43 @@ def finetune(
         frozen,
     )
     return head
+
+
+def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> None:
+    """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
+    seen = Episodes(train, transfer)
+    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}))
+
+    def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
+        indices, turns = episodes.draw()
+        images = shop.unit(data.images[indices.numpy()])
+        images = augmented(turned(images, turns) if transfer.symmetries else images, augment)
+        with shop.autocast():
+            return episodes.loss(shop.net.read(erased(images, augment), transfer.reads))
+
+    def held_out() -> float:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return sum(loss(validation, held, Augment()).item() for _ in range(_EPISODES)) / _EPISODES
+
+    learning = {name: shop.net.blocks()[name] for name in shop.net.blocks_read(transfer.reads)}
+    stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
+    fit(
+        "episodes",
+        learning,
+        lambda *_: loss(train, seen, transfer.augment),
+        len(train),
+        stage,
+        shop.journal,
+        shop.checkpoints,
+        held_out,
+    )
+
+
+def _fitting(data: ImageSet, transfer: Transfer) -> int:
+    """Queries of a class, as many as the rarest has beside its shots."""
+    rarest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
+    return max(1, min(transfer.queries, rarest - transfer.shots))
 
 
 def class_weights(data: ImageSet) -> Tensor:

@@ -30,13 +30,13 @@ class DriftReference:
         for name, array in ((EMBEDDINGS, codes), (CONFIDENCES, sure)):
             if array is not None and not (array.dtype.kind == "f" and array.size and np.isfinite(array).all()):
                 raise ValueError(f"array {name}: finite numbers are expected")
-        self._codes = codes.astype(np.float32)
+        self.codes = codes.astype(np.float32)
         self.confidences = sure
         self.window = min(WINDOW, len(codes) // 2)
 
     def discrepancy(self, codes: np.ndarray) -> tuple[float, float]:
         """(`window`, D) → (its square, p-value). The first call takes a tenth of a second, for what chance gives."""
-        within, across = self._kernel(codes, codes).mean(), self._kernel(codes, self._codes).mean()
+        within, across = self._kernel(codes, codes).mean(), self._kernel(codes, self.codes).mean()
         found = float(within + self._own.mean() - 2 * across)
         as_far = int((self._drawn >= found).sum())
         return found, (1 + as_far) / (1 + len(self._drawn))
@@ -48,22 +48,22 @@ class DriftReference:
     @cached_property
     def _own(self) -> np.ndarray:
         """Of each reference, the mean of its row of the kernel matrix."""
-        return np.asarray(self._kernel(self._codes, self._codes).mean(axis=1))
+        return np.asarray(self._kernel(self.codes, self.codes).mean(axis=1))
 
     @cached_property
     def _width(self) -> float:
         """A pair's median squared distance; of codes that are mostly alike, the mean."""
-        squared = _squared(self._codes, self._codes)[np.triu_indices(len(self._codes), 1)]
+        squared = _squared(self.codes, self.codes)[np.triu_indices(len(self.codes), 1)]
         return float(np.median(squared) or squared.mean() or 1.0)
 
     @cached_property
     def _drawn(self) -> np.ndarray:
         """Squared discrepancies of `window` references, drawn at random, from the others."""
-        count, size, rng = len(self._codes), self.window, np.random.default_rng(0)
+        count, size, rng = len(self.codes), self.window, np.random.default_rng(0)
         drawn = np.zeros((count, _DRAWS), np.float32)
         for column in range(_DRAWS):
             drawn[rng.permutation(count)[:size], column] = 1
-        kernel = self._kernel(self._codes, self._codes)
+        kernel = self._kernel(self.codes, self.codes)
         inside = (drawn * (kernel @ drawn)).sum(axis=0, dtype=np.float64)
         across = (drawn * kernel.sum(axis=1)[:, None]).sum(axis=0, dtype=np.float64) - inside
         outside = kernel.sum(dtype=np.float64) - inside - 2 * across

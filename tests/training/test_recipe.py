@@ -55,6 +55,8 @@ def test_only_squares_are_transposed() -> None:
     for stage in ("pretrain", "transfer"):
         with pytest.raises(TrainingError, match="flip=any is for squares, not for 28 by 32 pixels"):
             recipe.load("seed", ["transfer.mode=full", f"{stage}.augment.flip=any", "input.width=32"])
+    with pytest.raises(TrainingError, match="symmetries is for squares, not for 28 by 32 pixels"):
+        recipe.load("episodic", ["input.width=32"])
 
 
 def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:

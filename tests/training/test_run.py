@@ -324,6 +324,7 @@ SMALL = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.e
         ("gradual", "features"),
         ("full", "embedding"),
         ("multitask", "features"),
+        ("episodic", "embedding"),
         ("scratch", "features"),
         ("random-frozen", "embedding"),
         ("decoder", "features"),

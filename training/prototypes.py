@@ -1,0 +1,141 @@
+"""Telling classes by the nearest mean: a classifier in closed form, from a few images of each class. No torch.
+
+    cosine        10 · cos(x, μₖ)
+    mahalanobis   μₖᵀ Σ⁻¹ x - ½ μₖᵀ Σ⁻¹ μₖ: of the distances from the means, by the classes' common spread Σ, what
+                  differs; made as large as the cosine's
+
+x and the means μₖ are seen from the middle of the means. Where they join several maps, each map counts alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from app.bundle.manifest import Graph
+
+Distance = Literal["cosine", "mahalanobis"]
+SCALE = 10.0  # of the logits, before any temperature
+PARTS = 100  # into which points are divided, to be left out in turn
+_TINY = 1e-12  # in place of a length of nothing
+_IR_VERSION = 10  # of the file; what onnxruntime has read since 1.18
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """(N, D) points → (N, classes) logits: (x - centre) · scale, its direction if `directions`, · weight + bias."""
+
+    centre: np.ndarray  # (D,)
+    scale: np.ndarray  # (D,)
+    weight: np.ndarray  # (D, classes)
+    bias: np.ndarray  # (classes,)
+    directions: bool
+
+    def logits(self, points: np.ndarray) -> np.ndarray:
+        x = (points - self.centre) * self.scale
+        return np.asarray((_directions(x) if self.directions else x) @ self.weight + self.bias)
+
+
+def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequence[int] = ()) -> Prototypes:
+    """(N, D) points and their (N,) labels, of which each from 0 on is there; `blocks` are the sizes of what D joins."""
+    points = points.astype(np.float64)
+    means = np.stack([points[labels == label].mean(axis=0) for label in range(int(labels.max()) + 1)])
+    centre = means.mean(axis=0)
+    scale = _alike(points - centre, blocks or (points.shape[1],))
+    x, means = (points - centre) * scale, (means - centre) * scale
+    if distance == "cosine":
+        weight, bias = SCALE * _directions(means).T, np.zeros(len(means))
+    else:
+        weight = _by_spread(x - means[labels], means.T)
+        own = (means.T * weight).sum(axis=0)
+        alike = SCALE / max(float(own.mean()), _TINY)
+        weight, bias = weight * alike, -0.5 * own * alike
+    single = np.float32
+    directions = distance == "cosine"
+    return Prototypes(
+        centre.astype(single), scale.astype(single), weight.astype(single), bias.astype(single), directions
+    )
+
+
+def left_out(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequence[int] = ()) -> np.ndarray:
+    """(N, classes) logits of each point by the prototypes of the others; of more than PARTS points, part by part.
+
+    Every class needs two points.
+    """
+    found = np.zeros((len(points), int(labels.max()) + 1), np.float32)
+    by_class = np.argsort(labels, kind="stable")  # dealt out, so that no part takes a class away
+    parts = min(PARTS, len(points))
+    for part in range(parts):
+        out = by_class[part::parts]
+        kept = np.delete(np.arange(len(points)), out)
+        found[out] = fit(points[kept], labels[kept], distance, blocks).logits(points[out])
+    return found
+
+
+def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
+    """The same as one graph, by the names of `graph`."""
+    taken, given = graph.input, graph.outputs[0]
+    weights = {
+        "centre": prototypes.centre,
+        "scale": prototypes.scale,
+        "weight": prototypes.weight,
+        "bias": prototypes.bias,
+    }
+    nodes = [
+        helper.make_node("Sub", [taken.name, "centre"], ["moved"]),
+        helper.make_node("Mul", ["moved", "scale"], ["x"]),
+    ]
+    x = "x"
+    if prototypes.directions:
+        weights |= {"ones": np.ones((len(prototypes.centre), 1), np.float32), "tiny": np.array(_TINY, np.float32)}
+        nodes += [
+            helper.make_node("Mul", ["x", "x"], ["squares"]),
+            helper.make_node("MatMul", ["squares", "ones"], ["sum"]),
+            helper.make_node("Sqrt", ["sum"], ["length"]),
+            helper.make_node("Max", ["length", "tiny"], ["divisor"]),
+            helper.make_node("Div", ["x", "divisor"], ["direction"]),
+        ]
+        x = "direction"
+    nodes.append(helper.make_node("Gemm", [x, "weight", "bias"], [given.name]))
+    ends = [
+        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
+        for tensor in (taken, given)
+    ]
+    initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    made = helper.make_graph(nodes, "prototypes", ends[:1], ends[1:], initialisers)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
+    checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def _alike(centred: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
+    """(N, D) → (D,) by which each block's points come to lie, root mean square, at distance one from the middle.
+
+    A block that never varies tells nothing, and is left out.
+    """
+    parts = np.split(centred, np.cumsum(blocks)[:-1], axis=1)
+    lengths = [float(np.sqrt(np.square(part).sum(axis=1).mean())) for part in parts]
+    return np.repeat([1 / length if length > _TINY else 0.0 for length in lengths], blocks)
+
+
+def _directions(points: np.ndarray) -> np.ndarray:
+    return np.asarray(points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), _TINY))
+
+
+def _by_spread(centred: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Σ⁻¹ · columns, with Σ the covariance of the (N, D) centred points, shrunk towards a sphere.
+
+    As far as Ledoit and Wolf (2004) have it; Σ = a I + b XᵀX is never made, as D may be thousands and N a dozen.
+    """
+    count, size = centred.shape
+    gram = centred @ centred.T  # (N, N)
+    sphere = np.trace(gram) / count / size
+    squared = np.square(gram).sum() / count**2  # of the covariance's entries
+    apart = squared / size - sphere**2
+    noise = (np.square(np.diag(gram)).sum() / count - squared) / size / count
+    share = min(1.0, noise / apart) if apart > 0 else 1.0
+    a, b = max(share * sphere, _TINY), (1 - share) / count
+    inner = np.eye(count) + (b / a) * gram
+    return np.asarray((columns - (b / a) * centred.T @ np.linalg.solve(inner, centred @ columns)) / a)
