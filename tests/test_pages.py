@@ -14,12 +14,13 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
-from support import ROOT, save_tiny, serving, tiny
+from support import ROOT, draw_folder, save_tiny, serving, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
 from app.bundle.store import save
 from app.settings import Settings
+from training.__main__ import main as training
 
 SCREENSHOTS = ROOT / "screenshots"  # ignored; looked at by people
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -505,6 +506,26 @@ def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, 
     )  # it looks again by itself
     expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, moved much")
     v.kept("drift")
+
+
+def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_path: Path) -> None:
+    """Its kinds are called by numbers, which a browser would put into an order of its own."""
+    numbers = {"t-shirt": "9", "trouser": "7", "sneaker": "10", "bag": "1"}
+    for kind in (drawn := draw_folder(tmp_path / "drawn", 5, seed=0)).iterdir():
+        kind.rename(drawn / numbers[kind.name])
+    base, models = ROOT / "models/fashion-mnist/1", tmp_path / "models"
+    assert training(["graft", str(drawn), "--base", str(base), "--models", str(models)]) == 0
+    v = visit()
+    with serving(Settings(models=models)) as client:
+        v.open(str(client.base_url))
+        for kind, number in numbers.items():
+            hand_over(v.page, "drop", {f"{kind}.png": DRAWN[kind]})
+            expect(v.label).to_have_text(number)
+        assert v.page.locator("#answer .map circle").count() == 20 + 2
+        v.kept("few-shots")
+        v.page.goto(f"{str(client.base_url).rstrip('/')}/models/drawn")
+        expect(v.page.locator("#tiles")).to_contain_text("100.00 %named rightly of its few images")
+        expect(v.page.locator("#drift")).to_contain_text("or of too few images")
 
 
 def test_a_report_may_look_as_it_likes_and_do_nothing(visit: Visitor, tmp_path: Path) -> None:

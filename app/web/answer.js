@@ -48,7 +48,7 @@ export const tell = (problem) => [element("strong", { textContent: problem.messa
 function classes(result) {
   part("classes").hidden = result.label === undefined;
   if (result.label === undefined) return;
-  const ranked = Object.entries(result.probabilities);
+  const ranked = Object.entries(result.probabilities).sort(([, a], [, b]) => b - a); // names that are numbers lose their order
   const bars = place.querySelector(".bars");
   const shown = ranked.slice(0, MOST_BARS);
   while (bars.children.length > shown.length) bars.lastChild.remove();

@@ -13,6 +13,7 @@ const TILES = { // name of a metric: [as people say it, how it is written]
   accuracy: ["named rightly", SHARE],
   balanced_accuracy: ["rightly, each class counting alike", SHARE],
   macro_f1: ["macro F1", SHARE],
+  left_out_accuracy: ["named rightly of its few images, each left out in turn", SHARE],
   calibration_error: ["by which its confidence is off", SHARE],
   false_alarm_rate: ["false alarms on normal images", SHARE],
   reconstruction_mse: ["mean squared error, drawn back", (value) => value.toPrecision(2)],
@@ -127,7 +128,7 @@ function tellLive(model, now) {
 
 async function drift(model, full) {
   if (!model.parts.includes("drift")) {
-    at("drift").textContent = "This bundle has nothing to tell by: it was made before bundles kept some of their held-out codes. "
+    at("drift").textContent = "This bundle has nothing to tell by: it was made before bundles kept some of their held-out codes, or of too few images. "
       + "Export it again, or give it normal images of yours with graft-train calibrate; the next version will tell.";
     return;
   }
