@@ -25,6 +25,7 @@ import app
 import training
 from app.bundle import load
 from app.settings import Settings
+from training import recipe
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
@@ -311,6 +312,16 @@ def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_p
         f"{round(metric.value * metric.images)} of {metric.images} images were named rightly: {metric.value:.1%}"
         in sample
     )
+
+
+def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:
+    """Run it is elsewhere, with weights that are made there."""
+    [command] = blocks((ROOT / "docs/methods.md").read_text(), "sh")
+    words = shlex.split(command)
+    assert words[:4] == [".venv/bin/python", "-m", "training", "run"]
+    asked = recipe.load(words[4], words[6::2])
+    assert set(words[5::2]) == {"--set"}
+    assert (asked.name, asked.network.weights) == ("mine", recipe.load("backbone", []).network.weights)
 
 
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:

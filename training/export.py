@@ -21,6 +21,7 @@ from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks import Autoencoder
 from training.networks.encoded import GRID
+from training.networks.head import Head, labels_of
 
 OPSET = 20
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
@@ -101,7 +102,7 @@ class Exported:
 
 
 def export(
-    net: Autoencoder, head: nn.Linear | None, spec: InputSpec, reads: str = "embedding", features: bool = False
+    net: Autoencoder, head: Head | None, spec: InputSpec, reads: str = "embedding", features: bool = False
 ) -> Exported:
     """`reads` names what the head takes; the encoder gives `features` where the head or `features` asks for them."""
     features = features or (head is not None and reads == "features")
@@ -123,8 +124,8 @@ def export(
     decoder = graph("decoder", _Decoder(net.decoder), embedding, drawn)
     labelled = explained = None
     if head is not None:
-        labelled = graph("head", head, taken, _floats("logits", head.out_features))
-        if reads == "features" and all(len(each) == 3 for each in maps):
+        labelled = graph("head", head, taken, _floats("logits", labels_of(head)))
+        if isinstance(head, nn.Linear) and reads == "features" and all(len(each) == 3 for each in maps):
             evidence = _floats("evidence", head.out_features, GRID, GRID)
             explained = graph("explain", _Explainer(head, maps), joined, evidence)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=labelled, explain=explained)

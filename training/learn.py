@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from training.adapt import adapt
 from training.errors import TrainingError, in_short
 from training.material import Material
 from training.networks import Autoencoder, build
+from training.networks import head as heads
+from training.networks.head import Head
 from training.progress import say
 from training.recipe import Recipe
 from training.transfer import finetune_decoder, learn_labels, pretrain, workshop
@@ -20,7 +21,7 @@ WEIGHTS_FILE = "weights.pt"
 @dataclass(frozen=True)
 class Learnt:
     net: Autoencoder
-    head: nn.Linear | None
+    head: Head | None
 
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
@@ -35,7 +36,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     if only_pretrain:
         return Learnt(net, None)
     train, validation = material.train, material.validation
-    head = None
+    head: Head | None = None
     if recipe.transfer.adapts:
         head = adapt(shop, material.source_train, material.source_validation, train, recipe.transfer)
     elif recipe.transfer.mode != "decoder":
@@ -61,9 +62,7 @@ def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> 
         net.decoder.load_state_dict(states["decoder"])
         head = None
         if "head" in states:
-            labels, size = states["head"]["weight"].shape
-            head = nn.Linear(size, labels)
-            head.load_state_dict(states["head"])
+            head = heads.like(states["head"])
     except Exception as error:  # pickle, zip and shape errors share no base
         raise TrainingError(f"{path}: cannot be read as weights of this recipe: {in_short(error)}") from None
     return Learnt(net, head)

@@ -96,6 +96,10 @@ class Stage(_Part):
     patience: PositiveInt | None = None  # epochs without a better validation loss before the stage ends
 
 
+class Pretrain(Stage):
+    epochs: NonNegativeInt = 10  # none: network.weights are all the pretraining there is
+
+
 class Transfer(Stage):
     """How what was learnt comes to the target.
 
@@ -133,6 +137,8 @@ class Transfer(Stage):
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
     reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
+    hidden: NonNegativeInt = 0  # units of a layer between what the head reads and the labels; 0 is a linear head
+    thaw: NonNegativeInt = 0  # gradual: so many blocks from the top down are freed, the rest stay frozen; 0 is all
     way: Annotated[int, Field(ge=2)] = 10  # episodic: classes of an episode, or as many as there are
     shots: PositiveInt = 5  # episodic: images of each class that its prototype is the mean of
     queries: PositiveInt = 10  # episodic: images of each class that are to be told
@@ -213,7 +219,7 @@ class Recipe(_Part):
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     input: Input = Input()
     split: Split = Split()
-    pretrain: Stage = Stage()
+    pretrain: Pretrain = Pretrain()
     transfer: Transfer = Transfer()
     decoder: Stage = Stage()
     anomaly: Score = Score()
@@ -243,6 +249,12 @@ class Recipe(_Part):
         for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", self.transfer.symmetries)):
             if asked and size[0] != size[1]:
                 raise ValueError(f"{setting} is for squares, not for {size[0]} by {size[1]} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def something_was_learnt_before(self) -> "Recipe":
+        if self.transfer.pretrains and not self.pretrain.epochs and self.network.weights is None:
+            raise ValueError("pretrain.epochs=0: nothing is learnt before; set network.weights, or mode=scratch")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,8 @@ from training.episodes import Episodes, turned
 from training.errors import TrainingError
 from training.fit import Journal, fit
 from training.networks import Autoencoder, build
+from training.networks import head as heads
+from training.networks.head import Head
 from training.objectives import pretraining_loss, projection, reconstruction
 from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
@@ -158,7 +160,7 @@ def settle(shop: Workshop, data: ImageSet) -> None:
     net.encoder.eval()
 
 
-def accuracy_of(net: Autoencoder, head: nn.Linear, tensor: str, data: ImageSet) -> float:
+def accuracy_of(net: Autoencoder, head: Head, tensor: str, data: ImageSet) -> float:
     """In torch, as trained; what is exported is held to it."""
 
     def logits(images: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
 
 
-def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
+def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
     """The head, and as much of the encoder as the mode says."""
     match transfer.mode:
         case "head" | "random-frozen":
@@ -193,13 +195,13 @@ def learn_labels(shop: Workshop, train: ImageSet, validation: ImageSet, transfer
     raise AssertionError(transfer.mode)
 
 
-def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
-    """A linear classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
+def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
+    """A classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
     seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
     mean, std = _moments(seen)
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
-    head = nn.Linear(seen.shape[1], len(train.classes))
+    head = heads.make(seen.shape[1], len(train.classes), transfer.hidden)
 
     def loss(points: np.ndarray, truth: Tensor, batch: Tensor, smoothing: float) -> Tensor:
         standardised = (torch.from_numpy(points[batch.numpy()]) - mean) / std
@@ -216,14 +218,15 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
         lambda: mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
     )
     with torch.no_grad():
-        head.bias.sub_(head.weight @ (mean / std))
-        head.weight.div_(std)
+        first = heads.reading(head)
+        first.bias.sub_(first.weight @ (mean / std))
+        first.weight.div_(std)
     return head
 
 
-def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> nn.Linear:
+def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
     """From the top down: the head, then in each equal share of the epochs a block more, each slower than the last."""
-    names = shop.net.blocks_read(transfer.reads)
+    names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
     slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
 
     def still_frozen(progress: float) -> set[str]:
@@ -241,10 +244,11 @@ def finetune(
     reconstruct: float,
     slower: dict[str, float] | None = None,
     frozen: Callable[[float], set[str]] = lambda _: set(),
-) -> nn.Linear:
+) -> Head:
     """Head and blocks together; where `reconstruct` is not nothing the decoder too, its loss weighted so."""
     net = shop.net
-    head = nn.Linear(net.latent if transfer.reads == "embedding" else net.pool.size, len(train.classes)).to(shop.device)
+    size = net.latent if transfer.reads == "embedding" else net.pool.size
+    head = heads.make(size, len(train.classes), transfer.hidden).to(shop.device)
     weights = class_weights(train).to(shop.device) if transfer.class_weights else None
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, smoothing: float) -> Tensor:
@@ -258,7 +262,9 @@ def finetune(
                 total = total + reconstruct * reconstruction(shop.objective, net.decoder(encoded.code), images)
             return total
 
-    learning = {name: net.blocks()[name] for name in blocks} | {"head": head}
+    learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
+    for block in net.blocks().values():
+        block.requires_grad_(False)  # what learns, `fit` frees
     if reconstruct:
         learning["decoder"] = net.decoder
     fit(
@@ -273,6 +279,8 @@ def finetune(
         slower,
         frozen,
     )
+    for block in net.blocks().values():
+        block.requires_grad_(True)
     return head
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import training
 from training.errors import TrainingError
-from training.networks import build
+from training.networks import build, head
 from training.networks.encoded import Pool
 from training.recipe import Network
 
@@ -54,7 +54,7 @@ def test_colour_trains_with_channels_last() -> None:
     """In a process of its own: what went wrong once was memory, and ended the process."""
     code = """
 import torch
-from training.networks import build
+from training.networks import build, head
 from training.recipe import Network
 net = build(Network(width=16), (64, 64, 3))
 net.encoder.to(memory_format=torch.channels_last)
@@ -140,3 +140,12 @@ def test_weights_that_are_not_weights_are_refused(tmp_path: object) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(TrainingError, match="not of this network"):
         build(Network(kind="resnet18", weights=path), COLOUR)
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+def test_a_head_comes_back_from_its_weights(hidden: int) -> None:
+    made = head.make(5, 3, hidden)
+    again = head.like(made.state_dict())
+    points = torch.rand(4, 5)
+    assert torch.equal(made(points), again(points))
+    assert (head.labels_of(again), head.reading(again).in_features) == (3, 5)

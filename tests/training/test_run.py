@@ -18,10 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import SPECS
+from support import SPECS, serving
 
 from app.bundle import InputSpec, load
 from app.bundle.drawings import GARMENTS
+from app.settings import Settings
 from training.__main__ import main
 from training.data import ImageSet, read_folder
 from training.export import Exported, export, to_onnx
@@ -345,6 +346,65 @@ def test_every_mode_learns_and_is_exported(mode: str, reads: str, recipe: Path, 
     assert outputs == (["embedding", "features"] if mode != "decoder" else ["embedding"])
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
     assert len(bundle.anomaly(images)) == 5
+
+
+def backbone(folder: Path, images: Path) -> list[str]:
+    """A weights file as torchvision publishes them, its classifier too, and what makes a recipe of it small."""
+    torch.manual_seed(1)
+    state = build(Network(kind="resnet18"), (64, 64, 3)).encoder.state_dict()
+    fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save({**state, **fc}, folder / "resnet18.pth")
+    few = folder / "few"
+    for kind in GARMENTS[:3]:
+        (few / kind).mkdir(parents=True)
+        for number in range(9):
+            shutil.copy(images / "train" / kind / f"{number}.png", few / kind)
+    return [
+        *(f"source={few}", f"target={few}", "network.kind=resnet18", f"network.weights={folder / 'resnet18.pth'}"),
+        *("transfer.epochs=2", "decoder.epochs=1", "false_alarm_rate=0.2"),
+    ]
+
+
+def test_weights_of_others_stay_as_they_are_and_are_served_at_their_own_size(images: Path, tmp_path: Path) -> None:
+    assert train(Path("backbone"), tmp_path, backbone(tmp_path, images)) == 0
+    given = torch.load(tmp_path / "resnet18.pth", weights_only=True)
+    for name, value in weights_of(tmp_path / "run")["encoder"].items():
+        assert torch.equal(value, given[name]), name
+    with serving(Settings(models=tmp_path / "models")) as client:
+        body = (images / "test/bag/0.png").read_bytes()
+        [answer] = client.post("/v1/predict", content=body, headers={"content-type": "image/png"}).json()["results"]
+        assert answer["label"] in GARMENTS[:3]
+        assert len(answer["embedding"]) == 512
+        assert "anomalous" in answer
+        model = client.get("/v1/models/backbone").json()
+        assert (model["manifest"]["input"]["height"], model["manifest"]["input"]["channels"]) == (224, 3)
+        recipe = json.loads(model["manifest"]["provenance"]["recipe"])
+        assert recipe["network"]["weights"] == "resnet18.pth", "its name, not where it lay"
+
+
+def test_the_last_stage_of_a_backbone_thaws_under_a_head_with_a_hidden_layer(images: Path, tmp_path: Path) -> None:
+    sizes = ["input.height=32", "input.width=32", "transfer.hidden=16", "transfer.augment.shift=2"]
+    sizes += ["transfer.epochs=6", "transfer.rate=1e-4", "transfer.slower_below=1"]
+    after = learnt(Path("backbone-thawed"), tmp_path / "run", [*backbone(tmp_path, images), *sizes])
+    given = torch.load(tmp_path / "resnet18.pth", weights_only=True)
+    moved = {name.split(".")[0] for name, value in after["encoder"].items() if not torch.equal(value, given[name])}
+    assert moved <= {"layer4"}, "normalisation's statistics included"
+    stage = torch.load(tmp_path / "run/checkpoints/gradual.pt", weights_only=True)
+    assert set(stage["modules"]) == {"encoder.4", "head"}
+    assert after["head"]["0.weight"].shape == (16, 512)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["stage"] == "gradual"]
+    assert losses[0] - losses[2] < 0.02 < losses[2] - losses[5], "half of the epochs are the head's alone"
+
+
+def test_a_head_with_a_hidden_layer_is_exported(recipe: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, "transfer.hidden=16", "transfer.mode=head"]
+    learnt(recipe, tmp_path / "run", changes)
+    assert main(["export", str(tmp_path / "run"), "--models", str(tmp_path / "models")]) == 0
+    bundle = load(tmp_path / "models/drawn/1")
+    stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
+    assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001)
+    assert "explain" not in bundle.operations, "a hidden layer mixes the places"
 
 
 def test_a_frozen_encoder_stays_and_a_freed_one_moves(recipe: Path, tmp_path: Path) -> None:
