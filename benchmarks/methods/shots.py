@@ -10,6 +10,9 @@ where there is such a part. Every arm gets the same tasks, and tells them by the
     episodic    on that which went through episodes instead
 
 The last three begin with the same weights, half trained, and look at as many images from there on.
+
+Beside that: whether what `graft` says of itself after five images is true of the next ones; and, of the encoders of all
+seeds, whether the nearest by its task embedding is a good one to take.
 """
 
 import copy
@@ -21,16 +24,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.bundle.scoring import probabilities
 from benchmarks.bars import Bar
-from training import comparison, data, prototypes, recipe
+from training import comparison, data, evaluate, prototypes, recipe, tasks
 from training.data import ImageSet
 from training.episodes import SYMMETRIES, turned
+from training.graft import modest_temperature
 from training.prototypes import Distance
 from training.recipe import Recipe
 from training.splits import split
 from training.transfer import Workshop, finetune, learn_to_learn, read, workshop
 
-SEEDS = 5
+SEEDS, SEEDS_OF_PICTURES = 5, 3  # these are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
 DISTANCES: tuple[Distance, ...] = ("mahalanobis", "cosine")
 ARMS = ("pixels", "untrained", "plain", "turned", "episodic")
@@ -47,26 +52,34 @@ class Halves:
 
 def measure(out: Path) -> Iterator[Bar]:
     garments = recipe.load("episodic", ["transfer.epochs=2"])
-    yield from _measured(out, "Fashion-MNIST, 5-way 5-shot", garments, 0.85)
+    yield from _measured(out, "Fashion-MNIST, 5-way 5-shot", garments, SEEDS, 0.85)
     folder = str(data.root() / "neu-surface")
     sets = ["input.height=64", "input.width=64", "transfer.epochs=10"]
     sets += ["transfer.symmetries=false", "transfer.augment.flip=any"]  # a surface has no up: turned it is the same
     surfaces = recipe.load("episodic", [f"source={folder}", f"target={folder}", *sets])
-    yield from _measured(out, "NEU, 3-way 5-shot", surfaces, None)
+    yield from _measured(out, "NEU, 3-way 5-shot", surfaces, SEEDS_OF_PICTURES, None)
 
 
-def _measured(out: Path, what: str, chosen: Recipe, goal: float | None) -> Iterator[Bar]:
+def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | None) -> Iterator[Bar]:
     found: dict[tuple[str, Distance], list[float]] = {(arm, distance): [] for arm in ARMS for distance in DISTANCES}
-    for seed in range(SEEDS):
+    shops, known = list[Workshop](), list[np.ndarray]()
+    for seed in range(seeds):
         seeded = chosen.model_copy(update={"seed": seed})
         halves = halved(seeded, seed)
         print(f"        {what}, seed {seed}: tasks of {', '.join(halves.strange.classes)}", flush=True)
-        for arm, points, blocks in encoded(seeded, halves, out / Path(chosen.target).name / f"seed-{seed}"):
+        folder = out / Path(chosen.target).name / f"seed-{seed}"
+        for arm, shop, points, blocks in encoded(seeded, halves, folder):  # noqa: B007 - the last, episodic, is kept
             reached = {each: solved(points, halves.strange.labels, blocks, seed, each) for each in DISTANCES}
             told = [f"{each} {v.mean():.4f} ± {1.96 * v.std() / np.sqrt(len(v)):.4f}" for each, v in reached.items()]
             print(f"        {arm:9} {', '.join(told)}", flush=True)
             for each, values in reached.items():
                 found[arm, each].append(float(values.mean()))
+        shops.append(shop)
+        known.append(read(shop, halves.validation, "embedding"))
+        print(f"        {honesty(points, halves.strange.labels, blocks, seed)}", flush=True)
+    if data.has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
+        images = data.load(chosen.target, "test", chosen.input.spec())
+        print(f"        {what}: {nearest(shops, known, images, chosen.transfer.reads, blocks)}", flush=True)
     for (arm, distance), values in found.items():
         if not values:
             continue
@@ -90,10 +103,10 @@ def halved(chosen: Recipe, seed: int) -> Halves:
     whole = data.load(chosen.target, "train", spec)
     order = np.random.default_rng(seed).permutation(len(whole.classes))
     known, strange = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    tasks = data.load(chosen.target, "test", spec)  # of a folder without parts all there is, and none was trained on
+    asked = data.load(chosen.target, "test", spec)  # of a folder without parts all there is, and none was trained on
     seen = only(whole, known)
     train, validation = split(seen, (min(2000, len(seen) // 5),), seed)
-    return Halves(train, validation, only(tasks, strange))
+    return Halves(train, validation, only(asked, strange))
 
 
 def only(images: ImageSet, classes: np.ndarray) -> ImageSet:
@@ -103,13 +116,13 @@ def only(images: ImageSet, classes: np.ndarray) -> ImageSet:
     )
 
 
-def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str, np.ndarray, list[int]]]:
-    """(arm, (N, D) of the strange images, sizes of what D joins)."""
+def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str, Workshop, np.ndarray, list[int]]]:
+    """(arm, its network, (N, D) of the strange images, sizes of what D joins)."""
     strange, transfer = halves.strange, chosen.transfer
-    yield "pixels", strange.images[:].reshape(len(strange), -1).astype(np.float32) / 255, []
     shop = workshop(chosen, chosen.input.spec().shape, folder / "half", untrained=True)
+    yield "pixels", shop, strange.images[:].reshape(len(strange), -1).astype(np.float32) / 255, []
     maps = [math.prod(shape) for shape in shop.net.pool.shapes]
-    yield "untrained", read(shop, strange, transfer.reads), maps
+    yield "untrained", shop, read(shop, strange, transfer.reads), maps
     name(shop, halves.train, halves.validation, chosen)
     for arm in ARMS[2:]:
         if arm == "turned" and not transfer.symmetries:
@@ -120,7 +133,7 @@ def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str,
         else:
             parts = [halves.train, halves.validation]
             name(own, *(eightfold(part) if arm == "turned" else part for part in parts), chosen)
-        yield arm, read(own, strange, transfer.reads), maps
+        yield arm, own, read(own, strange, transfer.reads), maps
 
 
 def name(shop: Workshop, train: ImageSet, validation: ImageSet, chosen: Recipe) -> None:
@@ -142,12 +155,64 @@ def eightfold(images: ImageSet) -> ImageSet:
 def solved(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int, distance: Distance) -> np.ndarray:
     """(TASKS,) shares of the queries that are told rightly; the same tasks for each arm of a seed."""
     rng = np.random.default_rng(1000 + seed)
-    of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    known, asked = (np.repeat(np.arange(len(of_class)), count) for count in (SHOTS, QUERIES))
     found = []
     for _ in range(TASKS):
-        drawn = [rng.choice(each, SHOTS + QUERIES, replace=False) for each in of_class]
-        shots, queries = (np.concatenate(part) for part in ([d[:SHOTS] for d in drawn], [d[SHOTS:] for d in drawn]))
+        shots, known, queries, asked = drawn(labels, np.unique(labels), rng)
         learnt = prototypes.fit(points[shots], known, distance, blocks)
         found.append((learnt.logits(points[queries]).argmax(axis=1) == asked).mean())
     return np.array(found)
+
+
+def drawn(labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """A task: the shots and their labels, the queries and theirs."""
+    of_class = [rng.choice(np.flatnonzero(labels == label), SHOTS + QUERIES, replace=False) for label in classes]
+    known, asked = (np.repeat(np.arange(len(classes)), count) for count in (SHOTS, QUERIES))
+    return (
+        np.concatenate([each[:SHOTS] for each in of_class]),
+        known,
+        np.concatenate([each[SHOTS:] for each in of_class]),
+        asked,
+    )
+
+
+def honesty(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int) -> str:
+    """In words: what is said of shots that are left out, beside what becomes of the queries."""
+    rng = np.random.default_rng(2000 + seed)
+    rows = []
+    for _ in range(TASKS // 3):
+        shots, known, queries, asked = drawn(labels, np.unique(labels), rng)
+        left_out = prototypes.left_out(points[shots], known, "mahalanobis", blocks)
+        hits = int((left_out.argmax(axis=1) == known).sum())
+        low, high = evaluate.share_interval(hits, len(known))
+        logits = prototypes.fit(points[shots], known, "mahalanobis", blocks).logits(points[queries])
+        sure = probabilities(logits, modest_temperature(left_out, hits)).max(axis=1).mean()
+        true = (logits.argmax(axis=1) == asked).mean()
+        rows.append((hits / len(known), true, sure, low <= true <= high))
+    said, true, sure, inside = np.mean(rows, axis=0)
+    return (
+        f"left out {said:.4f}, queries {true:.4f}, mean confidence {sure:.4f}; the stated interval holds the queries' "
+        f"accuracy in {inside:.0%} of {len(rows)} tasks"
+    )
+
+
+def nearest(shops: list[Workshop], known: list[np.ndarray], images: ImageSet, reads: str, blocks: list[int]) -> str:
+    """In words: over tasks of any classes, the encoder that is nearest beside a random one and the best."""
+    codes, points = ([read(shop, images, tensor) for shop in shops] for tensor in ("embedding", reads))
+    rng = np.random.default_rng(3000)
+    rows = []
+    for _ in range(TASKS):
+        classes = rng.choice(len(images.classes), len(images.classes) // 2, replace=False)
+        shots, labels, queries, asked = drawn(images.labels, classes, rng)
+        far = [tasks.distance(own[shots], theirs) for own, theirs in zip(codes, known, strict=True)]
+        learnt = [prototypes.fit(each[shots], labels, "mahalanobis", blocks) for each in points]
+        reached = [
+            (each.logits(own[queries]).argmax(axis=1) == asked).mean() for each, own in zip(learnt, points, strict=True)
+        ]
+        rows.append((reached[int(np.argmin(far))], np.mean(reached), max(reached)))
+    chosen, random, best = np.mean(rows, axis=0)
+    gains = np.array([row[0] - row[1] for row in rows])
+    error = 1.96 * gains.std() / np.sqrt(len(gains))
+    return (
+        f"of {len(shops)} encoders the nearest {chosen:.4f}, a random one {random:.4f}, the best for each task "
+        f"{best:.4f}; nearest less random {gains.mean():+.4f} ± {error:.4f}"
+    )
