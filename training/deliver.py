@@ -13,7 +13,7 @@ import torch
 from app.bundle import Bundle
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Classifier, Metric, Provenance
-from training import anomaly, calibrate, drift, evaluate, report
+from training import anomaly, bound, calibrate, drift, evaluate, report
 from training.card import card
 from training.errors import TrainingError
 from training.export import OPSET, export, publish, rehearse
@@ -40,6 +40,8 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     bare = rehearse(recipe.name, exported, rest, {})
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, bare, learnt, material))
+    if recipe.network.variational:
+        notes += bound.metrics(learnt.net, recipe.objective, material.test)
     if recipe.export.int8:
         smaller = quantised(exported, material.train)
         in_integers = rehearse(recipe.name, smaller, rest, {})

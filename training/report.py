@@ -161,6 +161,12 @@ def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"The reconstruction ({ours:.5f} mean squared error) is {verdict} that of as many principal "
             f"components ({linear:.5f})."
         )
+    if "nll_bound" in found:
+        weighted, elbo = found["nll_bound"].value, found["negative_elbo"].value
+        said.append(
+            f"A test image costs at most {weighted:.1f} nats on average by the distribution that was learnt "
+            f"({elbo:.1f} by the looser bound that training minimises)."
+        )
     a = manifest.anomaly
     if a is not None and "false_alarm_rate" in found:
         metric = found["false_alarm_rate"]

@@ -17,10 +17,10 @@ from training.data import ImageSet
 from training.episodes import Episodes, turned
 from training.errors import TrainingError
 from training.fit import Journal, fit
-from training.networks import Autoencoder, build
+from training.networks import Autoencoder, Encoded, build
 from training.networks import head as heads
 from training.networks.head import Head
-from training.objectives import pretraining_loss, projection, reconstruction
+from training.objectives import pretraining_loss, projection, reconstruction, sample
 from training.recipe import Augment, Objective, Recipe, Stage, Transfer
 
 JOURNAL_FILE, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -328,13 +328,21 @@ def class_weights(data: ImageSet) -> Tensor:
 
 
 def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """The decoder learns to draw the target from the frozen encoder's code."""
-    seen, held = read(shop, train, "embedding"), read(shop, validation, "embedding")
+    """The decoder learns to draw the target from the frozen encoder's code; of a variational one from its draws."""
+
+    def joined(images: Tensor) -> Tensor:
+        """(N, latent), or (N, 2 · latent): the means, then the log variances."""
+        code, _, log_variance = shop.net.encode(shop.unit(images))
+        return code if log_variance is None else torch.cat([code, log_variance], dim=1)
+
+    seen, held = in_batches(joined, train.images), in_batches(joined, validation.images)
 
     def loss(codes: np.ndarray, data: ImageSet, batch: Tensor) -> Tensor:
-        code, images = torch.from_numpy(codes[batch.numpy()]), shop.unit(data.images[batch.numpy()])
+        code, *log_variance = torch.split(torch.from_numpy(codes[batch.numpy()]).to(shop.device), shop.net.latent, 1)
+        images = shop.unit(data.images[batch.numpy()])
         with shop.autocast():
-            return reconstruction(shop.objective, shop.net.decoder(code.to(shop.device)), images)
+            drawn = shop.net.decoder(sample(Encoded(code, [], *log_variance)))
+            return reconstruction(shop.objective, drawn, images)
 
     fit(
         "decoder",

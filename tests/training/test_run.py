@@ -26,8 +26,11 @@ from app.settings import Settings
 from training.__main__ import main
 from training.data import ImageSet, read_folder
 from training.export import Exported, export, to_onnx
+from training.material import gather
 from training.networks import build
-from training.recipe import Input, Network
+from training.recipe import Input, Network, Stage
+from training.recipe import load as load_recipe
+from training.transfer import finetune_decoder, workshop
 
 
 def train(recipe: Path, folder: Path, changes: Sequence[str] = ()) -> int:
@@ -457,6 +460,24 @@ def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: P
         "thumbnail.neighbours",
         "features.residual",
     }
+    found = {metric.name: metric.value for metric in bundle.manifest.metrics}
+    assert 0 < found["nll_bound"] <= found["negative_elbo"]
+    assert "nats" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_variational_decoder_is_fine_tuned_on_draws_of_the_code(recipe: Path, tmp_path: Path) -> None:
+    """Where draws lie all over the place, they say nothing: garments are all drawn as their mean."""
+    chosen = load_recipe(str(recipe), ["network.kind=dense", "network.variational=true", "network.latent=4"])
+    drawn = {}
+    for spread in (-20.0, 20.0):  # of the draws, as the log variance has it
+        shop = workshop(chosen, (28, 28, 1), tmp_path / str(spread), untrained=True)
+        data = gather(chosen).train
+        bias = shop.net.encoder.log_variance.bias
+        bias.data.fill_(spread)
+        finetune_decoder(shop, data, data, Stage(epochs=6, rate=5e-3))
+        with torch.no_grad():
+            drawn[spread] = shop.net.decoder(shop.net.encode(shop.unit(data.images[:64])).code).sigmoid()
+    assert drawn[20.0].std(0).mean() < drawn[-20.0].std(0).mean() / 4
 
 
 KILLED = [*SMALL, "pretrain.epochs=4", "transfer.epochs=4", "transfer.mode=full", "objective.noise=0.1"]
