@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.manifest import Anomaly, Distance
-from app.bundle.scoring import NEEDS, AnomalyScorer, Space, threshold_at
+from app.bundle.scoring import NEEDS, AnomalyScorer, References, Space, threshold_at
 from training.arrays import Rows, chunks
 from training.errors import TrainingError
 from training.pca import main_directions
@@ -16,7 +16,8 @@ DEFAULT = ("reconstruction", "embedding.mahalanobis")
 _RIDGE = 1e-3  # of the mean variance, added to every direction: flat ones would divide by nothing
 _RANK = 64  # main directions that are kept of a tensor with more than _WIDE numbers; of others all are
 _WIDE = 256
-_REFERENCES = 2000  # normals that are kept to be near to
+_REFERENCES = {"neighbours": 2000, "local": 10_000}  # normals that are kept to be near to; the most that is asked for
+_LEAST_REACH = 1e-3  # of the mean: copies of an image have none, and would divide by nothing
 _MOST_FOR_DIRECTIONS = 5000  # images from which the directions of a wide tensor are found
 _VALUES_AT_A_TIME = 1 << 24  # of the widest tensor
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -169,10 +170,13 @@ def _space(points: Rows, measures: set[str], tensor: str, blocks: Sequence[int])
     arrays = {"mean": mean, "weight": weight, "basis": basis.astype(np.float16)}
     if "mahalanobis" in measures:
         arrays["spread"] = np.sqrt(np.maximum(values, 0) + _RIDGE * values.mean()).astype(np.float32)
-    if "neighbours" in measures:
-        chosen = np.sort(rng.permutation(len(points))[:_REFERENCES])
+    if kept := max((count for measure, count in _REFERENCES.items() if measure in measures), default=0):
+        chosen = np.sort(rng.permutation(len(points))[:kept])
         rounded = arrays["basis"].astype(np.float32)  # as queries are projected too
         arrays["references"] = (((points[chosen] - mean) * weight) @ rounded).astype(np.float16)
+    if "local" in measures:
+        reach = References(arrays["references"].astype(np.float32)).reach()
+        arrays["reach"] = np.maximum(reach, _LEAST_REACH * reach.mean())
     return arrays
 
 

@@ -97,12 +97,13 @@ class Distance(Strict):
     mahalanobis     √‖z / spread‖²
     residual        √(‖x‖² - ‖z‖²), what the normals' main directions leave unexplained
     neighbours      mean distance of z from its nearest references
+    local           the same, each distance divided by the root of the reference's reach, its own from its nearest
 
     x = (tensor - mean) · weight, z = x · basis, with the arrays of `takes` in the reference file. `embedding` and
     `features` are the encoder's; `thumbnail` is the image itself, as app.bundle.scoring.thumbnails makes it small.
     """
 
-    measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours"]
+    measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours", "local"]
     takes: Literal["pixels", "thumbnail", "embedding", "features"]
     mean: float  # of the distances of training normals that no array was fitted on
     std: Annotated[float, Field(ge=1e-12)]

@@ -1,7 +1,7 @@
 """Raw outputs → typed results. Pure numpy: training calibrates with the functions that serving scores with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -108,25 +108,25 @@ def cells(side: int, most: int) -> np.ndarray:
 _ROOTS = np.sqrt(np.arange(256, dtype=np.float32) / 255)
 _SMALLEST_RATE = 1e-15  # whose images could still be counted
 NEAREST = 3  # references whose distances are averaged, or as many as there are
-_PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK"}
+_PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK", "reach": "R"}
 NEEDS = {  # arrays of a space, by measure
     "mahalanobis": ("mean", "weight", "basis", "spread"),
     "residual": ("mean", "weight", "basis"),
     "neighbours": ("mean", "weight", "basis", "references"),
+    "local": ("mean", "weight", "basis", "references", "reach"),
 }
+_COMPARED = 1 << 22  # distances to references that are held at a time
 
 
 class Space:
     """Where one tensor's normals lie: main directions, their spread, and a few of the normals themselves.
 
-    `mean` and `weight` (D,), `basis` (D, K) of orthonormal columns, `spread` (K,), `references` (R, K).
+    `mean` and `weight` (D,), `basis` (D, K) of orthonormal columns, `spread` (K,), `references` (R, K), `reach` (R,).
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-        references = arrays.get("references")
-        if references is not None:
-            self._norms = np.square(references).sum(axis=1)
+        self._references = References(arrays["references"]) if "references" in arrays else None
 
     def distances(self, points: np.ndarray, measures: set[str]) -> dict[str, np.ndarray]:
         """(N, D) → (N,) for each measure."""
@@ -138,12 +138,49 @@ class Space:
             found["mahalanobis"] = np.sqrt(np.square(z / self._arrays["spread"]).sum(axis=1))
         if "residual" in measures:
             found["residual"] = np.sqrt(np.maximum(np.square(x).sum(axis=1) - inside, 0))
-        if "neighbours" in measures:
-            squared = inside[:, None] + self._norms - 2 * z @ self._arrays["references"].T  # (N, R)
-            count = min(NEAREST, squared.shape[1])
-            nearest = np.partition(squared, count - 1, axis=1)[:, :count]
-            found["neighbours"] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
+        if self._references is not None and "neighbours" in measures:
+            found["neighbours"] = self._references.nearest(z)
+        if self._references is not None and "local" in measures:
+            found["local"] = self._references.nearest(z, self._arrays["reach"])
         return {measure: values.astype(np.float64) for measure, values in found.items()}
+
+
+class References:
+    """Points (R, K) that others are held against."""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self._points, self._norms = points, np.square(points).sum(axis=1)
+
+    def nearest(self, z: np.ndarray, reach: np.ndarray | None = None) -> np.ndarray:
+        """(N, K) → (N,) mean distances from the nearest; with `reach` each is divided by its reference's root of it."""
+        found = np.empty(len(z))
+        for part in self._parts(len(z)):
+            squared = self._squared(z[part])
+            found[part] = _mean_of_least(squared if reach is None else squared / reach)
+        return found
+
+    def reach(self) -> np.ndarray:
+        """(R,) of each reference itself, of more than three: its mean distance from the nearest others."""
+        found = np.empty(len(self._points))
+        for part in self._parts(len(found)):
+            squared = self._squared(self._points[part])
+            np.fill_diagonal(squared[:, part], np.inf)
+            found[part] = _mean_of_least(squared)
+        return found
+
+    def _parts(self, rows: int) -> Iterator[slice]:
+        step = max(1, _COMPARED // len(self._points))
+        return (slice(start, start + step) for start in range(0, rows, step))
+
+    def _squared(self, z: np.ndarray) -> np.ndarray:
+        """(N, K) → (N, R)."""
+        squared = np.square(z).sum(axis=1)[:, None] + self._norms - 2 * z @ self._points.T
+        return np.asarray(np.maximum(squared, 0))
+
+
+def _mean_of_least(squared: np.ndarray) -> np.ndarray:
+    count = min(NEAREST, squared.shape[1])
+    return np.asarray(np.sqrt(np.partition(squared, count - 1, axis=1)[:, :count]).mean(axis=1))
 
 
 def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
@@ -258,4 +295,6 @@ def _space_arrays(
         raise ValueError(f"array {tensor}.spread: not all above zero")
     if "references" in arrays and not len(arrays["references"]):
         raise ValueError(f"array {tensor}.references: empty")
+    if "reach" in arrays and not (len(arrays["reach"]) == len(arrays["references"]) and (arrays["reach"] > 0).all()):
+        raise ValueError(f"array {tensor}.reach: not a number above zero for each of {tensor}.references")
     return arrays

@@ -18,7 +18,9 @@ def normals(count: int, shift: float = 0.0) -> Normals:
     return Normals({"embedding": points.astype(np.float32), "features": features.astype(np.float32)}, errors)
 
 
-@pytest.mark.parametrize("distances", [DEFAULT, ALL, ("embedding.neighbours",)])
+@pytest.mark.parametrize(
+    "distances", [DEFAULT, ALL, ("embedding.neighbours",), ("embedding.local", "embedding.neighbours")]
+)
 def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_seen(
     distances: tuple[str, ...],
 ) -> None:
@@ -53,6 +55,18 @@ def test_blocks_count_alike_however_large_their_values() -> None:
         scorer = AnomalyScorer(calibration, arrays, {"features": 408})
         seen.append(np.mean([s.anomalous for s in scorer.score({"features": strange.encoded["features"]}, None)]))
     assert seen[0] > seen[1]
+
+
+def test_copies_of_a_normal_do_not_divide_by_nothing() -> None:
+    train, held_out = normals(500), normals(500)
+    train.encoded["embedding"][:100] = 0
+    calibration, arrays = fit(train, held_out, ("embedding.local",), 0.05)
+    assert (arrays["embedding.reach"] > 0).all()
+    scores = AnomalyScorer(calibration, arrays, {"embedding": 6}).score(train.encoded, None)
+    assert np.isfinite([score.score for score in scores]).all()
+    for wrong in (arrays["embedding.reach"][1:], -arrays["embedding.reach"]):
+        with pytest.raises(ValueError, match=r"array embedding\.reach: not a number above zero for each"):
+            AnomalyScorer(calibration, {**arrays, "embedding.reach": wrong}, {"embedding": 6})
 
 
 def test_what_cannot_be_calibrated_says_why() -> None:

@@ -3,9 +3,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.bundle import scoring
 from app.bundle.scoring import (
     NEAREST,
     THUMBNAIL,
+    References,
     Space,
     cells,
     classify,
@@ -92,6 +94,25 @@ def test_neighbours_are_the_nearest_references() -> None:
     np.testing.assert_allclose(Space(arrays).distances(points, {"neighbours"})["neighbours"], expected, rtol=1e-4)
     few = Space({**arrays, "references": references[:1]}).distances(points, {"neighbours"})["neighbours"]
     np.testing.assert_allclose(few, np.linalg.norm(references[0] - points, axis=1), rtol=1e-4)
+
+
+def test_the_local_distance_is_in_units_of_how_far_apart_the_references_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far from a tight group as from a loose one is stranger; also where references are gone through in parts."""
+    rng = np.random.default_rng(0)
+    tight, loose = rng.normal(size=(40, 2)) * 0.05 - 5, rng.normal(size=(40, 2)) + 5
+    references = np.concatenate([tight, loose]).astype(np.float32)
+    apart = np.linalg.norm(references[:, None] - references, axis=2)
+    reach = np.sort(apart, axis=1)[:, 1 : NEAREST + 1].mean(axis=1)
+    points = np.array([[-5, -4], [5, 6], [0, 0]], np.float32)
+    away = np.linalg.norm(references - points[:, None], axis=2) / np.sqrt(reach)
+    expected = np.sort(away, axis=1)[:, :NEAREST].mean(axis=1)
+    for compared in (1 << 22, 3 * len(references)):
+        monkeypatch.setattr(scoring, "_COMPARED", compared)
+        np.testing.assert_allclose(References(references).reach(), reach, rtol=0.05)
+        arrays = {"mean": np.zeros(2), "weight": np.ones(2), "basis": np.eye(2), "references": references}
+        found = Space({**arrays, "reach": reach}).distances(points, {"local"})["local"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found[0] > 2 * found[1]
 
 
 @given(
