@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +14,7 @@ from training.networks import Autoencoder
 from training.progress import track
 from training.recipe import Objective
 
-DRAWS = 64  # of every image's code
+DRAWS = 32  # of every image's code
 _AT_A_TIME = 1024  # codes that are decoded together
 _LIKELIHOODS = {  # of which the loss is the negative logarithm, as a mean over pixels
     "bce": "grey levels as probabilities of Bernoulli pixels",
@@ -48,9 +49,9 @@ def bound(net: Autoencoder, objective: Objective, images: Tensor, draws: int = D
     return Bound(-log_w.mean(1), math.log(draws) - log_w.logsumexp(1))
 
 
-def metrics(net: Autoencoder, objective: Objective, data: ImageSet) -> list[Metric]:
-    """Means over all images, each with draws of its own."""
-    totals, step = torch.zeros(2, dtype=torch.float64), max(1, _AT_A_TIME // DRAWS)
+def bounds(net: Autoencoder, objective: Objective, data: ImageSet, draws: int = DRAWS) -> np.ndarray:
+    """(N, 2): elbo and weighted of every image, each with draws of its own."""
+    found, step = np.empty((len(data), 2)), max(1, _AT_A_TIME // draws)
     for module in (net.encoder, net.decoder):
         module.cpu().eval()
     with torch.random.fork_rng(), torch.no_grad():
@@ -58,8 +59,13 @@ def metrics(net: Autoencoder, objective: Objective, data: ImageSet) -> list[Metr
         starts = range(0, len(data), step)
         for start in track(starts, "bound", len(starts)):
             images = torch.from_numpy(data.images[start : start + step]).permute(0, 3, 1, 2).float() / 255
-            totals += torch.stack(bound(net, objective, images)).sum(1)
-    elbo, weighted = (totals / len(data)).tolist()
+            found[start : start + step] = torch.stack(bound(net, objective, images, draws), dim=1).numpy()
+    return found
+
+
+def metrics(net: Autoencoder, objective: Objective, data: ImageSet) -> list[Metric]:
+    """Means over all images."""
+    elbo, weighted = bounds(net, objective, data).mean(axis=0).tolist()
     how = f"the torch modules, nats an image, test images, {_LIKELIHOODS[objective.loss]}"
     found = {"negative_elbo": (elbo, how), "nll_bound": (weighted, f"{how}, importance-weighted, {DRAWS} draws")}
     return [Metric(name=name, value=value, images=len(data), how=how) for name, (value, how) in found.items()]

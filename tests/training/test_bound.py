@@ -79,7 +79,7 @@ def test_the_metrics_are_means_and_draw_alike_each_time(net: Autoencoder) -> Non
     assert torch.equal(torch.random.get_rng_state(), state), "what is trained afterwards is drawn as without it"
     assert (elbo.name, weighted.name) == ("negative_elbo", "nll_bound")
     assert elbo.images == weighted.images == 37
-    assert "64 draws" in weighted.how
+    assert "32 draws" in weighted.how
     assert metrics(net, Objective(), data) == [elbo, weighted]
     with torch.no_grad():
         unit = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
