@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training import comparison
+from training import comparison, generate
 from training.arms import ARMS
 from training.comparison import Result
 from training.data import ImageSet
@@ -25,6 +25,7 @@ from training.transfer import Workshop, accuracy_of, finetune, in_batches, pretr
 BUDGETS: tuple[int | None, ...] = (1, 10, 100, 1000, None)  # labels per class; None is all there are
 _WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels are gone through often
+_DRAWN = 1  # examples that are drawn for each that has a label
 _RESULTS = "results.jsonl"
 
 
@@ -101,7 +102,7 @@ class _Bench:
     def accuracy(self, arm: str, rows: np.ndarray) -> float:
         """On all test images, in torch, after learning from the labels of these training images."""
         labelled = self.material.train.take(rows)
-        if arm in ("finetuned", "scratch"):
+        if arm in ("finetuned", "scratch", "generated"):
             return self._trained(arm, labelled)
         train, test = self._features(arm)
         probe = Probe(train[rows], labelled.labels, len(labelled.classes), self.seed)
@@ -146,12 +147,25 @@ class _Bench:
             shop = shop.kept_in(self._own(own))
         else:
             shop = self._workshop(own)
+        seen = self._with_drawn(labelled) if arm == "generated" else labelled
         stage = self.recipe.transfer
         if stage.mode in ("head", "decoder", "random-frozen"):  # made for a head alone
             stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
-        per_epoch = math.ceil(len(labelled) / stage.batch)
+        per_epoch = math.ceil(len(seen) / stage.batch)
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
         stage = stage.model_copy(update={"epochs": epochs, "mode": "full"})
         torch.manual_seed(self.seed)
-        head = finetune(shop, labelled, labelled, stage, list(shop.net.blocks()), reconstruct=0.0)
+        head = finetune(shop, seen, labelled, stage, list(shop.net.blocks()), reconstruct=0.0)
         return accuracy_of(shop.net, head, stage.reads, self.material.test)
+
+    def _with_drawn(self, labelled: ImageSet) -> ImageSet:
+        """In one domain the source's labels are beyond the budget: the generator is pretrained without."""
+        m, shop = self.material, self._workshop("generator")
+        torch.manual_seed(self.seed)
+        generator = generate.untrained(m.spec.shape, 0 if m.one_domain else len(m.source_train.classes))
+        generate.pretrain(shop, generator, m.source_train)
+        torch.manual_seed(self.seed)  # whether it was pretrained now or before
+        shop = shop.kept_in(self._own(f"generator-{len(labelled)}"))
+        generator = generate.adapted(shop, generator, labelled)
+        torch.manual_seed(self.seed)
+        return generate.with_drawn(shop, generator, labelled, max(1, _DRAWN * len(labelled) // len(labelled.classes)))

@@ -106,6 +106,7 @@ def _called(arm: str, recipe: Recipe) -> str:
         "source": f"the encoder of {source}, frozen,",
         "finetuned": f"fine-tuning from {source}",
         "scratch": "training from scratch",
+        "generated": f"training with examples that a generator of {source} draws",
         "target": f"an encoder of {target}'s own unlabelled images",
     }[arm]
 

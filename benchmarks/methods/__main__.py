@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.bars import Bar
-from benchmarks.methods import adapt, shots, vae
+from benchmarks.methods import adapt, augment, shots, vae
 from training import memory
 
 METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of its own to keep its runs in
     "adapt": adapt.measure,
     "shots": shots.measure,
     "vae": vae.measure,
+    "augment": augment.measure,
 }
 
 

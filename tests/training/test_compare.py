@@ -33,7 +33,7 @@ def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
     found = {(r["arm"], r["budget"], r["labels"], r["seed"]) for r in results}
     assert found == {
         (arm, budget, budget * len(GARMENTS) if budget else 336, seed)
-        for arm in ("pixels", "random", "source", "finetuned", "scratch")  # target is source: one domain
+        for arm in ("pixels", "random", "source", "finetuned", "scratch", "generated")  # target is source: one domain
         for budget in (5, None)  # there are no 9999 of any class
         for seed in (0, 1)
     }
