@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.bars import Bar
-from benchmarks.methods import adapt, augment, shots, vae
+from benchmarks.methods import adapt, augment, shots, vae, variants
 from training import memory
 
 METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of its own to keep its runs in
@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of
     "shots": shots.measure,
     "vae": vae.measure,
     "augment": augment.measure,
+    "variants": variants.measure,
 }
 
 

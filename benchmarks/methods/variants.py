@@ -1,0 +1,88 @@
+"""Sparse and denoising autoencoders beside the plain one: the same dense network, the same digits, another objective.
+
+The code is as wide as the layer before it, so that nothing but the objective keeps the network from copying. Whether it
+does shows in what is no digit: a copy leaves nothing of any image, what knows digits alone leaves much of all others.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.bars import Bar
+from training import recipe
+from training.comparison import interval
+from training.data import ImageSet
+from training.logistic import Probe
+from training.material import Material, gather
+from training.splits import some_of_each
+from training.transfer import Workshop, in_batches, pretrain, read, workshop
+
+SEEDS = 3
+OBJECTIVES = {
+    "plain": ["objective.kl=0"],
+    "denoising": ["objective.kl=0", "objective.noise=0.3"],
+    "sparse": [],  # as the recipe has it
+}
+# As the recipe, but for a code as wide as the layer before it; larger batches and bf16 for the clock.
+_LEAN = ["network.latent=512", "pretrain.batch=512", "pretrain.rate=2e-3", "pretrain.epochs=10", "precision=bf16"]
+_EACH = 1000  # labelled garments of each class that a probe learns from
+_DEAD = 0.01  # of the spread of the code's units on average, below which a unit says nothing
+
+
+def measure(out: Path) -> Iterator[Bar]:
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in OBJECTIVES}
+    for seed in range(SEEDS):
+        material = gather(recipe.load("sparse", [f"seed={seed}"]))
+        for name, changes in OBJECTIVES.items():
+            chosen = recipe.load("sparse", [*_LEAN, *changes, f"seed={seed}"])
+            shop = workshop(chosen, material.spec.shape, out / f"{name}-{seed}", untrained=False)
+            pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
+            for what, value in _measured(shop, material, seed):
+                found[name].setdefault(what, []).append(value)
+    for name, measures in found.items():
+        for what, values in measures.items():
+            mean, low, high = interval(values)
+            print(f"        {name}, {what}: {mean:.4f} ± {(high - low) / 2:.4f}", flush=True)
+    for name in ("denoising", "sparse"):
+        both = zip(found[name]["probe"], found["plain"]["probe"], strict=True)
+        gain = interval([one - other for one, other in both])
+        print(f"        {name}, probe less the plain one's: {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
+        yield Bar(f"{name}: probe accuracy less the plain autoencoder's, the interval's lower end", gain.low, 0.0, 0.02)
+
+
+def _measured(shop: Workshop, material: Material, seed: int) -> Iterator[tuple[str, float]]:
+    labelled = material.train.take(some_of_each(material.train, _EACH, seed))
+    probe = Probe(read(shop, labelled, "embedding"), labelled.labels, len(labelled.classes), seed)
+    yield "probe", probe.accuracy(read(shop, material.test, "embedding"), material.test.labels)
+    spread = read(shop, material.source_test, "embedding").std(axis=0)
+    yield "dead units", float(np.mean(spread < _DEAD * spread.mean()))
+    digits, rng = material.source_test, np.random.default_rng(0)
+    pixels = np.asarray(digits.images)
+    sets = {
+        "digits": digits,
+        "garments": material.test,
+        "digits, pixels shuffled": replace(digits, images=shuffled(pixels, rng)),
+        "noise": replace(digits, images=rng.integers(0, 256, pixels.shape, np.uint8)),
+    }
+    yield from ((f"share left of {name}", share_left(shop, images)) for name, images in sets.items())
+
+
+def shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N, H, W, C): the pixels of all images by one order, drawn once: as bright and as alike as digits are."""
+    flat = images.reshape(len(images), -1)
+    return np.ascontiguousarray(flat[:, rng.permutation(flat.shape[1])]).reshape(images.shape)
+
+
+def share_left(shop: Workshop, data: ImageSet) -> float:
+    """The squared error as a share of the images' variance: 0 is a copy, 1 no better than their mean."""
+    net = shop.net
+
+    def error(images: Tensor) -> Tensor:
+        shown = shop.unit(images)
+        return (net.decoder(net.encode(shown).code).sigmoid() - shown).square().flatten(1).mean(1, keepdim=True)
+
+    variance = np.mean(np.var(np.asarray(data.images) / 255, axis=0))
+    return float(in_batches(error, data.images).mean() / variance)

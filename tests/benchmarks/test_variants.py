@@ -1,0 +1,47 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.methods.variants import share_left, shuffled
+from training import recipe
+from training.data import ImageSet
+from training.networks import Encoded
+from training.transfer import Workshop, workshop
+
+IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)
+
+
+class Copies(nn.Module):
+    def forward(self, images: Tensor) -> Encoded:
+        return Encoded(images.flatten(1).logit(), [])
+
+
+class Mean(nn.Module):
+    def forward(self, code: Tensor) -> Tensor:
+        mean = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).div(255).mean(0).logit()
+        return mean.expand(len(code), *mean.shape)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    return workshop(recipe.load("sparse", []), (28, 28, 1), tmp_path, untrained=True)
+
+
+def test_a_copy_leaves_nothing_and_the_mean_image_all_of_the_variance(shop: Workshop) -> None:
+    data = ImageSet(IMAGES, np.array([], np.int64), ())
+    copies = replace(shop, net=replace(shop.net, encoder=Copies(), decoder=nn.Unflatten(1, (1, 28, 28))))  # type: ignore[arg-type]
+    assert share_left(copies, data) == pytest.approx(0, abs=1e-6)
+    assert share_left(replace(shop, net=replace(shop.net, decoder=Mean())), data) == pytest.approx(1, rel=1e-4)
+
+
+def test_pixels_are_shuffled_alike_in_every_image() -> None:
+    found = shuffled(IMAGES, np.random.default_rng(1))
+    assert found.shape == IMAGES.shape
+    flat = found.reshape(50, -1)
+    order = [int(np.flatnonzero((IMAGES.reshape(50, -1) == column[:, None]).all(0))[0]) for column in flat.T]
+    assert sorted(order) == list(range(784)), "each pixel of all images lies in one place"
+    assert order != list(range(784))
