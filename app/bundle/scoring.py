@@ -173,14 +173,14 @@ class References:
         return (slice(start, start + step) for start in range(0, rows, step))
 
     def _squared(self, z: np.ndarray) -> np.ndarray:
-        """(N, K) → (N, R)."""
-        squared = np.square(z).sum(axis=1)[:, None] + self._norms - 2 * z @ self._points.T
-        return np.asarray(np.maximum(squared, 0))
+        """(N, K) → (N, R); rounded, what is next to nothing may lie below it."""
+        return np.asarray(np.square(z).sum(axis=1)[:, None] + self._norms - 2 * z @ self._points.T)
 
 
 def _mean_of_least(squared: np.ndarray) -> np.ndarray:
     count = min(NEAREST, squared.shape[1])
-    return np.asarray(np.sqrt(np.partition(squared, count - 1, axis=1)[:, :count]).mean(axis=1))
+    nearest = np.partition(squared, count - 1, axis=1)[:, :count]
+    return np.asarray(np.sqrt(np.maximum(nearest, 0)).mean(axis=1))
 
 
 def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
