@@ -68,7 +68,7 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
 
-methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,vae,augment,variants
+methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,shots,vae,augment,variants
 	@$(PY) -m benchmarks.methods $(if $(ONLY),--only '$(ONLY)')
 
 drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODEL=fashion-mnist
