@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from types import ModuleType
 
 from app.bundle import Bundle, GraftError
 from app.bundle.manifest import Metric
-from training import data, inspect, memory, recipe
+from training import data, inspect, memory, ranks, recipe
 from training.arms import ARMS
 from training.errors import TrainingError
 from training.progress import say
@@ -24,9 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     memory.keep_freed()
     try:
+        if ranks.started() > 1 and given.command not in (_run, _pretrain, _transfer):
+            raise TrainingError("torchrun is for run, pretrain and transfer: this command is one process")
         given.command(given)
     except GraftError as error:
-        print(f"graft-train: {error}", file=sys.stderr)
+        who = f"graft-train, process {os.environ['RANK']}" if ranks.started() > 1 else "graft-train"
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
@@ -60,13 +64,21 @@ def _train(given: argparse.Namespace, stopped: str, work: Callable[[ModuleType, 
     folder = given.run or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if given.resume and given.run is None:
         raise TrainingError("--resume needs --run FOLDER: the run to go on with")
-    _fetch_missing(chosen)
-    from training import run  # torch takes seconds to import: not before it is needed
+
+    def say_stopped() -> None:
+        say(f"stopped: {stopped}; go on with the same command and --run {folder} --resume")
 
     try:
-        print(work(run, chosen, folder))
+        with ranks.together(say_stopped):
+            folder = ranks.from_first(lambda: folder)  # its name is of the second
+            ranks.from_first(lambda: _fetch_missing(chosen))
+            from training import run  # torch takes seconds to import: not before it is needed
+
+            made = work(run, chosen, folder)
+            if ranks.first():
+                print(made)
     except KeyboardInterrupt:
-        say(f"stopped: {stopped}; go on with the same command and --run {folder} --resume")
+        say_stopped()
         raise
 
 

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from training import ranks
 from training.errors import TrainingError
 
 _SHARE = 0.4  # of the free memory that one array may take; the rest is for the network and what it computes
@@ -38,6 +40,16 @@ def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
     return Rows(array, rows) if isinstance(array, np.memmap | Rows) else array[rows]
 
 
+def without(array: np.ndarray, rows: Collection[int]) -> np.ndarray | Rows:
+    """The others: a view of what lies in a file; in memory they move up, as there may be no room for a copy."""
+    kept = np.delete(np.arange(len(array)), sorted(rows))
+    if isinstance(array, np.memmap) and rows:
+        return Rows(array, kept)
+    for to, row in enumerate(kept if rows else ()):
+        array[to] = array[row]
+    return array[: len(kept)]
+
+
 def chunks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
     """The rows in order, as many at a time as are held easily."""
     row = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
@@ -50,11 +62,34 @@ def allocate(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if size <= allowance():
         return np.empty(shape, dtype)
-    folder = tempfile.gettempdir()
+    with _file(shape, dtype) as file:
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+@contextmanager
+def shared(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[np.ndarray]:
+    """Of all ranks of a machine, each of which fills its part before it leaves; then it is whole for all."""
+    if ranks.count() == 1:
+        yield allocate(shape, dtype)
+        return
+    place, _ = ranks.here()
+    with _file(shape, dtype) if place == 0 else nullcontext() as file:
+        # The file has no name: others of the machine open it by way of the process that made it.
+        made = ranks.of_all(f"/proc/{os.getpid()}/fd/{file.fileno()}" if file else "")
+        array = np.memmap(made[ranks.rank() - place], dtype, "r+", shape=shape)
+        ranks.of_all(None)
+    yield array
+    ranks.of_all(None)
+
+
+@contextmanager
+def _file(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[IO[bytes]]:
+    """Of that size, without a name."""
+    size, folder = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, tempfile.gettempdir()
     try:
         with tempfile.TemporaryFile(prefix="graft-", dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not at some later write
-            return np.memmap(file, dtype, "r+", shape=shape)
+            yield file
     except OSError as error:
         raise TrainingError(
             f"{size / 1e9:.1f} GB of {np.dtype(dtype)} {shape} fit neither into memory nor into {folder} "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from training import ranks
 from training.errors import TrainingError, in_short
 
 LAST, BEST = "last.pt", "best.pt"
@@ -23,7 +24,7 @@ class Checkpoints:
     """`last.pt` holds the end of the last whole epoch, `best.pt` the epoch with the lowest validation loss.
 
     Everything that the next epoch depends on is in them: weights, optimiser, random state, and the name of the stage.
-    Stages that are finished leave `<stage>.pt`, their modules' weights.
+    Stages that are finished leave `<stage>.pt`, their modules' weights. Rank 0 writes them, and reads for all.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,6 +77,8 @@ class Checkpoints:
     @staticmethod
     def write(path: Path, state: dict[str, Any]) -> None:
         """Whole or not at all: a kill in the middle leaves the one before."""
+        if not ranks.first():
+            return
         temporary = path.with_name(f".{path.name}")
         try:
             torch.save(state, temporary)
@@ -85,7 +88,10 @@ class Checkpoints:
             raise TrainingError(f"{path}: cannot be written: {in_short(error)}; what was there is kept") from None
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / name
+        return ranks.from_first(lambda: self._read_here(self.folder / name))
+
+    @staticmethod
+    def _read_here(path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:

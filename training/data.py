@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess, preprocess_pixels
-from training import digits, textures
-from training.arrays import Rows, allocate, chunks, take
+from training import digits, ranks, textures
+from training.arrays import Rows, allocate, chunks, shared, take, without
 from training.errors import TrainingError
 from training.progress import say, track
 
@@ -231,27 +231,28 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
         except (ImageError, OSError) as error:
             return f"{path}: {error}"
 
-    images = allocate((len(files), *spec.shape), np.uint8)
-    labels: list[int] = []
-    names: list[str] = []
-    broken: list[str] = []
-    with ThreadPoolExecutor() as pool:
-        for (path, label), result in track(
-            zip(files, pool.map(read, (path for path, _ in files)), strict=True), str(folder), len(files)
-        ):
+    place, places = ranks.here()
+    mine = range(place, len(files), places)
+    here: dict[int, str] = {}
+    with shared((len(files), *spec.shape), np.uint8) as images, ThreadPoolExecutor() as pool:
+        results = pool.map(read, (files[index][0] for index in mine))
+        for index, result in track(zip(mine, results, strict=True), str(folder), len(mine)):
             if isinstance(result, str):
-                broken.append(result)
+                here[index] = result
             else:
-                images[len(labels)] = result
-                labels.append(label)
-                names.append(str(path.relative_to(folder)))
-    for message in broken:
+                images[index] = result
+    broken = dict(sorted(pair for some in ranks.of_all(here) for pair in some.items()))
+    for message in broken.values():
         say(f"left out {message}")
     if len(broken) > most_broken * len(files):
+        first = next(iter(broken.values()))
         raise TrainingError(
-            f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {broken[0]}; mend or remove them"
+            f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {first}; mend or remove them"
         )
-    return ImageSet(images[: len(labels)], np.array(labels if classes else [], np.int64), classes, tuple(names))
+    files = [file for index, file in enumerate(files) if index not in broken]
+    labels = np.array([label for _, label in files] if classes else [], np.int64)
+    names = tuple(str(path.relative_to(folder)) for path, _ in files)
+    return ImageSet(without(images, broken), labels, classes, names)
 
 
 def _images_in(folder: Path) -> Iterator[Path]:

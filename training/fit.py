@@ -5,16 +5,21 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from training import parallel, ranks
 from training.checkpoint import Checkpoints, Reached
 from training.errors import TrainingError
+from training.parallel import Loss
 from training.progress import say, track
 from training.recipe import Stage
 
-Loss = Callable[[Tensor, float], Tensor]  # (indices of a batch's images, share of the steps done) → their mean loss
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 WARM_UP = 0.05  # of all steps, before a cosine falls
 ONE_CYCLE_RISE = 0.3
 
@@ -24,14 +29,11 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board: SummaryWriter | None = SummaryWriter(str(path.parent / "tensorboard"))
-        except ImportError:
-            self._board = None
+        self._board = _board(path.parent / "tensorboard") if ranks.first() else None
 
     def write(self, **facts: float | str) -> None:
+        if not ranks.first():
+            return
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(facts) + "\n")
@@ -41,6 +43,14 @@ class Journal:
             for name, value in facts.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{facts['stage']}/{name}", value, int(facts["epoch"]))
+
+
+def _board(folder: Path) -> "SummaryWriter | None":
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
 
 
 def rate_at(stage: Stage, step: int, steps: int) -> float:
@@ -112,13 +122,14 @@ def fit(
             module.train(name not in still)
             module.requires_grad_(name not in still)
         start, total = time.monotonic(), 0.0
-        order = _batches(torch.randperm(images), stage.batch)
+        order = _batches(parallel.shuffled(images), stage.batch)
+        share_of_loss = parallel.shared_out(modules, loss_of)
         for number, batch in enumerate(track(order, f"{what} {epoch + 1}/{stage.epochs}", per_epoch)):
             step = epoch * per_epoch + number
             for group in optimiser.param_groups:
                 group["lr"] = group["share"] * rate_at(stage, step, steps)
             optimiser.zero_grad(set_to_none=True)
-            loss = loss_of(batch, step / steps)
+            loss = share_of_loss(batch, step / steps)
             loss.backward()  # type: ignore[no-untyped-call]
             if stage.clip is not None:
                 torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], stage.clip)
@@ -126,7 +137,8 @@ def fit(
             value = loss.item()
             _require_finite(value, what, f"in step {number + 1} of epoch {epoch + 1}", stage)
             total += value * len(batch)
-        mean, seconds = total / images, time.monotonic() - start
+        mean, seconds = parallel.mean(total) / images, time.monotonic() - start
+        parallel.agree(modules)
         for module in modules.values():
             module.eval()
         with torch.no_grad():
@@ -148,9 +160,9 @@ def fit(
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """A last batch of one joins the one before it: alone it has no spread to be normalised by."""
+    """A last batch too small for two images a rank joins the one before it: one has no spread to be normalised by."""
     parts = list(torch.split(order, size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
+    if len(parts) > 1 and len(parts[-1]) < 2 * ranks.count():
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 

@@ -6,16 +6,23 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
 
+from training import ranks
+
 T = TypeVar("T")
 _EVERY_S = 10.0  # between plain lines
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """By rank 0, for all."""
+    if ranks.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """The items, counted out as they pass, with the rate and the time left."""
+    if not ranks.first():
+        yield from items
+        return
     if not sys.stderr.isatty() or find_spec("rich") is None:
         yield from _plainly(items, what, total)
         return

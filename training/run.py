@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.bundle import load
+from training import ranks
 from training.deliver import deliver, write_report
 from training.errors import TrainingError
 from training.learn import Learnt, learn, learnt_before
@@ -49,16 +50,18 @@ def recipe_of(folder: Path) -> Recipe:
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
     """All of it: the published bundle."""
-    open_folder(folder, recipe, resume)
+    ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
-    return _publish(recipe, material, learn(recipe, material, folder), models, folder)
+    learnt = learn(recipe, material, folder)
+    ranks.part()
+    return _publish(recipe, material, learnt, models, folder) if ranks.first() else folder
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
     """The folder, with an encoder and a decoder of the source."""
     if not recipe.transfer.pretrains:
         raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or run it")
-    open_folder(folder, recipe, resume)
+    ranks.from_first(lambda: open_folder(folder, recipe, resume))
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
@@ -66,7 +69,7 @@ def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
     """The folder, with all that is learnt; what another run pretrained is taken from there."""
     if pretrained is None:
-        open_folder(folder, recipe, resume)
+        ranks.from_first(lambda: open_folder(folder, recipe, resume))
         learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
@@ -78,19 +81,23 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             f"--run {pretrained}"
         )
     recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
-    open_folder(folder, recipe, resume)
+    ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):
         raise TrainingError(
             f"{pretrained}: its pretraining had {seen:,} of the images that are held out here, so that no number about "
             "them could be trusted; pretrain with the target's own split, or on other images"
         )
-    if not (folder / CHECKPOINTS / _PRETRAINED).exists():
-        (folder / CHECKPOINTS).mkdir(exist_ok=True)
-        shutil.copy(weights, folder / CHECKPOINTS / f".{_PRETRAINED}")
-        (folder / CHECKPOINTS / f".{_PRETRAINED}").rename(folder / CHECKPOINTS / _PRETRAINED)
+    ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
     learn(recipe, material, folder)
     return folder
+
+
+def _copy(weights: Path, checkpoints: Path) -> None:
+    if not (checkpoints / _PRETRAINED).exists():
+        checkpoints.mkdir(exist_ok=True)
+        shutil.copy(weights, checkpoints / f".{_PRETRAINED}")
+        (checkpoints / f".{_PRETRAINED}").rename(checkpoints / _PRETRAINED)
 
 
 def export(folder: Path, models: Path) -> Path:
@@ -111,18 +118,22 @@ def report(folder: Path) -> Path:
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
     """The material, which must be what it was when the run began: else what was held out would be other images."""
-    material, path = gather(recipe), folder / DATA_FILE
-    found = material.fingerprints()
+    material = gather(recipe)
+    ranks.from_first(lambda: _require_unchanged(material.fingerprints(), folder))
+    return material
+
+
+def _require_unchanged(found: dict[str, str], folder: Path) -> None:
+    path = folder / DATA_FILE
     if not path.is_file():
         path.write_text(json.dumps(found, indent=2) + "\n")
-        return material
+        return
     changed = [name for name, digest in json.loads(path.read_text()).items() if found.get(name) != digest]
     if changed:
         raise TrainingError(
             f"{folder}: the data have changed since the run began ({', '.join(changed)}): other images would be held "
             "out than before; put them back as they were, or begin a new run"
         )
-    return material
 
 
 def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.arrays import Rows, allocate, chunks
+from training import parallel, ranks
+from training.arrays import Rows, chunks, shared
 from training.augment import augmented, erased
 from training.checkpoint import Checkpoints
 from training.data import ImageSet
@@ -82,22 +83,22 @@ def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untraine
 
 
 def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) -> np.ndarray:
-    """(N, …) → (N, D) float32 of the function over all rows, nothing learnt."""
-    found: np.ndarray | None = None
-    with torch.no_grad():
-        for start in range(0, len(rows), _BATCH):
-            part = function(torch.from_numpy(rows[start : start + _BATCH])).float().cpu().numpy()
-            if found is None:
-                found = allocate((len(rows), *part.shape[1:]), np.float32)
-            found[start : start + len(part)] = part
-    assert found is not None  # no set is empty
+    """(N, …) → (N, D) float32 of the function over all rows, nothing learnt; a machine's ranks share the work."""
+
+    def of(part: np.ndarray) -> np.ndarray:
+        return function(torch.from_numpy(part)).float().cpu().numpy()
+
+    place, places = ranks.here()
+    with torch.no_grad(), shared((len(rows), *of(rows[:1]).shape[1:]), np.float32) as found:
+        for start in range(place * _BATCH, len(rows), places * _BATCH):
+            found[start : start + _BATCH] = of(rows[start : start + _BATCH])
     return found
 
 
 def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
-    """Of a loss that takes the indices of some rows."""
-    parts = torch.split(torch.arange(rows), _BATCH)
-    return sum(loss(part).item() * len(part) for part in parts) / rows
+    """Of a loss that takes the indices of some rows; each rank has some of the batches."""
+    mine = torch.split(torch.arange(rows), _BATCH)[ranks.rank() :: ranks.count()]
+    return parallel.mean(sum(loss(part).item() * len(part) for part in mine)) * ranks.count() / rows
 
 
 def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:

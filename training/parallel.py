@@ -1,0 +1,75 @@
+"""A batch shared out among ranks; on a process alone, each of these is what it would be without."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training import ranks
+from training.errors import TrainingError
+
+Loss = Callable[[Tensor, float], Tensor]  # (indices of a batch's images, share of the steps done) → their mean loss
+
+
+def shuffled(images: int) -> Tensor:
+    """One order for all; what each draws after it is its own, and the same again where a run is resumed."""
+    if ranks.count() > 1:
+        torch.set_rng_state(ranks.from_first(torch.get_rng_state))
+    order = torch.randperm(images)
+    if ranks.rank():
+        torch.manual_seed(int(torch.randint(2**62, ())) + ranks.rank())
+    return order
+
+
+def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
+    """`loss_of`, of this rank's share of a batch: backward() leaves on all the gradients of the whole batch.
+
+    What it gives is weighted, so that the mean over ranks is the mean over the batch, however it divides. Normalisation
+    takes its statistics from the whole batch on GPUs, and from each rank's share on CPUs, where torch has no other.
+    """
+    if ranks.count() == 1:
+        return loss_of
+    whole = _Whole(modules, loss_of)
+    if torch.cuda.is_available():
+        nn.SyncBatchNorm.convert_sync_batchnorm(whole)  # type: ignore[no-untyped-call]
+    # Blocks that nothing reads learn nothing. Statistics are averaged at the end of the epoch, not taken from rank 0.
+    step = DistributedDataParallel(whole, static_graph=True, forward_sync_buffers=False)
+
+    def share(batch: Tensor, progress: float) -> Tensor:
+        if len(batch) < 2 * ranks.count():
+            raise TrainingError(f"{len(batch)} images in a batch, {ranks.count()} processes: each needs two at least")
+        mine = batch.tensor_split(ranks.count())[ranks.rank()]
+        loss: Tensor = step(mine, progress)
+        return loss * (len(mine) * ranks.count() / len(batch))
+
+    return share
+
+
+def mean(value: float) -> float:
+    """Over ranks."""
+    return sum(ranks.of_all(value)) / ranks.count()
+
+
+def agree(modules: dict[str, nn.Module]) -> None:
+    """On the running statistics, of which each rank has those of its own shares."""
+    if ranks.count() == 1:
+        return
+    for module in modules.values():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= ranks.count()
+
+
+class _Whole(nn.Module):
+    """The modules and the loss that goes through them as one module, for DistributedDataParallel to wrap."""
+
+    def __init__(self, modules: dict[str, nn.Module], loss_of: Loss) -> None:
+        super().__init__()
+        self.modules_that_learn = nn.ModuleList(modules.values())
+        self.loss_of = loss_of
+
+    def forward(self, batch: Tensor, progress: float) -> Tensor:
+        return self.loss_of(batch, progress)
