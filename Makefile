@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients lock install-gpu clean soak audit install-train install-shots
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray lock install-gpu clean soak audit install-train install-shots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -76,6 +76,8 @@ drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODE
 
 clients: $(VENV)-clients/stamp ## the protocol client that tests need an environment of its own for
 
+ray: $(VENV)-ray/stamp ## the environment with Ray that its tests need
+
 audit: $(VENV)-audit/stamp ## known vulnerabilities of what requirements/*.txt name
 	@sh requirements/audit.sh $(VENV)-audit/bin/pip-audit requirements/serve.txt requirements/gpu.txt requirements/dev.txt
 
@@ -89,7 +91,7 @@ install-gpu: $(PY) ## the service on onnxruntime-gpu, in place of onnxruntime
 	@touch $(VENV)/serve.stamp
 
 clean: ## remove everything that make made
-	@rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-audit .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
+	@rm -rf $(VENV) $(VENV)-lock $(VENV)-clients $(VENV)-ray $(VENV)-audit .bench dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 
 $(PY):
 	@test -n "$(PYTHON)" || { echo 'Graft needs Python 3.11 or newer; name one with PYTHON=…' >&2; exit 2; }
@@ -120,6 +122,12 @@ $(VENV)-clients/stamp: requirements/clients.txt | $(PY)
 	@echo 'installing kserve into $(VENV)-clients…' >&2
 	@$(PY) -m venv $(VENV)-clients
 	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(VENV)-ray/stamp: requirements/ray.txt requirements/serve.txt | $(PY)
+	@echo 'installing Ray into $(VENV)-ray…' >&2
+	@$(PY) -m venv $(VENV)-ray
+	@$(VENV)-ray/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 $(VENV)-audit/stamp: requirements/audit.txt | $(PY)

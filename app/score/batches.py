@@ -4,7 +4,7 @@ import os
 import stat
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +13,17 @@ import numpy as np
 from app.bundle.bundle import Bundle
 from app.errors import BodyTooLarge, GraftError, kebab
 from app.score.paths import Problem, unreadable
+
+
+def read_file(path: str, most: int) -> bytes:
+    """All of it; where it is larger than `most`, that is seen without reading."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # a pipe or device would never end
+        raise OSError("not a file")
+    if status.st_size > most:
+        raise BodyTooLarge(f"{status.st_size:,} bytes; at most {most:,} are allowed (--max-body-mb)")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +50,11 @@ class Batches:
         threads: int,
         max_pixels: int,
         max_bytes: int,
+        read: Callable[[str, int], bytes] = read_file,
     ) -> None:
         self._bundle, self._paths, self._done = bundle, paths, done
         self._size, self._threads = size, threads
-        self._max_pixels, self._max_bytes = max_pixels, max_bytes
+        self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -78,7 +90,7 @@ class Batches:
             if self._stopped.is_set():
                 break
             try:
-                images[path] = self._bundle.preprocess(self._bytes(path), self._max_pixels)
+                images[path] = self._bundle.preprocess(self._read_bytes(path, self._max_bytes), self._max_pixels)
             except OSError as error:
                 problems.append(unreadable(path, error))
             except MemoryError:
@@ -86,12 +98,3 @@ class Batches:
             except GraftError as error:
                 problems.append(Problem(path, kebab(type(error).__name__), str(error)))
         return images, problems
-
-    def _bytes(self, path: str) -> bytes:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe or device would never end
-            raise OSError("not a file")
-        if status.st_size > self._max_bytes:
-            raise BodyTooLarge(f"{status.st_size:,} bytes; at most {self._max_bytes:,} are allowed (--max-body-mb)")
-        with open(path, "rb") as file:
-            return file.read()

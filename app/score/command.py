@@ -41,18 +41,33 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _score(given: argparse.Namespace) -> int:
-    out: Path = given.out
+    out = Path(given.out)
     if out.suffix not in FORMS:
         raise CannotScore(f"--out {out}: its name says what is written, and ends in {', '.join(FORMS)}")
+    if given.ray is not None:
+        return _score_on_ray(given)
     if out.suffix == PARQUET:
         parquet.require()
     if not out.parent.is_dir():
         raise CannotScore(f"--out {out}: there is no folder {out.parent}")
     images, unread = find(given.paths)
+    operation, settings = _asked(given)
+    return Run(given.paths, images, unread, out, given.strict).score(operation, settings)
+
+
+def _score_on_ray(given: argparse.Namespace) -> int:
+    from app.score import on_ray
+
+    on_ray.require()
+    if not given.out.endswith(PARQUET):
+        raise CannotScore(f"--out {given.out}: with --ray a folder of parquet files is written: {PARQUET}, please")
+    return on_ray.run(given.ray, given.paths, given.out, *_asked(given), given.strict)
+
+
+def _asked(given: argparse.Namespace) -> tuple[Operation, Settings]:
     settings = load_settings(**{name: getattr(given, name) for name in SETTINGS if hasattr(given, name)})
     bundle = _load(given.model or settings.default_model, settings)
-    operation = Operation(bundle, given.operation, given.top_k, given.false_alarm_rate)
-    return Run(given.paths, images, unread, out, given.strict).score(operation, settings)
+    return Operation(bundle, given.operation, given.top_k, given.false_alarm_rate), settings
 
 
 def _load(wanted: str | None, settings: Settings) -> Bundle:
@@ -78,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "none; 2, it was not possible as asked; 130, stopped.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of images and of folders")
-    parser.add_argument("--out", required=True, type=Path, help=f"file to write, {', '.join(FORMS)} by its name")
+    parser.add_argument("--out", required=True, help=f"file to write, {', '.join(FORMS)} by its name")
     parser.add_argument("--model", metavar="NAME[@VERSION]", help="unset, the service's default model")
     parser.add_argument(
         "--operation",
@@ -89,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=_top_k, metavar="N", help="how many probabilities to keep; unset, all")
     parser.add_argument(
         "--false-alarm-rate", type=_rate, metavar="RATE", help="to judge anomalies by; unset, the model's own"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="on a Ray cluster: HOST:PORT, auto for the one at hand, local to start one here; "
+        "PATH and OUT may be s3://… and the like",
     )
     parser.add_argument("--strict", action="store_true", help="exit 1 where any file could not be scored")
     for name, aliases in SETTINGS.items():

@@ -1,6 +1,7 @@
 """<out>.errors.csv: the files that could not be scored, and why."""
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ class Problems:
             return
         self.count += len(problems)
         with _opened(self.path, "a") as file:
-            rows = [[each.path, each.kind, each.detail] for each in problems]
+            rows = _rows(problems)
             csv.writer(file, lineterminator="\n").writerows(rows if file.tell() else [_COLUMNS, *rows])
 
     def _before(self) -> list[list[str]]:
@@ -43,6 +44,17 @@ class Problems:
         if rows and rows[0] != _COLUMNS:
             raise CannotScore(f"{self.path} is no list of errors of this command: remove it, or give another --out")
         return [row for row in rows[1:] if len(row) == len(_COLUMNS)]
+
+
+def as_csv(problems: Sequence[Problem]) -> bytes:
+    """A whole list of them, where it is not added to."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *_rows(problems)])
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _rows(problems: Sequence[Problem]) -> list[list[str]]:
+    return [[each.path, each.kind, each.detail] for each in problems]
 
 
 def _opened(path: Path, mode: str) -> IO[str]:

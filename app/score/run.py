@@ -57,11 +57,11 @@ class Run:
                 return 128 + stop.number
             if gathers:
                 parquet.turn(rows_file, self.out, example, labels)
-        scored = len(self.images) - (problems.count - len(self.unread))
+        made = len(self.images) - (problems.count - len(self.unread))
         told = f"; {problems.count:,} could not be: {problems.path}" if problems.count else ""
-        say(f"{scored:,} images scored{told}")
+        say(f"{made:,} images scored{told}")
         print(self.out)
-        return 1 if not scored or (self.strict and problems.count) else 0
+        return 1 if not made or (self.strict and problems.count) else 0
 
     def _add_all(
         self, operation: Operation, settings: Settings, table: Table, problems: Problems, done: set[str], stop: Stop
@@ -80,7 +80,7 @@ class Run:
         )
         try:
             for batch in batches:
-                rows, faults = _scored(operation, batch)
+                rows, faults = scored(operation, batch)
                 fresh = [row for row in rows if row["path"] not in done]
                 found = [*batch.problems, *(each for each in faults if each.path not in done)]
                 table.add(fresh)
@@ -94,7 +94,7 @@ class Run:
         return seen
 
 
-def _scored(operation: Operation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+def scored(operation: Operation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
     """Where a batch gives what is no number, each of its images is run alone: the one at fault is a problem."""
     if not batch.paths:
         return [], []

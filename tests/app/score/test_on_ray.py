@@ -1,0 +1,162 @@
+"""Real clusters of two nodes on this machine, in the environment that `make ray` makes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import draw_folder
+
+import app
+from app.errors import CannotScore
+from app.score import storage
+
+RAY = Path(sys.prefix).with_name(f"{Path(sys.prefix).name}-ray") / "bin/python"
+HERE = Path(__file__).parents[2]
+PATIENCE_S = 300
+
+with_ray = pytest.mark.skipif(not RAY.exists(), reason="no environment with Ray: `make ray` makes it")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Eleven blocks of 64 images, and one image that is none."""
+    folder = draw_folder(tmp_path / "images", 176, seed=1)
+    (folder / "bag" / "7.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def cluster() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [RAY, HERE / "ray_cluster.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait(PATIENCE_S)
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GRAFT_", "COVERAGE"))}
+    return {**kept, "PYTHONPATH": str(Path(app.__file__).parents[1]), "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def address_of(cluster: subprocess.Popen[str]) -> str:
+    assert cluster.stdout is not None
+    return cluster.stdout.readline().strip()
+
+
+def scoring(
+    models: Path, images: str | Path, out: str | Path, address: str, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    given = ["--models", models, "--batch", "1", "--operation", "classify", "--out", out, "--ray", address]
+    command = [RAY, "-m", "app", "score", images, *given]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment() | (env or {}), cwd="/")
+
+
+def parts(out: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+
+
+def wait_for_a_part(out: Path, process: subprocess.Popen[str]) -> None:
+    while not parts(out):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def end_of(process: subprocess.Popen[str]) -> str:
+    _, error = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, error
+    return error
+
+
+def paths_in(out: str | Path, env: dict[str, str] | None = None) -> Counter[str]:
+    code = "import json, sys, pyarrow.dataset as d; t = d.dataset(sys.argv[1], format='parquet').to_table(['path'])"
+    code += "; print(json.dumps(t['path'].to_pylist()))"
+    env = environment() | (env or {})
+    done = subprocess.run([RAY, "-c", code, out], capture_output=True, text=True, check=True, env=env)
+    return Counter(json.loads(done.stdout))
+
+
+def assert_each_once(out: Path, images: Path) -> None:
+    counts = paths_in(out)
+    assert set(counts.values()) == {1}
+    assert counts.keys() == {str(path) for path in images.rglob("*.png")} - {str(images / "bag/7.png")}
+    lines = (out / "_errors.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [[str(images / "bag/7.png"), "not-an-image"]]
+
+
+@with_ray
+def test_a_node_that_is_killed_loses_nothing_and_nothing_is_scored_twice(
+    models: Path, images: Path, tmp_path: Path, cluster: subprocess.Popen[str]
+) -> None:
+    out = tmp_path / "out.parquet"
+    process = scoring(models, images, out, address_of(cluster))
+    wait_for_a_part(out, process)
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    cluster.stdin.write("kill\n")
+    cluster.stdin.flush()
+    assert cluster.stdout.readline() == "gone\n"
+    assert len(parts(out)) < 11, "it was killed in the middle"
+    assert "703 images scored; 1 could not be" in end_of(process)
+    assert_each_once(out, images)
+
+
+@with_ray
+def test_a_run_that_is_killed_goes_on(
+    models: Path, images: Path, tmp_path: Path, cluster: subprocess.Popen[str]
+) -> None:
+    out, address = tmp_path / "out.parquet", address_of(cluster)
+    process = scoring(models, images, out, address)
+    wait_for_a_part(out, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = parts(out)
+    assert "of them already" in end_of(scoring(models, images, out, address))
+    assert {path: parts(out)[path] for path in before} == before, "what was written stays"
+    assert_each_once(out, images)
+
+
+@with_ray
+def test_object_storage_is_read_and_written(models: Path, tmp_path: Path) -> None:
+    """A run, then the same again: there is nothing left to do."""
+    folder = draw_folder(tmp_path / "images", 20, seed=1)
+    env = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    env |= {"AWS_DEFAULT_REGION": "us-east-1"}
+    with subprocess.Popen(
+        [RAY, HERE / "ray_storage.py", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment() | env,
+    ) as bucket:
+        env["AWS_ENDPOINT_URL"] = address_of(bucket)
+        given, out = "s3://bucket/some%20photos", "s3://bucket/scores.parquet"
+        assert "80 images scored" in end_of(scoring(models, given, out, "local", env))
+        assert "80 of them already" in end_of(scoring(models, given, out, "local", env))
+        counts = paths_in(out, env)
+    assert counts == Counter({f"{given}/{path.relative_to(folder)}" for path in folder.rglob("*.png")})
+
+
+def test_keys_do_not_stand_in_paths() -> None:
+    for path in ("s3://me:secret@bucket/photos", "s3://bucket/photos?secret_key=secret"):
+        with pytest.raises(CannotScore, match="belong into the environment") as raised:
+            storage.refuse_secrets(path)
+        assert "secret" not in str(raised.value)
+
+
+def test_without_ray_a_sentence_says_so(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from app.__main__ import main
+
+    given = ["score", str(tmp_path), "--models", str(models), "--out", str(tmp_path / "o.parquet"), "--ray", "auto"]
+    assert main(given) == 2
+    assert "--ray needs Ray: pip install 'graft[ray]'" in capsys.readouterr().err
