@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray lock install-gpu clean soak audit install-train install-shots
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak audit install-train install-shots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -64,6 +64,9 @@ bench: $(VENV)/train.stamp ## Graft beside its peers and the floor: ONLY=png,res
 
 bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 	@PYTHONPATH=. $(PY) benchmarks/loop.py
+
+scale: $(VENV)/dev.stamp ## what a second core brings to service and scorer: ONLY=workers or score
+	@PYTHONPATH=.:tests $(PY) -m benchmarks.scale $(if $(ONLY),--only '$(ONLY)')
 
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,frozen,one-class,neu
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
