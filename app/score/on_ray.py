@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import app
 from app.bundle.bundle import Bundle
 from app.bundle.store import load
 from app.errors import CannotScore
@@ -153,7 +152,7 @@ def _on_cluster(address: str, job: Job, images: Sequence[str], done: set[str]) -
 
     own = {"include_dashboard": False, "object_store_memory": _LOCAL_STORE} if address == "local" else {}
     # Workers run this code, not what is installed there: both would have to be alike.
-    env = {"py_modules": [str(Path(app.__file__).parent)]}
+    env = {"py_modules": [str(Path(__file__).parents[1])]}
     ray.init(address, runtime_env=env, log_to_driver=False, logging_level="ERROR", **own)
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far it is, we say
