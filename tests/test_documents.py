@@ -197,7 +197,7 @@ def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
 
 def test_the_command_of_the_score_page_writes_what_the_page_shows(tmp_path: Path) -> None:
     page = (ROOT / "docs/score.md").read_text()
-    [command], [sample] = blocks(page, "sh"), blocks(page, "csv")
+    [command, _], [sample] = blocks(page, "sh"), blocks(page, "csv")  # the other takes a cluster: test_on_ray
     home = Path(app.__file__).parents[1]
     for folder in ("models", "app"):
         (tmp_path / folder).symlink_to((ROOT if folder == "models" else home) / folder)
@@ -254,15 +254,18 @@ def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
             [words] = planned
         elif words[0] == "graft-train":
             words = ["python", "-m", "training", *words[1:]]
+        elif words[0] == "torchrun":
+            words = ["python", "-m", "torch.distributed.run", *words[1:]]
         assert Path(words[0]).name == "python", line
+        verb = words[words.index("training") + 1]
         home = str(Path(training.__file__).parents[1])
         settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
-        command = [sys.executable, *words[1:], *SHORTER.get(words[3], ())]
+        command = [sys.executable, *words[1:], *SHORTER.get(verb, ())]
         done = subprocess.run(
             command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
-        told[words[3]] = done.stdout
+        told[verb] = done.stdout
     return told
 
 
@@ -334,6 +337,7 @@ def test_the_commands_of_the_training_page_do_what_it_says(owned: Path) -> None:
     told = follow(shell("docs/training.md"), owned)
     assert list(told) == ["run", "data", "compare", "evaluate", "calibrate"]
     assert load(owned / "models/quick/1").operations
+    assert load(owned / "models/quick/2").operations, "of two processes"
     assert "accuracy" in told["evaluate"]
     assert load(owned / "models/fashion-mnist-seed/2").manifest.anomaly is not None
 
@@ -377,6 +381,15 @@ def test_every_measurement_of_the_pages_could_be_made(command: str) -> None:
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == (0 if "HELP=1" in command else 2), done.stderr
     assert "HELP=1" in command or "wrk makes the load" in done.stderr
+
+
+def test_the_commands_of_the_page_on_scale_are_those_that_are_run_elsewhere() -> None:
+    """They take Ray, which has an environment of its own, and minutes: tests/test_ray_serve.py, tests/benchmarks."""
+    assert [line.split("  ")[0] for line in shell("docs/scale.md")] == [
+        "make scale",
+        "pip install 'graft[ray]'",
+        "serve run --app-dir . deploy/ray/serve.yaml",
+    ]
 
 
 def test_no_page_has_commands_that_no_test_runs() -> None:
