@@ -261,6 +261,8 @@ def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
         home = str(Path(training.__file__).parents[1])
         settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
         command = [sys.executable, *words[1:], *SHORTER.get(verb, ())]
+        if verb == "compare" and "--arms" not in words:
+            command += ["--arms", "pixels,random,scratch"]
         done = subprocess.run(
             command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
         )

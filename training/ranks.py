@@ -90,7 +90,7 @@ def of_all(value: T) -> list[T]:
 
 
 def _joined() -> bool:
-    return "torch" in sys.modules and _torch().distributed.is_initialized()
+    return sys.modules.get("torch") is not None and _torch().distributed.is_initialized()
 
 
 def _torch() -> Any:
