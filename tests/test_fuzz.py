@@ -54,4 +54,4 @@ def test_the_service_is_as_its_description_says(tmp_path: Path, key: str | None)
 
 
 def test_the_service_is_as_the_open_inference_protocol_says(tmp_path: Path) -> None:
-    assert "Tested: 10" in fuzzed(tmp_path, str(PROTOCOL), "--url", "{}", "--max-examples", "50")
+    assert "Tested: 10" in fuzzed(tmp_path, str(PROTOCOL), "--url", "{}", "--max-examples", "30")
