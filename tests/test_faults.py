@@ -324,8 +324,11 @@ def test_a_disk_that_is_full_at_the_start_is_told(models: Path, small: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_count(models: Path) -> None:
-    """The others go on, it is replaced, and what it counted stays."""
+LAID_ASIDE = 250  # requests; a thousand counts are written at the latest, and each has four and more
+
+
+def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_its_last_counts(models: Path) -> None:
+    """The others go on, it is replaced, and what it counted stays, but for the last quarter of a second."""
     statuses: Counter[int] = Counter()
 
     def counted(address: str) -> float:
@@ -344,7 +347,7 @@ def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_cou
         await asyncio.sleep(3)
         assert killed.pid not in {child.pid for child in parent.children()}
         assert len(parent.children()) == 2
-        assert counted(address) >= before
+        assert counted(address) >= before - LAID_ASIDE
         load.stopped = True
         await loading
 
@@ -359,5 +362,5 @@ def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_no_cou
         assert set(statuses) == {200}
         assert len(load.lost) <= load.clients, "one a connection, at most"
         assert load.refused == 0
-        time.sleep(0.2)
-        assert statuses[200] <= counted(address) <= statuses[200] + len(load.lost)
+        time.sleep(1)  # until the others' latest are written
+        assert statuses[200] - LAID_ASIDE <= counted(address) <= statuses[200] + len(load.lost)
