@@ -1,7 +1,7 @@
 """create_app(settings): the only wiring. Nothing happens at import."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -22,7 +22,7 @@ from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.predictor import Predictor
-from app.inference.repository import Repository
+from app.inference.repository import Repository, again_and_again
 from app.metrics import Metrics
 from app.observability import Requests, Told
 from app.settings import Settings
@@ -61,6 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
         settings.model_control,
     )
 
+    async def write() -> None:
+        metrics.write()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # verifies golden pairs, which warms every graph
@@ -68,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         if settings.model_control == "poll":
             going_on.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
-            going_on.append(asyncio.create_task(_again_and_again(_WRITTEN_S, metrics.write)))
+            going_on.append(asyncio.create_task(again_and_again(_WRITTEN_S, write, "metrics were not written")))
         yield
         metrics.write()
         for task in going_on:
@@ -118,12 +121,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(oip.router)
     web.install(app)
     return app
-
-
-async def _again_and_again(seconds: float, do: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        do()
 
 
 def threads_each(settings: Settings, cpus: int) -> int:

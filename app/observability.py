@@ -6,7 +6,6 @@ A leaf: pure ASGI, app.metrics and the standard library.
 import json
 import logging
 import os
-import random
 import re
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -53,16 +52,12 @@ class Facts:
 
     def timing(self, total_s: float) -> bytes:
         """The Server-Timing header."""
-        if self.run_s is not None and self.decode_s is not None and self.queue_s is not None:  # of most
-            told = self.queue_s * 1000, self.decode_s * 1000, self.run_s * 1000, total_s * 1000
-            return b"queue;dur=%.3f, decode;dur=%.3f, run;dur=%.3f, total;dur=%.3f" % told
         parts = (("queue", self.queue_s), ("decode", self.decode_s), ("run", self.run_s), ("total", total_s))
         return ", ".join(f"{name};dur={s * 1000:.3f}" for name, s in parts if s is not None).encode()
 
 
 log = logging.getLogger("graft")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_chance = random.Random(os.urandom(32))  # noqa: S311  # ids are no secrets; the system's own chance is a call to it each
 _facts: ContextVar[Facts | None] = ContextVar("facts", default=None)
 
 
@@ -135,7 +130,7 @@ def _identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
             given = given or value
         elif name == b"traceparent":
             parents.append(value)
-    own = given if _ACCEPTABLE.fullmatch(given) else b"%032x" % _chance.getrandbits(128)
+    own = given if _ACCEPTABLE.fullmatch(given) else os.urandom(16).hex().encode()
     found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
     if found is None or (found[2] and found[0].startswith(b"00")):  # only later versions may say more
         return own, None

@@ -119,7 +119,7 @@ class Repository:
 
     async def poll(self, seconds: float) -> None:
         """Until it is cancelled."""
-        await _again_and_again(seconds, self.look, "a look at the models folder failed; there will be another")
+        await again_and_again(seconds, self.look, "a look at the models folder failed; there will be another")
 
     async def look(self) -> None:
         """Loads what has come or changed and lies still, and unloads what has gone."""
@@ -175,7 +175,7 @@ class Repository:
 
     async def watch_drift(self, seconds: float) -> None:
         """Until it is cancelled."""
-        await _again_and_again(seconds, self._judge_all, "drift could not be judged; it is tried again")
+        await again_and_again(seconds, self._judge_all, "drift could not be judged; it is tried again")
 
     async def _judge_all(self) -> None:
         for model in self.all():
@@ -302,7 +302,7 @@ class Repository:
         self._metrics.serve([*map(_served, self.all()), *self._freeing])
 
 
-async def _again_and_again(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
+async def again_and_again(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
     while True:
         await asyncio.sleep(seconds)
         try:

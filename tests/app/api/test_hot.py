@@ -22,7 +22,6 @@ from app.settings import Settings
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
-KEY = access.Keys(["secret"])
 
 
 def form(*files: bytes) -> tuple[dict[str, str], bytes]:
