@@ -9,8 +9,6 @@ how large it may be, and how many connections there may be.
 import asyncio
 import json
 import os
-from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -103,8 +101,3 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
-
-
-def bounded(seconds: float, most: int) -> Callable[..., Connection]:
-    """What makes a connection's protocol."""
-    return partial(Connection, seconds=seconds, most=most)

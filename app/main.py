@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.api import access, codes, docs, error_handlers, health, models, operations, web
 from app.api.alarm import Alarms
-from app.api.bodies import Arrivals, Bodies
+from app.api.bodies import Bodies
 from app.api.direct import Direct
 from app.api.hot import Hot
 from app.api.oip import routes as oip
@@ -30,18 +29,6 @@ from app.settings import Settings
 _WRITTEN_S = 0.25  # after which other workers know what is counted here
 _DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
-
-
-class _Service(FastAPI):
-    """With the hottest path in front of all else."""
-
-    front: Hot
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.front(scope, receive, send)
-
-    async def others(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -80,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         for each in (pool, decoders):
             each.shutdown(wait=False, cancel_futures=True)
 
-    app = _Service(
+    app = FastAPI(
         title="Graft",
         summary="A folder of images as a service: classify, with models that prove themselves at load",
         version=__version__,
@@ -97,8 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
         repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
     )
     app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
-    arrivals = Arrivals(Bytes(settings.max_bodies_mb * 1_000_000), settings.body_timeout_s, app.state.alarms)
-    app.add_middleware(Bodies, arrivals=arrivals)
+    room = Bytes(settings.max_bodies_mb * 1_000_000)
+    app.add_middleware(Bodies, room=room, seconds=settings.body_timeout_s, alarms=app.state.alarms)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
     error_handlers.install(app)
     keys = access.keys_of(settings)
@@ -114,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(Prefix, prefix=settings.root_path)
     told = Told(metrics, settings.log_requests)
     app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
-    app.front = Hot(app, app.others, operations.BY_PATH, arrivals, keys, told)
+    app.state.hot = Hot(app, operations.BY_PATH, room, app.state.alarms, keys, told)
     docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health):
         app.include_router(module.router)

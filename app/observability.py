@@ -9,7 +9,7 @@ import os
 import re
 import textwrap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -52,7 +52,11 @@ class Facts:
 
     def timing(self, total_s: float) -> bytes:
         """The Server-Timing header."""
-        parts = (("queue", self.queue_s), ("decode", self.decode_s), ("run", self.run_s), ("total", total_s))
+        queue, decode, run = self.queue_s, self.decode_s, self.run_s
+        if queue is not None and decode is not None and run is not None:  # most, and at half the cost
+            times = (1000 * queue, 1000 * decode, 1000 * run, 1000 * total_s)
+            return b"queue;dur=%.3f, decode;dur=%.3f, run;dur=%.3f, total;dur=%.3f" % times
+        parts = (("queue", queue), ("decode", decode), ("run", run), ("total", total_s))
         return ", ".join(f"{name};dur={s * 1000:.3f}" for name, s in parts if s is not None).encode()
 
 
@@ -77,7 +81,9 @@ class Requests:
             await self.app(scope, receive, send)
             return
         start, status = perf_counter(), WENT_AWAY
-        own, record = begin(scope["headers"])
+        own, trace_id = identify(scope["headers"])
+        record = Facts(trace_id=trace_id)
+        _enter(own, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -99,6 +105,20 @@ class Told:
     def __init__(self, metrics: Metrics, log_requests: LogRequests = "errors") -> None:
         self._metrics, self._log_requests = metrics, log_requests
 
+    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+        """The same, where the request has no context that it ran in."""
+        if self._logs(status):
+            Context().run(self._within, scope, own, record, status, seconds)
+        else:
+            self(scope, record, status, seconds)
+
+    def _within(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+        _enter(own, record)
+        self(scope, record, status, seconds)
+
+    def _logs(self, status: int) -> bool:
+        return self._log_requests == "all" or (self._log_requests == "errors" and status >= 400)
+
     def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
@@ -109,20 +129,17 @@ class Told:
             metrics.waited(model, version, record.queue_s)
         if record.decode_s is not None:
             metrics.decoded(model, version, record.decode_s)
-        if self._log_requests == "all" or (self._log_requests == "errors" and status >= 400):
+        if self._logs(status):
             _log_access(scope, operation, record, status, seconds)
 
 
-def begin(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, Facts]:
-    """(request id, record) of a request that begins now, in its own context from now on."""
-    own, trace_id = _identify(headers)
-    record = Facts(trace_id=trace_id)
+def _enter(own: bytes, record: Facts) -> None:
+    """Of the context that calls, from now on."""
     request_id.set(own.decode())
     _facts.set(record)
-    return own, record
 
 
-def _identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
+def identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
     """(request id, W3C trace id); more than one traceparent is none."""
     given, parents = b"", []
     for name, value in headers:

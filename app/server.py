@@ -27,8 +27,9 @@ except ImportError:  # Windows, which has no such limit
 
 from app import door, heap
 from app.bundle.store import names, versions
-from app.connection import Connection, bounded
+from app.connection import Connection
 from app.errors import SettingsInvalid
+from app.hot_connection import bounded
 from app.main import create_app
 from app.observability import log
 from app.settings import PREFIX, Settings
@@ -62,7 +63,7 @@ def serve(
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(
         app,
-        http=bounded(settings.head_timeout_s, settings.max_connections),  # type: ignore[arg-type]  # it is only called
+        http=bounded(settings.head_timeout_s, settings.max_connections, app.state.hot),  # type: ignore[arg-type]  # it is only called
         log_level="warning",
         log_config=None,  # ours shows its lines too
         access_log=False,
@@ -115,6 +116,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            heap.keep()
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

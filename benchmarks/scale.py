@@ -27,9 +27,9 @@ from benchmarks.home import RESULTS, ROOT, Skipped
 
 RAY = Path(sys.prefix).with_name(f"{Path(sys.prefix).name}-ray") / "bin/python"
 IMAGES = 64  # in a request: what the clients cost is little beside
-CLIENTS = 4
+CLIENTS = 16  # that whichever worker takes whichever connection, each has some
 REPETITIONS = 3
-SIZES = (4_096, 24_576)  # images to score, in whole blocks; the rate is of what the second has more, without the start
+SIZES = (8_192, 65_536)  # images to score, in whole blocks; the rate is of what the second has more, without the start
 BOUNDARY = "graft"
 
 
@@ -90,29 +90,42 @@ def asked(port: int, data: bytes, seconds: float) -> int:
 
 def workers(folder: Path) -> list[str]:
     data = body(sorted(folder.rglob("*.png"))[:IMAGES])
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    per_cpu_second: dict[int, list[float]] = {1: [], 2: []}
+    alone, free, both = (1, 1), (1, 2), (2, 2)  # workers, cores that they may have
+    rates: dict[tuple[int, int], list[float]] = {alone: [], free: [], both: []}
+    per_cpu_second: dict[tuple[int, int], list[float]] = {alone: [], free: [], both: []}
     for _ in range(REPETITIONS):
-        for count in rates:
+        for count, cores in rates:
             settings = {"GRAFT_WORKERS": str(count), "GRAFT_THREADS": "1", "GRAFT_MODELS": str(ROOT / "models")}
             with running(300, **settings) as (process, address, _):
+                if cores == 1:
+                    keep_to_one_core(process.pid)
                 port = int(address.rpartition(":")[2])
                 asked(port, data, 2)  # warm
                 clock, own = Clock(psutil.Process(process.pid)), time.process_time()
                 images = asked(port, data, 5)
                 wall, cpu, every = clock.spent()
                 own = time.process_time() - own
-            rates[count].append(images / wall)
-            per_cpu_second[count].append(images / cpu)
+            rates[count, cores].append(images / wall)
+            per_cpu_second[count, cores].append(images / cpu)
             say(
-                f"{count} workers: {images / wall:,.0f} images/s, {images / cpu:,.0f} per CPU second, had "
-                f"{cpu / wall:.2f} cores, clients {own / wall:.2f}, others {(every - cpu - own) / wall:.2f}"
+                f"{count} workers, {cores} cores: {images / wall:,.0f} images/s, {images / cpu:,.0f} per CPU second, "
+                f"had {cpu / wall:.2f} cores, clients {own / wall:.2f}, others {(every - cpu - own) / wall:.2f}"
             )
-    return [row("workers, 64 images a request", rates, per_cpu_second)]
+    return [
+        row(f"{which}, 64 images a request", *({1: each[one], 2: each[both]} for each in (rates, per_cpu_second)))
+        for which, one in (("a worker on one core, or two on two", alone), ("a worker on two cores, or two", free))
+    ]
+
+
+def keep_to_one_core(pid: int) -> None:
+    """All threads that there are, and so those that they start."""
+    core = {min(os.sched_getaffinity(0))}
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setaffinity(int(thread), core)
 
 
 @contextlib.contextmanager
-def nodes() -> Iterator[tuple[str, psutil.Process]]:
+def nodes() -> Iterator[str]:
     """A cluster of two nodes, a core each."""
     if not RAY.exists():
         raise Skipped("no environment with Ray: `make ray` makes it")
@@ -122,7 +135,7 @@ def nodes() -> Iterator[tuple[str, psutil.Process]]:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield process.stdout.readline().strip(), psutil.Process(process.pid)
+        yield process.stdout.readline().strip()
         process.stdin.close()
         process.wait(120)
 
@@ -147,16 +160,13 @@ def score(folder: Path) -> list[str]:
             spent, cpus = [], []
             for size, images in zip(SIZES, sets, strict=True):
                 out = folder.parent / f"{repetition}-{count}-{size}.parquet"
-                with nodes() if count == 2 else contextlib.nullcontext(("", psutil.Process())) as (address, root):
+                with nodes() if count == 2 else contextlib.nullcontext("") as address:
                     if count == 2:
                         scored(sets[0], folder.parent / "warm.parquet", "--ray", address)
                         shutil.rmtree(folder.parent / "warm.parquet")
-                    before = os.times()
-                    clock = Clock(root)
+                    clock = Clock(psutil.Process())
                     spent.append(scored(images, out, *(["--ray", address] if count == 2 else [])))
-                    after = os.times()
-                    child = after.children_user + after.children_system - before.children_user - before.children_system
-                    cpus.append(child + (clock.spent()[1] if count == 2 else 0))
+                    cpus.append(clock.spent()[2])  # of the whole machine: Ray's processes are nobody's children
             more = SIZES[1] - SIZES[0]
             rates[count].append(more / (spent[1] - spent[0]))
             per_cpu_second[count].append(more / (cpus[1] - cpus[0]))

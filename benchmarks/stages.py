@@ -26,7 +26,13 @@ STAGES = {
     "run of the graphs": ("bundle/session.py", "onnxruntime/"),
     "softmax, scoring": ("bundle/scoring.py", "inference/results.py", "inference/answer.py", "bundle/bundle.py"),
     "batcher, admission, predictor": ("app/inference/",),
-    "deadline and disconnect": ("api/call.py:within", "api/call.py:_leaving", "asyncio/tasks.py", "asyncio/futures.py"),
+    "deadline and disconnect": (
+        "api/alarm.py",
+        "api/call.py:within",
+        "api/call.py:_leaving",
+        "asyncio/tasks.py",
+        "asyncio/futures.py",
+    ),
     "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py", "api/direct.py", "api/hot.py"),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
     "metrics": ("app/metrics.py", "prometheus_client/"),
@@ -34,7 +40,7 @@ STAGES = {
     "changes of thread": ("anyio/", "threading.py", "concurrent/futures/", "starlette/concurrency.py", "queue.py"),
     "FastAPI's dependencies": ("fastapi/dependencies/", "fastapi/params", "fastapi/_compat"),
     "FastAPI, Starlette: routing, middleware, requests": ("fastapi/", "starlette/", "contextlib.py"),
-    "uvicorn: HTTP parsing and writing": ("uvicorn/",),
+    "uvicorn: HTTP parsing and writing": ("uvicorn/", "app/connection.py", "app/hot_connection.py"),
 }
 # Frames in which a thread does nothing but wait: py-spy takes some for work.
 IDLE = ("threading.py:Condition.wait", "threading.py:wait", "futures/thread.py:_worker")

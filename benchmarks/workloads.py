@@ -63,7 +63,8 @@ def inferred(answer: bytes) -> np.ndarray:
     """`probabilities` of an answer in the protocol, whether in its JSON or behind it."""
     told, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
     [output] = [each for each in told["outputs"] if each["name"] == "probabilities"]
-    values = output["data"] if "data" in output else np.frombuffer(answer[end:], np.float32)
+    kind = np.float64 if output["datatype"] == "FP64" else np.float32
+    values = output["data"] if "data" in output else np.frombuffer(answer[end:], kind)
     return np.array(values, np.float32).reshape(output["shape"])
 
 
@@ -202,6 +203,7 @@ def _garments(count: int, seed: int) -> np.ndarray:
 # --- the workloads ---------------------------------------------------------------------------------------------------
 
 _FORMS = {"floor": "/", "naive": "/classify", "graft": "/v1/classify", "litserve": "/classify"}
+_INFER = "/v2/models/classifier/infer"
 _PEERS = _FORMS | {"bentoml": "/classify", "ray": "/classify"}
 
 WORKLOADS = (
@@ -223,6 +225,15 @@ WORKLOADS = (
         concurrency=(1, 8),
     ),
     Workload("default", "one 28×28 PNG, multipart, the default model", DEFAULT, small(4096), _FORMS),
+    Workload(
+        "jpeg-1mp",
+        "a 1-megapixel JPEG",
+        SEED,
+        photographs(64, 1000, 1000),
+        _FORMS,
+        kind="image/jpeg",
+        concurrency=(1, 8),
+    ),
     Workload(
         "jpeg-12mp",
         "a 12-megapixel JPEG",
@@ -262,13 +273,12 @@ WORKLOADS = (
         check="encode",
         concurrency=(1, 32),
     ),
-    # Graft's path joins these two when it speaks the protocol: "graft": f"/v2/models/{SEED}/infer".
     Workload(
         "v2-json",
         "Open Inference Protocol, pixels in JSON",
         SEED,
         small(4096),
-        {"floor": "/", "naive": "/v2/models/classifier/infer", "mlserver": "/v2/models/classifier/infer"},
+        {"floor": "/", "naive": _INFER, "mlserver": _INFER, "graft": f"/v2/models/{SEED}/infer"},
         body="v2-json",
         concurrency=(1, 8, 32, 128),
     ),
@@ -277,7 +287,7 @@ WORKLOADS = (
         "Open Inference Protocol, pixels as bytes",
         SEED,
         small(4096),
-        {"floor": "/", "triton": "/v2/models/classifier/infer"},
+        {"floor": "/", "triton": _INFER, "graft": f"/v2/models/{SEED}/infer"},
         body="v2-binary",
         concurrency=(1, 8, 32, 128),
     ),

@@ -28,6 +28,7 @@ from app.bundle.drawings import GARMENTS, garment
 from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
+from app.hot_connection import bounded
 from app.main import create_app
 from app.settings import Settings
 
@@ -202,7 +203,9 @@ def save_tiny(models: Path, name: str = "tiny", version: int | None = None, **ch
 def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Client]:
     """The service on a real socket, in a thread of this process; a client whose paths begin at its root."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app or create_app(settings), log_level="critical", ws="none")
+        app = app or create_app(settings)
+        protocol = bounded(settings.head_timeout_s, settings.max_connections, app.state.hot)
+        config = uvicorn.Config(app, http=protocol, log_level="critical", ws="none")  # type: ignore[arg-type]
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

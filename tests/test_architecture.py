@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
     "app.score": {"app.inference", "app.bundle", *LEAVES},
     "app.connection": {"app.api", *LEAVES},
-    "app.server": {"app.main", "app.bundle", "app.connection", "app.door", "app.heap", *LEAVES},
+    "app.hot_connection": {"app.api", "app.connection", *LEAVES},
+    "app.server": {"app.main", "app.bundle", "app.connection", "app.door", "app.heap", "app.hot_connection", *LEAVES},
     "app.supervisor": {"app.door", "app.observability"},
     "app.__main__": {"app", "app.score", "app.server", "app.supervisor", *LEAVES},
     "app": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
 KEPT_TO = {
     "fastapi": ("app.main", "app.api"),
     "starlette": ("app.main", "app.api"),
-    "uvicorn": ("app.server", "app.connection"),
+    "uvicorn": ("app.server", "app.connection", "app.hot_connection"),
     "python_multipart": ("app.api.form",),
     "onnxruntime": ("app.bundle.session", "training.quantise"),
     "pyspng": ("app.bundle.decode",),

@@ -11,12 +11,22 @@ _MOMENT_S = 0.02  # most work is done within it
 
 
 class Alarm:
-    """Cancels the task that set it when its time is over, or when it is told to; whoever sets it puts it `off`."""
+    """Rings when its time is over, or when it is told to; whoever sets it puts it `off`.
 
-    __slots__ = ("_among", "_at", "_later", "_task", "rang", "since")
+    It cancels the task that has set it, or calls `ring`.
+    """
 
-    def __init__(self, among: "Alarms", seconds: float, later: "Callable[[Alarm], None] | None") -> None:
-        self._among, self._task, self._later, self.rang = among, asyncio.current_task(), later, ""
+    __slots__ = ("_among", "_at", "_later", "_ring", "_task", "rang", "since")
+
+    def __init__(
+        self,
+        among: "Alarms",
+        seconds: float,
+        later: "Callable[[Alarm], None] | None",
+        ring: Callable[[], None] | None,
+    ) -> None:
+        self._among, self._later, self._ring, self.rang = among, later, ring, ""
+        self._task = asyncio.current_task() if ring is None else None
         self.since = monotonic()
         self._at = self.since + seconds
 
@@ -28,12 +38,17 @@ class Alarm:
             later(self)
 
     def ring(self, why: str) -> None:
-        if not self.rang and self._task is not None:
-            self.rang = why
+        if self.rang:
+            return
+        self.rang = why
+        if self._ring is not None:
+            self._ring()
+        elif self._task is not None:
             self._task.cancel()
 
     def off(self) -> None:
         self._among.forget(self)
+        self._ring = None  # which may hold who holds this
         if self.rang and self._task is not None:
             self._task.uncancel()
 
@@ -43,9 +58,14 @@ class Alarms:
         self._set: dict[Alarm, None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # on which the next look is due
 
-    def set(self, seconds: float, later: Callable[[Alarm], None] | None = None) -> Alarm:
-        """Of the task that calls. `later` is called once, if the alarm is still set after a moment."""
-        alarm = Alarm(self, seconds, later)
+    def set(
+        self,
+        seconds: float,
+        later: Callable[[Alarm], None] | None = None,
+        ring: Callable[[], None] | None = None,
+    ) -> Alarm:
+        """`later` is called once, if the alarm is still set after a moment."""
+        alarm = Alarm(self, seconds, later, ring)
         self._set[alarm] = None
         loop = asyncio.get_running_loop()
         if self._loop is not loop:

@@ -18,23 +18,12 @@ from app.inference.admission import Bytes
 CROWDED = "crowded"  # in a request's state: of how many connections its own is one too many
 
 
-class Arrivals:
-    """A body's bytes count from their arrival until its request is over."""
-
-    def __init__(self, room: Bytes, seconds: int, alarms: Alarms) -> None:
-        """`seconds` are what a body may take."""
-        self.room, self.seconds, self.alarms = room, seconds, alarms
-
-    def of(self, receive: Receive) -> "Arriving":
-        return Arriving(self, receive)
-
-
-class Arriving:
-    """One request's body."""
+class _Arriving:
+    """One request's body. Its bytes count from their arrival until the request is over."""
 
     __slots__ = ("_among", "_held", "_receive", "_until", "_whole")
 
-    def __init__(self, among: Arrivals, receive: Receive) -> None:
+    def __init__(self, among: "Bodies", receive: Receive) -> None:
         self._among, self._receive, self._held, self._whole = among, receive, 0, False
         self._until = monotonic() + among.seconds
 
@@ -63,8 +52,9 @@ class Arriving:
 
 
 class Bodies:
-    def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
-        self.app, self._arrivals = app, arrivals
+    def __init__(self, app: ASGIApp, room: Bytes, seconds: int, alarms: Alarms) -> None:
+        """`seconds` are what a body may take."""
+        self.app, self.room, self.seconds, self.alarms = app, room, seconds, alarms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +65,7 @@ class Bodies:
             error = TooManyConnections(f"more than the {most:,} connections that there may be; try again in 1 s", 1)
             await answer_to(error)(scope, receive, send)
             return
-        arriving = self._arrivals.of(receive)
+        arriving = _Arriving(self, receive)
         try:
             await self.app(scope, arriving.receive, send)
         finally:

@@ -20,7 +20,7 @@ from app.metrics import Metrics
 from app.observability import facts
 
 Result = TypeVar("Result")
-_SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
+SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
 
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
 Timeout = Annotated[
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     """What an operation asks of a model, and what it makes of that."""
 
     needs: Sequence[str]  # operations that the model has to be able to do
-    outputs: Collection[str]
+    outputs: frozenset[str]
     shape: Callable[[Answered], Response]
 
 
@@ -82,7 +82,7 @@ class Call:
         async def work() -> Response:
             found = await self.predictor.predict(images, model, frozenset(outputs))
             record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
-            return await shaped(max(found.images.size, _largest(found.outputs)), lambda: shape(found))
+            return await shaped(values_of(found), lambda: shape(found))
 
         return await self.within(work())
 
@@ -144,7 +144,11 @@ class Call:
 
 async def shaped(values: int, shape: Callable[[], Response]) -> Response:
     """Answers with many pixels in them are drawn and encoded in a thread, so that nobody else waits for them."""
-    return shape() if values <= _SHAPED_ON_LOOP else await asyncio.to_thread(shape)
+    return shape() if values <= SHAPED_ON_LOOP else await asyncio.to_thread(shape)
+
+
+def values_of(found: Answered) -> int:
+    return max(found.images.size, _largest(found.outputs))
 
 
 def _largest(outputs: Outputs) -> int:

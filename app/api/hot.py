@@ -1,40 +1,59 @@
-"""The hottest path: a plain request with small images in it, answered in front of everything else.
+"""The hottest path: a plain request with small images in it, answered where its bytes arrive, in front of all else.
 
-FastAPI, its middlewares and ours are a coroutine each, and a request that a model answers in 30 µs spends several times
-as long in them. Here it is one function from the body to the answer:
+What an application of ASGI costs, FastAPI, its middlewares and ours, a task and its messages, is several times what a
+small model takes. Here a request is a function called with its body, and one called with what its batch gave:
 
-    recognise ─▶ body ─▶ files ─▶ pixels ─▶ batch ─▶ answer ─▶ count
-        └────────┴────────┴────────┴────────┴─▶ whatever is not plainly good goes on to the others, as if never seen
+    recognise ─▶ body ─▶ files ─▶ pixels ─▶ batch ···▶ shape ─▶ answer ─▶ count
+        └────────┴────────┴────────┴──────────────────┴─▶ whatever is not plainly good goes on to the others
 
 so that nothing is refused here, and no refusal has a second shape: what this path does not answer with 200 is read anew
-by those that know all of it. What bounds others bounds this one: keys, bodies' bytes and time, the queue, the deadline,
-and that the caller may leave.
+by those that know all of it. What bounds others bounds this one: keys, bodies' bytes, the queue, the deadline, and that
+the caller may leave. How long a body may take, and how many connections there are, is the connection's
+(app/hot_connection.py).
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+import weakref
+from collections.abc import Mapping
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import access
-from app.api.bodies import CROWDED, Arrivals
-from app.api.call import Call, Operation
+from app.api.alarm import Alarms
+from app.api.call import SHAPED_ON_LOOP, Call, Operation, Plan, values_of
 from app.api.form import boundary_of, plain_files
-from app.errors import DeadlinePassed, GraftError
-from app.observability import HEADER, TIMING, Facts, begin
+from app.errors import DeadlinePassed
+from app.inference.admission import Bytes
+from app.inference.model import Model
+from app.inference.predictor import Answered, Begun, Predictor
+from app.observability import HEADER, TIMING, WENT_AWAY, Facts, Told, identify
 
-_MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
+Headers = list[tuple[bytes, bytes]]
+MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
+_MOST_PLANS = 64
 _ELSEWHERE = frozenset(  # headers that ask for what is done there
-    {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin"}
+    {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade"}
 )
+_READ = (b"content-type", b"content-length", b"accept")
 
 
-class _Asked(NamedTuple):
-    operation: Operation
+class Asker(Protocol):
+    """Whoever has asked: called once, one or the other, unless he leaves before."""
+
+    def answer(self, headers: Headers, body: bytes) -> None:
+        """With 200."""
+
+    def hand_on(self, error: DeadlinePassed | None) -> None:
+        """To the others, for whom it shall be as if it had not been read; they tell of the error."""
+
+
+class Asked(NamedTuple):
+    path: str
     content_type: str
     accept: str | None
 
@@ -43,93 +62,57 @@ class Hot:
     def __init__(
         self,
         app: FastAPI,
-        others: ASGIApp,
         operations: Mapping[str, Operation],
-        arrivals: Arrivals,
+        room: Bytes,
+        alarms: Alarms,
         keys: access.Keys,
-        tell: Callable[[Scope, Facts, int, float], None],
+        told: Told,
     ) -> None:
-        """`operations` by path; `tell` is called for each request that was answered here."""
-        self._app, self._others = app, others
-        self._arrivals, self._keys, self._tell = arrivals, keys, tell
+        """`operations` by path; `room` is that of all bodies."""
         settings = app.state.settings
         prefix = settings.root_path.strip("/")
-        self._operations = {**operations, **{f"/{prefix}{path}": each for path, each in operations.items() if prefix}}
-        self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
+        paths = {**operations, **{f"/{prefix}{path}": each for path, each in operations.items() if prefix}}
+        self._paths = {path.encode(): path for path in paths}
+        self._app, self._operations = app, paths
+        self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
+        self.predictor: Predictor = app.state.predictor
+        self.timeout_s: float = settings.timeout_ms / 1000
+        self._most_images, self._most_bytes = settings.max_images, min(MOST_BYTES, settings.max_body_bytes)
+        self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = self._recognised(scope) if scope["type"] == "http" else None
-        if asked is None:
-            await self._others(scope, receive, send)
-            return
-        start = perf_counter()
-        own, record = begin(scope["headers"])
-        seen: Message | GraftError | None = None
-        answer = None
-        arriving = self._arrivals.of(receive)
-        try:
-            seen = await arriving.receive()
-            answer = await self._answered(asked, Request(scope, receive), seen, record)
-        except GraftError as error:
-            if seen is None or isinstance(error, DeadlinePassed):  # nobody is to wait for it once more
-                seen = error
-        except ClientDisconnect:
-            seen = {"type": "http.disconnect"}
-        except Exception:  # noqa: S110  # who takes it from here meets it too, and tells of it
-            pass
-        finally:
-            arriving.over()
-        if answer is None:
-            await self._others(scope, receive if seen is None else _again(seen, receive), send)
-            return
-        timing = record.timing(perf_counter() - start)
-        headers = [*answer.raw_headers, (HEADER, own), (TIMING, timing)]
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
-        self._tell(scope, record, answer.status_code, perf_counter() - start)
-
-    def _recognised(self, scope: Scope) -> _Asked | None:
-        operation = self._operations.get(scope["path"])
-        if operation is None or scope["method"] != "POST" or scope["query_string"]:
+    def recognised(self, url: bytes, headers: Headers) -> Asked | None:
+        """Of a POST."""
+        path = self._paths.get(url)
+        if path is None:
             return None
-        content_type = accept = length = None
-        for name, value in scope["headers"]:
-            if name == b"content-type":
-                content_type = value if content_type is None else b""  # twice: neither
-            elif name == b"content-length":
-                length = value
-            elif name == b"accept":
-                if accept is not None:
-                    return None
-                accept = value.decode("latin-1")
-            elif name in _ELSEWHERE:
-                return None
+        named = dict(headers)
+        if len(named) < len(headers) or not _ELSEWHERE.isdisjoint(named):  # none is there twice
+            return None
+        content_type, length, accept = map(named.get, _READ)
         if not content_type or length is None or not length.isdigit() or int(length[:9]) > self._most_bytes:
             return None
-        if CROWDED in scope.get("state", ()) or (self._keys and not access.holds(self._keys, scope)):
+        if self._keys and not access.holds(self._keys, {"headers": headers}):
             return None
-        return _Asked(operation, content_type.decode("latin-1"), accept)
+        return Asked(path, content_type.decode("latin-1"), None if accept is None else accept.decode("latin-1"))
 
-    async def _answered(self, asked: _Asked, request: Request, seen: Message, record: Facts) -> Response | None:
-        body: bytes = seen.get("body", b"")
-        if seen.get("more_body", False) or len(body) > self._most_bytes:
-            return None
-        record.body_read = perf_counter()
+    def ask(self, asked: Asked, headers: Headers, body: bytes, asker: Asker) -> "Asking | None":
+        """None where it is for the others."""
+        start = perf_counter()
         files = self._files(asked.content_type, body)
         if not files:
             return None
-        request.scope["app"] = self._app
-        record.operation = asked.operation.__name__
-        call = Call(request, accept=asked.accept)
-        plan = asked.operation(call, files)
-        model = call.able(*plan.needs)
-        images = call.predictor.decoded_if_quick(model.bundle, files)
+        model = self.predictor.repository.get(None)
+        plan = self._plan(asked, model, files)
+        images = self.predictor.decoded_if_quick(model.bundle, files)
         if images is None:
             return None
-        decode_s = perf_counter() - record.body_read
-        answer = await call.answered_by(model, images, plan.outputs, plan.shape)
-        record.decode_s = decode_s
-        return answer
+        bundle = model.bundle
+        own, trace_id = identify(headers)
+        record = Facts(self._operations[asked.path].__name__, bundle.name, bundle.version, len(files), start)
+        record.trace_id, record.decode_s = trace_id, perf_counter() - start
+        asking = Asking(self, asked.path, own, record, start, plan, len(body), asker)
+        asking.begin(images, model)
+        return asking
 
     def _files(self, content_type: str, body: bytes) -> list[bytes] | None:
         kind = content_type.partition(";")[0].strip().lower()
@@ -138,18 +121,95 @@ class Hot:
             return None if boundary is None else plain_files(body, boundary, self._most_images)
         return [body] if kind.startswith("image/") else None
 
+    def _plan(self, asked: Asked, model: Model, files: list[bytes]) -> Plan:
+        """The same for all requests that ask the same of a model."""
+        key = asked.path, asked.accept, len(files) == 1
+        known = self._plans.get(key)
+        if known is not None and known[0]() is model:
+            return known[1]
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        call = Call(Request({"type": "http", "app": self._app}), accept=asked.accept)
+        plan = self._operations[asked.path](call, files)
+        for operation in plan.needs:
+            model.bundle.require(operation)
+        self._plans[key] = weakref.ref(model), plan
+        return plan
 
-def _again(seen: Message | GraftError, receive: Receive) -> Receive:
-    """As if it had not been received yet."""
-    first = True
 
-    async def received() -> Message:
-        nonlocal first
-        if not first:
-            return await receive()
-        first = False
-        if isinstance(seen, GraftError):
-            raise seen
-        return seen
+class Asking:
+    """One request, between its body and its answer."""
 
-    return received
+    __slots__ = ("_alarm", "_asker", "_begun", "_hot", "_own", "_path", "_plan", "_record", "_room", "_start")
+
+    def __init__(
+        self, hot: Hot, path: str, own: bytes, record: Facts, start: float, plan: Plan, size: int, asker: Asker
+    ) -> None:
+        self._hot, self._path, self._own, self._record, self._start = hot, path, own, record, start
+        self._plan, self._room = plan, size
+        self._asker: Asker | None = asker
+        self._begun: Begun | None = None
+
+    def begin(self, images: np.ndarray, model: Model) -> None:
+        hot = self._hot
+        hot.room.take(self._room)
+        try:
+            self._begun = hot.predictor.begin(images, model, self._plan.outputs, self._came)
+        except BaseException:
+            hot.room.give_back(self._room)
+            raise
+        self._alarm = hot.alarms.set(hot.timeout_s, ring=self._late)
+
+    def leave(self) -> None:
+        """The caller has gone."""
+        self._dropped()
+        self._tell(WENT_AWAY)
+
+    def _late(self) -> None:
+        asker, milliseconds = self._asker, self._hot.timeout_s * 1000
+        self._dropped()
+        assert asker is not None
+        asker.hand_on(DeadlinePassed(f"not answered within {milliseconds:,.0f} ms; the work was dropped"))
+
+    def _came(self, found: Answered | Exception) -> None:
+        self._begun = None
+        if isinstance(found, Exception):  # who takes it from here meets it too, and tells of it
+            self._shaped(None, None)
+        elif values_of(found) <= SHAPED_ON_LOOP:
+            try:
+                answer = self._plan.shape(found)
+            except Exception:
+                answer = None
+            self._shaped(found, answer)
+        else:
+            shaping = asyncio.get_running_loop().run_in_executor(None, self._plan.shape, found)
+            shaping.add_done_callback(lambda s: self._shaped(found, None if s.exception() else s.result()))
+
+    def _shaped(self, found: Answered | None, answer: Response | None) -> None:
+        asker = self._asker
+        if asker is None:  # who left, or was told that it is too late, while it was shaped
+            return
+        self._over()
+        if found is None or answer is None:
+            asker.hand_on(None)
+            return
+        record = self._record
+        record.queue_s, record.run_s = found.queue_s, found.run_s
+        timing = record.timing(perf_counter() - self._start)
+        asker.answer([*answer.raw_headers, (HEADER, self._own), (TIMING, timing)], bytes(answer.body))
+        self._tell(200)
+
+    def _tell(self, status: int) -> None:
+        scope = {"method": "POST", "path": self._path}
+        self._hot.told.of_nobody(scope, self._own, self._record, status, perf_counter() - self._start)
+
+    def _dropped(self) -> None:
+        if self._begun is not None:
+            self._begun.drop()
+        self._over()
+
+    def _over(self) -> None:
+        """Lets go of all that holds this: nothing shall wait for the collector of garbage."""
+        self._begun = self._asker = None
+        self._alarm.off()
+        self._hot.room.give_back(self._room)

@@ -73,7 +73,7 @@ def classify(
     false_alarm_rate: Rate = None,
 ) -> Plan:
     call.form(JSON)
-    wanted = {LOGITS} | ({DISTANCES} if in_domain else set()) | ({EXPLANATION} if explain else set())
+    wanted = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
 
     def shape(found: Answered) -> Response:
@@ -95,7 +95,7 @@ def encode(call: ACall, images: Images) -> Plan:
             return as_npy(codes)
         return as_json(found.bundle, [{"embedding": code} for code in codes.tolist()])
 
-    return Plan(["encode"], {EMBEDDING}, shape)
+    return Plan(["encode"], frozenset([EMBEDDING]), shape)
 
 
 @_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
@@ -108,7 +108,7 @@ def reconstruct(call: ACall, images: Images) -> Plan:
             return Response(pictures.of_unit(drawn[0]), media_type=PNG)
         return as_json(found.bundle, _reconstructed(found))
 
-    return Plan(["reconstruct"], {RECONSTRUCTION}, shape)
+    return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
 
 
 @_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
@@ -125,7 +125,7 @@ def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_r
             join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
-    return Plan(needs, {DISTANCES} | ({RECONSTRUCTION} if mapped else set()), shape)
+    return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if mapped else [])]), shape)
 
 
 @_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
@@ -141,7 +141,7 @@ def predict(
     able = call.bundle.operations
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
     outputs = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
-    wanted = {EMBEDDING, *(output for operation, output in outputs.items() if operation in able)}
+    wanted = [EMBEDDING, *(output for operation, output in outputs.items() if operation in able)]
 
     def shape(found: Answered) -> Response:
         fields: list[Fields] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
@@ -156,7 +156,7 @@ def predict(
             join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
-    return Plan(needs, wanted | ({EXPLANATION} if explain else set()), shape)
+    return Plan(needs, frozenset([*wanted, *([EXPLANATION] if explain else [])]), shape)
 
 
 def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:

@@ -16,16 +16,23 @@ class Admission:
 
     @contextmanager
     def admit(self, images: int, seconds_each: float) -> Iterator[None]:
+        self.enter(images, seconds_each)
+        try:
+            yield
+        finally:
+            self.leave(images)
+
+    def enter(self, images: int, seconds_each: float) -> None:
+        """Whoever enters leaves, too."""
         if self.images + images > self.most:
             wait = max(1, math.ceil(self.images * seconds_each))
             raise QueueFull(
                 f"{self.images:,} images are waiting, and at most {self.most:,} may; try again in {wait} s", wait
             )
         self._count(images)
-        try:
-            yield
-        finally:
-            self._count(-images)
+
+    def leave(self, images: int) -> None:
+        self._count(-images)
 
     def linger(self, images: int) -> Callable[[], None]:
         """For work that goes on a little after its caller has left: call what this gives when it has ended."""

@@ -30,10 +30,13 @@ class Done(Generic[Result]):
 
 
 @dataclass(slots=True, eq=False)
-class _Item(Generic[Work, Result]):
+class Item(Generic[Work, Result]):
+    """A work that waits, or runs."""
+
     work: Work
-    future: "asyncio.Future[Done[Result]]"
+    then: "Callable[[Done[Result] | Exception], None]"
     asked: float
+    gone: bool = False
 
 
 class Batcher(Generic[Work, Result]):
@@ -57,22 +60,41 @@ class Batcher(Generic[Work, Result]):
         `ran` hears of every batch its images and seconds.
         """
         self._run, self._most, self._pool, self._on_loop, self._ran = run, most, pool, on_loop, ran
-        self._waiting: deque[_Item[Work, Result]] = deque()
+        self._waiting: deque[Item[Work, Result]] = deque()
         self._busy = False  # a flush is coming, or a batch is running in the pool
 
     async def submit(self, work: Work) -> Done[Result]:
-        loop = asyncio.get_running_loop()
-        item: _Item[Work, Result] = _Item(work, loop.create_future(), time.perf_counter())
+        future: asyncio.Future[Done[Result]] = asyncio.get_running_loop().create_future()
+
+        def then(outcome: Done[Result] | Exception) -> None:
+            if future.done():  # cancelled in this turn of the loop
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+        item = self.put(work, then)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.drop(item)
+            raise
+
+    def put(self, work: Work, then: Callable[[Done[Result] | Exception], None]) -> Item[Work, Result]:
+        """`then` is called on the event loop."""
+        item: Item[Work, Result] = Item(work, then, time.perf_counter())
         self._waiting.append(item)
         if not self._busy:
             self._busy = True
             self._soon()  # after whatever else this turn of the loop brings
-        try:
-            return await item.future
-        except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):  # its batch has been taken
-                self._waiting.remove(item)
-            raise
+        return item
+
+    def drop(self, item: Item[Work, Result]) -> None:
+        """Nothing more of it is told, nor kept; what has not begun never does."""
+        item.gone = True
+        with contextlib.suppress(ValueError):  # its batch has been taken
+            self._waiting.remove(item)
 
     def _soon(self) -> None:
         asyncio.get_running_loop().call_soon(self._flush, context=Context())
@@ -96,7 +118,7 @@ class Batcher(Generic[Work, Result]):
         else:
             running.add_done_callback(lambda ran: self._after(items, ran))
 
-    def _after(self, items: list[_Item[Work, Result]], ran: "asyncio.Future[tuple[_Outcome[Result], float]]") -> None:
+    def _after(self, items: list[Item[Work, Result]], ran: "asyncio.Future[tuple[_Outcome[Result], float]]") -> None:
         try:
             outcome, ended = ran.result()
         except BaseException as error:  # as above, or a library's SystemExit in its thread
@@ -104,21 +126,19 @@ class Batcher(Generic[Work, Result]):
         self._soon()
         self._settle(items, outcome, ended)
 
-    def _take(self) -> list[_Item[Work, Result]]:
-        """The oldest, as many as make a batch; those whose caller has gone are dropped."""
-        items: list[_Item[Work, Result]] = []
+    def _take(self) -> list[Item[Work, Result]]:
+        """The oldest, as many as make a batch."""
+        items: list[Item[Work, Result]] = []
         images = 0
         while self._waiting:
             item = self._waiting[0]
-            if not item.future.done():
-                if items and images + len(item.work) > self._most:
-                    break
-                items.append(item)
-                images += len(item.work)
-            self._waiting.popleft()
+            if items and images + len(item.work) > self._most:
+                break
+            items.append(self._waiting.popleft())
+            images += len(item.work)
         return items
 
-    def _attempt(self, items: list[_Item[Work, Result]]) -> "_Outcome[Result]":
+    def _attempt(self, items: list[Item[Work, Result]]) -> "_Outcome[Result]":
         """Where a batch fails, each of its works is run alone: the one at fault fails, and its neighbours do not."""
         began = time.perf_counter()
         try:
@@ -129,15 +149,18 @@ class Batcher(Generic[Work, Result]):
             log.warning("a batch of %d requests failed (%s); each is run alone", len(items), type(error).__name__)
         return _Outcome([result for item in items for result in self._attempt([item]).results], began)
 
-    def _settle(self, items: list[_Item[Work, Result]], outcome: "_Outcome[Result]", ended: float) -> None:
+    def _settle(self, items: list[Item[Work, Result]], outcome: "_Outcome[Result]", ended: float) -> None:
         images = sum(len(item.work) for item in items)
         for item, result in zip(items, outcome.results, strict=True):
-            if item.future.done():  # its caller left while it ran
+            if item.gone:  # its caller left while it ran
                 continue
-            if isinstance(result, BaseException):
-                item.future.set_exception(_bearable(result))
-            else:
-                item.future.set_result(Done(result, outcome.began - item.asked, ended - outcome.began, images))
+            try:
+                if isinstance(result, BaseException):
+                    item.then(_bearable(result))
+                else:
+                    item.then(Done(result, outcome.began - item.asked, ended - outcome.began, images))
+            except Exception as error:  # its neighbours are answered all the same
+                log.error("unexpected %s where a result was taken", type(error).__name__, exc_info=error)
         self._ran(images, ended - outcome.began)  # last: nobody waits for what it may do
 
 
@@ -154,5 +177,5 @@ def _bearable(error: BaseException) -> Exception:
     return RuntimeError(f"the batch ended in {type(error).__name__}: {error}")
 
 
-def _failed(items: Sequence[_Item[Work, Result]], error: BaseException) -> _Outcome[Result]:
+def _failed(items: Sequence[Item[Work, Result]], error: BaseException) -> _Outcome[Result]:
     return _Outcome([error] * len(items), time.perf_counter())

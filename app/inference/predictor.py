@@ -14,7 +14,7 @@ from app.bundle.bundle import Bundle
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
-from app.inference.batcher import Done
+from app.inference.batcher import Done, Item
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -35,6 +35,50 @@ class Answered:
 
 class _Gone(Exception):
     """The caller has left: nobody will see this."""
+
+
+class Begun:
+    """Work that was admitted, and gives its room back when it has ended, or is dropped: then nothing more is told."""
+
+    __slots__ = ("_admission", "_came", "_images", "_items", "_model", "_then")
+
+    def __init__(
+        self,
+        admission: Admission,
+        model: Model,
+        images: np.ndarray,
+        parts: Sequence[np.ndarray],
+        outputs: frozenset[str],
+        then: Callable[[Answered | Exception], None],
+    ) -> None:
+        self._admission, self._model, self._images, self._then = admission, model, images, then
+        self._came: list[Done[Outputs]] = []
+        self._items: Sequence[Item[Wish, Outputs]] = [
+            model.batcher.put(Wish(part, outputs), self._ended) for part in parts
+        ]
+
+    def drop(self) -> None:
+        for item in self._items:
+            self._model.batcher.drop(item)
+        self._over()
+
+    def _ended(self, outcome: Done[Outputs] | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.drop()
+            self._then(outcome)
+            return
+        came = self._came
+        came.append(outcome)
+        if len(came) < len(self._items):
+            return
+        self._over()
+        done = came[0] if len(came) == 1 else _whole(came)
+        images = self._images
+        self._then(Answered(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
+
+    def _over(self) -> None:
+        self._admission.leave(len(self._images))
+        self._items = ()  # which hold this: nothing shall wait for the collector of garbage
 
 
 class Predictor:
@@ -62,19 +106,28 @@ class Predictor:
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
         """More images than make a batch are several, and others' come in between."""
-        parts = [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
-        tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in parts]
+        tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in self._parts(images)]
         try:
-            done = await asyncio.gather(*tasks)
+            return _whole(await asyncio.gather(*tasks))
         finally:
             for task in tasks:  # where one has failed, the others are dropped
                 task.cancel()
-        return Done(
-            _joined([each.result for each in done]),
-            done[0].queue_s,
-            sum(each.run_s for each in done),
-            max(each.batch for each in done),
-        )
+
+    def begin(
+        self,
+        images: np.ndarray,
+        model: Model,
+        outputs: frozenset[str],
+        then: Callable[[Answered | Exception], None],
+    ) -> "Begun":
+        """As `predict`, of pixels, where no task is to wait: `then` is called once, on the event loop."""
+        count = len(images)
+        self.admission.enter(count, model.seconds)
+        parts = [images] if count <= self._max_batch else self._parts(images)
+        return Begun(self.admission, model, images, parts, outputs, then)
+
+    def _parts(self, images: np.ndarray) -> list[np.ndarray]:
+        return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
 
     async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
         """What an encoder gave, (n, D) each, by name → RECONSTRUCTION and LOGITS, as asked.
@@ -148,6 +201,15 @@ class Predictor:
                 error.index = index if len(files) > 1 else None
                 raise
         return images
+
+
+def _whole(parts: Sequence[Done[Outputs]]) -> Done[Outputs]:
+    return Done(
+        _joined([each.result for each in parts]),
+        parts[0].queue_s,
+        sum(each.run_s for each in parts),
+        max(each.batch for each in parts),
+    )
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:

@@ -14,7 +14,7 @@ from app.api.error_handlers import STATUS, documented
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.inference.admission import Admission
-from app.inference.predictor import Answered, Predictor
+from app.inference.predictor import Answered, Begun, Predictor
 from app.main import create_app
 from app.settings import Settings
 
@@ -65,7 +65,12 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
         async def predict(self, *_: object) -> Answered:
             raise RuntimeError("secret of the inside")
 
-    app.state.predictor = Failing(app.state.repository, Admission(9), ThreadPoolExecutor(1), 9, 9)
+        def begin(self, *_: object) -> Begun:
+            raise RuntimeError("secret of the inside")
+
+    app.state.predictor = app.state.hot.predictor = Failing(
+        app.state.repository, Admission(9), ThreadPoolExecutor(1), 9, 9
+    )
     with caplog.at_level(logging.ERROR), serving(settings, app) as client:
         answer = client.post("/v1/classify", files={"image": png(garment("bag"))})
         body = assert_problem(answer, 500, "internal-server-error")

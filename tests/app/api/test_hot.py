@@ -1,23 +1,33 @@
-"""Which requests the hottest path answers itself, and that it hands on all others as if it had not seen them."""
+"""Which requests are answered where their bytes arrive, over real sockets, and that all others are handed on unread."""
 
 import asyncio
+import gc
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from app.api import access, operations
-from app.api.bodies import CROWDED, Arrivals
-from app.api.hot import Hot
+from app.api.bodies import CROWDED
+from app.api.hot import Asking, Hot
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
-from app.errors import BodyTooSlow, DeadlinePassed, GraftError, QueueFull
+from app.errors import DeadlinePassed, GraftError
+from app.hot_connection import bounded
 from app.inference.admission import Bytes
+from app.inference.answer import Outputs, Wish, answer
+from app.inference.batcher import Batcher
 from app.main import create_app
+from app.observability import WENT_AWAY, Facts, Told
 from app.settings import Settings
 
 IMAGE = png(garment("bag"))
@@ -30,88 +40,96 @@ def form(*files: bytes) -> tuple[dict[str, str], bytes]:
 
 
 class Others:
-    """What is handed on, and what they would have read of it."""
+    """What is handed on, and what they read of it."""
 
     def __init__(self) -> None:
-        self.read: list[Message | GraftError] = []
+        self.body: bytes | None = None
+        self.scope: Scope = {}
+        self.error: GraftError | None = None
+        self.left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.body, more = scope, b"", True
         try:
-            self.read.append(await receive())
-            while self.read[-1].get("more_body"):  # type: ignore[union-attr]
-                self.read.append(await receive())
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    self.left = True
+                    return
+                self.body, more = self.body + message["body"], message["more_body"]
         except GraftError as error:
-            self.read.append(error)
-        await send({"type": "http.response.start", "status": 299, "headers": []})
+            self.error = error
+        await send({"type": "http.response.start", "status": 299, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
-    @property
-    def body(self) -> bytes:
-        return b"".join(each["body"] for each in self.read)  # type: ignore[index]
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
-class Answer:
-    def __init__(self, sent: list[Message], others: Others, counted: list[tuple[str | None, int]]) -> None:
-        start, end = sent
-        self.status, self.headers = start["status"], dict(start["headers"])
-        self.body, self.others, self.counted = end.get("body", b""), others, counted
+class Line:
+    """One connection to a service that answers plain requests itself, and hands all else to `others`."""
+
+    def __init__(self, app: FastAPI, keys: Sequence[str] = (), room: int = 10**9, most: int = 9) -> None:
+        self.app, self.others, self.counted = app, Others(), list[tuple[str | None, int]]()
+        self.hot = app.state.hot
+        self.hot = Hot(app, operations.BY_PATH, Bytes(room), app.state.alarms, access.Keys(keys), Counted(self.counted))
+        config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
+        config.load()
+        self.state = ServerState()
+        self._protocol = partial(bounded(5, most, self.hot), config=config, server_state=self.state, app_state={})
+
+    async def __aenter__(self) -> "Line":
+        self._life = self.app.router.lifespan_context(self.app)
+        await self._life.__aenter__()
+        self._server = await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1")  # type: ignore[arg-type]
+        self.address = self._server.sockets[0].getsockname()
+        self.reader, self.writer = await asyncio.open_connection(*self.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        while self.state.connections or self.state.tasks:  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.005)
+        self._server.close()
+        await self._life.__aexit__(None, None, None)
+        assert self.hot.room.held == 0
+        assert self.hot.predictor.admission.images == 0
+
+    async def answer(self) -> Answer:
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().splitlines()
+        headers = dict(line.split(": ", 1) for line in head[1:] if line)
+        return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(int(headers["content-length"])))
 
 
-def asked(
-    app: FastAPI,
-    headers: dict[str, str],
-    *pieces: bytes,
-    path: str = "/v1/classify",
-    method: str = "POST",
-    query: bytes = b"",
-    keys: Sequence[str] = (),
-    room: int = 10**9,
-    seconds: float = 5,
-    state: dict[str, Any] | None = None,
-    pause: float = 0,
-) -> Answer:
-    others, counted, sent = Others(), [], []
-    body = b"".join(pieces)
+class Counted(Told):
+    def __init__(self, counted: list[tuple[str | None, int]]) -> None:
+        self._counted = counted
+
+    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+        self._counted.append((record.operation, status))
+
+
+def wire(headers: dict[str, str], body: bytes, target: str = "/v1/classify", start: str = "POST {} HTTP/1.1") -> bytes:
     headers = {"host": "x", "content-length": str(len(body))} | headers
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "query_string": query,
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "state": state or {},
-    }
-    coming = [
-        {"type": "http.request", "body": piece, "more_body": more}
-        for more, piece in zip([*[True] * (len(pieces) - 1), False], pieces, strict=True)
-    ]
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{start.format(target)}\r\n{head}\r\n".encode() + body
 
-    async def receive() -> Message:
-        await asyncio.sleep(pause)
-        if not coming:
-            await asyncio.sleep(60)
-        return coming.pop(0)
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+def asked(app: FastAPI, *pieces: bytes, pause: float = 0, **line: Any) -> tuple[Answer, Line]:
+    """The answer to a request that comes in pieces, and where it was given."""
 
-    async def go() -> None:
-        arrivals = Arrivals(Bytes(room), seconds, app.state.alarms)  # type: ignore[arg-type]
-        hot = Hot(
-            app,
-            others,
-            operations.BY_PATH,
-            arrivals,
-            access.Keys(keys),
-            lambda _, record, status, __: counted.append((record.operation, status)),
-        )
-        async with app.router.lifespan_context(app):
-            await hot(scope, receive, send)
-        assert arrivals.room.held == 0
-        assert app.state.predictor.admission.images == 0
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app, **line) as there:
+            for piece in pieces:
+                there.writer.write(piece)
+                await there.writer.drain()
+                await asyncio.sleep(pause)
+            return await there.answer(), there
 
-    asyncio.run(go())
-    return Answer(sent, others, counted)
+    return asyncio.run(go())
 
 
 @pytest.fixture
@@ -119,90 +137,277 @@ def app(models: Path) -> FastAPI:
     return create_app(Settings(models=models))
 
 
+SMALL = [png(garment(kind).resize((4, 6))) for kind in GARMENTS]
+
+
 @pytest.mark.parametrize("operation", ["classify", "encode", "reconstruct", "anomaly", "predict"])
-@pytest.mark.parametrize(
-    ("headers", "body"), [(RAW, IMAGE), form(IMAGE), form(*[png(garment(kind).resize((4, 6))) for kind in GARMENTS])]
-)
+@pytest.mark.parametrize(("headers", "body"), [(RAW, IMAGE), form(IMAGE), form(*SMALL), form(*SMALL * 5)])
 def test_plain_requests_are_answered_here(app: FastAPI, operation: str, headers: dict[str, str], body: bytes) -> None:
-    answer = asked(app, headers | {"x-request-id": "mine"}, body, path=f"/v1/{operation}")
-    assert (answer.status, answer.others.read) == (200, [])
-    assert answer.counted == [(operation, 200)]
-    assert answer.headers[b"x-request-id"] == b"mine"
-    assert {part.partition(b";")[0].strip() for part in answer.headers[b"server-timing"].split(b",")} == {
-        b"queue", b"decode", b"run", b"total",
+    found, line = asked(app, wire(headers | {"x-request-id": "mine"}, body, f"/v1/{operation}"))
+    assert (found.status, line.others.body) == (200, None)
+    assert line.counted == [(operation, 200)]
+    assert line.state.total_requests == 1
+    assert found.headers["x-request-id"] == "mine"
+    assert {part.partition(";")[0] for part in found.headers["server-timing"].split(", ")} == {
+        "queue", "decode", "run", "total",
     }  # fmt: skip
-    assert len(json.loads(answer.body)["results"]) == (len(GARMENTS) if body.count(b"PNG") > 1 else 1)
+    assert len(json.loads(found.body)["results"]) == max(1, body.count(b"filename"))
+
+
+ALONE = "POST {} HTTP/1.1"
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "more"),
+    ("headers", "body", "start"),
     [
-        (RAW, IMAGE, {"method": "PUT"}),
-        (RAW, IMAGE, {"query": b"top_k=1"}),
-        (RAW, IMAGE, {"path": "/v1/decode"}),
-        (RAW, IMAGE, {"state": {CROWDED: 3}}),
-        (RAW, IMAGE, {"keys": ["secret"]}),
-        (RAW | {"x-timeout-ms": "50"}, IMAGE, {}),
-        (RAW | {"content-encoding": "gzip"}, IMAGE, {}),
-        (RAW | {"origin": "http://elsewhere"}, IMAGE, {}),
-        (RAW | {"accept": "text/html"}, IMAGE, {}),
-        (RAW | {"content-length": "x"}, IMAGE, {}),
-        (RAW, IMAGE[:-9], {}),
-        (RAW, b"", {}),
-        (RAW, b"GIF89a", {}),
-        (RAW, png(garment("bag").resize((300, 300))), {}),
-        ({"content-type": "text/plain"}, IMAGE, {}),
-        ({"content-type": "application/json"}, b'{"images": []}', {}),
-        ({"content-type": "multipart/form-data"}, IMAGE, {}),
-        ({"content-type": "multipart/form-data; boundary=c"}, form(IMAGE)[1], {}),
-        (*form(IMAGE, IMAGE[:-9]), {}),
-        (*form(IMAGE, b""), {}),
-        (*form(*[IMAGE] * 200), {}),
+        (RAW, IMAGE, "PUT {} HTTP/1.1"),
+        (RAW, IMAGE, "POST {} HTTP/1.0"),
+        (RAW, IMAGE, "POST {}?top_k=1 HTTP/1.1"),
+        (RAW, IMAGE, "POST {}%20 HTTP/1.1"),
+        (RAW, IMAGE, "POST /v1/decode HTTP/1.1"),
+        (RAW | {"connection": "close"}, IMAGE, ALONE),
+        (RAW | {"x-timeout-ms": "50"}, IMAGE, ALONE),
+        (RAW | {"content-encoding": "gzip"}, IMAGE, ALONE),
+        (RAW | {"origin": "http://elsewhere"}, IMAGE, ALONE),
+        (RAW | {"accept": "text/html"}, IMAGE, ALONE),
+        (RAW | {"Content-Type": "image/gif"}, IMAGE, ALONE),
+        (RAW, IMAGE[:-9], ALONE),
+        (RAW, b"", ALONE),
+        (RAW, b"GIF89a", ALONE),
+        (RAW, png(garment("bag").resize((300, 300))), ALONE),
+        ({"content-type": "text/plain"}, IMAGE, ALONE),
+        ({"content-type": "application/json"}, b'{"images": []}', ALONE),
+        ({"content-type": "multipart/form-data"}, IMAGE, ALONE),
+        ({"content-type": "multipart/form-data; boundary=c"}, form(IMAGE)[1], ALONE),
+        (*form(IMAGE, IMAGE[:-9]), ALONE),
+        (*form(IMAGE, b""), ALONE),
+        (*form(*[IMAGE] * 200), ALONE),
     ],
-)  # fmt: skip
-def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], body: bytes, more: dict[str, Any]) -> None:
-    answer = asked(app, headers, body, **more)
-    assert (answer.status, answer.others.body, answer.counted) == (299, body, [])
+)
+def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], body: bytes, start: str) -> None:
+    found, line = asked(app, wire(headers, body, start=start))
+    assert (found.status, line.others.body, line.counted) == (299, body, [])
+    path, _, query = start.format("/v1/classify").split()[1].partition("?")
+    told = line.others.scope
+    assert (told["path"], told["query_string"]) == (path.replace("%20", " "), query.encode())
+    assert told["headers"] == [
+        (name.lower().encode(), value.encode())
+        for name, value in ({"host": "x", "content-length": str(len(body))} | headers).items()
+    ]
+
+
+def test_what_the_others_are_told_is_what_uvicorn_tells(app: FastAPI) -> None:
+    _, refused_here = asked(app, wire(RAW, IMAGE[:-9]))
+    _, never_here = asked(app, wire(RAW | {"origin": "http://elsewhere"}, IMAGE))
+    ours, theirs = refused_here.others.scope, never_here.others.scope
+    assert ours.keys() == theirs.keys()
+    differ = {"headers", "client", "server"}  # ports are chosen anew
+    assert {name: ours[name] for name in ours.keys() - differ} == {name: theirs[name] for name in ours.keys() - differ}
 
 
 def test_a_key_that_fits_is_let_in_here(app: FastAPI) -> None:
-    assert asked(app, RAW | {"x-api-key": "secret"}, IMAGE, keys=["secret"]).status == 200
-    assert asked(app, RAW | {"x-api-key": "another"}, IMAGE, keys=["secret"]).status == 299
+    assert asked(app, wire(RAW | {"x-api-key": "secret"}, IMAGE), keys=["secret"])[0].status == 200
+    assert asked(app, wire(RAW | {"x-api-key": "another"}, IMAGE), keys=["secret"])[0].status == 299
+    assert asked(app, wire(RAW, IMAGE), keys=["secret"])[0].status == 299
 
 
-def test_a_body_in_pieces_is_handed_on_whole(app: FastAPI) -> None:
-    answer = asked(app, RAW, IMAGE[:50], IMAGE[50:])
-    assert (answer.status, answer.others.body) == (299, IMAGE)
+def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> None:
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app, most=1) as line:
+            first = line.writer
+            line.reader, line.writer = await asyncio.open_connection(*line.address)
+            line.writer.write(wire(RAW, IMAGE))
+            found = await line.answer()
+            first.close()
+            return found, line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.others.body, line.others.scope["state"]) == (299, IMAGE, {CROWDED: 1})
 
 
-@pytest.mark.parametrize(("more", "error"), [({"room": 10}, QueueFull), ({"pause": 5, "seconds": 0.05}, BodyTooSlow)])
-def test_what_is_wrong_with_a_body_is_told_by_the_others_at_once(
-    app: FastAPI, more: dict[str, Any], error: type[GraftError]
-) -> None:
-    [read] = asked(app, RAW, IMAGE, **more).others.read
-    assert isinstance(read, error)
+def test_where_there_is_no_room_for_a_body_others_say_so(app: FastAPI) -> None:
+    assert asked(app, wire(RAW, IMAGE), room=10)[1].others.body == IMAGE
 
 
-def test_a_deadline_that_has_passed_is_not_waited_for_twice(models: Path) -> None:
+@pytest.mark.parametrize("pause", [0.01, 0.1], ids=["within a moment", "later"])
+def test_a_body_may_come_after_its_head(app: FastAPI, pause: float) -> None:
+    whole = wire(RAW, IMAGE)
+    at = len(whole) - len(IMAGE)
+    found, line = asked(app, whole[:9], whole[9:at], whole[at : at + 50], whole[at + 50 :], pause=pause)
+    assert (found.status, line.others.body) == ((200, None) if pause < 0.05 else (299, IMAGE))
+
+
+def test_who_leaves_within_a_body_is_known_to_the_others_to_have_left(app: FastAPI) -> None:
+    async def go() -> Line:
+        async with Line(app) as line:
+            line.writer.write(wire(RAW, IMAGE)[:-5])
+            await line.writer.drain()
+            await asyncio.sleep(0.01)
+        return line
+
+    line = asyncio.run(go())
+    assert line.others.left
+    assert line.counted == []
+
+
+def test_answers_keep_the_order_of_what_was_asked_on_one_connection(app: FastAPI) -> None:
+    other = wire({}, b"", start="GET /elsewhere HTTP/1.1")
+    asked_at_once = [wire(RAW, IMAGE), other, wire(*form(IMAGE), "/v1/encode"), wire(RAW, IMAGE), other]
+
+    async def go() -> tuple[list[int], Line]:
+        async with Line(app) as line:
+            line.writer.write(b"".join(asked_at_once))
+            found = [await line.answer() for _ in asked_at_once]
+            line.writer.write(wire(RAW, IMAGE))
+            return [each.status for each in [*found, await line.answer()]], line
+
+    statuses, line = asyncio.run(go())
+    # What comes while another is under way waits for its turn with the others.
+    assert statuses == [200, 299, 299, 299, 299, 200]
+    assert line.state.total_requests == 6
+
+
+def test_many_connections_share_a_batch_and_each_gets_its_own(app: FastAPI) -> None:
+    async def go() -> list[bytes]:
+        async with Line(app) as line:
+            found = []
+            for image in SMALL:
+                line.writer.write(wire(RAW, image, "/v1/encode"))
+                found.append((await line.answer()).body)
+            pairs = [await asyncio.open_connection(*line.address) for _ in SMALL]
+            for (_, writer), image in zip(pairs, SMALL, strict=True):
+                writer.write(wire(RAW, image, "/v1/encode"))
+            for (reader, writer), alone in zip(pairs, found, strict=True):
+                line.reader = reader
+                together = json.loads((await line.answer()).body)["results"][0]["embedding"]
+                assert together == pytest.approx(json.loads(alone)["results"][0]["embedding"], abs=1e-5)
+                writer.close()
+            return found
+
+    assert len(set(asyncio.run(go()))) == len(SMALL)
+
+
+class Gate:
+    """Holds a model's batches back."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.open, self.began, self._app = threading.Event(), threading.Event(), app
+
+    def close(self) -> None:
+        model = self._app.state.hot.predictor.repository.get(None)
+
+        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+            self.began.set()
+            self.open.wait(20)
+            return answer(model.bundle, wishes)
+
+        model.batcher = Batcher(run, 32, ThreadPoolExecutor(1))
+
+
+def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path) -> None:
     app = create_app(Settings(models=models, timeout_ms=30))
+    gate = Gate(app)
 
-    class Slow:
-        def __init__(self, predictor: Any) -> None:
-            self._predictor = predictor
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            found = await line.answer()
+            gate.open.set()
+            return found, line
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._predictor, name)
-
-        async def predict(self, *_: object) -> None:
-            await asyncio.sleep(20)
-
-    app.state.predictor = Slow(app.state.predictor)
-    [read] = asked(app, RAW, IMAGE).others.read
-    assert isinstance(read, DeadlinePassed)
+    found, line = asyncio.run(go())
+    assert (found.status, line.counted) == (299, [])
+    assert isinstance(line.others.error, DeadlinePassed)
 
 
-def test_what_nobody_foresaw_is_for_the_others_to_tell_of(models: Path) -> None:
-    app = create_app(Settings(models=models))
-    app.state.predictor.decoded_if_quick = None
-    answer = asked(app, RAW, IMAGE)
-    assert (answer.status, answer.others.body) == (299, IMAGE)
+def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> Line:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            await asyncio.to_thread(gate.began.wait, 20)
+            line.writer.close()
+            while line.hot.room.held:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert line.hot.predictor.admission.images == 0  # while the model is still at it
+            gate.open.set()
+        return line
+
+    line = asyncio.run(go())
+    assert (line.counted, line.others.body) == ([("classify", WENT_AWAY)], None)
+
+
+def test_a_connection_that_is_to_end_ends_after_its_answer(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, bytes]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            await asyncio.to_thread(gate.began.wait, 20)
+            [connection] = line.state.connections
+            assert connection.busy
+            connection.shutdown()
+            gate.open.set()
+            return await line.answer(), await line.reader.read()
+
+    found, rest = asyncio.run(go())
+    assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
+
+
+def test_a_connection_that_is_to_end_within_a_body_ends_after_its_answer(app: FastAPI) -> None:
+    async def go() -> tuple[Answer, bytes]:
+        async with Line(app) as line:
+            whole = wire(RAW, IMAGE)
+            line.writer.write(whole[:-5])
+            await asyncio.sleep(0.01)
+            [connection] = line.state.connections
+            assert connection.busy
+            connection.shutdown()
+            line.writer.write(whole[-5:])
+            return await line.answer(), await line.reader.read()
+
+    found, rest = asyncio.run(go())
+    assert (found.status, found.headers["connection"], rest) == (299, "close", b"")
+
+
+@pytest.mark.parametrize("where", ["decoded_if_quick", "begin"])
+def test_what_nobody_foresaw_is_for_the_others_to_tell_of(app: FastAPI, where: str) -> None:
+    setattr(app.state.hot.predictor, where, None)
+    found, line = asked(app, wire(RAW, IMAGE))
+    assert (found.status, line.others.body) == (299, IMAGE)
+
+
+def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
+    def failing(_: Sequence[Wish]) -> list[Outputs]:
+        raise ValueError("of nobody's making")
+
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app) as line:
+            line.hot.predictor.repository.get(None).batcher = Batcher(failing, 32, ThreadPoolExecutor(1))
+            line.writer.write(wire(RAW, IMAGE))
+            return await line.answer(), line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.others.body, line.counted) == (299, IMAGE, [])
+
+
+def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI) -> None:
+    async def go() -> int:
+        async with Line(app) as line:
+            line.writer.write(wire(RAW, IMAGE))
+            await line.answer()
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    line.writer.write(wire(RAW, IMAGE))
+                    await line.answer()
+                return sum(isinstance(each, Asking) for each in gc.get_objects())
+            finally:
+                gc.enable()
+
+    assert asyncio.run(go()) <= 1
