@@ -3,13 +3,14 @@
 import asyncio
 import base64
 import binascii
-import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
@@ -113,8 +114,8 @@ def json_of(body: bytes, most: int) -> Any:
     if sum(map(body.count, (b",", b"[", b"{"))) > most:
         raise TooManyImages("the JSON has more values in it than one request may need")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return from_json(body.removeprefix(BOM_UTF8))  # twice as fast as json's, where there are many numbers
+    except ValueError as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
 
 

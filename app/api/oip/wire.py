@@ -225,14 +225,8 @@ def _is_size(value: Any) -> bool:
 
 
 def _id(value: Any) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
+    if not isinstance(value, str | None):
         raise MalformedRequest("id: a string is expected")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise MalformedRequest("id: half of a surrogate pair is no text") from None
     return value
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import socket
 import time
 from pathlib import Path
@@ -54,6 +55,16 @@ def test_json_holds_base64_with_or_without_a_data_url(client: httpx.Client, expe
     assert labels(client.post("/v1/classify", json={"images": images})) == expected
     folded = [prefix + base64.encodebytes(file).decode() for file in FILES]
     assert labels(client.post("/v1/classify", json={"images": folded})) == expected
+
+
+def test_json_may_begin_as_windows_has_it(client: httpx.Client) -> None:
+    told = json.dumps({"images": [base64.b64encode(GOOD).decode()]}).encode()
+    assert (
+        client.post(
+            "/v1/classify", content=b"\xef\xbb\xbf" + told, headers={"content-type": "application/json"}
+        ).status_code
+        == 200
+    )
 
 
 def test_the_answer_says_who_answered_and_how_sure(client: httpx.Client, models: Path) -> None:

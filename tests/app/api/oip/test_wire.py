@@ -52,7 +52,7 @@ def sized(size: Any) -> dict[str, Any]:
         ({"inputs": [sized(3)]}, b"1234", "1 bytes after the JSON"),
         ({"inputs": [IMAGE]}, b"1", "1 bytes after the JSON"),
         ({"inputs": [IMAGE], "id": 7}, b"", "id: a string"),
-        ({"inputs": [IMAGE], "id": "\ud800"}, b"", "id: half of a surrogate pair"),
+        ({"inputs": [IMAGE], "id": "\ud800"}, b"", "not JSON: unexpected end of hex escape"),
         ({"inputs": [IMAGE], "parameters": 7}, b"", "the request: parameters: an object"),
         ({"inputs": [IMAGE], "parameters": {"binary_data_output": 1}}, b"", "binary_data_output 1 is neither"),
         ({"inputs": [IMAGE], "parameters": {"timeout": 0}}, b"", "timeout 0 is not a number of microseconds"),
