@@ -106,9 +106,10 @@ def test_pixels_and_probabilities_travel_in_json_or_behind_it() -> None:
     length = int(headers["Inference-Header-Content-Length"])
     assert json.loads(body[:length])["inputs"][0]["parameters"] == {"binary_data_size": 24}
     assert body[length:] == images.tobytes()
-    values = np.float32([[0.25, 0.75]])
-    output = {"name": "probabilities", "shape": [1, 2]}
-    in_json = json.dumps({"outputs": [{**output, "data": [0.25, 0.75]}]}).encode()
-    behind = json.dumps({"outputs": [{"name": "other", "shape": [0]}, output]}).encode() + values.tobytes()
-    assert np.array_equal(inferred(in_json), values)
-    assert np.array_equal(inferred(behind), values)
+    for datatype, kind in (("FP32", np.float32), ("FP64", np.float64)):
+        values = np.array([[0.25, 0.75]], kind)
+        output = {"name": "probabilities", "shape": [1, 2], "datatype": datatype}
+        in_json = json.dumps({"outputs": [{**output, "data": [0.25, 0.75]}]}).encode()
+        behind = json.dumps({"outputs": [{"name": "other", "shape": [0]}, output]}).encode() + values.tobytes()
+        assert np.array_equal(inferred(in_json), values)
+        assert np.array_equal(inferred(behind), values)
