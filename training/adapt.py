@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from training.augment import augmented, erased
 from training.data import ImageSet
 from training.fit import fit
+from training.networks import head as heads
+from training.networks.head import Head
 from training.recipe import Augment, Transfer
 from training.transfer import Workshop, class_weights, mean_loss, settle
 
@@ -105,14 +107,15 @@ def _off_diagonal(square: Tensor) -> Tensor:
     return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
 
 
-def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet, transfer: Transfer) -> nn.Linear:
+def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet, transfer: Transfer) -> Head:
     """The head and the whole encoder: labels of the source, of the target images alone.
 
     The last epoch is kept: which is best for the target, no loss tells that is to be had without its labels.
     """
     net = shop.net
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    learning = net.blocks() | {"head": nn.Linear(size, len(source.classes)).to(shop.device)}
+    head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
+    learning = net.blocks() | {"head": head}
     penalty = penalty_of(transfer, size, learning)
     weights = class_weights(source).to(shop.device) if transfer.class_weights else None
 
@@ -126,7 +129,7 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
 
     def named(points: Tensor, batch: Tensor, data: ImageSet, smoothing: float) -> Tensor:
         labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
-        return F.cross_entropy(learning["head"](points), labels, weights, label_smoothing=smoothing)
+        return F.cross_entropy(head(points), labels, weights, label_smoothing=smoothing)
 
     def loss(batch: Tensor, progress: float) -> Tensor:
         own = images(source, batch, transfer.augment)
@@ -153,7 +156,7 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     )
     if penalty is not None:
         settle(shop, target)
-    return learning["head"]  # type: ignore[return-value]
+    return head
 
 
 def penalty_of(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:

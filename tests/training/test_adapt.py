@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -138,16 +139,20 @@ def sets(target: Path, mode: str, *more: str) -> list[str]:
     return [part for change in changes for part in ("--set", change)]
 
 
-@pytest.mark.parametrize("mode", ["dann", "mmd", "source-only"])
-def test_a_bundle_of_a_target_without_labels(mode: str, recipe: Path, negatives: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "hidden"), [("dann", 0), ("mmd", 8), ("source-only", 0)])
+def test_a_bundle_of_a_target_without_labels(
+    mode: str, hidden: int, recipe: Path, negatives: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    more = ("transfer.epochs=3", "anomaly.distances=['embedding.neighbours']")
+    more = ("transfer.epochs=3", f"transfer.hidden={hidden}", "anomaly.distances=['embedding.neighbours']")
     command = ["run", str(recipe), "--models", str(tmp_path / "models"), "--run", str(run)]
     assert main([*command, *sets(negatives, mode, *more)]) == 0
     bundle = load(tmp_path / "models" / "drawn" / "1")  # which runs its golden pairs
     assert bundle.manifest.classifier is not None
     assert bundle.manifest.classifier.labels == tuple(sorted(GARMENTS))
     assert bundle.manifest.classifier.temperature != 1.0
+    head = onnx.load(str(tmp_path / "models/drawn/1/head.onnx")).graph
+    assert len(head.initializer) == (4 if hidden else 2), "weights and biases of its layers"
     accuracy = next(metric for metric in bundle.manifest.metrics if metric.name == "accuracy")
     assert accuracy.images == 30 * len(GARMENTS), "the target's test part, and its labels, are used at last"
     assert "validation images of the source." in (tmp_path / "models/drawn/1/card.md").read_text()
