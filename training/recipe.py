@@ -33,7 +33,10 @@ class Network(_Part):
     most: PositiveInt = 256  # conv and resnet's decoder: channels of no stage exceed it
     stem: NonNegativeInt = 0  # conv: channels of a convolution at the full size, before the first halving
     hidden: PositiveInt = 512  # dense: between pixels and code
+    shortcuts: bool = True  # conv: residual blocks; without, a plain convolution for each
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
+    grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled, for a head that reads them
+    maxima: bool = False  # of each cell the largest value, beside the average
     variational: bool = False  # conv and dense
     weights: str | None = None  # resnet: a torchvision state dict, by path or URL
 

@@ -8,12 +8,15 @@ from training.networks import build
 from training.recipe import Input, Network
 
 
-@pytest.fixture(scope="module")
-def exported() -> tuple[Exported, torch.nn.Linear]:
+NETWORKS = {"default": Network(width=4, latent=8), "finer": Network(width=4, latent=8, grid=7, maxima=True)}
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request: pytest.FixtureRequest) -> tuple[Exported, torch.nn.Linear]:
     """Colour, and not square: the last map has fewer columns than the grid."""
     torch.manual_seed(0)
     spec = Input(height=64, width=32, channels=3).spec()
-    net = build(Network(width=4, latent=8), spec.shape)
+    net = build(NETWORKS[request.param], spec.shape)
     head = torch.nn.Linear(net.pool.size, 3)
     return export(net, head, spec, "features"), head
 

@@ -84,13 +84,28 @@ def test_the_dense_layers_are_the_literatures() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 3, 4, 7, 14, 28, 56])
-def test_pooling_is_adaptive_averaging(side: int) -> None:
+@pytest.mark.parametrize("grid", [4, 7])
+def test_pooling_is_adaptive_averaging(side: int, grid: int) -> None:
     image = torch.rand(3, 5, side, side + 2)
-    cells = min(4, side), min(4, side + 2)
+    cells = min(grid, side), min(grid, side + 2)
     expected = torch.nn.functional.adaptive_avg_pool2d(image, cells).flatten(1)
-    pool = Pool([(5, side, side + 2)])
+    pool = Pool([(5, side, side + 2)], grid)
     torch.testing.assert_close(pool([image]), expected)
     assert pool.size == expected.shape[1]
+    if side + 2 > grid:
+        largest = torch.nn.functional.adaptive_max_pool2d(image, cells).flatten(1)
+        expected = torch.cat([expected, largest], dim=1)
+    pool = Pool([(5, side, side + 2)], grid, maxima=True)
+    torch.testing.assert_close(pool([image]), expected)
+    assert pool.size == expected.shape[1]
+
+
+def test_without_shortcuts_a_stage_is_one_plain_convolution() -> None:
+    net = build(Network(width=8, shortcuts=False), GREY)
+    convolutions = [m for m in net.encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.stride) for m in convolutions] == [
+        (1, 8, (2, 2)), (8, 16, (2, 2)), (16, 32, (2, 2)),
+    ]  # fmt: skip
 
 
 def test_the_seed_on_another_size_is_refused_with_the_mend() -> None:

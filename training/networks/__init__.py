@@ -52,7 +52,7 @@ def build(network: Network, shape: tuple[int, int, int]) -> Autoencoder:
         case "resnet18" | "resnet50":
             encoder = resnet.Encoder(network.kind, shape, network.weights)
             decoder = conv.Decoder(shape, network.width, network.most, encoder.latent)
-    return Autoencoder(encoder, decoder, Pool(encoder.maps), encoder.latent)
+    return Autoencoder(encoder, decoder, Pool(encoder.maps, network.grid, network.maxima), encoder.latent)
 
 
 __all__ = ["Autoencoder", "Encoded", "build"]

@@ -41,14 +41,19 @@ class Residual(nn.Module):
         return F.relu(changed + self.shortcut(image), inplace=True)
 
 
+def plain(given: int, made: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(given, made, 3, stride, 1, bias=False), nn.BatchNorm2d(made), nn.ReLU(inplace=True))
+
+
 class Encoder(encoded.Encoder):
     def __init__(self, shape: tuple[int, int, int], network: Network) -> None:
         super().__init__()
         made, latent = stages(shape, network.width, network.most), network.latent
         self.latent, self.maps = latent, list(made)
         channels = [network.stem or shape[2], *(each[0] for each in made)]
+        block = Residual if network.shortcuts else plain
         self.stages = nn.ModuleList(
-            nn.Sequential(Residual(a, b, 2), *(Residual(b, b) for _ in range(network.depth - 1)))
+            nn.Sequential(block(a, b, 2), *(block(b, b) for _ in range(network.depth - 1)))
             for a, b in pairwise(channels)
         )
         if network.stem:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.bundle.scoring import cells
 
-GRID = 4  # maps are pooled to GRID × GRID
+GRID = 4  # cells of a side of pooled maps, where a recipe asks for no others, and of maps that explain
 
 
 class Encoded(NamedTuple):
@@ -29,25 +29,43 @@ class Encoder(nn.Module):
 
 
 class Pool(nn.Module):
-    """Every map averaged over a 4×4 grid (or left as it is, where it is smaller or has no grid), and joined.
+    """Every map averaged over a grid of cells (or left as it is, where it is no larger or has no places), and joined.
+
+    Where `maxima` are asked for, each cell's largest value comes beside its average.
 
     Adaptive average pooling written as one matrix product, for any size: onnxruntime knows those, and training is
     spared the thousands of tiny ones that rows and columns apart would be.
     """
 
-    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], grid: int = GRID, maxima: bool = False) -> None:
         """`shapes` are those of the maps, without the batch."""
         super().__init__()
-        self.shapes = [(channels, *(min(GRID, side) for side in grid)) for channels, *grid in shapes]  # pooled
-        self.size = sum(math.prod(each) for each in self.shapes)
-        for index, (_, *grid) in enumerate(shapes):
-            if any(side > GRID for side in grid):
-                rows, columns = (torch.tensor(cells(side, GRID)) for side in grid)
+        self.grid, self.maxima = grid, maxima
+        self.shapes: list[tuple[int, ...]] = []  # of what is joined
+        for index, (channels, *sides) in enumerate(shapes):
+            coarser = any(side > grid for side in sides)
+            pooled = (channels, *(min(grid, side) for side in sides))
+            self.shapes += [pooled, pooled] if coarser and maxima else [pooled]
+            if coarser:
+                rows, columns = (torch.tensor(cells(side, grid)) for side in sides)
                 self.register_buffer(f"cells{index}", torch.kron(rows, columns).T, persistent=False)
+        self.size = sum(math.prod(each) for each in self.shapes)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.cat([self._pooled(index, each) for index, each in enumerate(maps)], dim=1)
+        return torch.cat([part for index, each in enumerate(maps) for part in self._pooled(index, each)], dim=1)
 
-    def _pooled(self, index: int, each: Tensor) -> Tensor:
-        averages = self._buffers.get(f"cells{index}")  # (H · W, 16)
-        return (each.float().flatten(2) @ averages if averages is not None else each.float()).flatten(1)
+    def _pooled(self, index: int, each: Tensor) -> list[Tensor]:
+        averages = self._buffers.get(f"cells{index}")  # (H · W, cells)
+        each = each.float()
+        if averages is None:
+            return [each.flatten(1)]
+        found = [(each.flatten(2) @ averages).flatten(1)]
+        if self.maxima:
+            found.append(_largest(_largest(each, 2, self.grid), 3, self.grid).flatten(1))
+        return found
+
+
+def _largest(maps: Tensor, side: int, most: int) -> Tensor:
+    """The side in equal, where need be overlapping, spans, of each the largest."""
+    spans = [span.nonzero()[0] for span in cells(maps.shape[side], most)]
+    return torch.stack([maps.narrow(side, int(s[0]), len(s)).amax(dim=side) for s in spans], dim=side)
