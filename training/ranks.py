@@ -72,12 +72,20 @@ def part() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What rank 0 makes, on all."""
+    """What rank 0 makes, on all; or what it raises, or the others would tell of nothing but that it has gone."""
     if count() == 1:
         return make()
-    made = [make() if first() else None]
-    _torch().distributed.broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value]
+    outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+    if first():
+        try:
+            outcome = [(make(), None)]
+        except Exception as error:
+            outcome = [(None, error)]
+    _torch().distributed.broadcast_object_list(outcome)
+    [(made, failed)] = outcome
+    if failed is not None:
+        raise failed
+    return made  # type: ignore[return-value]
 
 
 def of_all(value: T) -> list[T]:

@@ -35,7 +35,7 @@ from training.recipe import Recipe
 from training.splits import split
 from training.transfer import Workshop, finetune, learn_to_learn, read, workshop
 
-SEEDS, SEEDS_OF_PICTURES = 5, 3  # these are larger
+SEEDS, SEEDS_OF_PICTURES = 10, 3  # the second are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
 DISTANCES: tuple[Distance, ...] = ("mahalanobis", "cosine")
 ARMS = ("pixels", "untrained", "plain", "turned", "episodic")

@@ -7,7 +7,6 @@ from training.export import Exported, export
 from training.networks import build
 from training.recipe import Input, Network
 
-
 NETWORKS = {"default": Network(width=4, latent=8), "finer": Network(width=4, latent=8, grid=7, maxima=True)}
 
 

@@ -105,6 +105,18 @@ def test_batches_too_small_to_share_are_refused(recipe: Path, tmp_path: Path) ->
     assert "3 images in a batch, 2 processes: each needs two at least" in done.stderr
 
 
+def test_what_the_first_alone_meets_is_told_and_no_other_process_complains_of_its_end(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(
+        [*TWO, *arguments(recipe, tmp_path / "run")], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode
+    assert f"graft-train, process 0: {tmp_path / 'run'} is there already" in done.stderr
+    assert "Connection closed by peer" not in done.stderr
+
+
 def test_other_commands_are_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("RANK", "1")):
         monkeypatch.setitem(os.environ, name, value)
