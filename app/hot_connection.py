@@ -18,7 +18,7 @@ from app.api.bodies import CROWDED
 from app.api.hot import Asked, Asking, Headers, Hot
 from app.connection import Connection
 from app.errors import DeadlinePassed
-from app.observability import App, Receive, Scope, Send
+from app.observability import SINCE, App, Facts, Receive, Scope, Send, facts
 
 _MOMENT_S = 0.05  # in which a body comes that its client sends after the head, by itself
 
@@ -48,6 +48,8 @@ class HotConnection(Connection):
         if turn is not None:
             turn.leave()
         super().connection_lost(exc)
+        if isinstance(self.cycle, _Turn):  # which holds this in turn
+            self.cycle = None
 
     def shutdown(self) -> None:
         if self._asked is not None:
@@ -157,16 +159,16 @@ class HotConnection(Connection):
 
     def answered(self, turn: "_Turn", headers: Headers, body: bytes) -> None:
         self._turn = None
-        usual, closes = self._usual.of(self.server_state.default_headers)
-        closes = closes or not turn.keep_alive
+        usual, says = self._usual.of(turn.usual)
+        closes = says or not turn.keep_alive
         parts = [b"HTTP/1.1 200 OK\r\n", usual]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
-        if not turn.keep_alive:
+        if closes and not says:
             parts.append(b"connection: close\r\n")
         parts += (b"\r\n", body)
         self.transport.write(b"".join(parts))
-        turn.response_complete, turn.asking = True, None
+        turn.over()
         if closes:
             self.transport.close()
         if closes or self.pipeline:
@@ -175,12 +177,13 @@ class HotConnection(Connection):
             self.server_state.total_requests += 1
             self._since = self.loop.time()
 
-    def handed_on(self, turn: "_Turn", error: DeadlinePassed | None) -> None:
+    def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: Facts) -> None:
         self._turn = None
-        app: App = self.app if error is None else _Telling(self.app, error)
+        app: App = self.app if error is None else _Telling(self.app, error, record)
         cycle = self._others(turn.url, turn.headers, turn.body, False, app)
+        cycle.scope["state"][SINCE] = record.body_read
         cycle.keep_alive = turn.keep_alive
-        turn.response_complete, turn.asking = True, None
+        turn.over()
         if self.cycle is turn:  # type: ignore[comparison-overlap]
             self.cycle = cycle
 
@@ -188,33 +191,42 @@ class HotConnection(Connection):
 class _Turn:
     """A request that is under way; to uvicorn, the cycle of one."""
 
-    __slots__ = ("asking", "body", "connection", "disconnected", "headers", "keep_alive", "response_complete", "url")
+    __slots__ = (
+        "asking", "body", "connection", "disconnected", "headers", "keep_alive", "response_complete", "url", "usual",
+    )  # fmt: skip
     message_event = asyncio.Event()  # that nobody waits for
 
     def __init__(self, connection: HotConnection, url: bytes, headers: Headers, body: bytes) -> None:
         self.connection, self.url, self.headers, self.body = connection, url, headers, body
+        self.usual = connection.server_state.default_headers  # of when it came: at the end they say that it is
         self.asking: Asking | None = None
         self.response_complete, self.keep_alive, self.disconnected = False, True, False
 
     def answer(self, headers: Headers, body: bytes) -> None:
         self.connection.answered(self, headers, body)
 
-    def hand_on(self, error: DeadlinePassed | None) -> None:
-        self.connection.handed_on(self, error)
+    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+        self.connection.handed_on(self, error, record)
 
     def leave(self) -> None:
         if self.asking is not None:
             self.asking.leave()
 
+    def over(self) -> None:
+        """The connection keeps it until the next one comes: it shall not keep the body."""
+        self.response_complete, self.asking, self.headers, self.body = True, None, [], b""
+
 
 class _Telling:
-    """Others, to whom an error is told where they would read the request."""
+    """Others, to whom an error is told where they would read the request, and what was known of it."""
 
-    def __init__(self, others: App, error: DeadlinePassed) -> None:
-        self._others, self._error = others, error
+    def __init__(self, others: App, error: DeadlinePassed, record: Facts) -> None:
+        self._others, self._error, self._record = others, error, record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def received() -> Any:
+            own, known = facts(), self._record
+            own.model, own.version, own.images = known.model, known.version, known.images
             raise self._error
 
         await self._others(scope, received, send)

@@ -26,6 +26,7 @@ LogFormat = Literal["text", "json"]
 LogRequests = Literal["errors", "all", "none"]
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
+SINCE = "since"  # in a request's state: when it began, by perf_counter, where that was elsewhere
 WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -80,7 +81,7 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = perf_counter(), WENT_AWAY
+        start, status = scope.get("state", {}).get(SINCE) or perf_counter(), WENT_AWAY
         own, trace_id = identify(scope["headers"])
         record = Facts(trace_id=trace_id)
         _enter(own, record)

@@ -139,6 +139,9 @@ class _Server(uvicorn.Server):
         left = self._drain_s - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # a float serves as well
         await super().shutdown(sockets)
+        for connection in list(state.connections):  # what a connection answers itself uvicorn does not know of
+            connection.transport.abort()
+        await asyncio.sleep(0)
 
     async def _let_in(self, listeners: Sequence[socket.socket]) -> None:
         """Everybody who has connected: the system turns away whom it has kept waiting when listening ends, and the

@@ -35,6 +35,7 @@ from app.observability import HEADER, TIMING, WENT_AWAY, Facts, Told, identify
 
 Headers = list[tuple[bytes, bytes]]
 MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
+_MOST_DIGITS = 9  # of a length
 _MOST_PLANS = 64
 _ELSEWHERE = frozenset(  # headers that ask for what is done there
     {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade"}
@@ -48,8 +49,8 @@ class Asker(Protocol):
     def answer(self, headers: Headers, body: bytes) -> None:
         """With 200."""
 
-    def hand_on(self, error: DeadlinePassed | None) -> None:
-        """To the others, for whom it shall be as if it had not been read; they tell of the error."""
+    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+        """To the others, for whom it shall be as if it had not been read; they tell of the error, and of the record."""
 
 
 class Asked(NamedTuple):
@@ -89,7 +90,9 @@ class Hot:
         if len(named) < len(headers) or not _ELSEWHERE.isdisjoint(named):  # none is there twice
             return None
         content_type, length, accept = map(named.get, _READ)
-        if not content_type or length is None or not length.isdigit() or int(length[:9]) > self._most_bytes:
+        if not content_type or length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
+            return None
+        if int(length) > self._most_bytes:
             return None
         if self._keys and not access.holds(self._keys, {"headers": headers}):
             return None
@@ -169,7 +172,8 @@ class Asking:
         asker, milliseconds = self._asker, self._hot.timeout_s * 1000
         self._dropped()
         assert asker is not None
-        asker.hand_on(DeadlinePassed(f"not answered within {milliseconds:,.0f} ms; the work was dropped"))
+        told = f"not answered within {milliseconds:,.0f} ms; the work was dropped"
+        asker.hand_on(DeadlinePassed(told), self._record)
 
     def _came(self, found: Answered | Exception) -> None:
         self._begun = None
@@ -191,7 +195,7 @@ class Asking:
             return
         self._over()
         if found is None or answer is None:
-            asker.hand_on(None)
+            asker.hand_on(None, self._record)
             return
         record = self._record
         record.queue_s, record.run_s = found.queue_s, found.run_s

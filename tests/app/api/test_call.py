@@ -92,6 +92,10 @@ def test_the_setting_bounds_what_a_caller_may_ask_for(models: Path) -> None:
         for headers in ({}, {"X-Timeout-Ms": "600000"}):
             assert "within 150 ms" in assert_problem(held.post(headers), 504, "deadline-passed")["detail"]
         held.gate.set()
+        told = text_string_to_metric_families(client.get("/metrics").text)
+        counted = {(s.name, *sorted(s.labels.values())): s.value for family in told for s in family.samples}
+        assert counted["graft_requests_total", "1", "504", "classify", "tiny"] == 2
+        assert counted["graft_model_seconds_total", "1", "failure", "tiny"] > 0.3
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5", "9" * 5000])

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,7 +23,7 @@ from app.api.hot import Asking, Hot
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from app.errors import DeadlinePassed, GraftError
-from app.hot_connection import bounded
+from app.hot_connection import HotConnection, _Turn, bounded
 from app.inference.admission import Bytes
 from app.inference.answer import Outputs, Wish, answer
 from app.inference.batcher import Batcher
@@ -170,6 +171,7 @@ ALONE = "POST {} HTTP/1.1"
         (RAW | {"content-encoding": "gzip"}, IMAGE, ALONE),
         (RAW | {"origin": "http://elsewhere"}, IMAGE, ALONE),
         (RAW | {"accept": "text/html"}, IMAGE, ALONE),
+        (RAW | {"content-length": f"000000000{len(IMAGE)}"}, IMAGE, ALONE),
         (RAW | {"Content-Type": "image/gif"}, IMAGE, ALONE),
         (RAW, IMAGE[:-9], ALONE),
         (RAW, b"", ALONE),
@@ -374,6 +376,34 @@ def test_a_connection_that_is_to_end_within_a_body_ends_after_its_answer(app: Fa
     assert (found.status, found.headers["connection"], rest) == (299, "close", b"")
 
 
+def test_at_the_end_of_the_server_all_that_was_asked_is_answered_and_the_end_said_once(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, Answer, bytes]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE) + wire({}, b"", start="GET /elsewhere HTTP/1.1"))
+            await asyncio.to_thread(gate.began.wait, 20)
+            line.state.default_headers = [*line.state.default_headers, (b"connection", b"close")]
+            [connection] = line.state.connections
+            connection.shutdown()
+            gate.open.set()
+            return await line.answer(), await line.answer(), await line.reader.read()
+
+    first, second, rest = asyncio.run(go())
+    assert (first.status, second.status, second.headers["connection"], rest) == (200, 299, "close", b"")
+
+
+def test_who_asks_at_the_end_of_the_server_is_told_of_it_once(app: FastAPI) -> None:
+    async def go() -> bytes:
+        async with Line(app) as line:
+            line.state.default_headers = [*line.state.default_headers, (b"connection", b"close")]
+            line.writer.write(wire(RAW, IMAGE))
+            return await line.reader.read()
+
+    assert asyncio.run(go()).count(b"connection: close") == 1
+
+
 @pytest.mark.parametrize("where", ["decoded_if_quick", "begin"])
 def test_what_nobody_foresaw_is_for_the_others_to_tell_of(app: FastAPI, where: str) -> None:
     setattr(app.state.hot.predictor, where, None)
@@ -396,7 +426,7 @@ def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
 
 
 def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI) -> None:
-    async def go() -> int:
+    async def go() -> dict[type, int]:
         async with Line(app) as line:
             line.writer.write(wire(RAW, IMAGE))
             await line.answer()
@@ -406,8 +436,17 @@ def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI) -
                 for _ in range(20):
                     line.writer.write(wire(RAW, IMAGE))
                     await line.answer()
-                return sum(isinstance(each, Asking) for each in gc.get_objects())
+                for _ in range(9):
+                    line.reader, writer = await asyncio.open_connection(*line.address)
+                    writer.write(wire(RAW, IMAGE))
+                    await line.answer()
+                    writer.close()
+                    while len(line.state.connections) > 1:  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                return Counter(type(each) for each in gc.get_objects())
             finally:
                 gc.enable()
 
-    assert asyncio.run(go()) <= 1
+    there = asyncio.run(go())
+    assert there[Asking] == 0
+    assert there[HotConnection] == there[_Turn] == 1
