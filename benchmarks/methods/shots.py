@@ -35,7 +35,7 @@ from training.recipe import Recipe
 from training.splits import split
 from training.transfer import Workshop, finetune, learn_to_learn, read, workshop
 
-SEEDS, SEEDS_OF_PICTURES = 10, 3  # the second are larger
+SEEDS, SEEDS_OF_PICTURES = 10, 6  # the second are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
 DISTANCES: tuple[Distance, ...] = ("mahalanobis", "cosine")
 ARMS = ("pixels", "untrained", "plain", "turned", "episodic")
@@ -54,7 +54,7 @@ def measure(out: Path) -> Iterator[Bar]:
     garments = recipe.load("episodic", ["transfer.epochs=2"])
     yield from _measured(out, "Fashion-MNIST, 5-way 5-shot", garments, SEEDS, 0.85)
     folder = str(data.root() / "neu-surface")
-    sets = ["input.height=64", "input.width=64", "transfer.epochs=10"]
+    sets = ["input.height=64", "input.width=64", "transfer.epochs=30"]
     sets += ["transfer.symmetries=false", "transfer.augment.flip=any"]  # a surface has no up: turned it is the same
     surfaces = recipe.load("episodic", [f"source={folder}", f"target={folder}", *sets])
     yield from _measured(out, "NEU, 3-way 5-shot", surfaces, SEEDS_OF_PICTURES, None)
