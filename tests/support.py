@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import ImageChops
 
 import app
+from app.api.hot import Hot
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
@@ -204,8 +205,10 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
     """The service on a real socket, in a thread of this process; a client whose paths begin at its root."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = app or create_app(settings)
-        protocol = bounded(settings.head_timeout_s, settings.max_connections, app.state.hot)
-        config = uvicorn.Config(app, http=protocol, log_level="critical", ws="none")  # type: ignore[arg-type]
+        protocol: Any = "auto"
+        if isinstance(getattr(app.state, "hot", None), Hot):  # the service, and no application of a test's own
+            protocol = bounded(settings.head_timeout_s, settings.max_connections, app.state.hot)
+        config = uvicorn.Config(app, http=protocol, log_level="critical", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
