@@ -34,7 +34,7 @@ from app.inference.predictor import Answered, Begun, Predictor
 from app.observability import HEADER, TIMING, WENT_AWAY, Facts, Told, identify
 
 Headers = list[tuple[bytes, bytes]]
-MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
+_MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
 _MOST_DIGITS = 9  # of a length
 _MOST_PLANS = 64
 _ELSEWHERE = frozenset(  # headers that ask for what is done there
@@ -78,7 +78,7 @@ class Hot:
         self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
         self.predictor: Predictor = app.state.predictor
         self.timeout_s: float = settings.timeout_ms / 1000
-        self._most_images, self._most_bytes = settings.max_images, min(MOST_BYTES, settings.max_body_bytes)
+        self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
         self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
 
     def recognised(self, url: bytes, headers: Headers) -> Asked | None:
