@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, memory, stages, summary
+from benchmarks import load, memory, sessions, stages, summary
 from benchmarks.home import RESULTS, ROOT, Skipped, environment
 from benchmarks.peers import SERVERS, USUAL
 from benchmarks.serving import LOAD_CORE, SERVER_CORE, Plan, measure
@@ -20,6 +20,7 @@ from benchmarks.workloads import WORKLOADS
 
 BESIDE = {
     "memory": "Graft's resident memory over a million requests",
+    "sessions": "onnxruntime's own settings against one another, and what memory they keep",
     "profile": "where one request's time goes in Graft",
     "decoders": "image libraries against one another",
 }
@@ -61,6 +62,7 @@ def main() -> int:
 def _outcome(name: str, plan: Plan, requests: int) -> dict[str, Any]:
     beside: dict[str, Callable[[], dict[str, Any]]] = {
         "memory": lambda: memory.measure(requests),
+        "sessions": lambda: sessions.measure(plan.seconds, plan.repetitions),
         "profile": lambda: stages.measure(plan.seconds, *plan.concurrency[:1]),
     }
     if name in beside:
@@ -112,16 +114,21 @@ def _report(folder: Path, only: list[str]) -> None:
     found, remembered = summary.read(folder)
     told = [summary.table(results) for results in found]
     bars = summary.bars(found, remembered)
-    profile = folder / "profile.json"
-    if profile.exists():
-        told.append(stages.table(json.loads(profile.read_text())["outcome"]))
+    beside = {"sessions": sessions.table, "profile": stages.table}
+    tables = {}
+    for name, tell in beside.items():
+        saved = folder / f"{name}.json"
+        if saved.exists():
+            tables[name] = tell(json.loads(saved.read_text())["outcome"])
+    told += tables.values()
     (folder / "report.md").write_text("\n".join([machine(), "", summary.bars_table(bars), *told]))
     (folder / "plot.svg").write_text(summary.plot(found))
     for results in found:
         if results.name in only:
             print(summary.table(results))
-    if "profile" in only:
-        print(told[-1])
+    for name in tables:
+        if name in only:
+            print(tables[name])
     print(summary.bars_table(bars))
     print(
         f"{folder / 'report.md'} and plot.svg have all that was measured so far; *.json every number", file=sys.stderr

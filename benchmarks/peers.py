@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, environment
+from benchmarks.integers import in_integers
 from benchmarks.load import answered
 from benchmarks.workloads import Request, Workload
 
@@ -28,6 +29,7 @@ class Server:
     title: str
     command: Callable[[int, Path], list[str]]  # port, bundle → what to start
     health: str = "/healthz"
+    bundle: Callable[[str], Path] = bundle  # of a model's name, the folder that it serves
 
 
 def _ours(script: str) -> Callable[[int, Path], list[str]]:
@@ -48,13 +50,14 @@ SERVERS = (
     Server("floor", "bare ASGI", _ours("floor.py"), "/"),
     Server("naive", "naive FastAPI", _ours("naive.py")),
     Server("graft", "Graft", _graft),
+    Server("graft-int8", "Graft, INT8", _graft, bundle=in_integers),
     Server("litserve", "LitServe", _theirs("litserve", "lit.py"), "/health"),
     Server("bentoml", "BentoML", _theirs("bentoml", "bento.py"), "/livez"),
     Server("ray", "Ray Serve", _theirs("ray", "ray_serve.py"), "/-/healthz"),
     Server("mlserver", "MLServer", _theirs("mlserver", "ml_server.py"), "/v2/health/live"),
     Server("triton", "Triton through PyTriton", _theirs("triton", "py_triton.py"), "/v2/health/live"),
 )
-USUAL = ("floor", "naive", "graft", "litserve")  # without PEERS=all
+USUAL = ("floor", "naive", "graft", "graft-int8", "litserve")  # without PEERS=all
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Running:
 
     def memory_mb(self) -> float:
         """Resident, of all its processes."""
-        return sum(_resident(pid) for pid in family(self.process.pid)) / 1e6
+        return sum(resident_mb(pid) for pid in family(self.process.pid))
 
     def cpu_s(self) -> float:
         """Spent so far by all its processes that live."""
@@ -76,7 +79,7 @@ class Running:
 @contextlib.contextmanager
 def running(server: Server, workload: Workload, first: Request, core: int) -> Iterator[Running]:
     """On a free port, pinned to `core` with all its children; ended afterwards, whatever happened."""
-    folder = bundle(workload.model)
+    folder = server.bundle(workload.model)
     port = _free_port()
     command = server.command(port, folder)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
@@ -140,10 +143,10 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def _resident(pid: int) -> int:
+def resident_mb(pid: int) -> float:
     with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return 0.0
 
 
 def _spent(pid: int) -> int:

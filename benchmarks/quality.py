@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
 from benchmarks.bars import Bar
+from benchmarks.integers import in_integers
 from training import anomaly, comparison, data, evaluate, memory, recipe
 from training.compare import compare
 from training.material import gather
 from training.report import auroc
+from training.splits import train_and_held_out
 from training.transfer import pretrain, read, workshop
 
 DEFAULT = Path("models/fashion-mnist")
@@ -73,6 +76,23 @@ def ood() -> Iterator[Bar]:
         assert found is not None
         scores.append(found)
     yield Bar("Fashion-MNIST against MNIST, AUROC", auroc(*scores), 0.995, 0.9999)
+
+
+def integers() -> Iterator[Bar]:
+    """The gate that a recipe's `export.int8` has, and what is on the other side of the scales."""
+    whole, in_eight_bits = newest(), load(in_integers(DEFAULT.name), threads=1)
+    chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
+    target = data.load(chosen.target, "train", whole.manifest.input)
+    _, validation, _ = train_and_held_out(target, chosen.split, chosen.seed)
+    test = data.load(chosen.target, "test", whole.manifest.input)
+    right = []
+    for name, each in (("fp32", whole), ("integers", in_eight_bits)):
+        right.append(evaluate.accuracy(each, validation, name))
+        told = f"{right[-1]:.4f} of validation images, {evaluate.accuracy(each, test, name):.4f} of test images"
+        print(f"        {name}: {told}, {_ms(partial(each.classify, test.images[:1])):.3f} ms an image")
+    yield Bar(
+        "accuracy that integers of eight bits cost", round(right[0] - right[1], 9), chosen.export.most_lost, 0.0, False
+    )
 
 
 def neu(out: Path) -> Iterator[Bar]:
@@ -137,13 +157,16 @@ def _some(normals: anomaly.Normals, rows: np.ndarray) -> anomaly.Normals:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="served,ood,frozen,one-class,neu", help="some of these, joined by commas")
+    parser.add_argument(
+        "--only", default="served,ood,int8,frozen,one-class,neu", help="some of these, joined by commas"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="where comparisons are kept")
     given = parser.parse_args()
     memory.keep_freed()
     measures = {
         "served": served,
         "ood": ood,
+        "int8": integers,
         "frozen": lambda: frozen(given.out),
         "one-class": lambda: one_class(given.out),
         "neu": lambda: neu(given.out),

@@ -121,6 +121,8 @@ def _check(port: int, workload: Workload, server: Server, requests: list[Request
     step = max(1, len(requests) // CHECKED)
     for index in range(0, len(requests), step):
         status, answer = load.answered(port, requests[index])
-        wrong = workload.wrong(server.name, workload.files[index], answer) if status == 200 else f"status {status}"
+        wrong = f"status {status}"
+        if status == 200:
+            wrong = workload.wrong(server.name, workload.files[index], answer, server.bundle(workload.model))
         if wrong:
             raise Skipped(f"{server.title} answers wrongly: {wrong}")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -103,18 +104,18 @@ class Workload:
                 case "raw":
                     headers, body = {"Content-Type": self.kind}, files[0]
                 case _:  # what a client of the protocol has is pixels
-                    pixels = np.stack([loaded(self.model)[1].pixels(data) for data in files])
+                    pixels = np.stack([loaded(bundle(self.model))[1].pixels(data) for data in files])
                     headers, body = infer(pixels, binary=self.body == "v2-binary")
             made.append(Request(self.paths[server], {**headers, "Accept": self.accept}, body))
         return made
 
-    def wrong(self, server: str, files: Sequence[bytes], answer: bytes) -> str | None:
-        """What of the answer is not as the model in this process gives it; None where it is right."""
+    def wrong(self, server: str, files: Sequence[bytes], answer: bytes, folder: Path | None = None) -> str | None:
+        """What of the answer is not as the bundle (of `folder`) in this process gives it; None where it is right."""
         if server == "floor":
             return None
-        model, graphs = loaded(self.model)
+        model, graphs = loaded(folder or bundle(self.model))
         # Only Graft decodes as training did; the others decode whole files by Pillow, as their users would.
-        preprocess = model.preprocess if server == "graft" else graphs.pixels
+        preprocess = model.preprocess if server.startswith("graft") else graphs.pixels
         images = np.stack([preprocess(data) for data in files])
         if self.check == "encode":
             given = np.load(io.BytesIO(answer), allow_pickle=False)
@@ -147,8 +148,8 @@ def _apart(what: str, given: np.ndarray, right: np.ndarray) -> str | None:
 
 
 @lru_cache
-def loaded(model: str) -> tuple[Bundle, Graphs]:
-    return load(bundle(model), threads=1), Graphs(bundle(model))
+def loaded(folder: Path) -> tuple[Bundle, Graphs]:
+    return load(folder, threads=1), Graphs(folder)
 
 
 # --- drawings: garments, each moved, brightened and grained by chance, so that no two files are the same ------------
@@ -203,6 +204,7 @@ def _garments(count: int, seed: int) -> np.ndarray:
 # --- the workloads ---------------------------------------------------------------------------------------------------
 
 _FORMS = {"floor": "/", "naive": "/classify", "graft": "/v1/classify", "litserve": "/classify"}
+_BOTH = {"graft-int8": "/v1/classify"}  # beside fp32
 _INFER = "/v2/models/classifier/infer"
 _PEERS = _FORMS | {"bentoml": "/classify", "ray": "/classify"}
 
@@ -224,7 +226,7 @@ WORKLOADS = (
         _PEERS | {"naive": "/classify-many"},
         concurrency=(1, 8),
     ),
-    Workload("default", "one 28×28 PNG, multipart, the default model", DEFAULT, small(4096), _FORMS),
+    Workload("default", "one 28×28 PNG, multipart, the default model", DEFAULT, small(4096), _FORMS | _BOTH),
     Workload(
         "jpeg-1mp",
         "a 1-megapixel JPEG",
@@ -249,7 +251,7 @@ WORKLOADS = (
         "ResNet-18 at 224², a JPEG",
         RESNET,
         photographs(512, 224, 224),
-        _PEERS,
+        _PEERS | _BOTH,
         kind="image/jpeg",
         concurrency=(1, 8, 32),
         seconds=3,

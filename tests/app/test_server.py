@@ -1,8 +1,10 @@
 """The end of a process that serves, from outside."""
 
 import asyncio
+import contextlib
 import http.client
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,14 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from load import Answer, Load, post
-from support import environment, running, save_tiny
+from onnx import TensorProto, helper
+from support import environment, onnx_file, running, save_tiny, tiny
 
 from app.bundle.drawings import garment
-from app.bundle.encode import png
+from app.bundle.encode import png, png_of
+from app.bundle.store import save
 
 IMAGE = png(garment("bag"))
+SIDE = 200  # of a matrix whose product with another takes a tenth of a millisecond
 CLASSIFY = post("/v1/classify", IMAGE, "image/png")
 
 
@@ -111,6 +117,73 @@ def test_what_is_not_answered_in_time_does_not_keep_it(models: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert 0.8 < time.monotonic() - start < 4
+
+
+def save_slow_on_white(models: Path) -> None:
+    """The tiny bundle, as slow as what runs in a thread; an image of nothing but white takes it half a minute."""
+    fields, files = tiny()
+    square = helper.make_tensor_value_info("square", TensorProto.FLOAT, [SIDE, SIDE])
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["square", "turn"], ["turned"]), helper.make_node("Identity", ["on"], ["still"])],
+        "once",
+        [
+            helper.make_tensor_value_info("turns", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            square,
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("turned", TensorProto.FLOAT, [SIDE, SIDE]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["float"], ["least"], keepdims=0),
+        helper.make_node("Div", ["least", "full"], ["white"]),  # 1 of white, else less
+        helper.make_node("Floor", ["white"], ["whole"]),
+        helper.make_node("Mul", ["whole", "often"], ["more"]),
+        helper.make_node("Add", ["more", "at_least"], ["product"]),
+        helper.make_node("Cast", ["product"], ["times"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["times", "", "turn"], ["end"], body=body),
+        helper.make_node("ReduceSum", ["end"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "nothing"], ["zero"]),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "into"], ["points"]),
+        helper.make_node("Add", ["points", "zero"], ["embedding"]),
+    ]
+    encoder = fields["graphs"].encoder
+    weights = {
+        "full": np.float32(255),
+        "often": np.float32(3e5),
+        "at_least": np.float32(100),
+        "nothing": np.float32(0),
+        "turn": np.eye(SIDE, dtype=np.float32),
+        "into": np.ones((int(np.prod(encoder.input.shape[1:])), encoder.outputs[0].shape[1]), np.float32),
+    }
+    save(models, "slow", fields, files | {"encoder.onnx": onnx_file(nodes, encoder.input, encoder.outputs[0], weights)})
+
+
+def test_what_runs_at_the_end_of_its_time_is_cut_off_and_told_as_unanswered(tmp_path: Path) -> None:
+    save_slow_on_white(tmp_path)
+    white = png_of(np.full((6, 4, 1), 255, np.uint8))
+    whole = post("/v1/classify", white, "image/png")
+    with running(GRAFT_MODELS=str(tmp_path), GRAFT_DRAIN_S="1") as (process, address, _):
+        quick = httpx.post(f"{address}/v1/classify", content=IMAGE, headers={"Content-Type": "image/png"})
+        assert quick.status_code == 200
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(whole)
+            time.sleep(0.5)
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b"", "it was answered: the model was not slow"
+        assert process.wait(timeout=20) == 0
+        assert 0.8 < time.monotonic() - start < 4
+        assert process.stderr is not None
+        log = process.stderr.read()
+    [line] = [line for line in log.splitlines() if "/v1/classify" in line and "499" in line]
+    assert line
 
 
 def test_a_thread_that_hangs_does_not_keep_it(models: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.bundles import bundle
 from benchmarks.workloads import (
     WORKLOADS,
     Request,
@@ -53,7 +54,7 @@ def test_a_request_on_the_wire_says_how_long_it_is() -> None:
 
 
 def answer_to(workload: Workload, files: list[bytes]) -> dict[str, Any]:
-    _, graphs = loaded(workload.model)
+    _, graphs = loaded(bundle(workload.model))
     return {"results": graphs.classify(np.stack([graphs.pixels(file) for file in files]))}
 
 
@@ -84,7 +85,7 @@ def test_wrong_answers_are_told() -> None:
 
 def test_the_other_operations_answers_are_held_to_the_model_too() -> None:
     [[file]] = small(1)(0)
-    _, graphs = loaded(NAMED["anomaly"].model)
+    _, graphs = loaded(bundle(NAMED["anomaly"].model))
     pixels = graphs.pixels(file)[None]
     [error] = graphs.errors(pixels)
     answer = {"results": [{"reconstruction_error": error}]}
