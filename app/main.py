@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -101,7 +102,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_middleware(Prefix, prefix=settings.root_path)
     told = Told(metrics, settings.log_requests)
     app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
-    app.state.hot = Hot(app, operations.BY_PATH, room, app.state.alarms, keys, told)
+    inference = partial(oip.plain, metrics, settings.max_images)
+    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, told)
     docs.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, codes, models, health):
         app.include_router(module.router)

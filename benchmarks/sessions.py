@@ -24,11 +24,11 @@ from benchmarks.serving import LOAD_CORE, SERVER_CORE
 MODELS = {DEFAULT: 2, RESNET: 8}  # for so many times the seconds that are asked for: its batches take longer
 LARGEST = 32  # as the service's own
 SETTINGS: dict[str, dict[str, Any]] = {
-    "as the service has it": {},
-    "without memory patterns": {"enable_mem_pattern": False},
-    "without the arena": {"enable_cpu_mem_arena": False},
-    "without both": {"enable_mem_pattern": False, "enable_cpu_mem_arena": False},
-    "two threads on two cores": {"intra_op_num_threads": 2},
+    "its own": {},
+    "no memory patterns, as the service has it": {"enable_mem_pattern": False},
+    "no arena": {"enable_cpu_mem_arena": False},
+    "neither": {"enable_mem_pattern": False, "enable_cpu_mem_arena": False},
+    "as the service, two threads on two cores": {"enable_mem_pattern": False, "intra_op_num_threads": 2},
 }
 
 

@@ -20,6 +20,7 @@ from app.errors import GraftError
 from app.observability import facts
 
 Inference = Callable[[Request, Call], Awaitable[Response]]
+INFER = "infer"  # what metrics and logs call it
 _MODELS, _INFER = f"{PROTOCOL}/models/", "/infer"
 
 
@@ -53,10 +54,10 @@ class Direct:
         operation = self._operations.get(path)
         if operation is not None:
             return _operated(operation, Call(request, accept=accept))
-        model = _inferred(path)
+        model = inferred(path)
         if model is None:
             return None
-        facts().operation = "infer"
+        facts().operation = INFER
         return self._inference(request, Call(request, model))
 
 
@@ -66,7 +67,7 @@ async def _operated(operation: Operation, call: Call) -> Response:
     return await call.answered(images, operation(call, images))
 
 
-def _inferred(path: str) -> str | None:
+def inferred(path: str) -> str | None:
     """/v2/models/NAME[/versions/VERSION]/infer → NAME[@VERSION]"""
     if not (path.startswith(_MODELS) and path.endswith(_INFER)):
         return None

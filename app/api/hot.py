@@ -13,8 +13,9 @@ the caller may leave. How long a body may take, and how many connections there a
 """
 
 import asyncio
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from starlette.responses import Response
 from app.api import access
 from app.api.alarm import Alarms
 from app.api.call import SHAPED_ON_LOOP, Call, Operation, Plan, values_of
+from app.api.direct import INFER, inferred
 from app.api.form import boundary_of, plain_files
 from app.errors import DeadlinePassed
 from app.inference.admission import Bytes
@@ -41,6 +43,8 @@ _ELSEWHERE = frozenset(  # headers that ask for what is done there
     {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade"}
 )
 _READ = (b"content-type", b"content-length", b"accept")
+_UNPLAIN = re.compile(r"[^\w./-]", re.ASCII)  # in a path: a query, or what is escaped
+_JSON_LENGTH = b"inference-header-content-length"
 
 
 class Asker(Protocol):
@@ -55,8 +59,16 @@ class Asker(Protocol):
 
 class Asked(NamedTuple):
     path: str
+    operation: str
     content_type: str
     accept: str | None
+    model: str | None = None  # name or name@version; of /v2 alone, as what follows
+    json_length: str | None = None
+
+
+# A small body of /v2, its json_length and a model → the images in it and what is to be made of them; None, and
+# GraftError, where it is for the others.
+Inference = Callable[[bytes, str | None, Model], tuple[np.ndarray, Plan] | None]
 
 
 class Hot:
@@ -64,6 +76,7 @@ class Hot:
         self,
         app: FastAPI,
         operations: Mapping[str, Operation],
+        inference: Inference,
         room: Bytes,
         alarms: Alarms,
         keys: access.Keys,
@@ -71,10 +84,10 @@ class Hot:
     ) -> None:
         """`operations` by path; `room` is that of all bodies."""
         settings = app.state.settings
-        prefix = settings.root_path.strip("/")
-        paths = {**operations, **{f"/{prefix}{path}": each for path, each in operations.items() if prefix}}
+        self._prefix = "/" + settings.root_path.strip("/") if settings.root_path.strip("/") else ""
+        paths = {**operations, **{self._prefix + path: each for path, each in operations.items()}}
         self._paths = {path.encode(): path for path in paths}
-        self._app, self._operations = app, paths
+        self._app, self._operations, self._inference = app, paths, inference
         self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
         self.predictor: Predictor = app.state.predictor
         self.timeout_s: float = settings.timeout_ms / 1000
@@ -83,39 +96,55 @@ class Hot:
 
     def recognised(self, url: bytes, headers: Headers) -> Asked | None:
         """Of a POST."""
-        path = self._paths.get(url)
+        path, model = self._paths.get(url), None
         if path is None:
-            return None
+            path = url.decode("latin-1")
+            model = None if _UNPLAIN.search(path) else inferred(path.removeprefix(self._prefix))
+            if model is None:
+                return None
         named = dict(headers)
         if len(named) < len(headers) or not _ELSEWHERE.isdisjoint(named):  # none is there twice
             return None
         content_type, length, accept = map(named.get, _READ)
-        if not content_type or length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
+        if not (content_type or model) or length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
             return None
         if int(length) > self._most_bytes:
             return None
         if self._keys and not access.holds(self._keys, {"headers": headers}):
             return None
-        return Asked(path, content_type.decode("latin-1"), None if accept is None else accept.decode("latin-1"))
+        if model is not None:
+            said = named.get(_JSON_LENGTH)
+            return Asked(path, INFER, "", None, model, None if said is None else said.decode("latin-1"))
+        assert content_type is not None
+        kind, form = content_type.decode("latin-1"), None if accept is None else accept.decode("latin-1")
+        return Asked(path, self._operations[path].__name__, kind, form)
 
     def ask(self, asked: Asked, headers: Headers, body: bytes, asker: Asker) -> "Asking | None":
         """None where it is for the others."""
         start = perf_counter()
-        files = self._files(asked.content_type, body)
-        if not files:
+        model = self.predictor.repository.get(asked.model)
+        if asked.model is None:
+            work = self._operated(asked, body, model)
+        else:
+            work = self._inference(body, asked.json_length, model)
+        if work is None:
             return None
-        model = self.predictor.repository.get(None)
-        plan = self._plan(asked, model, files)
-        images = self.predictor.decoded_if_quick(model.bundle, files)
-        if images is None:
-            return None
+        images, plan = work
         bundle = model.bundle
         own, trace_id = identify(headers)
-        record = Facts(self._operations[asked.path].__name__, bundle.name, bundle.version, len(files), start)
+        record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
         record.trace_id, record.decode_s = trace_id, perf_counter() - start
         asking = Asking(self, asked.path, own, record, start, plan, len(body), asker)
         asking.begin(images, model)
         return asking
+
+    def _operated(self, asked: Asked, body: bytes, model: Model) -> tuple[np.ndarray, Plan] | None:
+        files = self._files(asked.content_type, body)
+        if not files:
+            return None
+        plan = self._plan(asked, model, files)
+        images = self.predictor.decoded_if_quick(model.bundle, files)
+        return None if images is None else (images, plan)
 
     def _files(self, content_type: str, body: bytes) -> list[bytes] | None:
         kind = content_type.partition(";")[0].strip().lower()

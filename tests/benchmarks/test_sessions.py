@@ -15,7 +15,7 @@ def test_every_setting_is_one_that_onnxruntime_knows(setting: str) -> None:
 
 def test_each_is_measured_alone_on_its_core() -> None:
     core = min(os.sched_getaffinity(0))
-    told = sessions.alone(bundle(SEED), "without both", 0.05, {core})
+    told = sessions.alone(bundle(SEED), "neither", 0.05, {core})
     assert set(told) == {"per_second", "loaded_mb", "first_mb", "last_mb"}
 
 
@@ -23,5 +23,5 @@ def test_the_table_has_medians_of_every_setting() -> None:
     def ran(rate: float) -> dict[str, float]:
         return {"per_second": rate, "loaded_mb": 90.0, "first_mb": 100.0, "last_mb": 101.0}
 
-    told = sessions.table({"m": {"as the service has it": [ran(10.0), ran(1000.0), ran(30.0)]}})
-    assert "| m | as the service has it | 30 | 90 | 100 | 101 |" in told
+    told = sessions.table({"m": {"its own": [ran(10.0), ran(1000.0), ran(30.0)]}})
+    assert "| m | its own | 30 | 90 | 100 | 101 |" in told

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.call import Call, Timeout
+from app.api.call import Call, Plan, Timeout
 from app.api.health import require_ready
 from app.api.models import Models
 from app.api.oip import describe
@@ -41,6 +41,7 @@ from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
 from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, Outputs
 from app.inference.model import Model
+from app.metrics import Metrics
 
 router = APIRouter(prefix=PROTOCOL, tags=["open inference protocol"])
 
@@ -139,11 +140,22 @@ async def infer(request: Request, call: ACall) -> Response:
         call.hurry(work.question.patience_ms)
     if work.images is None:
         return await call.beyond(
-            work.encoded, model, work.wishes, lambda found: _answer(call, model.bundle, work, found)
+            work.encoded, model, work.wishes, lambda found: _answer(call.metrics, model.bundle, work, found)
         )
-    return await call.answered_by(
-        model, work.images, work.wishes, lambda found: _answer(call, model.bundle, work, found.outputs)
-    )
+    plan = _plan(call.metrics, model.bundle, work)
+    return await call.answered_by(model, work.images, plan.outputs, plan.shape)
+
+
+def plain(metrics: Metrics, most: int, body: bytes, said: str | None, model: Model) -> tuple[np.ndarray, Plan] | None:
+    """Of a small body that has pixels in it, and asks for no deadline of its own, these and what is made of them."""
+    work = _understood(body, said, model.bundle, most)
+    if not isinstance(work.images, np.ndarray) or work.question.patience_ms:
+        return None
+    return work.images, _plan(metrics, model.bundle, work)
+
+
+def _plan(metrics: Metrics, bundle: Bundle, work: Work) -> Plan:
+    return Plan((), work.wishes, lambda found: _answer(metrics, bundle, work, found.outputs))
 
 
 def _understood(body: bytes, said: str | None, bundle: Bundle, most: int) -> Work:
@@ -153,12 +165,12 @@ def _understood(body: bytes, said: str | None, bundle: Bundle, most: int) -> Wor
     return work_of(question, bundle, most)
 
 
-def _answer(call: Call, bundle: Bundle, work: Work, found: Outputs) -> Response:
+def _answer(metrics: Metrics, bundle: Bundle, work: Work, found: Outputs) -> Response:
     for name, array in found.items():
         if work.encoded and not np.isfinite(array).all():
             raise MalformedRequest(f"{name} is not finite: the inputs are too far from what the encoder gives")
     values = {asked.name: output.of(bundle, found) for asked, output in work.outputs}
-    _count(call, bundle, found, values)
+    _count(metrics, bundle, found, values)
     question = work.question
     head = {"model_name": bundle.name, "model_version": str(bundle.version)}
     head |= {} if question.id is None else {"id": question.id}
@@ -170,14 +182,14 @@ def _answer(call: Call, bundle: Bundle, work: Work, found: Outputs) -> Response:
     return answer_of({**head, "parameters": {"digest": bundle.digest}}, outputs)
 
 
-def _count(call: Call, bundle: Bundle, found: Outputs, values: dict[str, np.ndarray]) -> None:
+def _count(metrics: Metrics, bundle: Bundle, found: Outputs, values: dict[str, np.ndarray]) -> None:
     if LOGITS in found:
         chances = values.get(PROBABILITIES)
         sure = (probabilities(bundle, found) if chances is None else chances).max(axis=1)
-        call.metrics.classified(bundle.name, bundle.version, sure.tolist())
+        metrics.classified(bundle.name, bundle.version, sure.tolist())
     if DISTANCES in found:
         told = values.get(SCORE)
-        call.metrics.scored(bundle.name, bundle.version, (scores(bundle, found) if told is None else told).tolist())
+        metrics.scored(bundle.name, bundle.version, (scores(bundle, found) if told is None else told).tolist())
 
 
 @router.post(

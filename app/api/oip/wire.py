@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Given:
         return self._from_json(dtype, size)
 
     def _from_json(self, dtype: np.dtype[Any], size: int) -> np.ndarray:
+        if dtype.itemsize == 1 and len(self.data) == size <= _AT_ONCE and set(map(type, self.data)) == {int}:
+            with contextlib.suppress(ValueError):  # who is not within 0…255 is told of below
+                return np.frombuffer(bytes(self.data), dtype).reshape(self.shape)  # a third of what is below
         kinds = (int,) if dtype.kind == "u" else (int, float)
         step = 1 if self.data and isinstance(self.data[0], list) else _AT_ONCE
         try:

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from app.api import access, operations
 from app.api.bodies import CROWDED
 from app.api.hot import Asking, Hot
+from app.api.oip import routes as oip
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from app.errors import DeadlinePassed, GraftError
@@ -76,7 +77,9 @@ class Line:
     def __init__(self, app: FastAPI, keys: Sequence[str] = (), room: int = 10**9, most: int = 9) -> None:
         self.app, self.others, self.counted = app, Others(), list[tuple[str | None, int]]()
         self.hot = app.state.hot
-        self.hot = Hot(app, operations.BY_PATH, Bytes(room), app.state.alarms, access.Keys(keys), Counted(self.counted))
+        inference = partial(oip.plain, app.state.metrics, app.state.settings.max_images)
+        told = Counted(self.counted)
+        self.hot = Hot(app, operations.BY_PATH, inference, Bytes(room), app.state.alarms, access.Keys(keys), told)
         config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
         self.state = ServerState()
@@ -153,6 +156,87 @@ def test_plain_requests_are_answered_here(app: FastAPI, operation: str, headers:
         "queue", "decode", "run", "total",
     }  # fmt: skip
     assert len(json.loads(found.body)["results"]) == max(1, body.count(b"filename"))
+
+
+PIXELS = bytes(range(24))  # of the tiny bundle's 6 × 4
+INFER = "/v2/models/tiny/infer"
+LENGTH = "inference-header-content-length"
+
+
+def question(**more: Any) -> tuple[dict[str, str], bytes]:
+    image = {"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "data": list(PIXELS)}
+    return {}, json.dumps({"inputs": [image | more.pop("image", {})], **more}).encode()
+
+
+def with_bytes(**more: Any) -> tuple[dict[str, str], bytes]:
+    image = {"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "parameters": {"binary_data_size": 24}}
+    head = json.dumps({"inputs": [image], **more}).encode()
+    return {LENGTH: str(len(head))}, head + PIXELS
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/tiny/versions/1/infer"])
+@pytest.mark.parametrize(("headers", "body"), [question(), question(id="mine"), with_bytes(), ({LENGTH: "0"}, PIXELS)])
+def test_plain_pixels_of_the_protocol_are_answered_here(
+    app: FastAPI, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    found, line = asked(app, wire(headers, body, path))
+    assert (found.status, line.others.body, line.counted) == (200, None, [("infer", 200)])
+    said = found.headers.get(LENGTH)
+    told = json.loads(found.body[: int(said)] if said else found.body)
+    assert (told["model_name"], told["model_version"], told.get("id")) == (
+        "tiny",
+        "1",
+        "mine" if b"mine" in body else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        (INFER + "?a=b", *question()),
+        ("/v2/models/t%69ny/infer", *question()),
+        ("/v2/models/none/infer", *question()),
+        ("/v2/models/tiny/versions/9/infer", *question()),
+        ("/v2/models/tiny", *question()),
+        (INFER, *question(parameters={"timeout": 50_000})),
+        (INFER, *question(image={"shape": [2, 6, 4, 1]})),
+        (INFER, *question(image={"name": "embedding"})),
+        (INFER, *question(image={"datatype": "BYTES", "shape": [1], "data": ["AAAA"]})),
+        (INFER, *question(outputs=[{"name": "nothing"}])),
+        (INFER, {}, b"no JSON"),
+        (INFER, {LENGTH: "9999"}, PIXELS),
+        (INFER, question()[0] | {"origin": "http://elsewhere"}, question()[1]),
+    ],
+)
+def test_all_else_of_the_protocol_is_handed_on_unread(
+    app: FastAPI, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    found, line = asked(app, wire(headers, body, path))
+    assert (found.status, line.others.body, line.counted) == (299, body, [])
+
+
+def test_a_prefix_may_stand_before_the_protocol(models: Path) -> None:
+    app = create_app(Settings(models=models, root_path="/seen"))
+    for path in (INFER, f"/seen{INFER}"):
+        assert asked(app, wire(*question(), path))[0].status == 200
+    assert asked(app, wire(*question(), f"/other{INFER}"))[0].status == 299
+
+
+def test_a_late_answer_of_the_protocol_is_told_by_the_others(models: Path) -> None:
+    app = create_app(Settings(models=models, timeout_ms=30))
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(*question(), INFER))
+            found = await line.answer()
+            gate.open.set()
+            return found, line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.counted) == (299, [])
+    assert isinstance(line.others.error, DeadlinePassed)
 
 
 ALONE = "POST {} HTTP/1.1"
