@@ -10,6 +10,7 @@ for any other.
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -18,7 +19,7 @@ from app.api.bodies import CROWDED
 from app.api.hot import Asked, Asking, Headers, Hot
 from app.connection import Connection
 from app.errors import DeadlinePassed
-from app.observability import SINCE, App, Facts, Receive, Scope, Send, facts
+from app.observability import LATE, SINCE, Facts
 
 _MOMENT_S = 0.05  # in which a body comes that its client sends after the head, by itself
 
@@ -93,22 +94,22 @@ class HotConnection(Connection):
         if asked is None:
             super().on_message_complete()
             return
-        turn = _Turn(self, self.url, self.headers, self._body)
+        turn, since = _Turn(self, self.url, self.headers, self._body), perf_counter()
         try:
             turn.asking = self._hot.ask(asked, self.headers, self._body, turn)
         except Exception:  # who takes it from here meets it too, and tells of it
             turn.asking = None
         if turn.asking is None:
-            self._hand_on(more=False)
+            self._hand_on(more=False, since=since)
         else:
             self._forget()
             self.cycle = self._turn = turn  # type: ignore[assignment]  # as far as uvicorn asks anything of one
 
-    def _hand_on(self, more: bool) -> None:
-        """What has come of a request, to the others."""
+    def _hand_on(self, more: bool, since: float | None = None) -> None:
+        """What has come of a request, to the others; what was tried here counts from `since`."""
         url, headers, body = self.url, self.headers, self._body
         self._forget()
-        self.cycle = self._others(url, headers, body, more, self.app)
+        self.cycle = self._others(url, headers, body, more, {} if since is None else {SINCE: since})
 
     def _forget(self) -> None:
         self._asked, self._body = None, b""
@@ -116,7 +117,9 @@ class HotConnection(Connection):
             self._moment.cancel()
             self._moment = None
 
-    def _others(self, url: bytes, headers: Headers, body: bytes, more: bool, app: App) -> RequestResponseCycle:
+    def _others(
+        self, url: bytes, headers: Headers, body: bytes, more: bool, known: dict[str, Any]
+    ) -> RequestResponseCycle:
         """As uvicorn does it, of a request that was recognised: a plain path, HTTP/1.1, and a connection to be kept."""
         scope: dict[str, Any] = {
             "type": "http",
@@ -131,7 +134,7 @@ class HotConnection(Connection):
             "raw_path": self.root_path.encode("ascii") + url,
             "query_string": b"",
             "headers": headers,
-            "state": self.app_state.copy(),
+            "state": self.app_state | known,
         }
         cycle = RequestResponseCycle(
             scope=scope,  # type: ignore[arg-type]
@@ -150,7 +153,7 @@ class HotConnection(Connection):
         cycle.more_body = more
         if body or not more:
             cycle.message_event.set()
-        task = self.loop.create_task(cycle.run_asgi(app))  # type: ignore[arg-type]
+        task = self.loop.create_task(cycle.run_asgi(self.app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
         return cycle
@@ -179,9 +182,8 @@ class HotConnection(Connection):
 
     def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: Facts) -> None:
         self._turn = None
-        app: App = self.app if error is None else _Telling(self.app, error, record)
-        cycle = self._others(turn.url, turn.headers, turn.body, False, app)
-        cycle.scope["state"][SINCE] = record.body_read
+        state: dict[str, Any] = {SINCE: record.body_read} | ({} if error is None else {LATE: (error, record)})
+        cycle = self._others(turn.url, turn.headers, turn.body, False, state)
         cycle.keep_alive = turn.keep_alive
         turn.over()
         if self.cycle is turn:  # type: ignore[comparison-overlap]
@@ -215,21 +217,6 @@ class _Turn:
     def over(self) -> None:
         """The connection keeps it until the next one comes: it shall not keep the body."""
         self.response_complete, self.asking, self.headers, self.body = True, None, [], b""
-
-
-class _Telling:
-    """Others, to whom an error is told where they would read the request, and what was known of it."""
-
-    def __init__(self, others: App, error: DeadlinePassed, record: Facts) -> None:
-        self._others, self._error, self._record = others, error, record
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def received() -> Any:
-            own, known = facts(), self._record
-            own.model, own.version, own.images = known.model, known.version, known.images
-            raise self._error
-
-        await self._others(scope, received, send)
 
 
 class _Usual:

@@ -27,6 +27,7 @@ LogRequests = Literal["errors", "all", "none"]
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
 SINCE = "since"  # in a request's state: when it began, by perf_counter, where that was elsewhere
+LATE = "late"  # the same: (error, Facts) of one whose time passed elsewhere
 WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")

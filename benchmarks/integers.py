@@ -27,7 +27,10 @@ _DRAWN = 64  # photographs that a network of random weights takes its ranges fro
 
 
 def in_integers(name: str) -> Path:
-    """models/<name>-int8/<name>/1, made on first use and whenever the bundle has become another."""
+    """models/<name>-int8/<name>/1, made on first use and whenever the bundle has become another.
+
+    Where training.quantise has, remove it.
+    """
     home, source = MODELS / f"{name}-int8" / name / "1", bundle(name)
     made_of = home.parents[1] / "made-of.json"
     if not made_of.exists() or made_of.read_bytes() != (source / "manifest.json").read_bytes():
@@ -75,8 +78,9 @@ def _ranges(name: str, whole: Bundle) -> ImageSet:
 def main() -> None:
     [name] = sys.argv[1:]
     models, source = MODELS / f"{name}-int8", bundle(name)
+    ranges = _ranges(name, load(source, threads=1))
     shutil.rmtree(models, ignore_errors=True)
-    make(source, _ranges(name, load(source, threads=1)), models)
+    make(source, ranges, models)
 
 
 if __name__ == "__main__":

@@ -17,29 +17,30 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.bundles import DEFAULT, RESNET, bundle
-from benchmarks.home import ROOT
+from benchmarks.home import ROOT, Skipped
 from benchmarks.peers import resident_mb
 from benchmarks.serving import LOAD_CORE, SERVER_CORE
 
 MODELS = {DEFAULT: 2, RESNET: 8}  # for so many times the seconds that are asked for: its batches take longer
 LARGEST = 32  # as the service's own
 SETTINGS: dict[str, dict[str, Any]] = {
-    "its own": {},
+    "one thread": {},
     "no memory patterns, as the service has it": {"enable_mem_pattern": False},
     "no arena": {"enable_cpu_mem_arena": False},
     "neither": {"enable_mem_pattern": False, "enable_cpu_mem_arena": False},
-    "as the service, two threads on two cores": {"enable_mem_pattern": False, "intra_op_num_threads": 2},
+    "as the service has it, two threads on two cores": {"enable_mem_pattern": False, "intra_op_num_threads": 2},
 }
 
 
 def measure(seconds: float, repetitions: int) -> dict[str, Any]:
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    folders = {model: bundle(model) for model in MODELS}
     for model, longer in MODELS.items():
         cells = found[model] = {setting: [] for setting in SETTINGS}
         for _ in range(repetitions):
             for setting, options in SETTINGS.items():
                 cores = {SERVER_CORE, LOAD_CORE} if options.get("intra_op_num_threads") else {SERVER_CORE}
-                cells[setting].append(alone(bundle(model), setting, seconds * longer, cores))
+                cells[setting].append(alone(folders[model], setting, seconds * longer, cores))
                 told = cells[setting][-1]
                 print(f"  {model}, {setting}: {told['per_second']:,.0f}/s, {told['last_mb']:.0f} MB", file=sys.stderr)
     return found
@@ -49,11 +50,14 @@ def alone(folder: Path, setting: str, seconds: float, cores: set[int]) -> dict[s
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.sessions", str(folder), setting, str(seconds)],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        check=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
+    if done.returncode:
+        raise Skipped(
+            f"{folder.parent.name}, {setting}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+        )
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 

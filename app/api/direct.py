@@ -17,7 +17,7 @@ from app.api.error_handlers import answer_to
 from app.api.payload import read_images
 from app.api.prefix import PROTOCOL, route_path
 from app.errors import GraftError
-from app.observability import facts
+from app.observability import LATE, facts
 
 Inference = Callable[[Request, Call], Awaitable[Response]]
 INFER = "infer"  # what metrics and logs call it
@@ -30,6 +30,14 @@ class Direct:
         self.app, self._operations, self._inference = app, operations, inference
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (late := scope.get("state", {}).get(LATE)):
+            error, known = late
+            own = facts()
+            own.operation, own.model, own.version, own.images = (
+                known.operation, known.model, known.version, known.images,
+            )  # fmt: skip
+            await answer_to(error)(scope, receive, send)
+            return
         answering = self._recognised(Request(scope, receive)) if scope["type"] == "http" else None
         if answering is None:
             await self.app(scope, receive, send)

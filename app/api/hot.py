@@ -90,6 +90,7 @@ class Hot:
         self._app, self._operations, self._inference = app, paths, inference
         self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
         self.predictor: Predictor = app.state.predictor
+        self.usual: Headers = [(b"vary", b"Origin")] if settings.cors_origins else []  # as the middleware has it
         self.timeout_s: float = settings.timeout_ms / 1000
         self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
         self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
@@ -133,7 +134,8 @@ class Hot:
         bundle = model.bundle
         own, trace_id = identify(headers)
         record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
-        record.trace_id, record.decode_s = trace_id, perf_counter() - start
+        record.trace_id = trace_id
+        record.decode_s = perf_counter() - start if asked.model is None else 0.0  # /v2's pixels need no decoding
         asking = Asking(self, asked.path, own, record, start, plan, len(body), asker)
         asking.begin(images, model)
         return asking
@@ -229,7 +231,8 @@ class Asking:
         record = self._record
         record.queue_s, record.run_s = found.queue_s, found.run_s
         timing = record.timing(perf_counter() - self._start)
-        asker.answer([*answer.raw_headers, (HEADER, self._own), (TIMING, timing)], bytes(answer.body))
+        headers = [*answer.raw_headers, (HEADER, self._own), (TIMING, timing), *self._hot.usual]
+        asker.answer(headers, bytes(answer.body))
         self._tell(200)
 
     def _tell(self, status: int) -> None:

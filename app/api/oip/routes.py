@@ -11,6 +11,8 @@ from app.api.health import require_ready
 from app.api.models import Models
 from app.api.oip import describe
 from app.api.oip.graph import (
+    IMAGE,
+    IMAGE_TYPE,
     SCORE,
     Work,
     best,
@@ -34,7 +36,7 @@ from app.api.oip.schemas import (
     ServerMetadata,
     failures,
 )
-from app.api.oip.wire import LENGTH, answer_of, json_length, parameters_of, question_of
+from app.api.oip.wire import LENGTH, Question, answer_of, json_length, parameters_of, question_of
 from app.api.payload import json_of, parsed, read
 from app.api.prefix import PROTOCOL
 from app.bundle.bundle import Bundle
@@ -148,9 +150,11 @@ async def infer(request: Request, call: ACall) -> Response:
 
 def plain(metrics: Metrics, most: int, body: bytes, said: str | None, model: Model) -> tuple[np.ndarray, Plan] | None:
     """Of a small body that has pixels in it, and asks for no deadline of its own, these and what is made of them."""
-    work = _understood(body, said, model.bundle, most)
-    if not isinstance(work.images, np.ndarray) or work.question.patience_ms:
+    question = _question(body, said, model.bundle, most)
+    if question.patience_ms or [(each.name, each.datatype) for each in question.inputs] != [(IMAGE, IMAGE_TYPE)]:
         return None
+    work = work_of(question, model.bundle, most)
+    assert isinstance(work.images, np.ndarray)
     return work.images, _plan(metrics, model.bundle, work)
 
 
@@ -159,10 +163,13 @@ def _plan(metrics: Metrics, bundle: Bundle, work: Work) -> Plan:
 
 
 def _understood(body: bytes, said: str | None, bundle: Bundle, most: int) -> Work:
+    return work_of(_question(body, said, bundle, most), bundle, most)
+
+
+def _question(body: bytes, said: str | None, bundle: Bundle, most: int) -> Question:
     length = json_length(said, body)
     raw = said is not None and length == 0
-    question = raw_question(body, bundle) if raw else question_of(body, length, most_values(bundle, most))
-    return work_of(question, bundle, most)
+    return raw_question(body, bundle) if raw else question_of(body, length, most_values(bundle, most))
 
 
 def _answer(metrics: Metrics, bundle: Bundle, work: Work, found: Outputs) -> Response:

@@ -62,7 +62,11 @@ class Given:
             with contextlib.suppress(ValueError):  # who is not within 0…255 is told of below
                 return np.frombuffer(bytes(self.data), dtype).reshape(self.shape)  # a third of what is below
         kinds = (int,) if dtype.kind == "u" else (int, float)
-        step = 1 if self.data and isinstance(self.data[0], list) else _AT_ONCE
+        step = _AT_ONCE
+        if self.data and isinstance(self.data[0], list):
+            if len(self.data) > max(self.shape[:1], default=0):  # each is looked at by itself
+                raise MalformedRequest(f"{self.name}: data is {len(self.data):,} rows; shape says {list(self.shape)}")
+            step = 1
         try:
             parts = [numbers_of(self.data[at : at + step], kinds) for at in range(0, len(self.data), step)]
             values = np.concatenate(parts) if parts else np.empty(0)

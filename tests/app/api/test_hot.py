@@ -23,13 +23,13 @@ from app.api.hot import Asking, Hot
 from app.api.oip import routes as oip
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
-from app.errors import DeadlinePassed, GraftError
+from app.errors import DeadlinePassed
 from app.hot_connection import HotConnection, _Turn, bounded
 from app.inference.admission import Bytes
 from app.inference.answer import Outputs, Wish, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
-from app.observability import WENT_AWAY, Facts, Told
+from app.observability import LATE, SINCE, WENT_AWAY, Facts, Told
 from app.settings import Settings
 
 IMAGE = png(garment("bag"))
@@ -47,20 +47,16 @@ class Others:
     def __init__(self) -> None:
         self.body: bytes | None = None
         self.scope: Scope = {}
-        self.error: GraftError | None = None
         self.left = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.body, more = scope, b"", True
-        try:
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    self.left = True
-                    return
-                self.body, more = self.body + message["body"], message["more_body"]
-        except GraftError as error:
-            self.error = error
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left = True
+                return
+            self.body, more = self.body + message["body"], message["more_body"]
         await send({"type": "http.response.start", "status": 299, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body"})
 
@@ -236,7 +232,9 @@ def test_a_late_answer_of_the_protocol_is_told_by_the_others(models: Path) -> No
 
     found, line = asyncio.run(go())
     assert (found.status, line.counted) == (299, [])
-    assert isinstance(line.others.error, DeadlinePassed)
+    error, known = line.others.scope["state"][LATE]
+    assert isinstance(error, DeadlinePassed)
+    assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
 
 ALONE = "POST {} HTTP/1.1"
@@ -282,12 +280,23 @@ def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], bod
     ]
 
 
+def test_what_was_tried_here_counts_for_the_others_too(app: FastAPI) -> None:
+    _, line = asked(app, wire(RAW, IMAGE[:-9]))
+    assert line.others.scope["state"].keys() == {SINCE}
+
+
+@pytest.mark.parametrize("origins", ["", "https://shop.example"])
+def test_caches_are_told_what_answers_depend_on(models: Path, origins: str) -> None:
+    app = create_app(Settings(models=models, cors_origins=origins))
+    assert asked(app, wire(RAW, IMAGE))[0].headers.get("vary") == ("Origin" if origins else None)
+
+
 def test_what_the_others_are_told_is_what_uvicorn_tells(app: FastAPI) -> None:
     _, refused_here = asked(app, wire(RAW, IMAGE[:-9]))
     _, never_here = asked(app, wire(RAW | {"origin": "http://elsewhere"}, IMAGE))
     ours, theirs = refused_here.others.scope, never_here.others.scope
     assert ours.keys() == theirs.keys()
-    differ = {"headers", "client", "server"}  # ports are chosen anew
+    differ = {"headers", "client", "server", "state"}  # ports are chosen anew; of the state see above
     assert {name: ours[name] for name in ours.keys() - differ} == {name: theirs[name] for name in ours.keys() - differ}
 
 
@@ -404,7 +413,9 @@ def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path) -> None:
 
     found, line = asyncio.run(go())
     assert (found.status, line.counted) == (299, [])
-    assert isinstance(line.others.error, DeadlinePassed)
+    error, known = line.others.scope["state"][LATE]
+    assert isinstance(error, DeadlinePassed)
+    assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
 
 def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
@@ -509,20 +520,21 @@ def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
     assert (found.status, line.others.body, line.counted) == (299, IMAGE, [])
 
 
-def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI) -> None:
+@pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*with_bytes(), INFER)], ids=["v1", "v2"])
+def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI, whole: bytes) -> None:
     async def go() -> dict[type, int]:
         async with Line(app) as line:
-            line.writer.write(wire(RAW, IMAGE))
+            line.writer.write(whole)
             await line.answer()
             gc.collect()
             gc.disable()
             try:
                 for _ in range(20):
-                    line.writer.write(wire(RAW, IMAGE))
+                    line.writer.write(whole)
                     await line.answer()
                 for _ in range(9):
                     line.reader, writer = await asyncio.open_connection(*line.address)
-                    writer.write(wire(RAW, IMAGE))
+                    writer.write(whole)
                     await line.answer()
                     writer.close()
                     while len(line.state.connections) > 1:  # noqa: ASYNC110

@@ -417,6 +417,25 @@ def test_models_are_loaded_and_unloaded_by_calls_only_where_the_setting_says_so(
             assert_error(refused, 404 if "7" in says else 400, says)
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", INFER])
+def test_who_is_told_of_a_deadline_is_told_so_though_the_model_has_gone(tmp_path: Path, path: str) -> None:
+    save_tiny(tmp_path)
+    body, headers = (GOOD, {"content-type": "image/png"}) if path != INFER else (bytes(24), {LENGTH: "0"})
+    held = Held(tmp_path, model_control="explicit", timeout_ms=500)
+    with held, ThreadPoolExecutor(1) as asking:
+        late = asking.submit(held.client.post, path, content=body, headers=headers)
+        held.wait_for(1)
+        assert httpx.post(held.client.base_url.join("/v2/repository/models/tiny/unload")).status_code == 200
+        told = late.result(20)
+        metrics = held.client.get("/metrics").text
+    assert told.status_code == 504
+    assert "not answered within 500 ms" in told.text
+    assert told.text.startswith('{"error":') == (path == INFER)
+    operation = "infer" if path == INFER else "classify"
+    counted = f'graft_requests_total{{model="tiny",operation="{operation}",status="504",version="1"}} 1.0'
+    assert counted in metrics
+
+
 # --- failures --------------------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,8 @@ def test_what_is_wrong_is_named(document: Any, rest: bytes, says: str) -> None:
         ({"data": [True, 2, 3, 4]}, "not a list of numbers"),
         ({"data": [[1, 2, 3, 4] * 1000, ["x" * 10_000_000] * 4000]}, "not a list of numbers"),  # 160 GB as one array
         ({"data": [1, 2, 3, {}]}, "not a list of numbers"),
+        ({"data": [[1], *[1] * 50_000]}, "data is 50,001 rows; shape says [2, 2]"),
+        ({"data": [[1]], "shape": ()}, "data is 1 rows; shape says []"),
         ({"data": []}, "data is 0 numbers"),
         ({"data": memoryview(b"123")}, "3 bytes of data; UINT8 of [2, 2] has 4"),
         ({"data": memoryview(b"1234"), "datatype": "FP32"}, "4 bytes of data; FP32 of [2, 2] has 16"),
