@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +270,15 @@ def stopped(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=60,
     )
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30) -> bool:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "") -> dict[str, Any]:

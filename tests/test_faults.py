@@ -20,7 +20,19 @@ import pytest
 from load import Answer, Load, post
 from onnx import TensorProto, helper
 from PIL import Image
-from support import LATENT, assert_error, assert_problem, onnx_file, running, save_tiny, serving, spec, stopped, tiny
+from support import (
+    LATENT,
+    assert_error,
+    assert_problem,
+    eventually,
+    onnx_file,
+    running,
+    save_tiny,
+    serving,
+    spec,
+    stopped,
+    tiny,
+)
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
@@ -34,15 +46,6 @@ GOOD = png(garment("bag"))
 WHITE = png(Image.new("L", (4, 6), 255))  # at which the graphs below go wrong
 RAW = {"content-type": "image/png"}
 OPERATIONS = ("classify", "encode", "reconstruct", "anomaly", "predict")
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def version_of(address: str) -> int:

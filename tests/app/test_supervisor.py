@@ -14,20 +14,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support import environment, running, save_tiny, stopped
+from support import environment, eventually, running, save_tiny, stopped
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.supervisor import HANDED_OVER, PATIENCE, Supervisor
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def answers(address: str) -> bool:
