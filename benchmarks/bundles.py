@@ -1,11 +1,10 @@
 """The bundles that are served: the repository's own, each in a folder of models of its own, and a drawn ResNet-18."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.home import MODELS, ROOT, Skipped
+from benchmarks.home import MODELS, ROOT, alone
 
 SEED, DEFAULT, RESNET = "fashion-mnist-seed", "fashion-mnist", "resnet18"
 
@@ -16,11 +15,7 @@ def bundle(name: str) -> Path:
     if name == RESNET:
         if not home.exists():
             print("exporting a ResNet-18 of random weights (once)…", file=sys.stderr)
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.bundles"], cwd=ROOT, capture_output=True, text=True
-            )
-            if done.returncode:
-                raise Skipped(f"{name}: its export needs training's packages: {done.stderr.strip().splitlines()[-1]}")
+            alone("benchmarks.bundles", what=f"{name}: its export needs training's packages")
         return home
     source = ROOT / "models" / name / "1"
     if not home.exists() or (home / "manifest.json").read_bytes() != (source / "manifest.json").read_bytes():

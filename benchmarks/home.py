@@ -15,6 +15,22 @@ class Skipped(Exception):
     """This cannot be measured here; the message says why."""
 
 
+def alone(module: str, *arguments: str, what: str, cores: set[int] | None = None) -> str:
+    """What a module of these benchmarks prints in a process of its own, on these cores; `what` begins what is said of
+    its failure."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise Skipped(f"{what}: {said[-1]}")
+    return done.stdout
+
+
 def environment(name: str) -> Path:
     """The Python of an environment of its own, made on first use from requirements/bench/<name>.txt.
 

@@ -4,7 +4,6 @@ python -m benchmarks.integers NAME       # in a process of its own: torch comes 
 """
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from app.bundle import Bundle, load
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Manifest
 from benchmarks.bundles import RESNET, bundle
-from benchmarks.home import MODELS, ROOT, Skipped
+from benchmarks.home import MODELS, alone
 from benchmarks.workloads import photographs
 from training import data
 from training.data import ImageSet
@@ -35,11 +34,7 @@ def in_integers(name: str) -> Path:
     made_of = home.parents[1] / "made-of.json"
     if not made_of.exists() or made_of.read_bytes() != (source / "manifest.json").read_bytes():
         print(f"making {name} in integers (once)…", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.integers", name], cwd=ROOT, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise Skipped(f"{name} in integers: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+        alone("benchmarks.integers", name, what=f"{name} in integers")
         made_of.write_bytes((source / "manifest.json").read_bytes())
     return home
 

@@ -4,15 +4,13 @@ python -m benchmarks.raw NAME SECONDS       # prints {"<batch>": images per seco
 """
 
 import json
-import os
-import subprocess
 import sys
 import time
 
 import numpy as np
 
 from benchmarks.bundles import RESNET, bundle
-from benchmarks.home import ROOT
+from benchmarks.home import alone
 from benchmarks.servers.graph import Graphs
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -20,15 +18,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 def rates(name: str, seconds: float, core: int) -> dict[int, float]:
     """In a process of its own, pinned."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.raw", name, str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
-    return {int(batch): rate for batch, rate in json.loads(done.stdout).items()}
+    told = alone("benchmarks.raw", name, str(seconds), what=f"onnxruntime alone with {name}", cores={core})
+    return {int(batch): rate for batch, rate in json.loads(told).items()}
 
 
 def _rate(graphs: Graphs, images: np.ndarray, seconds: float) -> float:

@@ -6,7 +6,6 @@ python -m benchmarks.sessions FOLDER SETTING SECONDS       # one of them: images
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.bundles import DEFAULT, RESNET, bundle
-from benchmarks.home import ROOT, Skipped
+from benchmarks.home import alone
 from benchmarks.peers import resident_mb
 from benchmarks.serving import LOAD_CORE, SERVER_CORE
 
@@ -40,25 +39,11 @@ def measure(seconds: float, repetitions: int) -> dict[str, Any]:
         for _ in range(repetitions):
             for setting, options in SETTINGS.items():
                 cores = {SERVER_CORE, LOAD_CORE} if options.get("intra_op_num_threads") else {SERVER_CORE}
-                cells[setting].append(alone(folders[model], setting, seconds * longer, cores))
-                told = cells[setting][-1]
+                asked = (str(folders[model]), setting, str(seconds * longer))
+                told = json.loads(alone("benchmarks.sessions", *asked, what=f"{model}, {setting}", cores=cores))
+                cells[setting].append(told)
                 print(f"  {model}, {setting}: {told['per_second']:,.0f}/s, {told['last_mb']:.0f} MB", file=sys.stderr)
     return found
-
-
-def alone(folder: Path, setting: str, seconds: float, cores: set[int]) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sessions", str(folder), setting, str(seconds)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
-    if done.returncode:
-        raise Skipped(
-            f"{folder.parent.name}, {setting}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
-        )
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 def run(encoder: Path, setting: str, seconds: float) -> dict[str, float]:

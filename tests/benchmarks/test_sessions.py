@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from benchmarks import sessions
@@ -11,12 +9,6 @@ def test_every_setting_is_one_that_onnxruntime_knows(setting: str) -> None:
     found = sessions.run(bundle(SEED) / "encoder.onnx", setting, seconds=0.05)
     assert found["per_second"] > 0
     assert 20 < found["loaded_mb"] <= found["last_mb"] + 5
-
-
-def test_each_is_measured_alone_on_its_core() -> None:
-    core = min(os.sched_getaffinity(0))
-    told = sessions.alone(bundle(SEED), "neither", 0.05, {core})
-    assert set(told) == {"per_second", "loaded_mb", "first_mb", "last_mb"}
 
 
 def test_the_table_has_medians_of_every_setting() -> None:
