@@ -68,9 +68,7 @@ def _open(model: bytes, threads: int, providers: Sequence[str], optimise: bool =
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.enable_mem_pattern = (
-        False  # they are kept for each size of a batch, and for large images are hundreds of MB
-    )
+    options.enable_mem_pattern = False  # a plan for each size of a batch: for large images hundreds of MB, and no speed
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
