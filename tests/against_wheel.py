@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "training")
 TRAINING = ("recipe", "report", "calibrate", "evaluate", "data")
 TESTS = [
-    *(f"tests/app/{part}" for part in ("api", "bundle", "score", "test_main.py")),
+    *(f"tests/app/{part}" for part in ("bundle", "score", "test_main.py")),
+    *(f"tests/app/api/test_{module}.py" for module in ("docs", "hot", "models", "operations", "web")),
     *("tests/test_architecture.py", "tests/test_models.py"),
     *(f"tests/training/test_{module}.py" for module in TRAINING),
 ]

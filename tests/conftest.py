@@ -10,6 +10,14 @@ from support import save_tiny, serving
 from app.settings import Settings
 
 
+# Files of few and long tests: begun last, they would be waited for by all but one processor.
+LONG = ("test_fuzz.py", "test_compare.py", "test_documents.py", "test_ranks.py", "test_run.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only: a test that changes a bundle makes its own."""

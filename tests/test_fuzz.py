@@ -47,11 +47,11 @@ def test_the_service_is_as_its_description_says(tmp_path: Path, key: str | None)
     """Twice: all is open, or all takes a key."""
     keyed = {"GRAFT_API_KEYS": key} if key else {}
     headers = ["-H", f"X-API-Key: {key}"] if key else []
-    told = fuzzed(tmp_path, "{}/openapi.json", *headers, "--max-examples", "10", **keyed)
+    told = fuzzed(tmp_path, "{}/openapi.json", *headers, "--max-examples", "7", **keyed)
     described = re.search(r"Selected: (\d+)/\1\b", told)
     assert described, told
     assert f"Tested: {described[1]}" in told
 
 
 def test_the_service_is_as_the_open_inference_protocol_says(tmp_path: Path) -> None:
-    assert "Tested: 10" in fuzzed(tmp_path, str(PROTOCOL), "--url", "{}", "--max-examples", "30")
+    assert "Tested: 10" in fuzzed(tmp_path, str(PROTOCOL), "--url", "{}", "--max-examples", "20")
