@@ -218,25 +218,6 @@ def test_a_prefix_may_stand_before_the_protocol(models: Path) -> None:
     assert asked(app, wire(*question(), f"/other{INFER}"))[0].status == 299
 
 
-def test_a_late_answer_of_the_protocol_is_told_by_the_others(models: Path) -> None:
-    app = create_app(Settings(models=models, timeout_ms=30))
-    gate = Gate(app)
-
-    async def go() -> tuple[Answer, Line]:
-        async with Line(app) as line:
-            gate.close()
-            line.writer.write(wire(*question(), INFER))
-            found = await line.answer()
-            gate.open.set()
-            return found, line
-
-    found, line = asyncio.run(go())
-    assert (found.status, line.counted) == (299, [])
-    error, known = line.others.scope["state"][LATE]
-    assert isinstance(error, DeadlinePassed)
-    assert (known.model, known.version, known.images) == ("tiny", 1, 1)
-
-
 ALONE = "POST {} HTTP/1.1"
 
 
@@ -399,14 +380,15 @@ class Gate:
         model.batcher = Batcher(run, 32, ThreadPoolExecutor(1))
 
 
-def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path) -> None:
+@pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*question(), INFER)], ids=["v1", "v2"])
+def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: bytes) -> None:
     app = create_app(Settings(models=models, timeout_ms=30))
     gate = Gate(app)
 
     async def go() -> tuple[Answer, Line]:
         async with Line(app) as line:
             gate.close()
-            line.writer.write(wire(RAW, IMAGE))
+            line.writer.write(whole)
             found = await line.answer()
             gate.open.set()
             return found, line
