@@ -16,7 +16,7 @@ COPY app app
 COPY models models
 # Scoring the sample proves that it works, and leaves compiled what a start imports: that halves a start.
 RUN find / -xdev -name __pycache__ -prune -exec rm -r {} + \
-    && PYTHONDONTWRITEBYTECODE= python -c 'import app.server, app.main' \
+    && PYTHONDONTWRITEBYTECODE= python -c 'import app.serving.server, app.main' \
     && PYTHONDONTWRITEBYTECODE= python -m app score app/web/samples/t-shirt.png --out /tmp/proof.csv
 COPY deploy/rootfs.py /tmp/
 RUN python /tmp/rootfs.py /rootfs /venv
@@ -45,7 +45,7 @@ LABEL org.opencontainers.image.title="Graft, on a GPU" \
 ENV GRAFT_PROVIDER=require-gpu NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 8000
 USER 10001
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["python", "-m", "app.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD ["python", "-m", "app.serving.healthcheck"]
 CMD ["python", "-m", "app"]
 
 # The service alone: no shell, no pip, no package manager, no torch.
@@ -64,5 +64,5 @@ WORKDIR /graft
 EXPOSE 8000
 USER 10001:10001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-m", "app.healthcheck"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-m", "app.serving.healthcheck"]
 CMD ["python", "-m", "app"]

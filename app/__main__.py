@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from app import __version__, supervisor
+from app import __version__
 from app.errors import SettingsInvalid
-from app.metrics import FOLDER, shared_folder, worker_gone
-from app.observability import configure_logs, log
+from app.serving import workers
 from app.settings import PREFIX, Settings, load_settings, mistyped
+from app.telemetry.metrics import FOLDER, shared_folder, worker_gone
+from app.telemetry.requests import configure_logs, log
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
 BACKLOG = 2048  # connections that wait to be accepted
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(**given)
         configure_logs(settings.log_format)
-        handed = supervisor.handed_over()
+        handed = workers.handed_over()
         if handed is not None:
             return _work(settings, *handed)
         for name, meant in mistyped(os.environ).items():
@@ -41,20 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(settings)
     except SettingsInvalid as error:
         print(f"graft: {error}", file=sys.stderr)
-        return supervisor.UNUSABLE
+        return workers.UNUSABLE
 
 
 def _serve(settings: Settings) -> int:
-    from app.server import serve  # here, as a parent of workers does without it and its 50 MB
+    from app.serving.server import serve  # here, as a parent of workers does without it and its 50 MB
 
     return serve(settings, lambda: _listen(settings), _announce)
 
 
 def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -> int:
-    supervisor.end_with_parent(channel, settings.drain_s)
-    from app.server import serve
+    workers.end_with_parent(channel, settings.drain_s)
+    from app.serving.server import serve
 
-    return serve(settings, lambda: listener, lambda _: supervisor.tell_ready(channel), has_parent=True)
+    return serve(settings, lambda: listener, lambda _: workers.tell_ready(channel), has_parent=True)
 
 
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
@@ -67,7 +68,7 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
         def gone(process: int) -> None:
             worker_gone(process, folder[FOLDER])
 
-        return supervisor.Supervisor(
+        return workers.Supervisor(
             command, listener, settings.workers, settings.drain_s, lambda: _announce(listener), gone, folder
         ).run()
 

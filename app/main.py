@@ -10,22 +10,24 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import access, codes, docs, error_handlers, health, models, operations, web
-from app.api.alarm import Alarms
-from app.api.bodies import Bodies
-from app.api.direct import Direct
-from app.api.hot import Hot
-from app.api.oip import routes as oip
-from app.api.prefix import Prefix
-from app.api.unpack import Unpack
+from app.api import problems
+from app.api.deadlines import Alarms
+from app.api.dispatch import Direct
+from app.api.fast_path import Hot
+from app.api.middleware import access
+from app.api.middleware.body_limits import Bodies
+from app.api.middleware.decompress import Unpack
+from app.api.middleware.root_path import Prefix
+from app.api.routes import embeddings, health, models, openapi, operations, pages
+from app.api.v2 import routes as oip
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
-from app.metrics import Metrics
-from app.observability import Requests, Told
 from app.settings import Settings
+from app.telemetry.metrics import Metrics
+from app.telemetry.requests import Requests, Told
 
 _WRITTEN_S = 0.25  # after which other workers know what is counted here
 _DRIFT_S = 10  # between two looks at what was served
@@ -88,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
     room = Bytes(settings.max_bodies_mb * 1_000_000)
     app.add_middleware(Bodies, room=room, seconds=settings.body_timeout_s, alarms=app.state.alarms)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
-    error_handlers.install(app)
+    problems.install(app)
     keys = access.keys_of(settings)
     own = access.Keys([settings.metrics_key] if settings.metrics_key else [])
     if keys or own:
@@ -104,11 +106,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
     inference = partial(oip.plain, metrics, settings.max_images)
     app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, told)
-    docs.tell_the_truth(app, keyed=bool(keys))
-    for module in (operations, codes, models, health):
+    openapi.tell_the_truth(app, keyed=bool(keys))
+    for module in (operations, embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)
-    web.install(app)
+    pages.install(app)
     return app
 
 

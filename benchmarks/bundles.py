@@ -30,8 +30,8 @@ def export_resnet() -> None:
     from torch import nn
 
     from app.bundle.manifest import Classifier, Provenance
-    from training.export import OPSET, export, publish
     from training.networks import build
+    from training.publish.onnx import OPSET, export, publish
     from training.recipe import Input, Network
 
     torch.manual_seed(0)

@@ -15,10 +15,10 @@ from app.bundle.manifest import Manifest
 from benchmarks.bundles import RESNET, bundle
 from benchmarks.home import MODELS, alone
 from benchmarks.workloads import photographs
-from training import data
-from training.data import ImageSet
+from training.data import imageset
+from training.data.imageset import ImageSet
+from training.data.splits import train_and_held_out
 from training.recipe import Recipe
-from training.splits import train_and_held_out
 
 _SETTLED_ANEW = ("golden", "files", "seal", "input", "latent_size", "feature_maps", "graphs")
 _OF_ITS_OWN = (CARD_FILE, REPORT_FILE)  # they tell the numbers of the bundle that it is made from
@@ -28,7 +28,7 @@ _DRAWN = 64  # photographs that a network of random weights takes its ranges fro
 def in_integers(name: str) -> Path:
     """models/<name>-int8/<name>/1, made on first use and whenever the bundle has become another.
 
-    Where training.quantise has, remove it.
+    Where training.publish.quantise has, remove it.
     """
     home, source = MODELS / f"{name}-int8" / name / "1", bundle(name)
     made_of = home.parents[1] / "made-of.json"
@@ -41,8 +41,8 @@ def in_integers(name: str) -> Path:
 
 def make(source: Path, ranges: ImageSet, models: Path) -> Path:
     """The bundle of `source` in `models`, its ranges taken from these images."""
-    from training.export import Exported, publish
-    from training.quantise import quantised
+    from training.publish.onnx import Exported, publish
+    from training.publish.quantise import quantised
 
     whole = load(source, threads=1)
     stated = whole.manifest
@@ -66,7 +66,7 @@ def _ranges(name: str, whole: Bundle) -> ImageSet:
         files = photographs(_DRAWN, height, width)(1)
         return ImageSet(np.stack([whole.preprocess(file) for [file] in files]), np.array([], np.int64), ())
     recipe = Recipe.model_validate_json(stated.provenance.recipe)
-    target = data.load(stated.provenance.target, "train", stated.input)
+    target = imageset.load(stated.provenance.target, "train", stated.input)
     return train_and_held_out(target, recipe.split, recipe.seed)[0]
 
 

@@ -3,8 +3,8 @@
     make bench-training
 
 The peer is what a notebook has: a DataLoader over a dataset of uint8 images that scales each, fp32, channels first.
-Ours is training.transfer.pretrain. All arms on all cores, each in a process of its own, interleaved, the median of the
-repetitions.
+Ours is training.learning.transfer.pretrain. All arms on all cores, each in a process of its own, interleaved, the
+median of the repetitions.
 """
 
 import statistics
@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from training import memory
-from training.checkpoint import Checkpoints
-from training.data import ImageSet
-from training.fit import Journal
+from training import malloc
+from training.data.imageset import ImageSet
+from training.learning.checkpoint import Checkpoints
+from training.learning.fit import Journal
+from training.learning.transfer import Workshop, computed_in, pretrain
 from training.networks import build
 from training.recipe import Network, Objective, Stage
-from training.transfer import Workshop, computed_in, pretrain
 
 IMAGES, BATCH, REPETITIONS = 60_000, 128, 3  # an epoch of MNIST
 SHAPE = (28, 28, 1)
@@ -57,7 +57,7 @@ def plain(images: np.ndarray, workers: int) -> float:
 
 
 def ours(images: np.ndarray, precision: str) -> float:
-    memory.keep_freed()  # as graft-train does
+    malloc.keep_freed()  # as graft-train does
     net = build(Network(), SHAPE)
     for part in (net.encoder, net.decoder):
         part.to(memory_format=torch.channels_last)

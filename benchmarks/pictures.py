@@ -10,10 +10,10 @@ from app.bundle import Bundle, load
 from app.bundle.drawings import samples
 from app.bundle.encode import png
 from benchmarks.home import ROOT
-from training.charts import histogram_file
+from training.report.charts import histogram_file
 
 BUNDLE = ROOT / "models/fashion-mnist/1"
-HIDDEN, PATCH = 0.3, 4  # as objective.mask of the recipe and training.objectives have them
+HIDDEN, PATCH = 0.3, 4  # as objective.mask of the recipe and training.learning.objectives have them
 _ENLARGED, _GAP = 4, 12
 
 

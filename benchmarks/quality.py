@@ -24,12 +24,16 @@ from benchmarks.bars import Bar
 from benchmarks.bundles import bundle
 from benchmarks.home import Skipped
 from benchmarks.integers import in_integers
-from training import anomaly, comparison, data, evaluate, memory, recipe
-from training.compare import compare
-from training.material import gather
-from training.report import auroc
-from training.splits import train_and_held_out
-from training.transfer import pretrain, read, workshop
+from training import malloc, recipe
+from training.compare import results as comparison
+from training.compare.bench import compare
+from training.data import imageset
+from training.data.material import gather
+from training.data.splits import train_and_held_out
+from training.learning.transfer import pretrain, read, workshop
+from training.measure import evaluate
+from training.report.sections import auroc
+from training.score import anomaly
 
 DEFAULT = Path("models/fashion-mnist")
 
@@ -40,7 +44,7 @@ def newest() -> Bundle:
 
 def served() -> Iterator[Bar]:
     bundle = newest()
-    test = data.load("fashion-mnist", "test", bundle.manifest.input)
+    test = imageset.load("fashion-mnist", "test", bundle.manifest.input)
     yield Bar("served Fashion-MNIST accuracy", evaluate.accuracy(bundle, test, "served"), 0.94, 0.955)
     folder = DEFAULT / str(bundle.version)
     weights = [
@@ -73,7 +77,7 @@ def ood() -> Iterator[Bar]:
     bundle = newest()
     scores = []
     for name in ("fashion-mnist", "mnist"):
-        images = data.load(name, "test", bundle.manifest.input)
+        images = imageset.load(name, "test", bundle.manifest.input)
         found = evaluate.run(bundle, images, name, ("scores",)).scores
         assert found is not None
         scores.append(found)
@@ -84,9 +88,9 @@ def integers() -> Iterator[Bar]:
     """The gate that a recipe's `export.int8` has, and what is on the other side of the scales."""
     whole, in_eight_bits = (load(each(DEFAULT.name), threads=1) for each in (bundle, in_integers))
     chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
-    target = data.load(chosen.target, "train", whole.manifest.input)
+    target = imageset.load(chosen.target, "train", whole.manifest.input)
     _, validation, _ = train_and_held_out(target, chosen.split, chosen.seed)
-    test = data.load(chosen.target, "test", whole.manifest.input)
+    test = imageset.load(chosen.target, "test", whole.manifest.input)
     right = []
     for name, each in (("fp32", whole), ("integers", in_eight_bits)):
         right.append(evaluate.accuracy(each, validation, name))
@@ -98,7 +102,7 @@ def integers() -> Iterator[Bar]:
 
 
 def neu(out: Path) -> Iterator[Bar]:
-    folder = str(data.root() / "neu-surface")
+    folder = str(imageset.root() / "neu-surface")
     chosen = recipe.load(
         "defects", [f"source={folder}", f"target={folder}", "split.calibration=20", "split.validation=30"]
     )
@@ -178,7 +182,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="where comparisons are kept")
     given = parser.parse_args()
-    memory.keep_freed()
+    malloc.keep_freed()
     measures = {
         "served": served,
         "ood": ood,

@@ -31,7 +31,7 @@ from app.bundle import load
 from benchmarks.__main__ import machine
 from benchmarks.home import RESULTS
 from benchmarks.load import percentile
-from training.charts import HEIGHT, WIDTH, Series, lines
+from training.report.charts import HEIGHT, WIDTH, Series, lines
 
 SWAP_S, LOOK_S, WINDOW_S = 5.0, 2.0, 30.0  # between swaps, between looks at the process, over which a p99 is told
 MOST_SLOPE, MOST_SLOWER = 0.5, 2.0  # MB a minute where noise is less; × the p99 at the start

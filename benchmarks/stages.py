@@ -35,12 +35,12 @@ STAGES = {
     ),
     "call and its answer's shape": ("api/call.py", "api/operations.py", "api/accept.py", "api/direct.py", "api/hot.py"),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
-    "metrics": ("app/metrics.py", "prometheus_client/"),
-    "request id, record, log": ("app/observability.py", "logging/", "uuid.py"),
+    "metrics": ("app/telemetry/metrics.py", "prometheus_client/"),
+    "request id, record, log": ("app/telemetry/requests.py", "logging/", "uuid.py"),
     "changes of thread": ("anyio/", "threading.py", "concurrent/futures/", "starlette/concurrency.py", "queue.py"),
     "FastAPI's dependencies": ("fastapi/dependencies/", "fastapi/params", "fastapi/_compat"),
     "FastAPI, Starlette: routing, middleware, requests": ("fastapi/", "starlette/", "contextlib.py"),
-    "uvicorn: HTTP parsing and writing": ("uvicorn/", "app/connection.py", "app/hot_connection.py"),
+    "uvicorn: HTTP parsing and writing": ("uvicorn/", "app/serving/connection.py", "app/serving/fast_connection.py"),
 }
 # Frames in which a thread does nothing but wait: py-spy takes some for work.
 IDLE = ("threading.py:Condition.wait", "threading.py:wait", "futures/thread.py:_worker")

@@ -11,7 +11,7 @@ from benchmarks.bars import Bar
 from benchmarks.peers import SERVERS
 from benchmarks.serving import DISTURBED
 from benchmarks.workloads import WORKLOADS
-from training.charts import colour
+from training.report.charts import colour
 
 TITLES = {server.name: server.title for server in SERVERS}
 ORDER = [server.name for server in SERVERS]

@@ -24,13 +24,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import ImageChops
 
 import app
-from app.api.hot import Hot
+from app.api.fast_path import Hot
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
-from app.hot_connection import bounded
 from app.main import create_app
+from app.serving.fast_connection import bounded
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent

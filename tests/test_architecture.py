@@ -9,27 +9,25 @@ import app
 import training
 
 PARENT = Path(app.__file__).parents[1]
-LEAVES = {"app.errors", "app.settings", "app.metrics", "app.observability"}
+LEAVES = {"app.errors", "app.settings", "app.telemetry"}
 
-# Module or package → what of ours it may import, besides itself. main → api → inference → bundle → errors.
+# Module or package → what of ours it may import, besides itself. serving → main → api → inference → bundle → errors.
 MAY_IMPORT = {
     "app.errors": set(),
-    "app.metrics": set(),
-    "app.observability": {"app.metrics"},
+    "app.telemetry": set(),
     "app.settings": {"app.errors"},
-    "app.door": set(),
-    "app.heap": set(),
     "app.bundle": {"app.errors"},
-    "app.inference": {"app.bundle", "app.heap", *LEAVES},
+    "app.inference": {"app.bundle", "app.serving.memory", *LEAVES},
     "app.api": {"app.inference", "app.bundle", *LEAVES},
     "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
     "app.score": {"app.inference", "app.bundle", *LEAVES},
-    "app.connection": {"app.api", *LEAVES},
-    "app.hot_connection": {"app.api", "app.connection", *LEAVES},
-    "app.server": {"app.main", "app.bundle", "app.connection", "app.door", "app.heap", "app.hot_connection", *LEAVES},
-    "app.supervisor": {"app.door", "app.observability"},
-    "app.__main__": {"app", "app.score", "app.server", "app.supervisor", *LEAVES},
-    "app": set(),
+    "app.serving.listener": set(),
+    "app.serving.memory": set(),
+    "app.serving.healthcheck": set(),
+    "app.serving.workers": {"app.serving.listener", "app.telemetry"},
+    "app.serving": {"app", "app.main", "app.api", "app.bundle", "app.serving.listener", "app.serving.memory", *LEAVES},
+    "app.__main__": {"app", "app.score", "app.serving", "app.serving.workers", *LEAVES},
+    "app": {"app.serving.healthcheck"},
     "training": {"app.bundle"},
 }
 
@@ -37,19 +35,19 @@ MAY_IMPORT = {
 KEPT_TO = {
     "fastapi": ("app.main", "app.api"),
     "starlette": ("app.main", "app.api"),
-    "uvicorn": ("app.server", "app.connection", "app.hot_connection"),
-    "python_multipart": ("app.api.form",),
-    "onnxruntime": ("app.bundle.session", "training.quantise"),
+    "uvicorn": ("app.serving",),
+    "python_multipart": ("app.api.multipart",),
+    "onnxruntime": ("app.bundle.session", "training.publish.quantise"),
     "pyspng": ("app.bundle.decode",),
     "PIL": ("app.bundle",),
     "pyarrow": ("app.score.parquet", "app.score.storage"),
     "ray": ("app.score.on_ray",),
     "torch": ("training",),
-    "onnx": ("training.export", "training.prototypes"),
-    "httpx": ("training.download", "training.__main__"),
+    "onnx": ("training.publish.onnx", "training.score.prototypes"),
+    "httpx": ("training.data.download", "training.__main__"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),
-    "prometheus_client": ("app.metrics",),
+    "prometheus_client": ("app.telemetry.metrics",),
 }
 
 
@@ -63,7 +61,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: set[str]) -> set[str]:
-    """Full names; `from app.api import health` is of app.api.health where that is a module."""
+    """Full names; `from app.api.routes import health` is of app.api.routes.health where that is a module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -99,7 +97,7 @@ def test_imports_run_one_way(name: str) -> None:
         places = KEPT_TO.get(imported.split(".")[0])
         if places is not None:
             assert any(inside(name, place) for place in places), f"{name} imports {imported}"
-        if inside(imported, "onnxruntime") and name == "training.quantise":
+        if inside(imported, "onnxruntime") and name == "training.publish.quantise":
             assert inside(imported, "onnxruntime.quantization")
 
 

@@ -14,8 +14,8 @@ from support import ROOT
 from test_clients import KSERVE
 
 from app import __version__
-from app.metrics import Metrics
 from app.settings import PREFIX, Settings
+from app.telemetry.metrics import Metrics
 
 DEPLOY = ROOT / "deploy"
 YAML = sorted([ROOT / "docker-compose.yml", *DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.yaml")])

@@ -12,18 +12,19 @@ from types import ModuleType
 
 from app.bundle import Bundle, GraftError
 from app.bundle.manifest import Metric
-from training import data, inspect, memory, ranks, recipe
-from training.arms import ARMS
+from training import malloc, ranks, recipe
+from training.compare.arms import ARMS
+from training.data import checks, imageset
+from training.data.splits import train_and_test
 from training.errors import TrainingError
 from training.progress import say
-from training.splits import train_and_test
 
 EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # what the extra `train` adds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
-    memory.keep_freed()
+    malloc.keep_freed()
     try:
         if ranks.started() > 1 and given.command not in (_run, _pretrain, _transfer):
             raise TrainingError("torchrun is for run, pretrain and transfer: this command is one process")
@@ -83,8 +84,8 @@ def _train(given: argparse.Namespace, stopped: str, work: Callable[[ModuleType, 
 
 
 def _fetch_missing(chosen: recipe.Recipe) -> None:
-    for name in {data.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(data.NAMED):
-        if data.is_missing(name):
+    for name in {imageset.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(imageset.NAMED):
+        if imageset.is_missing(name):
             _download(name)
 
 
@@ -103,7 +104,7 @@ def _report(given: argparse.Namespace) -> None:
 def _compare(given: argparse.Namespace) -> None:
     chosen = recipe.load(given.recipe, given.set)
     _fetch_missing(chosen)
-    from training.compare import compare, folder_of
+    from training.compare.bench import compare, folder_of
 
     folder = given.out or folder_of(chosen)
     try:
@@ -115,7 +116,7 @@ def _compare(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.evaluate import class_table, confusion, confusion_table, metrics, run
+    from training.measure.evaluate import class_table, confusion, confusion_table, metrics, run
 
     bundle = load(given.bundle.resolve())
     images, train = _measured(bundle, given.data, given.part)
@@ -132,16 +133,16 @@ def _evaluate(given: argparse.Namespace) -> None:
             print(line)
 
 
-def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[data.ImageSet, data.ImageSet | None]:
+def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[imageset.ImageSet, imageset.ImageSet | None]:
     """The images to measure, and the training images if they are at hand.
 
     Images that a folder does not tell apart are divided as the bundle's recipe divided them, if they are the ones that
     it was trained on: none of those is measured unknowingly.
     """
     name, spec = given or bundle.manifest.provenance.target, bundle.manifest.input
-    if data.has_parts(name):
-        train = data.load(name, "train", spec)
-        return (train if part == "train" else data.load(name, "test", spec)), train
+    if imageset.has_parts(name):
+        train = imageset.load(name, "train", spec)
+        return (train if part == "train" else imageset.load(name, "test", spec)), train
     try:
         trained = recipe.Recipe.model_validate_json(bundle.manifest.provenance.recipe)
     except ValueError:
@@ -160,11 +161,11 @@ def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[data.ImageS
         f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
         "if training images are among it, the numbers flatter"
     )
-    return data.load(name, part, spec), None
+    return imageset.load(name, part, spec), None
 
 
 def _expected(bundle: Bundle, metric: Metric) -> str:
-    from training.evaluate import false_alarm_interval
+    from training.measure.evaluate import false_alarm_interval
 
     a = bundle.manifest.anomaly
     if metric.name != "false_alarm_rate" or a is None:
@@ -175,47 +176,47 @@ def _expected(bundle: Bundle, metric: Metric) -> str:
 
 def _calibrate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.calibrate import recalibrate
+    from training.score.calibrate import recalibrate
 
     folder = given.bundle.resolve()
     bundle = load(folder)
-    normals = data.load(given.normals, "train", bundle.manifest.input)
+    normals = imageset.load(given.normals, "train", bundle.manifest.input)
     stated = bundle.manifest.anomaly.false_alarm_rate if bundle.manifest.anomaly else 0.01
     if given.anomalies is not None and given.threshold != "f1":
         raise TrainingError("--anomalies is for --threshold f1: at a false-alarm rate normals alone decide")
     if given.threshold == "f1" and given.anomalies is None:
         raise TrainingError("--threshold f1 needs --anomalies FOLDER: without anomalies there is no F1 to be best")
-    anomalies = data.load(given.anomalies, "train", bundle.manifest.input) if given.threshold == "f1" else None
+    anomalies = imageset.load(given.anomalies, "train", bundle.manifest.input) if given.threshold == "f1" else None
     rate = given.false_alarm_rate or stated
     print(recalibrate(folder, bundle, normals, rate, given.seed, anomalies))
 
 
 def _graft(given: argparse.Namespace) -> None:
-    from training.graft import graft  # onnx with it, which not every installation has
+    from training.shots.graft import graft  # onnx with it, which not every installation has
 
     print(graft(given.shots, given.base or given.models, given.models, given.name, given.reads, given.distance))
 
 
 def _data(given: argparse.Namespace) -> None:
     if given.download:
-        plain = data.TEXTURED.get(given.data, given.data)
-        if plain not in data.NAMED:
-            raise TrainingError(f"{given.data} cannot be downloaded: {', '.join(data.NAMED)} can")
+        plain = imageset.TEXTURED.get(given.data, given.data)
+        if plain not in imageset.NAMED:
+            raise TrainingError(f"{given.data} cannot be downloaded: {', '.join(imageset.NAMED)} can")
         _download(plain)
     spec = recipe.Input(height=given.side, width=given.side).spec()
     train, test = train_and_test(given.data, spec, recipe.Split(groups=given.groups), seed=0)
-    for line in inspect.table(train, test):
+    for line in checks.table(train, test):
         print(line)
-    for warning in (*inspect.class_warnings(train), *inspect.duplicate_warnings(train, test)):
+    for warning in (*checks.class_warnings(train), *checks.duplicate_warnings(train, test)):
         print(f"note: {warning}")
 
 
 def _download(name: str) -> None:
     import httpx
 
-    from training.download import SOURCES, TIMEOUT, download
+    from training.data.download import SOURCES, TIMEOUT, download
 
-    folder = data.root() / name
+    folder = imageset.root() / name
     say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
     with httpx.Client(timeout=TIMEOUT) as client:
         download(SOURCES[name], folder, client)
@@ -310,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     graft.set_defaults(command=_graft)
 
     inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
-    inspected.add_argument("data", help=f"{', '.join(data.MADE_HERE)}, or a folder")
+    inspected.add_argument("data", help=f"{', '.join(imageset.MADE_HERE)}, or a folder")
     inspected.add_argument("--download", action="store_true", help="fetch what is missing of a named one")
     inspected.add_argument(
         "--side", type=_positive, default=64, help="pixels at which images are compared (default: 64)"

@@ -16,8 +16,8 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
-from training import anomaly
 from training.errors import TrainingError
+from training.score import anomaly
 
 FOLDER = Path(__file__).parent / "recipes"
 

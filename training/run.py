@@ -8,12 +8,12 @@ from pydantic import ValidationError
 
 from app.bundle import load
 from training import ranks
-from training.deliver import deliver, write_report
+from training.data.material import Material, gather, seen_in_pretraining
 from training.errors import TrainingError
-from training.learn import Learnt, learn, learnt_before
-from training.material import Material, gather, seen_in_pretraining
+from training.learning.stages import Learnt, learn, learnt_before
+from training.learning.transfer import CHECKPOINTS
+from training.publish.deliver import deliver, write_report
 from training.recipe import Recipe
-from training.transfer import CHECKPOINTS
 
 RECIPE_FILE, DATA_FILE, DONE_FILE = "recipe.json", "data.json", "bundle.txt"
 _PRETRAINED = "pretrain.pt"

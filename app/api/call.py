@@ -9,15 +9,15 @@ import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from app.api.accept import chosen
-from app.api.alarm import Alarm, Alarms
+from app.api.deadlines import Alarm, Alarms
+from app.api.negotiation import chosen
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
 from app.inference.model import Model
 from app.inference.predictor import Answered, Predictor
-from app.metrics import Metrics
-from app.observability import facts
+from app.telemetry.metrics import Metrics
+from app.telemetry.requests import facts
 
 Result = TypeVar("Result")
 SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON

@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.observability import log
+from app.telemetry.requests import log
 
 
 class Sized(Protocol):

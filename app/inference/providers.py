@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from app.bundle.session import CPU, compiled_in, started
 from app.errors import SettingsInvalid
-from app.observability import log
 from app.settings import PREFIX
+from app.telemetry.requests import log
 
 GPU = "CUDAExecutionProvider"  # of onnxruntime-gpu
 WORDS = ("cpu", "prefer-gpu", "require-gpu")

@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from app import heap
 from app.bundle.session import CPU
 from app.bundle.store import load
 from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavailable, UnknownModel
 from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, found
 from app.inference.model import Model
-from app.metrics import Metrics, Served
-from app.observability import log
+from app.serving import memory
 from app.settings import PREFIX, ModelControl
+from app.telemetry.metrics import Metrics, Served
+from app.telemetry.requests import log
 
 MAX_BATCH = 32  # images that one run of a graph takes
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
@@ -295,7 +295,7 @@ class Repository:
         self._freeing.remove(served)
         self._tell()
         with contextlib.suppress(RuntimeError):  # that the process is about to end
-            self._loader.submit(heap.give_back)
+            self._loader.submit(memory.give_back)
         log.info("unloaded %s@%d %s", served.model, served.version, served.digest[:12])
 
     def _tell(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.bars import Bar
 from benchmarks.methods import adapt, augment, shots, vae, variants
-from training import memory
+from training import malloc
 
 METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of its own to keep its runs in
     "adapt": adapt.measure,
@@ -32,7 +32,7 @@ def main() -> None:
     chosen = given.only.split(",")
     if unknown := [name for name in chosen if name not in METHODS]:
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(METHODS)}")
-    memory.keep_freed()
+    malloc.keep_freed()
     for name in chosen:
         start = time.monotonic()
         for bar in METHODS[name](given.out / name):

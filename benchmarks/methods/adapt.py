@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.bars import Bar
 from training import recipe
-from training.adapt import adapt, discrepancy
-from training.comparison import Interval, interval
-from training.data import ImageSet
-from training.material import Material, gather
+from training.compare.results import Interval, interval
+from training.data.imageset import ImageSet
+from training.data.material import Material, gather
+from training.learning.adapt import adapt, discrepancy
+from training.learning.transfer import Workshop, accuracy_of, read, workshop
 from training.recipe import Recipe
-from training.transfer import Workshop, accuracy_of, read, workshop
 
 SEEDS = range(3)
 PAIRS = (

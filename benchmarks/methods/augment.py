@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.bars import Bar
-from training import comparison, recipe
-from training.compare import compare
+from training import recipe
+from training.compare import results as comparison
+from training.compare.bench import compare
 
 SEEDS = 3
 _BUDGETS = (10, 100)  # labels per class

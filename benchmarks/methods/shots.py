@@ -26,14 +26,19 @@ import torch
 
 from app.bundle.scoring import probabilities
 from benchmarks.bars import Bar
-from training import comparison, data, evaluate, prototypes, recipe, tasks
-from training.data import ImageSet
-from training.episodes import SYMMETRIES, turned
-from training.graft import modest_temperature
-from training.prototypes import Distance
+from training import recipe
+from training.compare import results
+from training.data import imageset
+from training.data.imageset import ImageSet
+from training.data.splits import split
+from training.learning.episodes import SYMMETRIES, turned
+from training.learning.transfer import Workshop, finetune, learn_to_learn, read, workshop
+from training.measure import evaluate
 from training.recipe import Recipe
-from training.splits import split
-from training.transfer import Workshop, finetune, learn_to_learn, read, workshop
+from training.score import prototypes
+from training.score.prototypes import Distance
+from training.shots import tasks
+from training.shots.graft import modest_temperature
 
 SEEDS, SEEDS_OF_PICTURES = 10, 6  # the second are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
@@ -53,7 +58,7 @@ class Halves:
 def measure(out: Path) -> Iterator[Bar]:
     garments = recipe.load("episodic", ["transfer.epochs=2"])
     yield from _measured(out, "Fashion-MNIST, 5-way 5-shot", garments, SEEDS, 0.85)
-    folder = str(data.root() / "neu-surface")
+    folder = str(imageset.root() / "neu-surface")
     sets = ["input.height=64", "input.width=64", "transfer.epochs=30"]
     sets += ["transfer.symmetries=false", "transfer.augment.flip=any"]  # a surface has no up: turned it is the same
     surfaces = recipe.load("episodic", [f"source={folder}", f"target={folder}", *sets])
@@ -77,13 +82,13 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
         shops.append(shop)
         known.append(read(shop, halves.validation, "embedding"))
         print(f"        {honesty(points, halves.strange.labels, blocks, seed)}", flush=True)
-    if data.has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
-        images = data.load(chosen.target, "test", chosen.input.spec())
+    if imageset.has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
+        images = imageset.load(chosen.target, "test", chosen.input.spec())
         print(f"        {what}: {nearest(shops, known, images, chosen.transfer.reads, blocks)}", flush=True)
     for (arm, distance), values in found.items():
         if not values:
             continue
-        mean, low, high = comparison.interval(values)
+        mean, low, high = results.interval(values)
         print(f"        {what}: {arm:9} by {distance:11} {mean:.4f}, {low:.4f} to {high:.4f} over seeds", flush=True)
     for distance in DISTANCES:
         ours = found["episodic", distance]
@@ -92,7 +97,7 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
         for arm in ("pixels", "plain", "turned"):
             if not (theirs := found[arm, distance]):
                 continue
-            gain = comparison.interval([a - b for a, b in zip(ours, theirs, strict=True)])
+            gain = results.interval([a - b for a, b in zip(ours, theirs, strict=True)])
             print(f"        less {arm}: {gain.mean:+.4f}, {gain.low:+.4f} to {gain.high:+.4f}", flush=True)
             if arm != "turned":
                 yield Bar(f"{what}, episodic less {arm} by {distance}: the interval's lower end", gain.low, 0.0, 0.0)
@@ -100,10 +105,12 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
 
 def halved(chosen: Recipe, seed: int) -> Halves:
     spec = chosen.input.spec()
-    whole = data.load(chosen.target, "train", spec)
+    whole = imageset.load(chosen.target, "train", spec)
     order = np.random.default_rng(seed).permutation(len(whole.classes))
     known, strange = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    asked = data.load(chosen.target, "test", spec)  # of a folder without parts all there is, and none was trained on
+    asked = imageset.load(
+        chosen.target, "test", spec
+    )  # of a folder without parts all there is, and none was trained on
     seen = only(whole, known)
     train, validation = split(seen, (min(2000, len(seen) // 5),), seed)
     return Halves(train, validation, only(asked, strange))

@@ -12,10 +12,12 @@ import numpy as np
 
 from app.bundle import Bundle, load
 from benchmarks.bars import Bar
-from training import bound, data, evaluate, recipe, run
-from training.comparison import interval
-from training.learn import learnt_before
-from training.report import auroc
+from training import recipe, run
+from training.compare.results import interval
+from training.data import imageset
+from training.learning.stages import learnt_before
+from training.measure import evaluate, likelihood
+from training.report.sections import auroc
 
 SEEDS = 3
 _DRAWS = 4  # of the code, where each image's bound is compared with others
@@ -45,20 +47,20 @@ def _trained(chosen: recipe.Recipe, models: Path, folder: Path) -> Bundle:
 
 def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
     chosen = run.recipe_of(folder)
-    garments = data.load("fashion-mnist", "test", bundle.manifest.input)
+    garments = imageset.load("fashion-mnist", "test", bundle.manifest.input)
     strange = {
-        "digits": data.load("mnist", "test", bundle.manifest.input),
+        "digits": imageset.load("mnist", "test", bundle.manifest.input),
         "upside down": replace(garments, images=np.ascontiguousarray(np.asarray(garments.images)[:, ::-1])),
     }
     stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
     yield from ((name, stated[name]) for name in ("negative_elbo", "nll_bound", "accuracy", "false_alarm_rate"))
     net = learnt_before(chosen, bundle.manifest.input.shape, folder).net
 
-    def scored(images: data.ImageSet) -> dict[str, np.ndarray]:
+    def scored(images: imageset.ImageSet) -> dict[str, np.ndarray]:
         served = evaluate.run(bundle, images, "score", ("scores", "errors"))
         assert served.scores is not None
         assert served.errors is not None
-        costs = bound.bounds(net, chosen.objective, images, _DRAWS)[:, 0]
+        costs = likelihood.bounds(net, chosen.objective, images, _DRAWS)[:, 0]
         return {"score": served.scores, "likelihood": costs, "reconstruction": served.errors}
 
     normal = scored(garments)

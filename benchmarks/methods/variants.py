@@ -13,12 +13,12 @@ from torch import Tensor
 
 from benchmarks.bars import Bar
 from training import recipe
-from training.comparison import interval
-from training.data import ImageSet
-from training.logistic import Probe
-from training.material import Material, gather
-from training.splits import some_of_each
-from training.transfer import Workshop, in_batches, pretrain, read, workshop
+from training.compare.results import interval
+from training.data.imageset import ImageSet
+from training.data.material import Material, gather
+from training.data.splits import some_of_each
+from training.learning.transfer import Workshop, in_batches, pretrain, read, workshop
+from training.measure.probes import Probe
 
 SEEDS = 3
 OBJECTIVES = {

@@ -36,7 +36,7 @@ def test_it_starts_says_where_answers_and_stops_in_success() -> None:
 def test_neither_torch_nor_training_is_imported(models: Path) -> None:
     """Not even while a bundle is loaded and answers."""
     code = f"""
-import sys, pathlib, app.__main__, app.server, app.bundle, app.bundle.drawings as drawings
+import sys, pathlib, app.__main__, app.serving.server, app.bundle, app.bundle.drawings as drawings
 bundle = app.bundle.load(pathlib.Path({str(models / "tiny/1")!r}))
 images = bundle.preprocess(drawings.golden_files()[0])[None]
 assert bundle.classify(images) and bundle.anomaly(images)

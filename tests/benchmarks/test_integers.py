@@ -8,7 +8,7 @@ from app.bundle import load
 from benchmarks.bundles import SEED, bundle
 from benchmarks.integers import make
 from benchmarks.workloads import small
-from training.data import ImageSet
+from training.data.imageset import ImageSet
 
 
 @pytest.fixture(scope="module")

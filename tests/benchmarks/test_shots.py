@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.methods.shots import QUERIES, SHOTS, drawn, eightfold, halved, honesty, only, solved
 from training import recipe
-from training.data import ImageSet
+from training.data.imageset import ImageSet
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from benchmarks.methods.variants import share_left, shuffled
 from training import recipe
-from training.data import ImageSet
+from training.data.imageset import ImageSet
+from training.learning.transfer import Workshop, workshop
 from training.networks import Encoded
-from training.transfer import Workshop, workshop
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)
 

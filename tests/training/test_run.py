@@ -24,13 +24,13 @@ from app.bundle import InputSpec, load
 from app.bundle.drawings import GARMENTS
 from app.settings import Settings
 from training.__main__ import main
-from training.data import ImageSet, read_folder
-from training.export import Exported, export, to_onnx
-from training.material import gather
+from training.data.imageset import ImageSet, read_folder
+from training.data.material import gather
+from training.learning.transfer import finetune_decoder, workshop
 from training.networks import build
+from training.publish.onnx import Exported, export, to_onnx
 from training.recipe import Input, Network, Stage
 from training.recipe import load as load_recipe
-from training.transfer import finetune_decoder, workshop
 
 
 def train(recipe: Path, folder: Path, changes: Sequence[str] = ()) -> int:
@@ -260,7 +260,7 @@ def test_a_refused_int8_leaves_fp32(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that cannot be told apart in eight bits: one channel's are a thousand times the others'."""
-    from training import deliver
+    from training.publish import deliver
 
     real = deliver.quantised
 
@@ -537,7 +537,7 @@ def test_parity_is_required() -> None:
     """A module that answers otherwise each time cannot agree with its export."""
     from app.bundle.manifest import Tensor
     from training.errors import TrainingError
-    from training.export import _require_parity
+    from training.publish.onnx import _require_parity
 
     class Drifting(torch.nn.Module):
         def __init__(self) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.inference.batcher import Batcher, Done
-from app.observability import request_id
+from app.telemetry.requests import request_id
 
 Words = tuple[str, ...]
 

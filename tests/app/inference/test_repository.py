@@ -13,8 +13,8 @@ from app.errors import ChecksumMismatch, LoadingNotAllowed, NotReady, UnknownMod
 from app.inference.answer import EMBEDDING, Wish
 from app.inference.model import Model
 from app.inference.repository import Repository
-from app.metrics import Metrics
 from app.settings import ModelControl
+from app.telemetry.metrics import Metrics
 
 
 def test_an_empty_or_missing_folder_is_not_ready(tmp_path: Path) -> None:

@@ -1,0 +1,251 @@
+"""The hottest path: a plain request with small images in it, answered where its bytes arrive, in front of all else.
+
+What an application of ASGI costs, FastAPI, its middlewares and ours, a task and its messages, is several times what a
+small model takes. Here a request is a function called with its body, and one called with what its batch gave:
+
+    recognise ─▶ body ─▶ files ─▶ pixels ─▶ batch ···▶ shape ─▶ answer ─▶ count
+        └────────┴────────┴────────┴──────────────────┴─▶ whatever is not plainly good goes on to the others
+
+so that nothing is refused here, and no refusal has a second shape: what this path does not answer with 200 is read anew
+by those that know all of it. What bounds others bounds this one: keys, bodies' bytes, the queue, the deadline, and that
+the caller may leave. How long a body may take, and how many connections there are, is the connection's
+(app/serving/fast_connection.py).
+"""
+
+import asyncio
+import re
+import weakref
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.call import SHAPED_ON_LOOP, Call, Operation, Plan, values_of
+from app.api.deadlines import Alarms
+from app.api.dispatch import INFER, inferred
+from app.api.middleware import access
+from app.api.multipart import boundary_of, plain_files
+from app.errors import DeadlinePassed
+from app.inference.admission import Bytes
+from app.inference.model import Model
+from app.inference.predictor import Answered, Begun, Predictor
+from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, Told, identify
+
+Headers = list[tuple[bytes, bytes]]
+_MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
+_MOST_DIGITS = 9  # of a length
+_MOST_PLANS = 64
+_ELSEWHERE = frozenset(  # headers that ask for what is done there
+    {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade"}
+)
+_READ = (b"content-type", b"content-length", b"accept")
+_UNPLAIN = re.compile(r"[^\w./-]", re.ASCII)  # in a path: a query, or what is escaped
+_JSON_LENGTH = b"inference-header-content-length"
+
+
+class Asker(Protocol):
+    """Whoever has asked: called once, one or the other, unless he leaves before."""
+
+    def answer(self, headers: Headers, body: bytes) -> None:
+        """With 200."""
+
+    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+        """To the others, for whom it shall be as if it had not been read; they tell of the error, and of the record."""
+
+
+class Asked(NamedTuple):
+    path: str
+    operation: str
+    content_type: str
+    accept: str | None
+    model: str | None = None  # name or name@version; of /v2 alone, as what follows
+    json_length: str | None = None
+
+
+# A small body of /v2, its json_length and a model → the images in it and what is to be made of them; None, and
+# GraftError, where it is for the others.
+Inference = Callable[[bytes, str | None, Model], tuple[np.ndarray, Plan] | None]
+
+
+class Hot:
+    def __init__(
+        self,
+        app: FastAPI,
+        operations: Mapping[str, Operation],
+        inference: Inference,
+        room: Bytes,
+        alarms: Alarms,
+        keys: access.Keys,
+        told: Told,
+    ) -> None:
+        """`operations` by path; `room` is that of all bodies."""
+        settings = app.state.settings
+        self._prefix = "/" + settings.root_path.strip("/") if settings.root_path.strip("/") else ""
+        paths = {**operations, **{self._prefix + path: each for path, each in operations.items()}}
+        self._paths = {path.encode(): path for path in paths}
+        self._app, self._operations, self._inference = app, paths, inference
+        self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
+        self.predictor: Predictor = app.state.predictor
+        self.usual: Headers = [(b"vary", b"Origin")] if settings.cors_origins else []  # as the middleware has it
+        self.timeout_s: float = settings.timeout_ms / 1000
+        self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
+        self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
+
+    def recognised(self, url: bytes, headers: Headers) -> Asked | None:
+        """Of a POST."""
+        path, model = self._paths.get(url), None
+        if path is None:
+            path = url.decode("latin-1")
+            model = None if _UNPLAIN.search(path) else inferred(path.removeprefix(self._prefix))
+            if model is None:
+                return None
+        named = dict(headers)
+        if len(named) < len(headers) or not _ELSEWHERE.isdisjoint(named):  # none is there twice
+            return None
+        content_type, length, accept = map(named.get, _READ)
+        if not (content_type or model) or length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
+            return None
+        if int(length) > self._most_bytes:
+            return None
+        if self._keys and not access.holds(self._keys, {"headers": headers}):
+            return None
+        if model is not None:
+            said = named.get(_JSON_LENGTH)
+            return Asked(path, INFER, "", None, model, None if said is None else said.decode("latin-1"))
+        assert content_type is not None
+        kind, form = content_type.decode("latin-1"), None if accept is None else accept.decode("latin-1")
+        return Asked(path, self._operations[path].__name__, kind, form)
+
+    def ask(self, asked: Asked, headers: Headers, body: bytes, asker: Asker) -> "Asking | None":
+        """None where it is for the others."""
+        start = perf_counter()
+        model = self.predictor.repository.get(asked.model)
+        if asked.model is None:
+            work = self._operated(asked, body, model)
+        else:
+            work = self._inference(body, asked.json_length, model)
+        if work is None:
+            return None
+        images, plan = work
+        bundle = model.bundle
+        own, trace_id = identify(headers)
+        record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
+        record.trace_id = trace_id
+        record.decode_s = perf_counter() - start if asked.model is None else 0.0  # /v2's pixels need no decoding
+        asking = Asking(self, asked.path, own, record, start, plan, len(body), asker)
+        asking.begin(images, model)
+        return asking
+
+    def _operated(self, asked: Asked, body: bytes, model: Model) -> tuple[np.ndarray, Plan] | None:
+        files = self._files(asked.content_type, body)
+        if not files:
+            return None
+        plan = self._plan(asked, model, files)
+        images = self.predictor.decoded_if_quick(model.bundle, files)
+        return None if images is None else (images, plan)
+
+    def _files(self, content_type: str, body: bytes) -> list[bytes] | None:
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            boundary = boundary_of(content_type)
+            return None if boundary is None else plain_files(body, boundary, self._most_images)
+        return [body] if kind.startswith("image/") else None
+
+    def _plan(self, asked: Asked, model: Model, files: list[bytes]) -> Plan:
+        """The same for all requests that ask the same of a model."""
+        key = asked.path, asked.accept, len(files) == 1
+        known = self._plans.get(key)
+        if known is not None and known[0]() is model:
+            return known[1]
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        call = Call(Request({"type": "http", "app": self._app}), accept=asked.accept)
+        plan = self._operations[asked.path](call, files)
+        for operation in plan.needs:
+            model.bundle.require(operation)
+        self._plans[key] = weakref.ref(model), plan
+        return plan
+
+
+class Asking:
+    """One request, between its body and its answer."""
+
+    __slots__ = ("_alarm", "_asker", "_begun", "_hot", "_own", "_path", "_plan", "_record", "_room", "_start")
+
+    def __init__(
+        self, hot: Hot, path: str, own: bytes, record: Facts, start: float, plan: Plan, size: int, asker: Asker
+    ) -> None:
+        self._hot, self._path, self._own, self._record, self._start = hot, path, own, record, start
+        self._plan, self._room = plan, size
+        self._asker: Asker | None = asker
+        self._begun: Begun | None = None
+
+    def begin(self, images: np.ndarray, model: Model) -> None:
+        hot = self._hot
+        hot.room.take(self._room)
+        try:
+            self._begun = hot.predictor.begin(images, model, self._plan.outputs, self._came)
+        except BaseException:
+            hot.room.give_back(self._room)
+            raise
+        self._alarm = hot.alarms.set(hot.timeout_s, ring=self._late)
+
+    def leave(self) -> None:
+        """The caller has gone."""
+        self._dropped()
+        self._tell(WENT_AWAY)
+
+    def _late(self) -> None:
+        asker, milliseconds = self._asker, self._hot.timeout_s * 1000
+        self._dropped()
+        assert asker is not None
+        told = f"not answered within {milliseconds:,.0f} ms; the work was dropped"
+        asker.hand_on(DeadlinePassed(told), self._record)
+
+    def _came(self, found: Answered | Exception) -> None:
+        self._begun = None
+        if isinstance(found, Exception):  # who takes it from here meets it too, and tells of it
+            self._shaped(None, None)
+        elif values_of(found) <= SHAPED_ON_LOOP:
+            try:
+                answer = self._plan.shape(found)
+            except Exception:
+                answer = None
+            self._shaped(found, answer)
+        else:
+            shaping = asyncio.get_running_loop().run_in_executor(None, self._plan.shape, found)
+            shaping.add_done_callback(lambda s: self._shaped(found, None if s.exception() else s.result()))
+
+    def _shaped(self, found: Answered | None, answer: Response | None) -> None:
+        asker = self._asker
+        if asker is None:  # who left, or was told that it is too late, while it was shaped
+            return
+        self._over()
+        if found is None or answer is None:
+            asker.hand_on(None, self._record)
+            return
+        record = self._record
+        record.queue_s, record.run_s = found.queue_s, found.run_s
+        timing = record.timing(perf_counter() - self._start)
+        headers = [*answer.raw_headers, (HEADER, self._own), (TIMING, timing), *self._hot.usual]
+        asker.answer(headers, bytes(answer.body))
+        self._tell(200)
+
+    def _tell(self, status: int) -> None:
+        scope = {"method": "POST", "path": self._path}
+        self._hot.told.of_nobody(scope, self._own, self._record, status, perf_counter() - self._start)
+
+    def _dropped(self) -> None:
+        if self._begun is not None:
+            self._begun.drop()
+        self._over()
+
+    def _over(self) -> None:
+        """Lets go of all that holds this: nothing shall wait for the collector of garbage."""
+        self._begun = self._asker = None
+        self._alarm.off()
+        self._hot.room.give_back(self._room)

@@ -1,0 +1,1 @@
+"""What every request passes on its way in: access, body limits, decompression, the path prefix."""

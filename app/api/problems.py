@@ -1,0 +1,149 @@
+"""The one table from what happened to what HTTP says, and the one shape it is said in."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import errors
+from app.api.middleware.root_path import in_protocol
+from app.api.schemas import Problem
+from app.telemetry.requests import facts, log, request_id
+
+STATUS: dict[type[errors.GraftError], HTTPStatus] = {
+    errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
+    errors.UnknownModel: HTTPStatus.NOT_FOUND,
+    errors.LoadingNotAllowed: HTTPStatus.FORBIDDEN,
+    errors.BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,  # that a call asked for, and that was refused
+    errors.OperationUnavailable: HTTPStatus.CONFLICT,
+    errors.PartMissing: HTTPStatus.NOT_FOUND,
+    errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.BodyTooSlow: HTTPStatus.REQUEST_TIMEOUT,
+    errors.TooManyImages: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.TooManyPixels: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.NotAnImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.Unauthorised: HTTPStatus.UNAUTHORIZED,
+    errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
+    errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
+    errors.TooManyConnections: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NotFinite: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+class Refusal(JSONResponse):
+    """A Problem; to who came by the Open Inference Protocol, the shape that it prescribes."""
+
+    media_type = "application/problem+json"
+
+    def __init__(self, body: Problem, headers: dict[str, str] | None) -> None:
+        super().__init__(body.model_dump(exclude_none=True), body.status, headers)
+        self._problem, self._more = body, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not in_protocol(scope):
+            await super().__call__(scope, receive, send)
+            return
+        told = self._problem
+        error = told.detail if told.index is None else f"image {told.index}: {told.detail}"
+        await JSONResponse({"error": error}, told.status, self._more)(scope, receive, send)
+
+
+def problem(
+    status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The answer; the request's record has it too, for the count and the log."""
+    facts().problem = kind
+    title = HTTPStatus(status).phrase
+    body = Problem(
+        type=f"urn:graft:problem:{kind}",
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=request_id.get(),
+        index=index,
+    )
+    return Refusal(body, headers)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: these statuses answer with a Problem."""
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
+
+
+class UnexpectedErrors:
+    """An exception that nothing foresaw is a 500 to its own request; the connection and the service live on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watching(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watching)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered; the log of requests has it as 499
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            log.error("unexpected %s", type(error).__name__, exc_info=error)
+            detail = "an error on our side; the log has it under this request_id"
+            answer = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-server-error", detail)
+            await answer(scope, receive, send)
+
+
+def answer_to(error: errors.GraftError) -> JSONResponse:
+    """As the table has it; what it lacks is none of the caller's doing, and is raised on."""
+    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
+    if status is None:
+        raise error
+    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("%s", error)
+    headers = {}
+    if isinstance(error, errors.QueueFull):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.Unauthorised):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.BodyTooSlow):
+        headers["Connection"] = "close"  # or the rest of the body would go on coming
+    return problem(status, errors.kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
+
+
+def install(app: FastAPI) -> None:
+    async def on_graft_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.GraftError)
+        return answer_to(error)
+
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        status = HTTPStatus(error.status_code)
+        detail = {
+            HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path}; /docs lists what there is",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not for {request.url.path}",
+        }.get(status, str(error.detail))
+        return problem(status, errors.kebab(status.phrase), detail, headers=dict(error.headers or {}))
+
+    async def on_bad_query(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r:.80}" for e in error.errors()]
+        return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(told))
+
+    app.add_exception_handler(errors.GraftError, on_graft_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
+    app.add_middleware(UnexpectedErrors)

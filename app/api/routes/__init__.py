@@ -1,0 +1,1 @@
+"""The addresses under /v1, and those of health, pages and documentation."""

@@ -1,0 +1,109 @@
+"""/v1/models: what is loaded, and everything that is known of it."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.api.problems import documented
+from app.api.schemas import (
+    DriftResponse,
+    MapResponse,
+    ModelDetail,
+    ModelList,
+    ModelRef,
+    ModelSummary,
+    Refused,
+)
+from app.bundle.bundle import CARD_FILE, REPORT_FILE
+from app.inference.drift import ALARM
+from app.inference.repository import Repository
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+_REFUSALS = documented(401, 404, 500)
+
+
+async def _repository(request: Request) -> Repository:
+    """`async`, or FastAPI would find it in a thread."""
+    return request.app.state.repository  # type: ignore[no-any-return]
+
+
+Models = Annotated[Repository, Depends(_repository)]
+
+
+@router.get("", summary="What is loaded", responses=documented(401, 500))
+async def list_models(repository: Models) -> ModelList:
+    default = repository.get(None) if repository.ready else None
+    return ModelList(
+        models=[ModelSummary.summary(model, model is default) for model in repository.all()],
+        refused=[Refused(bundle=bundle, reason=reason) for bundle, reason in repository.refused.items()],
+    )
+
+
+@router.get("/{name}", summary="One model: name or name@version", responses=_REFUSALS)
+async def model(name: str, repository: Models) -> ModelDetail:
+    found = repository.get(name)
+    summary = ModelSummary.summary(found, repository.ready and found is repository.get(None))
+    return ModelDetail(
+        **summary.model_dump(), parts=found.bundle.parts, manifest=found.bundle.manifest.model_dump(mode="json")
+    )
+
+
+class _Markdown(Response):
+    media_type = "text/markdown"
+
+
+class _Report(Response):
+    """Whoever made a bundle wrote it: it may look as it likes, and do nothing."""
+
+    media_type = "text/html"
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers(headers)
+        self.headers["Content-Security-Policy"] = (
+            "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        )
+        self.headers["X-Content-Type-Options"] = "nosniff"
+
+
+@router.get("/{name}/card", summary="What it is, for a person", response_class=_Markdown, responses=_REFUSALS)
+async def card(name: str, repository: Models) -> Response:
+    bundle = repository.get(name).bundle
+    bundle.require_part("card")
+    return _Markdown(bundle.documents[CARD_FILE])
+
+
+@router.get("/{name}/report", summary="How it does, as a page", response_class=_Report, responses=_REFUSALS)
+async def report(name: str, repository: Models) -> Response:
+    bundle = repository.get(name).bundle
+    bundle.require_part("report")
+    return _Report(bundle.documents[REPORT_FILE])
+
+
+@router.get("/{name}/map", summary="Where held-out images lie in the space of codes", responses=_REFUSALS)
+async def latent_map(name: str, repository: Models) -> MapResponse:
+    bundle = repository.get(name).bundle
+    bundle.require_part("map")
+    assert bundle.map is not None
+    return MapResponse.of(bundle, bundle.map)
+
+
+@router.get(
+    "/{name}/drift",
+    summary="Whether what it is served still looks like what it was held to",
+    response_model_exclude_none=True,
+    responses=documented(401, 404, 409, 500),
+)
+async def drift(name: str, repository: Models) -> DriftResponse:
+    found = repository.get(name)
+    judged = await repository.drift(found)
+    return DriftResponse(
+        model=ModelRef.of(found.bundle),
+        images=judged.images,
+        window=judged.window,
+        discrepancy=judged.discrepancy,
+        p_value=judged.p_value,
+        drifted=None if judged.p_value is None else judged.p_value < ALARM,
+        confidence_stability=judged.confidence,
+        anomaly_score_stability=judged.anomaly_score,
+    )

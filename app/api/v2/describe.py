@@ -1,0 +1,74 @@
+"""What a model is, as the protocol and Triton's tools read it: metadata, configuration, statistics."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from app.api.v2.schemas import ModelMetadata, TensorMetadata
+from app.api.v2.tensors import IMAGE, IMAGE_TYPE, outputs_of
+from app.bundle.bundle import Bundle
+from app.telemetry.metrics import Sample
+
+PLATFORM = "onnx_onnxv1"
+
+
+def metadata(bundle: Bundle, versions: Sequence[int]) -> ModelMetadata:
+    image = TensorMetadata(name=IMAGE, datatype=IMAGE_TYPE, shape=[-1, *bundle.manifest.input.shape])
+    outputs = [
+        TensorMetadata(name=name, datatype=output.datatype, shape=[-1, *output.shape])
+        for name, output in outputs_of(bundle).items()
+    ]
+    return ModelMetadata(
+        name=bundle.name, versions=[str(v) for v in versions], platform=PLATFORM, inputs=[image], outputs=outputs
+    )
+
+
+def configuration(bundle: Bundle, most: int) -> dict[str, Any]:
+    """`most` images may be in one request."""
+    told = metadata(bundle, ())
+    return {
+        "name": bundle.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": most,
+        "input": [_configured(tensor) for tensor in told.inputs],
+        "output": [_configured(tensor) for tensor in told.outputs],
+        "dynamic_batching": {},
+    }
+
+
+def _configured(tensor: TensorMetadata) -> dict[str, Any]:
+    return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.shape[1:]}
+
+
+def statistics(bundle: Bundle, samples: Iterable[Sample]) -> dict[str, Any]:
+    """From the sums that /metrics tells of, so that several workers answer as one.
+
+    What a run took is divided among the requests that it answered.
+    """
+    sums = defaultdict[str, float](float)
+    for sample in samples:
+        failed = sample.labels.get("outcome") == "failure" or sample.labels.get("status", "200") >= "400"
+        sums[f"{sample.name} failed" if failed else sample.name] += sample.value
+
+    def spent(count: str, seconds: str) -> dict[str, int]:
+        return {"count": round(sums[count]), "ns": round(1e9 * sums[seconds])}
+
+    nothing = {"count": 0, "ns": 0}
+    return {
+        "name": bundle.name,
+        "version": str(bundle.version),
+        "inference_count": round(sums["graft_batch_images_sum"]),
+        "execution_count": round(sums["graft_run_seconds_count"]),
+        "inference_stats": {
+            "success": spent("graft_requests_total", "graft_model_seconds_total"),
+            "fail": spent("graft_requests_total failed", "graft_model_seconds_total failed"),
+            "queue": spent("graft_queue_seconds_count", "graft_queue_seconds_sum"),
+            "compute_input": spent("graft_decode_seconds_count", "graft_decode_seconds_sum"),
+            "compute_infer": spent("graft_queue_seconds_count", "graft_run_seconds_sum"),
+            "compute_output": nothing,
+            "cache_hit": nothing,
+            "cache_miss": nothing,
+        },
+        "batch_stats": [],
+    }

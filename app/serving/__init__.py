@@ -1,0 +1,1 @@
+"""One process, or several, that serve: the socket, the connections, the workers. The only importer of uvicorn."""

@@ -1,0 +1,540 @@
+"""Which requests are answered where their bytes arrive, over real sockets, and that all others are handed on unread."""
+
+import asyncio
+import gc
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from app.api.fast_path import Asking, Hot
+from app.api.middleware import access
+from app.api.middleware.body_limits import CROWDED
+from app.api.routes import operations
+from app.api.v2 import routes as oip
+from app.bundle.drawings import GARMENTS, garment
+from app.bundle.encode import png
+from app.errors import DeadlinePassed
+from app.inference.admission import Bytes
+from app.inference.answer import Outputs, Wish, answer
+from app.inference.batcher import Batcher
+from app.main import create_app
+from app.serving.fast_connection import HotConnection, _Turn, bounded
+from app.settings import Settings
+from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts, Told
+
+IMAGE = png(garment("bag"))
+RAW = {"content-type": "image/png"}
+
+
+def form(*files: bytes) -> tuple[dict[str, str], bytes]:
+    head = b'--b\r\nContent-Disposition: form-data; name="i"; filename="i.png"\r\n\r\n'
+    return {"content-type": "multipart/form-data; boundary=b"}, b"".join(head + f + b"\r\n" for f in files) + b"--b--"
+
+
+class Others:
+    """What is handed on, and what they read of it."""
+
+    def __init__(self) -> None:
+        self.body: bytes | None = None
+        self.scope: Scope = {}
+        self.left = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.body, more = scope, b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left = True
+                return
+            self.body, more = self.body + message["body"], message["more_body"]
+        await send({"type": "http.response.start", "status": 299, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Line:
+    """One connection to a service that answers plain requests itself, and hands all else to `others`."""
+
+    def __init__(self, app: FastAPI, keys: Sequence[str] = (), room: int = 10**9, most: int = 9) -> None:
+        self.app, self.others, self.counted = app, Others(), list[tuple[str | None, int]]()
+        self.hot = app.state.hot
+        inference = partial(oip.plain, app.state.metrics, app.state.settings.max_images)
+        told = Counted(self.counted)
+        self.hot = Hot(app, operations.BY_PATH, inference, Bytes(room), app.state.alarms, access.Keys(keys), told)
+        config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
+        config.load()
+        self.state = ServerState()
+        self._protocol = partial(bounded(5, most, self.hot), config=config, server_state=self.state, app_state={})
+
+    async def __aenter__(self) -> "Line":
+        self._life = self.app.router.lifespan_context(self.app)
+        await self._life.__aenter__()
+        self._server = await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1")  # type: ignore[arg-type]
+        self.address = self._server.sockets[0].getsockname()
+        self.reader, self.writer = await asyncio.open_connection(*self.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        while self.state.connections or self.state.tasks:  # noqa: ASYNC110  # nobody tells of it
+            await asyncio.sleep(0.005)
+        self._server.close()
+        await self._life.__aexit__(None, None, None)
+        assert self.hot.room.held == 0
+        assert self.hot.predictor.admission.images == 0
+
+    async def answer(self) -> Answer:
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().splitlines()
+        headers = dict(line.split(": ", 1) for line in head[1:] if line)
+        return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(int(headers["content-length"])))
+
+
+class Counted(Told):
+    def __init__(self, counted: list[tuple[str | None, int]]) -> None:
+        self._counted = counted
+
+    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+        self._counted.append((record.operation, status))
+
+
+def wire(headers: dict[str, str], body: bytes, target: str = "/v1/classify", start: str = "POST {} HTTP/1.1") -> bytes:
+    headers = {"host": "x", "content-length": str(len(body))} | headers
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{start.format(target)}\r\n{head}\r\n".encode() + body
+
+
+def asked(app: FastAPI, *pieces: bytes, pause: float = 0, **line: Any) -> tuple[Answer, Line]:
+    """The answer to a request that comes in pieces, and where it was given."""
+
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app, **line) as there:
+            for piece in pieces:
+                there.writer.write(piece)
+                await there.writer.drain()
+                await asyncio.sleep(pause)
+            return await there.answer(), there
+
+    return asyncio.run(go())
+
+
+@pytest.fixture
+def app(models: Path) -> FastAPI:
+    return create_app(Settings(models=models))
+
+
+SMALL = [png(garment(kind).resize((4, 6))) for kind in GARMENTS]
+
+
+@pytest.mark.parametrize("operation", ["classify", "encode", "reconstruct", "anomaly", "predict"])
+@pytest.mark.parametrize(("headers", "body"), [(RAW, IMAGE), form(IMAGE), form(*SMALL), form(*SMALL * 5)])
+def test_plain_requests_are_answered_here(app: FastAPI, operation: str, headers: dict[str, str], body: bytes) -> None:
+    found, line = asked(app, wire(headers | {"x-request-id": "mine"}, body, f"/v1/{operation}"))
+    assert (found.status, line.others.body) == (200, None)
+    assert line.counted == [(operation, 200)]
+    assert line.state.total_requests == 1
+    assert found.headers["x-request-id"] == "mine"
+    assert {part.partition(";")[0] for part in found.headers["server-timing"].split(", ")} == {
+        "queue", "decode", "run", "total",
+    }  # fmt: skip
+    assert len(json.loads(found.body)["results"]) == max(1, body.count(b"filename"))
+
+
+PIXELS = bytes(range(24))  # of the tiny bundle's 6 × 4
+INFER = "/v2/models/tiny/infer"
+LENGTH = "inference-header-content-length"
+
+
+def question(**more: Any) -> tuple[dict[str, str], bytes]:
+    image = {"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "data": list(PIXELS)}
+    return {}, json.dumps({"inputs": [image | more.pop("image", {})], **more}).encode()
+
+
+def with_bytes(**more: Any) -> tuple[dict[str, str], bytes]:
+    image = {"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "parameters": {"binary_data_size": 24}}
+    head = json.dumps({"inputs": [image], **more}).encode()
+    return {LENGTH: str(len(head))}, head + PIXELS
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/tiny/versions/1/infer"])
+@pytest.mark.parametrize(("headers", "body"), [question(), question(id="mine"), with_bytes(), ({LENGTH: "0"}, PIXELS)])
+def test_plain_pixels_of_the_protocol_are_answered_here(
+    app: FastAPI, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    found, line = asked(app, wire(headers, body, path))
+    assert (found.status, line.others.body, line.counted) == (200, None, [("infer", 200)])
+    said = found.headers.get(LENGTH)
+    told = json.loads(found.body[: int(said)] if said else found.body)
+    assert (told["model_name"], told["model_version"], told.get("id")) == (
+        "tiny",
+        "1",
+        "mine" if b"mine" in body else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        (INFER + "?a=b", *question()),
+        ("/v2/models/t%69ny/infer", *question()),
+        ("/v2/models/none/infer", *question()),
+        ("/v2/models/tiny/versions/9/infer", *question()),
+        ("/v2/models/tiny", *question()),
+        (INFER, *question(parameters={"timeout": 50_000})),
+        (INFER, *question(image={"shape": [2, 6, 4, 1]})),
+        (INFER, *question(image={"name": "embedding"})),
+        (INFER, *question(image={"datatype": "BYTES", "shape": [1], "data": ["AAAA"]})),
+        (INFER, *question(outputs=[{"name": "nothing"}])),
+        (INFER, {}, b"no JSON"),
+        (INFER, {LENGTH: "9999"}, PIXELS),
+        (INFER, question()[0] | {"origin": "http://elsewhere"}, question()[1]),
+    ],
+)
+def test_all_else_of_the_protocol_is_handed_on_unread(
+    app: FastAPI, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    found, line = asked(app, wire(headers, body, path))
+    assert (found.status, line.others.body, line.counted) == (299, body, [])
+
+
+def test_a_prefix_may_stand_before_the_protocol(models: Path) -> None:
+    app = create_app(Settings(models=models, root_path="/seen"))
+    for path in (INFER, f"/seen{INFER}"):
+        assert asked(app, wire(*question(), path))[0].status == 200
+    assert asked(app, wire(*question(), f"/other{INFER}"))[0].status == 299
+
+
+ALONE = "POST {} HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "start"),
+    [
+        (RAW, IMAGE, "PUT {} HTTP/1.1"),
+        (RAW, IMAGE, "POST {} HTTP/1.0"),
+        (RAW, IMAGE, "POST {}?top_k=1 HTTP/1.1"),
+        (RAW, IMAGE, "POST {}%20 HTTP/1.1"),
+        (RAW, IMAGE, "POST /v1/decode HTTP/1.1"),
+        (RAW | {"connection": "close"}, IMAGE, ALONE),
+        (RAW | {"x-timeout-ms": "50"}, IMAGE, ALONE),
+        (RAW | {"content-encoding": "gzip"}, IMAGE, ALONE),
+        (RAW | {"origin": "http://elsewhere"}, IMAGE, ALONE),
+        (RAW | {"accept": "text/html"}, IMAGE, ALONE),
+        (RAW | {"content-length": f"000000000{len(IMAGE)}"}, IMAGE, ALONE),
+        (RAW | {"Content-Type": "image/gif"}, IMAGE, ALONE),
+        (RAW, IMAGE[:-9], ALONE),
+        (RAW, b"", ALONE),
+        (RAW, b"GIF89a", ALONE),
+        (RAW, png(garment("bag").resize((300, 300))), ALONE),
+        ({"content-type": "text/plain"}, IMAGE, ALONE),
+        ({"content-type": "application/json"}, b'{"images": []}', ALONE),
+        ({"content-type": "multipart/form-data"}, IMAGE, ALONE),
+        ({"content-type": "multipart/form-data; boundary=c"}, form(IMAGE)[1], ALONE),
+        (*form(IMAGE, IMAGE[:-9]), ALONE),
+        (*form(IMAGE, b""), ALONE),
+        (*form(*[IMAGE] * 200), ALONE),
+    ],
+)
+def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], body: bytes, start: str) -> None:
+    found, line = asked(app, wire(headers, body, start=start))
+    assert (found.status, line.others.body, line.counted) == (299, body, [])
+    path, _, query = start.format("/v1/classify").split()[1].partition("?")
+    told = line.others.scope
+    assert (told["path"], told["query_string"]) == (path.replace("%20", " "), query.encode())
+    assert told["headers"] == [
+        (name.lower().encode(), value.encode())
+        for name, value in ({"host": "x", "content-length": str(len(body))} | headers).items()
+    ]
+
+
+def test_what_was_tried_here_counts_for_the_others_too(app: FastAPI) -> None:
+    _, line = asked(app, wire(RAW, IMAGE[:-9]))
+    assert line.others.scope["state"].keys() == {SINCE}
+
+
+@pytest.mark.parametrize("origins", ["", "https://shop.example"])
+def test_caches_are_told_what_answers_depend_on(models: Path, origins: str) -> None:
+    app = create_app(Settings(models=models, cors_origins=origins))
+    assert asked(app, wire(RAW, IMAGE))[0].headers.get("vary") == ("Origin" if origins else None)
+
+
+def test_what_the_others_are_told_is_what_uvicorn_tells(app: FastAPI) -> None:
+    _, refused_here = asked(app, wire(RAW, IMAGE[:-9]))
+    _, never_here = asked(app, wire(RAW | {"origin": "http://elsewhere"}, IMAGE))
+    ours, theirs = refused_here.others.scope, never_here.others.scope
+    assert ours.keys() == theirs.keys()
+    differ = {"headers", "client", "server", "state"}  # ports are chosen anew; of the state see above
+    assert {name: ours[name] for name in ours.keys() - differ} == {name: theirs[name] for name in ours.keys() - differ}
+
+
+def test_a_key_that_fits_is_let_in_here(app: FastAPI) -> None:
+    assert asked(app, wire(RAW | {"x-api-key": "secret"}, IMAGE), keys=["secret"])[0].status == 200
+    assert asked(app, wire(RAW | {"x-api-key": "another"}, IMAGE), keys=["secret"])[0].status == 299
+    assert asked(app, wire(RAW, IMAGE), keys=["secret"])[0].status == 299
+
+
+def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> None:
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app, most=1) as line:
+            first = line.writer
+            line.reader, line.writer = await asyncio.open_connection(*line.address)
+            line.writer.write(wire(RAW, IMAGE))
+            found = await line.answer()
+            first.close()
+            return found, line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.others.body, line.others.scope["state"]) == (299, IMAGE, {CROWDED: 1})
+
+
+def test_where_there_is_no_room_for_a_body_others_say_so(app: FastAPI) -> None:
+    assert asked(app, wire(RAW, IMAGE), room=10)[1].others.body == IMAGE
+
+
+@pytest.mark.parametrize("pause", [0.01, 0.1], ids=["within a moment", "later"])
+def test_a_body_may_come_after_its_head(app: FastAPI, pause: float) -> None:
+    whole = wire(RAW, IMAGE)
+    at = len(whole) - len(IMAGE)
+    found, line = asked(app, whole[:9], whole[9:at], whole[at : at + 50], whole[at + 50 :], pause=pause)
+    assert (found.status, line.others.body) == ((200, None) if pause < 0.05 else (299, IMAGE))
+
+
+def test_who_leaves_within_a_body_is_known_to_the_others_to_have_left(app: FastAPI) -> None:
+    async def go() -> Line:
+        async with Line(app) as line:
+            line.writer.write(wire(RAW, IMAGE)[:-5])
+            await line.writer.drain()
+            await asyncio.sleep(0.01)
+        return line
+
+    line = asyncio.run(go())
+    assert line.others.left
+    assert line.counted == []
+
+
+def test_answers_keep_the_order_of_what_was_asked_on_one_connection(app: FastAPI) -> None:
+    other = wire({}, b"", start="GET /elsewhere HTTP/1.1")
+    asked_at_once = [wire(RAW, IMAGE), other, wire(*form(IMAGE), "/v1/encode"), wire(RAW, IMAGE), other]
+
+    async def go() -> tuple[list[int], Line]:
+        async with Line(app) as line:
+            line.writer.write(b"".join(asked_at_once))
+            found = [await line.answer() for _ in asked_at_once]
+            line.writer.write(wire(RAW, IMAGE))
+            return [each.status for each in [*found, await line.answer()]], line
+
+    statuses, line = asyncio.run(go())
+    # What comes while another is under way waits for its turn with the others.
+    assert statuses == [200, 299, 299, 299, 299, 200]
+    assert line.state.total_requests == 6
+
+
+def test_many_connections_share_a_batch_and_each_gets_its_own(app: FastAPI) -> None:
+    async def go() -> list[bytes]:
+        async with Line(app) as line:
+            found = []
+            for image in SMALL:
+                line.writer.write(wire(RAW, image, "/v1/encode"))
+                found.append((await line.answer()).body)
+            pairs = [await asyncio.open_connection(*line.address) for _ in SMALL]
+            for (_, writer), image in zip(pairs, SMALL, strict=True):
+                writer.write(wire(RAW, image, "/v1/encode"))
+            for (reader, writer), alone in zip(pairs, found, strict=True):
+                line.reader = reader
+                together = json.loads((await line.answer()).body)["results"][0]["embedding"]
+                assert together == pytest.approx(json.loads(alone)["results"][0]["embedding"], abs=1e-5)
+                writer.close()
+            return found
+
+    assert len(set(asyncio.run(go()))) == len(SMALL)
+
+
+class Gate:
+    """Holds a model's batches back."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.open, self.began, self._app = threading.Event(), threading.Event(), app
+
+    def close(self) -> None:
+        model = self._app.state.hot.predictor.repository.get(None)
+
+        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+            self.began.set()
+            self.open.wait(20)
+            return answer(model.bundle, wishes)
+
+        model.batcher = Batcher(run, 32, ThreadPoolExecutor(1))
+
+
+@pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*question(), INFER)], ids=["v1", "v2"])
+def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: bytes) -> None:
+    app = create_app(Settings(models=models, timeout_ms=30))
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(whole)
+            found = await line.answer()
+            gate.open.set()
+            return found, line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.counted) == (299, [])
+    error, known = line.others.scope["state"][LATE]
+    assert isinstance(error, DeadlinePassed)
+    assert (known.model, known.version, known.images) == ("tiny", 1, 1)
+
+
+def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> Line:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            await asyncio.to_thread(gate.began.wait, 20)
+            line.writer.close()
+            while line.hot.room.held:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert line.hot.predictor.admission.images == 0  # while the model is still at it
+            gate.open.set()
+        return line
+
+    line = asyncio.run(go())
+    assert (line.counted, line.others.body) == ([("classify", WENT_AWAY)], None)
+
+
+def test_a_connection_that_is_to_end_ends_after_its_answer(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, bytes]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            await asyncio.to_thread(gate.began.wait, 20)
+            [connection] = line.state.connections
+            assert connection.busy
+            connection.shutdown()
+            gate.open.set()
+            return await line.answer(), await line.reader.read()
+
+    found, rest = asyncio.run(go())
+    assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
+
+
+def test_a_connection_that_is_to_end_within_a_body_ends_after_its_answer(app: FastAPI) -> None:
+    async def go() -> tuple[Answer, bytes]:
+        async with Line(app) as line:
+            whole = wire(RAW, IMAGE)
+            line.writer.write(whole[:-5])
+            await asyncio.sleep(0.01)
+            [connection] = line.state.connections
+            assert connection.busy
+            connection.shutdown()
+            line.writer.write(whole[-5:])
+            return await line.answer(), await line.reader.read()
+
+    found, rest = asyncio.run(go())
+    assert (found.status, found.headers["connection"], rest) == (299, "close", b"")
+
+
+def test_at_the_end_of_the_server_all_that_was_asked_is_answered_and_the_end_said_once(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, Answer, bytes]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE) + wire({}, b"", start="GET /elsewhere HTTP/1.1"))
+            await asyncio.to_thread(gate.began.wait, 20)
+            line.state.default_headers = [*line.state.default_headers, (b"connection", b"close")]
+            [connection] = line.state.connections
+            connection.shutdown()
+            gate.open.set()
+            return await line.answer(), await line.answer(), await line.reader.read()
+
+    first, second, rest = asyncio.run(go())
+    assert (first.status, second.status, second.headers["connection"], rest) == (200, 299, "close", b"")
+
+
+def test_who_asks_at_the_end_of_the_server_is_told_of_it_once(app: FastAPI) -> None:
+    async def go() -> bytes:
+        async with Line(app) as line:
+            line.state.default_headers = [*line.state.default_headers, (b"connection", b"close")]
+            line.writer.write(wire(RAW, IMAGE))
+            return await line.reader.read()
+
+    assert asyncio.run(go()).count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize("where", ["decoded_if_quick", "begin"])
+def test_what_nobody_foresaw_is_for_the_others_to_tell_of(app: FastAPI, where: str) -> None:
+    setattr(app.state.hot.predictor, where, None)
+    found, line = asked(app, wire(RAW, IMAGE))
+    assert (found.status, line.others.body) == (299, IMAGE)
+
+
+def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
+    def failing(_: Sequence[Wish]) -> list[Outputs]:
+        raise ValueError("of nobody's making")
+
+    async def go() -> tuple[Answer, Line]:
+        async with Line(app) as line:
+            line.hot.predictor.repository.get(None).batcher = Batcher(failing, 32, ThreadPoolExecutor(1))
+            line.writer.write(wire(RAW, IMAGE))
+            return await line.answer(), line
+
+    found, line = asyncio.run(go())
+    assert (found.status, line.others.body, line.counted) == (299, IMAGE, [])
+
+
+@pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*with_bytes(), INFER)], ids=["v1", "v2"])
+def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI, whole: bytes) -> None:
+    def there() -> list[int]:
+        counted = Counter(type(each) for each in gc.get_objects())
+        return [counted[kind] for kind in (Asking, HotConnection, _Turn)]
+
+    async def go() -> tuple[list[int], list[int]]:
+        async with Line(app) as line:
+            line.writer.write(whole)
+            await line.answer()
+            gc.collect()
+            before = there()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    line.writer.write(whole)
+                    await line.answer()
+                for _ in range(9):
+                    line.reader, writer = await asyncio.open_connection(*line.address)
+                    writer.write(whole)
+                    await line.answer()
+                    writer.close()
+                    while len(line.state.connections) > 1:  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
+                for _ in range(100):  # the loop may still hold the last one that has gone
+                    if there() == before:
+                        break
+                    await asyncio.sleep(0.01)
+                return before, there()
+            finally:
+                gc.enable()
+
+    before, after = asyncio.run(go())
+    assert before == after
+    assert before[1] >= 1

@@ -1,0 +1,69 @@
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from training import recipe
+from training.compare.results import Result, difference, interval, read, words, write
+
+SEED = recipe.load("seed", [])
+
+
+def results(**arms: list[float]) -> list[Result]:
+    return [Result(arm, 10, 100, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    draws = [interval(rng.normal(size=3).tolist()) for _ in range(4000)]
+    assert np.mean([low < 0 < high for _, low, high in draws]) == pytest.approx(0.95, abs=0.015)
+    assert interval([0.5]) == (0.5, -math.inf, math.inf)
+
+
+def test_a_difference_is_taken_seed_by_seed() -> None:
+    """Both swing widely from seed to seed, together: the difference is sure all the same."""
+    found = difference(results(scratch=[0.1, 0.5, 0.9], source=[0.2, 0.6, 1.0]), "source", 100)
+    assert found is not None
+    assert found.mean == pytest.approx(0.1)
+    assert found.low > 0.09
+    assert difference(results(source=[0.1, 0.2]), "source", 100) is None
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ([0.40, 0.41, 0.42], "NEGATIVE TRANSFER: Against training from scratch, the encoder of mnist, frozen, hurts"),
+        ([0.80, 0.81, 0.83], "Against training from scratch, the encoder of mnist, frozen, helps with 100 (+31.3"),
+        ([0.10, 0.50, 0.90], "makes no difference that shows"),
+    ],
+)
+def test_what_happened_is_said_aloud(source: list[float], says: str) -> None:
+    said = words(results(scratch=[0.50, 0.50, 0.50], source=source), SEED)
+    assert says in said[0]
+    assert ("NEGATIVE TRANSFER" in " ".join(said)) == (says.startswith("NEGATIVE"))
+
+
+def test_an_untrained_network_that_does_as_well_is_named() -> None:
+    said = words(results(random=[0.60, 0.61, 0.62], source=[0.60, 0.62, 0.61]), SEED)
+    expected = "is not shown to be better than the same network with random weights"
+    assert any(expected in sentence for sentence in said)
+
+
+def test_numbers_table_and_page_are_written_and_read_again(tmp_path: Path) -> None:
+    found = results(scratch=[0.5, 0.6, 0.7], source=[0.4, 0.5, 0.6])
+    found += [Result("scratch", None, 5000, seed, 0.9) for seed in range(3)]
+    path = write(tmp_path, SEED, found, tested=10_000)
+    assert read(tmp_path) == found
+    assert read(tmp_path / "elsewhere") == []
+    facts = json.loads((tmp_path / "comparison.json").read_text())
+    assert (facts["source"], facts["target"], facts["test_images"]) == ("mnist", "fashion-mnist", 10_000)
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| arm | 100 labels | 5,000 labels |" in table
+    assert "| source | 50.0 ± 24.8 (-10.0 ± 0.0) |  |" in table
+    HTMLParser().feed(path.read_text())
+    assert ElementTree.fromstring((tmp_path / "comparison.svg").read_text()).tag.endswith("svg")
+    assert "NEGATIVE TRANSFER" in path.read_text()

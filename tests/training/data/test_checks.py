@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import spec
+
+from app.bundle import preprocess
+from app.bundle.drawings import GARMENTS, garment
+from app.bundle.encode import png
+from training.__main__ import main
+from training.data.checks import class_warnings, duplicate_warnings, duplicates, table
+from training.data.imageset import ImageSet
+
+RNG = np.random.default_rng(0)
+NO_LABELS = np.array([], np.int64)
+
+
+def images(count: int) -> np.ndarray:
+    return RNG.integers(0, 256, (count, 16, 16, 1), dtype=np.uint8)
+
+
+def labelled(*counts: int) -> ImageSet:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return ImageSet(images(len(labels)), labels, tuple(f"class-{i}" for i in range(len(counts))))
+
+
+def test_the_table_counts_both_parts() -> None:
+    lines = [line.split() for line in table(labelled(30, 5), labelled(3, 2))]
+    assert lines == [["class", "train", "test"], ["class-0", "30", "3"], ["class-1", "5", "2"]]
+    plain = ImageSet(images(4), NO_LABELS, ())
+    assert table(plain, plain) == ["4 images without labels to train on, 4 to test on"]
+
+
+def test_few_images_imbalance_and_a_lone_class_are_told() -> None:
+    assert list(class_warnings(labelled(40, 30))) == []
+    assert "class-1 has 3 images" in " ".join(class_warnings(labelled(40, 3)))
+    assert any("10 times the images of class-1" in warning for warning in class_warnings(labelled(300, 30)))
+    assert any("only class" in warning for warning in class_warnings(labelled(40)))
+
+
+def test_exact_and_near_duplicates_are_found_and_strangers_are_not() -> None:
+    train = ImageSet(images(50), NO_LABELS, (), tuple(f"train/{i}.png" for i in range(50)))
+    fresh = images(10)
+    fresh[3] = train.images[7]
+    fresh[5] = np.clip(train.images[9].astype(int) + RNG.integers(-3, 4, (16, 16, 1)), 0, 255)
+    test = ImageSet(fresh, NO_LABELS, (), tuple(f"test/{i}.png" for i in range(10)))
+    assert duplicates(train, test) == ([(3, 7)], [(5, 9)])
+    told = list(duplicate_warnings(train, test))
+    assert "has 1 too (the first: test/3.png is, to the pixel, train/7.png)" in told[0]
+    assert "test/5.png is within 4 grey levels of train/9.png" in told[1]
+
+
+def test_the_same_averages_with_another_texture_are_no_duplicate() -> None:
+    """Eight by eight means are only where the search begins."""
+    board = (np.indices((16, 16)).sum(axis=0) % 2 * 255).astype(np.uint8)[None, ..., None]
+    assert duplicates(ImageSet(board, NO_LABELS, ()), ImageSet(255 - board, NO_LABELS, ())) == ([], [])
+
+
+def test_a_jpeg_of_a_training_image_is_near(tmp_path: Path) -> None:
+    garment("bag", 64).save(tmp_path / "bag.jpg", quality=85)
+    again = preprocess((tmp_path / "bag.jpg").read_bytes(), spec(64, 64))
+    train = ImageSet(np.stack([preprocess(png(garment(kind, 64)), spec(64, 64)) for kind in GARMENTS]), NO_LABELS, ())
+    assert duplicates(train, ImageSet(again[None], NO_LABELS, ()))[1] == [(0, GARMENTS.index("bag"))]
+
+
+def test_the_command_shows_table_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in GARMENTS:
+        for part in ("train", "test"):
+            (tmp_path / part / kind).mkdir(parents=True)
+            for number in range(3):
+                noise = Image.fromarray(RNG.integers(0, 256, (40, 40), dtype=np.uint8))
+                noise.save(tmp_path / part / kind / f"{number}.png")
+    assert main(["data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split() == ["bag", "3", "3"]
+    assert "note: class bag has 3 images" in out
+    assert main(["data", str(tmp_path), "--download"]) == 2

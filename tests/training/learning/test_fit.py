@@ -1,0 +1,157 @@
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+
+from training.errors import TrainingError
+from training.learning.checkpoint import Checkpoints
+from training.learning.fit import Journal, fit, rate_at
+from training.recipe import Stage
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_the_rate_rises_then_falls_to_nothing(schedule: Literal["cosine", "one-cycle"]) -> None:
+    rates = [rate_at(Stage(rate=0.1, schedule=schedule), step, 1000) for step in range(1000)]
+    peak = rates.index(max(rates))
+    assert (peak < 100) == (schedule == "cosine")
+    assert max(rates) == pytest.approx(0.1)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert rates[-1] < 1e-6
+    assert rate_at(Stage(rate=0.1), 0, 1) == 0.1
+    assert {rate_at(Stage(rate=0.1, schedule="constant"), step, 9) for step in range(9)} == {0.1}
+
+
+def test_no_batch_is_a_single_image() -> None:
+    seen: list[int] = []
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        seen.extend(batch.tolist())
+        sizes.append(len(batch))
+        return line(torch.ones(1, 1)).sum()
+
+    for images, expected in ((9, [4, 5]), (8, [4, 4]), (10, [4, 4, 2]), (1, [1])):
+        line, sizes = nn.Linear(1, 1), list[int]()
+        seen.clear()
+        with tempfile.TemporaryDirectory() as folder:
+            journal, checkpoints = Journal(Path(folder) / "metrics.jsonl"), Checkpoints(Path(folder))
+            fit("line", {"line": line}, loss, images, Stage(epochs=1, batch=4), journal, checkpoints, lambda: 0.0)
+        assert sizes == expected
+        assert sorted(seen) == list(range(images))
+
+
+def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = None) -> nn.Linear:
+    """A line through points that lie on one; `stop_after` epochs the process is as good as killed."""
+    torch.manual_seed(seed)
+    x = torch.randn(256, 3)
+    y = x @ torch.tensor([[1.0], [-2.0], [3.0]])
+    line = nn.Linear(3, 1)
+
+    epochs = 0
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        if epochs == stop_after:
+            raise KeyboardInterrupt
+        return (line(x[batch]) - y[batch]).square().mean()
+
+    def validate() -> float:
+        nonlocal epochs
+        value = (line(x) - y).square().mean().item()
+        epochs += 1
+        return value
+
+    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
+    fit("line", {"line": line}, loss, len(x), stage, journal, checkpoints, validate)
+    return line
+
+
+def test_it_learns_writes_down_every_epoch_and_repeats_by_its_seed(tmp_path: Path) -> None:
+    stage = Stage(epochs=20, batch=32, rate=0.1)
+    folders = [tmp_path / name for name in ("first", "second", "other")]
+    for folder in folders:
+        folder.mkdir()
+    first, second, other = (learn(stage, folder, seed) for folder, seed in zip(folders, (0, 0, 1), strict=True))
+    assert torch.allclose(first.weight, torch.tensor([[1.0, -2.0, 3.0]]), atol=1e-2)
+    assert torch.equal(first.weight, second.weight)
+    assert not torch.equal(first.weight, other.weight)
+    lines = [json.loads(line) for line in (tmp_path / "first/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [*range(1, 21)]
+    assert lines[19]["validation_loss"] < lines[0]["validation_loss"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(tmp_path: Path) -> None:
+    line = nn.Linear(1, 1)
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        return line(torch.ones(1, 1)).sum() * math.nan
+
+    journal, checkpoints = Journal(tmp_path / "metrics.jsonl"), Checkpoints(tmp_path)
+    with pytest.raises(TrainingError, match=r"the loss is nan in step 1 of epoch 1; try a lower rate than 0\.001"):
+        fit("line", {"line": line}, loss, 4, Stage(), journal, checkpoints, lambda: 0.0)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop"])
+@pytest.mark.parametrize("stop_after", [1, 5])
+def test_a_run_that_was_cut_off_ends_with_the_same_weights(
+    tmp_path: Path, optimiser: Literal["adam", "adamw", "sgd", "rmsprop"], stop_after: int
+) -> None:
+    stage = Stage(epochs=8, batch=32, rate=0.01, optimiser=optimiser, clip=1.0, weight_decay=1e-3)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = learn(stage, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn(stage, tmp_path / "cut", stop_after=stop_after)
+    resumed = learn(stage, tmp_path / "cut")
+    assert torch.equal(whole.weight, resumed.weight)
+    again = learn(stage, tmp_path / "cut", stop_after=0)  # it is done: not a step is taken
+    assert torch.equal(whole.weight, again.weight)
+
+
+def test_patience_ends_a_stage_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    line = nn.Linear(1, 1)
+    seen: list[torch.Tensor] = []
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.5])
+
+    def validate() -> float:
+        seen.append(line.weight.detach().clone())
+        return next(losses)
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        return line(torch.ones(len(batch), 1)).sum()
+
+    stage = Stage(epochs=6, rate=0.1, patience=3, schedule="constant")
+    fit("line", {"line": line}, loss, 4, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path), validate)
+    assert len(seen) == 5
+    assert torch.equal(line.weight, seen[1])
+
+
+def test_slower_modules_move_less_and_frozen_ones_not_at_all(tmp_path: Path) -> None:
+    modules = {name: nn.Linear(1, 1, bias=False) for name in ("top", "slow", "frozen")}
+    for module in modules.values():
+        nn.init.zeros_(module.weight)
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        return torch.stack([module(torch.ones(len(batch), 1)).mean() for module in modules.values()]).sum()
+
+    stage = Stage(epochs=1, batch=4, rate=0.1, schedule="constant", optimiser="sgd", momentum=0)
+    slower = {"slow": 0.5}
+    journal, checkpoints = Journal(tmp_path / "m"), Checkpoints(tmp_path)
+    fit("x", modules, loss, 4, stage, journal, checkpoints, lambda: 0.0, slower, lambda _: {"frozen"})
+    moved = {name: module.weight.item() for name, module in modules.items()}
+    assert moved == pytest.approx({"top": -0.1, "slow": -0.05, "frozen": 0.0})
+    assert all(p.requires_grad for module in modules.values() for p in module.parameters())
+
+
+def test_tensorboard_gets_the_curves_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed: no events to read")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    learn(Stage(epochs=3, batch=64), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event.value for event in events.Scalars("line/loss")] == pytest.approx(written, rel=1e-5)

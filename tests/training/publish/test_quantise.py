@@ -1,0 +1,41 @@
+import numpy as np
+import onnx
+import torch
+
+from app.bundle.session import Session
+from training.data.imageset import ImageSet
+from training.networks import build
+from training.publish.onnx import export
+from training.publish.quantise import quantised
+from training.recipe import Input, Network
+
+
+def test_integers_give_nearly_what_floats_gave_and_the_tolerances_say_how_nearly() -> None:
+    torch.manual_seed(0)
+    spec = Input().spec()
+    net = build(Network(width=8, latent=16), spec.shape)
+    images = np.random.default_rng(0).integers(0, 256, (300, *spec.shape), dtype=np.uint8)
+    net.encoder.train()
+    with torch.no_grad():
+        net.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)  # statistics of its normalisation
+    before = export(net, torch.nn.Linear(net.pool.size, 3), spec, "features")
+    after = quantised(before, ImageSet(images, np.array([], np.int64), ()))
+
+    operators = {node.op_type for node in onnx.load_from_string(after.files["encoder.onnx"]).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    weights = [w for w in onnx.load_from_string(after.files["encoder.onnx"]).graph.initializer if w.data_type == 3]
+    assert weights, "there are weights of eight bits"
+    assert max(np.abs(onnx.numpy_helper.to_array(w).astype(int)).max() for w in weights) <= 64, "reduced to seven"
+    assert set(after.tolerances) == {"embedding", "features", "reconstruction", "logits", "evidence"}
+    assert all(0.01 <= tolerance <= 0.05 for tolerance in after.tolerances.values())
+    assert after.files["head.onnx"] == before.files["head.onnx"]
+
+    fresh = np.random.default_rng(1).integers(0, 256, (20, *spec.shape), dtype=np.uint8)
+    graph = before.graphs.encoder
+    floats, integers = (
+        Session(each.files["encoder.onnx"], graph, "encoder.onnx", 1).run(fresh) for each in (before, after)
+    )
+    for name, exact in floats.items():
+        correlation = np.corrcoef(exact.ravel(), integers[name].ravel())[0, 1]
+        assert correlation > 0.98, name
+        assert not np.array_equal(exact, integers[name])

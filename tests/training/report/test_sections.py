@@ -1,0 +1,90 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.data.imageset import ImageSet
+from training.report.sections import Apart, apart, auroc
+
+VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Balanced(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+
+def read(path: Path) -> tuple[str, list[str]]:
+    text, parser = path.read_text(), Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    return text, parser.headings
+
+
+def test_auroc_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    normal, strange = rng.integers(0, 5, 40).astype(float), rng.integers(2, 8, 30).astype(float)
+    pairs = [(s > n) + 0.5 * (s == n) for n in normal for s in strange]
+    assert auroc(normal, strange) == pytest.approx(np.mean(pairs))
+
+
+def test_every_class_has_its_own_false_alarms_the_hardest_first() -> None:
+    labels = np.repeat([0, 1, 3], [4, 2, 2])
+    data = ImageSet(np.zeros((8, 1, 1, 1), np.uint8), labels, ("bag", "coat", "dress", "shirt"))
+    scores, strange = np.array([0.0, 1.0, 2.0, 5.0, 0.0, 1.0, 3.5, 4.5]), np.array([4.0, 6.0])
+    assert apart(3.0, data, scores, strange) == [
+        Apart("shirt", 2, 1.0, 0.75),
+        Apart("bag", 4, 0.25, 0.875),
+        Apart("coat", 2, 0.0, 1.0),
+    ]
+    assert [each.auroc for each in apart(3.0, data, scores, None)] == [None] * 3
+
+
+def test_the_page_in_the_run_shows_everything_and_needs_no_network(trained: Path) -> None:
+    text, headings = read(trained / "run/report.html")
+    assert [heading for heading in headings if heading != "Labels most likely wrong"] == [
+        "In short",
+        "Learning curves",
+        "Confusion",
+        "Reconstructions",
+        "Latent map",
+        "Anomaly score",
+        "Most worth labelling next",
+        "Where it comes from",
+    ]
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert text.count("data:image/png;base64,") > 20
+    for said in (
+        "are named rightly",
+        "are called anomalous, at a stated 5.00%",
+        "threshold",
+        "each class has its own",
+        "bag/",
+        "SHA-256",
+    ):
+        assert said in text
+
+
+def test_the_page_in_the_bundle_holds_no_picture(trained: Path) -> None:
+    text, headings = read(trained / "models/drawn/1/report.html")
+    assert "data:image" not in text
+    assert headings == ["In short", "Learning curves", "Confusion", "Latent map", "Anomaly score", *headings[5:]]
+    assert headings[5:] == ["Where it comes from"]
+    assert str(trained) not in text

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support import LATENT, save_tiny, tiny
+
+import training
+from app.bundle import load, save
+from app.bundle.scoring import probabilities
+from training.__main__ import main
+from training.score import anomaly, latent_map
+from training.score.calibrate import temperature
+
+PARENT = Path(training.__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+
+def test_the_temperature_that_made_the_labels_is_found() -> None:
+    logits = RNG.normal(size=(20_000, 5)).astype(np.float32) * 3
+    for true in (0.5, 1.0, 2.5):
+        chances = probabilities(logits, true)
+        labels = (chances.cumsum(axis=1) < RNG.random((len(logits), 1))).sum(axis=1)
+        assert temperature(logits, labels) == pytest.approx(true, rel=0.05)
+
+
+def drawn(folder: Path, count: int, levels: tuple[int, int]) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        noise = RNG.integers(*levels, (6, 4), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_path: Path) -> None:
+    fields, files = tiny()
+    plane = latent_map.fit(RNG.normal(size=(20, LATENT)), np.array([]))
+    files["reference.npz"] = anomaly.added(files["reference.npz"], plane.arrays())
+    old = save(tmp_path / "models", "tiny", fields, files)
+    normals = drawn(tmp_path / "normals", 400, (0, 120))
+    command = [sys.executable, "-X", "importtime", "-m", "training", "calibrate", str(old), str(normals)]
+    done = subprocess.run(
+        [*command, "--false-alarm-rate", "0.05"], cwd=PARENT, capture_output=True, text=True, check=True
+    )
+    assert " torch" not in done.stderr
+    assert done.stdout.strip() == str(tmp_path / "models/tiny/2")
+    before, after = load(old), load(tmp_path / "models/tiny/2")
+    assert after.manifest.anomaly is not None
+    assert after.manifest.anomaly.calibrated_on == 200
+    assert before.drift is None
+    assert after.drift is not None
+    assert after.drift.window == 100
+    assert after.drift.confidences is not None
+    assert after.manifest.files["encoder.onnx"] == before.manifest.files["encoder.onnx"]
+    assert after.manifest.classifier == before.manifest.classifier
+    assert after.map is not None
+    np.testing.assert_array_equal(after.map.points, plane.points)
+    fresh = RNG.integers(0, 120, (2000, 6, 4, 1), dtype=np.uint8)
+    assert 0.01 < np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.12
+    strange = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
+    assert np.mean([score.anomalous for score in after.anomaly(strange)]) > 0.9
+
+
+def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = save_tiny(tmp_path / "models")
+    normals, odd = drawn(tmp_path / "normals", 300, (0, 120)), drawn(tmp_path / "odd", 60, (100, 256))
+    command = ["calibrate", str(old), str(normals), "--threshold", "f1"]
+    assert main(command) == 2
+    assert "without anomalies there is no F1" in capsys.readouterr().err
+    assert main([*command, "--anomalies", str(odd)]) == 0
+    anomaly = load(tmp_path / "models/tiny/2").manifest.anomaly
+    assert anomaly is not None
+    assert anomaly.false_alarm_rate < 0.05, "they are far apart: hardly any normal lies above"
+
+
+def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare, whole = save_tiny(tmp_path / "models", "bare", decoder=False), save_tiny(tmp_path / "models")
+    normals = str(drawn(tmp_path / "normals", 40, (0, 256)))
+    assert main(["calibrate", str(whole), normals, "--false-alarm-rate", "0.001"]) == 2
+    assert "at least 999" in capsys.readouterr().err
+    assert main(["calibrate", str(bare), normals, "--false-alarm-rate", "0.1"]) == 0
+    anomaly = load(tmp_path / "models/bare/2").manifest.anomaly
+    assert anomaly is not None
+    assert [distance.name for distance in anomaly.distances] == ["embedding.mahalanobis"], "without a decoder"
+    assert load(tmp_path / "models/bare/2").drift is None, "20 images are none to tell drift by"
+    with pytest.raises(SystemExit):
+        main(["calibrate", str(whole), normals, "--false-alarm-rate", "2"])

@@ -1,0 +1,1 @@
+"""Whether transfer helped: arms, label budgets, seeds, intervals."""

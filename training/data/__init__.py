@@ -1,0 +1,1 @@
+"""Images on disk → arrays and labels: one format a file, splits, checks, downloads."""

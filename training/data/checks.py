@@ -1,0 +1,98 @@
+"""What a person should know of a data set before training on it: classes, imbalance, duplicates across parts."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from training.data.arrays import Rows, chunks
+from training.data.imageset import ImageSet
+from training.progress import track
+
+FEW = 10  # images of a class; with fewer its accuracy is an anecdote
+UNEVEN = 5  # times as many images in the largest class as in the smallest
+NEAR = 4.0  # grey levels of 255, root mean square: the same picture, saved twice
+_THUMBNAIL = 8
+_CHUNK = 1024
+
+
+def table(train: ImageSet, test: ImageSet) -> list[str]:
+    """A line for each class: its images in both parts."""
+    if not train.classes:
+        return [f"{len(train):,} images without labels to train on, {len(test):,} to test on"]
+    width = max(map(len, train.classes))
+    counts = [np.bincount(part.labels, minlength=len(train.classes)) for part in (train, test)]
+    lines = [f"{'class':{width}}    train     test"]
+    return lines + [f"{name:{width}} {a:8,} {b:8,}" for name, a, b in zip(train.classes, *counts, strict=True)]
+
+
+def class_warnings(train: ImageSet) -> Iterator[str]:
+    """Sentences, each naming what and the mend."""
+    if not train.classes:
+        return
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    for name, count in zip(train.classes, counts, strict=True):
+        if count < FEW:
+            yield f"class {name} has {count} images: with fewer than {FEW}, no number about it can be trusted"
+    if len(train.classes) == 1:
+        yield f"{train.classes[0]} is the only class: there is nothing to classify; train with transfer.mode=decoder"
+    elif counts.min() and counts.max() >= UNEVEN * counts.min():
+        large, small = train.classes[counts.argmax()], train.classes[counts.argmin()]
+        yield (
+            f"{large} has {counts.max() / counts.min():.0f} times the images of {small}: "
+            "set transfer.class_weights=true, and read balanced_accuracy"
+        )
+
+
+def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
+    """The same, of test images that training has seen."""
+    exact, near = duplicates(train, test)
+    for pairs, what in ((exact, "is, to the pixel,"), (near, f"is within {NEAR:g} grey levels of")):
+        if pairs:
+            first, second = pairs[0]
+            shown = f"the first: {test.name(first)} {what} {train.name(second)}"
+            yield (
+                f"of {len(test):,} test images the training part has {len(pairs):,} too ({shown}): "
+                f"accuracy flatters by so much; remove them, or keep what belongs together with split.groups"
+            )
+
+
+def duplicates(train: ImageSet, test: ImageSet) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(exact, near): (test image, training image) pairs, each test image once at the most."""
+    seen: dict[bytes, int] = {}
+    for index, key in enumerate(train.hashes()):
+        seen.setdefault(key, index)
+    exact = [(index, seen[key]) for index, key in enumerate(test.hashes()) if key in seen]
+    if not len(train) or not len(test):
+        return exact, []
+    known = {index for index, _ in exact}
+    small_train, small_test = _thumbnails(train.images), _thumbnails(test.images)
+    norms = np.square(small_train).sum(axis=1)
+    near = []
+    starts = range(0, len(test), _CHUNK)
+    for start in track(starts, "duplicates", len(starts)):
+        part = small_test[start : start + _CHUNK]
+        distances = np.square(part).sum(axis=1)[:, None] + norms - 2 * part @ small_train.T  # (chunk, train)
+        nearest = distances.argmin(axis=1)
+        for offset in np.flatnonzero(distances.min(axis=1) <= NEAR**2 * part.shape[1]):
+            pair = int(start + offset), int(nearest[offset])
+            difference = test.images[pair[0]].astype(np.float32) - train.images[pair[1]]
+            if pair[0] not in known and np.sqrt(np.square(difference).mean()) <= NEAR:
+                near.append(pair)
+    return exact, near
+
+
+def _thumbnails(images: np.ndarray | Rows) -> np.ndarray:
+    """(N, H, W, C) uint8 → (N, 64) float32, the means over an 8×8 grid of the mean over channels."""
+    return np.concatenate([_thumbnails_of(part) for part in chunks(images)])
+
+
+def _thumbnails_of(images: np.ndarray) -> np.ndarray:
+    grey = images.mean(axis=3, dtype=np.float32)
+    rows, columns = (np.linspace(0, side, _THUMBNAIL + 1).astype(int) for side in grey.shape[1:])
+    cells = [
+        grey[:, a : max(b, a + 1), c : max(d, c + 1)].mean(axis=(1, 2))
+        for a, b in pairwise(rows)
+        for c, d in pairwise(columns)
+    ]
+    return np.stack(cells, axis=1)

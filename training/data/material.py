@@ -1,0 +1,145 @@
+"""The images that a recipe works on, divided so that nothing is measured on what it was chosen by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle import InputSpec
+from app.bundle.scoring import threshold_at
+from training.data import checks
+from training.data.imageset import ImageSet
+from training.data.splits import train_and_held_out, train_and_test, train_and_validation
+from training.errors import TrainingError
+from training.progress import say
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Material:
+    """target = train + validation + calibration, with `test` apart; source likewise, without a calibration part.
+
+    Where a recipe adapts, labels of the target stand in `test` alone, if there are any: nothing can look at others.
+    """
+
+    spec: InputSpec
+    source: ImageSet  # its whole training part
+    source_train: ImageSet
+    source_validation: ImageSet
+    source_test: ImageSet
+    target: ImageSet  # its whole training part
+    train: ImageSet
+    validation: ImageSet  # chooses epochs and the temperature
+    calibration: ImageSet  # sets the anomaly threshold; nothing that is trained has seen it
+    test: ImageSet  # takes no part in any choice
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that was read."""
+        parts = {"source/train": self.source, "target/train": self.target, "target/test": self.test}
+        return {name: part.fingerprint() for name, part in parts.items()}
+
+    @property
+    def judges(self) -> ImageSet:
+        """Held-out images whose labels may be used: the target's; the source's where that has none."""
+        return self.validation if len(self.validation.labels) else self.source_validation
+
+    @property
+    def one_domain(self) -> bool:
+        return self.source is self.target
+
+
+def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
+    spec = recipe.input.spec()
+    target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
+    one_domain = _same(recipe.source, recipe.target)
+    # Groups are those of the target's names.
+    rules = recipe.split.model_copy(update={"groups": None})
+    source, source_test = (target, test) if one_domain else train_and_test(recipe.source, spec, rules, recipe.seed)
+    if recipe.transfer.adapts:
+        _refuse_what_cannot_be_adapted(recipe, source, target, test)
+        target = target.unlabelled(source.classes)
+    elif test.classes != target.classes:
+        raise TrainingError(
+            f"{recipe.target}: its test part has the classes {_listed(test)}, its training part {_listed(target)}: "
+            "they must be the same"
+        )
+    labelled = source if recipe.transfer.adapts else target
+    for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
+        tell(f"note: {warning}")
+    train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
+    _refuse_what_cannot_end(recipe, target, validation, calibration, test)
+    if one_domain:
+        # Calibration images are seen by nothing that is trained: pretraining has the rest.
+        return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
+    source = _without(source, (validation, calibration, test), recipe.source, tell)
+    source_train, source_validation = train_and_validation(source, rules, recipe.seed)
+    return Material(
+        spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
+    )
+
+
+def seen_in_pretraining(before: Recipe, material: Material) -> int:
+    """How many of the images that are held out here an earlier run's pretraining had.
+
+    A copy of one of them that this run learns from itself is not counted: `gather` has told of it.
+    """
+    known = set(gather(before, tell=_nobody).source_train.hashes()) - set(material.train.hashes())
+    held_out = (material.validation, material.calibration, material.test)
+    return sum(len(known.intersection(part.hashes())) for part in held_out)
+
+
+def _nobody(_: str) -> None:
+    """The same images were told of when this run's material was gathered, or in the run before."""
+
+
+def _same(source: str, target: str) -> bool:
+    return source == target or (Path(source).exists() and Path(source).resolve() == Path(target).resolve())
+
+
+def _refuse_what_cannot_be_adapted(recipe: Recipe, source: ImageSet, target: ImageSet, test: ImageSet) -> None:
+    mode = recipe.transfer.mode
+    if source is target:
+        raise TrainingError(f"transfer.mode={mode} goes from one domain to another: source and target are the same")
+    if len(source.classes) < 2:
+        raise TrainingError(
+            f"{recipe.source}: transfer.mode={mode} learns the source's labels, it has the classes {_listed(source)}: "
+            "put each class into a folder"
+        )
+    if test.classes and test.classes != source.classes:
+        raise TrainingError(
+            f"{recipe.target}: its test part has the classes {_listed(test)}, the source {_listed(source)}: "
+            "they must be the same, or the test part without any"
+        )
+
+
+def _listed(data: ImageSet) -> str:
+    return ", ".join(data.classes) or "none"
+
+
+def _refuse_what_cannot_end(
+    recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
+) -> None:
+    """What would be found only after hours of training."""
+    for part, name in ((validation, "validation"), (calibration, "calibration"), (test, "the test")):
+        if not len(part):
+            raise TrainingError(f"{recipe.target}: {len(target)} images leave none for {name}: more are needed")
+    try:
+        threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
+    except ValueError as error:
+        raise TrainingError(f"{recipe.target}: {error}; raise false_alarm_rate, or add images") from None
+    if recipe.transfer.mode != "decoder" and len(target.classes) < 2:
+        found = f"one class, {target.classes[0]}" if target.classes else "no labels"
+        raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
+
+
+def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, tell: Callable[[str], None]) -> ImageSet:
+    """A source of unlabelled images often holds the labelled ones too: those that measure are not learnt from."""
+    known = set().union(*(part.hashes() for part in held_out))
+    kept = np.array([index for index, key in enumerate(source.hashes()) if key not in known], np.int64)
+    if len(kept) == len(source):
+        return source
+    tell(
+        f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them"
+    )
+    return source.take(kept)

@@ -1,0 +1,122 @@
+"""Dividing a set: seeded, every class in its proportion, no image twice, and no group on both sides."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle import InputSpec
+from training.data.imageset import ImageSet, has_parts, load
+from training.errors import TrainingError
+from training.recipe import Split
+
+
+def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray | None = None) -> tuple[ImageSet, ...]:
+    """(what is left, a set of each size). With `groups`, an id for each image, sizes are met to within a group."""
+    if sum(sizes) >= len(data):
+        raise TrainingError(f"{len(data)} images cannot give {' + '.join(map(str, sizes))} and leave any to train on")
+    rng = np.random.default_rng(seed)
+    if groups is None:
+        order = _dealt(data.labels, len(data), rng)
+        ends: list[int] = np.cumsum(sizes).tolist()
+    else:
+        order, ends = _by_group(groups, sizes, rng)
+    parts = [data.take(np.sort(part)) for part in np.split(order, ends)]
+    if not len(parts[-1]):
+        raise TrainingError("the groups are too large: nothing is left to train on; hold out less")
+    return (parts[-1], *parts[:-1])
+
+
+def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
+    """As the data set itself divides them; or, where it does not, a share of every class is kept back for the test."""
+    if has_parts(data):
+        return load(data, "train", spec), load(data, "test", spec)
+    whole = load(data, "train", spec)
+    return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
+
+
+def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """(train, validation, calibration) of a training part."""
+    sizes = min(rules.validation, len(data) // 10), min(rules.calibration, len(data) // 5)
+    return split(data, sizes, seed, _groups(data, rules))  # type: ignore[return-value]
+
+
+def train_and_validation(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Of a source, on which nothing is calibrated."""
+    return split(data, (min(rules.validation, len(data) // 10),), seed, _groups(data, rules))  # type: ignore[return-value]
+
+
+def some_of_each(data: ImageSet, count: int, seed: int) -> np.ndarray:
+    """Indices, rising, of so many images of every class; of a larger count, the same and more."""
+    order = np.random.default_rng(seed).permutation(len(data))
+    labels = data.labels[order]
+    chosen = [order[labels == label][:count] for label in range(len(data.classes))]
+    return np.sort(np.concatenate(chosen))
+
+
+def _groups(data: ImageSet, rules: Split) -> np.ndarray | None:
+    return None if rules.groups is None or not data.names else groups_of(data, rules.groups)
+
+
+def _dealt(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """An order in which every prefix holds every class in its proportion.
+
+    Within a shuffled order each image has its rank in its class, as a share of the class; sorting by that share deals
+    every class out evenly.
+    """
+    shuffled = rng.permutation(count)
+    if not len(labels):
+        return shuffled
+    share = np.empty(count)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[shuffled] == label)
+        share[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return shuffled[np.argsort(share, kind="stable")]
+
+
+def _by_group(groups: np.ndarray, sizes: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+    """Whole groups in random order, a part closed as soon as it has its size."""
+    names, member_of = np.unique(groups, return_inverse=True)
+    order: list[np.ndarray] = []
+    ends: list[int] = []
+    taken = 0
+    for group in rng.permutation(len(names)):
+        if len(ends) < len(sizes) and taken >= sum(sizes[: len(ends) + 1]):
+            ends.append(taken)
+        members = np.flatnonzero(member_of == group)
+        order.append(members)
+        taken += len(members)
+    ends += [taken] * (len(sizes) - len(ends))
+    return np.concatenate(order), ends
+
+
+def groups_of(data: ImageSet, rule: str) -> np.ndarray:
+    """An id for each image: by a CSV of `file,group` lines, or by a regular expression's first group on its path."""
+    if not data.names:
+        raise TrainingError(f"split.groups={rule}: only images from a folder have names to group by")
+    if rule.endswith(".csv"):
+        return _from_csv(data.names, Path(rule))
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise TrainingError(f"split.groups={rule}: not a regular expression: {error}") from None
+    if not pattern.groups:
+        raise TrainingError(f"split.groups={rule}: put what tells the groups apart in brackets, as in (\\d+)_")
+    found = [pattern.search(name) for name in data.names]
+    for name, match in zip(data.names, found, strict=True):
+        if match is None:
+            raise TrainingError(f"split.groups={rule}: does not match {name}")
+    return np.array([match[1] for match in found if match is not None])
+
+
+def _from_csv(names: tuple[str, ...], path: Path) -> np.ndarray:
+    try:
+        with path.open(newline="") as file:
+            table = {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) >= 2}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"split.groups={path}: {error}") from None
+    missing = [name for name in names if name not in table and Path(name).name not in table]
+    if missing:
+        raise TrainingError(f"split.groups={path}: no line for {missing[0]} ({len(missing)} files in all)")
+    return np.array([table.get(name) or table[Path(name).name] for name in names])

@@ -1,0 +1,1 @@
+"""Everything that changes weights: the loop, the stages of a run, objectives, augmentation."""

@@ -1,0 +1,172 @@
+"""A target without labels: the source's labels, and whatever makes the two domains look alike to the head.
+
+    dann   a classifier of domains reads what the head reads, through a layer that reverses gradients: it learns to tell
+           source from target, the encoder to leave it nothing to tell by (Ganin et al. 2016)
+    mmd    the maximum mean discrepancy of the two domains is a penalty (Long et al. 2015, Gretton et al. 2012)
+
+Both hold back at first, by the schedule that was published with DANN. Each domain is normalised by its own batches, and
+what is exported has the target's statistics (Li et al. 2016): that alone takes away what shifts and scales every image.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data.imageset import ImageSet
+from training.learning.augment import augmented, erased
+from training.learning.fit import fit
+from training.learning.transfer import Workshop, class_weights, mean_loss, settle
+from training.networks import head as heads
+from training.networks.head import Head
+from training.recipe import Augment, Transfer
+
+WIDTHS = (0.25, 0.5, 1, 2, 4)  # of the kernels, in medians of the squared distances
+LARGE = 512  # images of a domain in a batch, above which the discrepancy is taken in linear time
+_HIDDEN = 256  # units of the domain classifier's two layers
+
+Penalty = Callable[[Tensor, Tensor, float], Tensor]  # (N, D) of source and target, strength → what is added to the loss
+
+
+def strength(progress: float) -> float:
+    """From 0 to 1 over the steps: 2 / (1 + exp(-10 p)) - 1."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, points: Tensor, weight: float) -> Tensor:
+        context.weight = weight
+        return points.view_as(points)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return -context.weight * gradients[0], None
+
+
+def reversed_gradient(points: Tensor, weight: float) -> Tensor:
+    """The points themselves; the gradient that comes back is multiplied by -weight."""
+    return _Reversed.apply(points, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def domain_classifier(size: int) -> nn.Module:
+    """(N, size) → (N, 1) logits of being of the source."""
+    return nn.Sequential(
+        nn.Linear(size, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)
+    )
+
+
+def adversarial(classifier: nn.Module, source: Tensor, target: Tensor, weight: float) -> Tensor:
+    """The domain classifier's cross-entropy; what made the points is taught to raise it, `weight` as much."""
+    told = classifier(reversed_gradient(torch.cat([source, target]), weight)).squeeze(1).float()
+    truth = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(told.device)
+    return F.binary_cross_entropy_with_logits(told, truth)
+
+
+def discrepancy(source: Tensor, target: Tensor) -> Tensor:
+    """(N, D), (M, D) → an unbiased estimate of the squared maximum mean discrepancy; below zero by chance.
+
+    E k(s, s') + E k(t, t') - 2 E k(s, t), no point paired with itself, k the mean of Gaussian kernels.
+    """
+    within, other, across = (_squared(a, b) for a, b in ((source, source), (target, target), (source, target)))
+    of_pairs = [_off_diagonal(within), _off_diagonal(other), across.flatten()]
+    width = torch.cat(of_pairs).detach().median()
+    same, others, both = (_kernel(each, width).mean() for each in of_pairs)
+    return same + others - 2 * both
+
+
+def discrepancy_linear(source: Tensor, target: Tensor) -> Tensor:
+    """(N, D), (N, D) → the same in expectation, from N / 2 pairs of pairs: time and memory linear in N, more spread.
+
+    The mean of k(s, s') + k(t, t') - k(s, t') - k(s', t) over disjoint pairs of points.
+    """
+    pairs = len(source) // 2
+    (s1, s2), (t1, t2) = (points[: 2 * pairs].reshape(2, pairs, -1) for points in (source, target))
+    squared = torch.stack([(a - b).square().sum(1) for a, b in ((s1, s2), (t1, t2), (s1, t2), (s2, t1))])
+    k = _kernel(squared, squared.detach().median())
+    return (k[0] + k[1] - k[2] - k[3]).mean()
+
+
+def _kernel(squared: Tensor, width: Tensor) -> Tensor:
+    """Of squared distances; in 0…1."""
+    width = width.clamp_min(torch.finfo(width.dtype).tiny)  # of points that are all alike
+    return torch.stack([(-squared / (share * width)).exp() for share in WIDTHS]).mean(0)
+
+
+def _squared(one: Tensor, other: Tensor) -> Tensor:
+    """(N, D), (M, D) → (N, M) squared distances."""
+    norms = one.square().sum(1)[:, None] + other.square().sum(1)
+    return (norms - 2 * one @ other.T).clamp_min(0)
+
+
+def _off_diagonal(square: Tensor) -> Tensor:
+    return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
+
+
+def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet, transfer: Transfer) -> Head:
+    """The head and the whole encoder: labels of the source, of the target images alone.
+
+    The last epoch is kept: which is best for the target, no loss tells that is to be had without its labels.
+    """
+    net = shop.net
+    size = net.latent if transfer.reads == "embedding" else net.pool.size
+    head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
+    learning = net.blocks() | {"head": head}
+    penalty = penalty_of(transfer, size, learning)
+    weights = class_weights(source).to(shop.device) if transfer.class_weights else None
+
+    def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
+        return erased(augmented(shop.unit(data.images[batch.numpy()]), augment), augment)
+
+    def read(given: Tensor) -> Tensor:
+        with shop.autocast():
+            encoded = net.encode(given.contiguous(memory_format=torch.channels_last))
+        return (encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)).float()
+
+    def named(points: Tensor, batch: Tensor, data: ImageSet, smoothing: float) -> Tensor:
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
+        return F.cross_entropy(head(points), labels, weights, label_smoothing=smoothing)
+
+    def loss(batch: Tensor, progress: float) -> Tensor:
+        own = images(source, batch, transfer.augment)
+        if penalty is None:
+            return named(read(own), batch, source, transfer.smoothing)
+        strange = images(target, torch.randint(len(target), (len(batch),)), transfer.augment)
+        points, others = read(own), read(strange)
+        weight = transfer.adaptation * strength(progress)
+        return named(points, batch, source, transfer.smoothing) + penalty(points, others, weight)
+
+    def held_out_loss(batch: Tensor) -> Tensor:
+        return named(read(images(held_out, batch, Augment())), batch, held_out, 0.0)
+
+    fit(
+        transfer.mode,
+        learning,
+        loss,
+        len(source),
+        transfer,
+        shop.journal,
+        shop.checkpoints,
+        lambda: mean_loss(held_out_loss, len(held_out)),
+        keep_last=True,
+    )
+    if penalty is not None:
+        settle(shop, target)
+    return head
+
+
+def penalty_of(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:
+    """By the mode; what it learns itself joins what is `learning`."""
+    match transfer.mode:
+        case "dann":
+            domains = domain_classifier(size).to(next(learning["head"].parameters()).device)
+            learning["domains"] = domains
+            return partial(adversarial, domains)
+        case "mmd":
+            estimate = discrepancy_linear if transfer.batch > LARGE else discrepancy
+            return lambda source, target, weight: weight * estimate(source, target)
+    return None

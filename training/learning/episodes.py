@@ -1,0 +1,70 @@
+"""Learning to learn: an encoder is trained on tasks of a few images, so that it serves for classes it has not seen.
+
+Prototypical networks (Snell et al. 2017): each step draws an episode, that is some classes, of each a few shots and
+some queries; the queries are to be told by the means of the shots, as `prototypes` has it with the cosine.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.imageset import ImageSet
+from training.errors import TrainingError
+from training.recipe import Transfer
+from training.score.prototypes import SCALE
+
+SYMMETRIES = 8  # of a square
+
+
+class Episodes:
+    """Draws of a set's images; the random numbers are torch's, so that a run that was cut off goes on with the same."""
+
+    def __init__(self, data: ImageSet, transfer: Transfer) -> None:
+        self._shots, self._queries, self._symmetries = transfer.shots, transfer.queries, transfer.symmetries
+        of_class = [torch.from_numpy((data.labels == label).nonzero()[0]) for label in range(len(data.classes))]
+        for name, found in zip(data.classes, of_class, strict=True):
+            if len(found) < self.each:
+                raise TrainingError(
+                    f"transfer.mode=episodic: {name} has {len(found)} images to learn from or to be judged by; an "
+                    f"episode takes {self._shots} shots and {self._queries} queries of a class: set them lower"
+                )
+        self._of_class = of_class
+        kinds = len(of_class) * (SYMMETRIES if self._symmetries else 1)
+        self.way = min(transfer.way, kinds)
+        if self.way < 2:
+            raise TrainingError("transfer.mode=episodic: an episode needs two classes, the images have one")
+        self._kinds = kinds
+
+    @property
+    def each(self) -> int:
+        """Images of one class in an episode: the shots, then the queries."""
+        return self._shots + self._queries
+
+    @property
+    def size(self) -> int:
+        return self.way * self.each
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """(indices of `way` · `each` images, class after class, and how each is to be turned)."""
+        kinds = torch.randperm(self._kinds)[: self.way]
+        chosen = [self._of_class[int(kind) % len(self._of_class)] for kind in kinds]
+        indices = torch.cat([found[torch.randperm(len(found))[: self.each]] for found in chosen])
+        turns = torch.div(kinds, len(self._of_class), rounding_mode="floor")
+        return indices, turns.repeat_interleave(self.each)
+
+    def loss(self, points: Tensor) -> Tensor:
+        """(way · each, D), in the order of `draw` → the mean cross-entropy of telling the queries."""
+        points = points.float().reshape(self.way, self.each, -1)
+        means = points[:, : self._shots].mean(dim=1)
+        centre = means.mean(dim=0)
+        queries = F.normalize(points[:, self._shots :] - centre, dim=2).flatten(0, 1)
+        logits = SCALE * queries @ F.normalize(means - centre, dim=1).T
+        return F.cross_entropy(logits, torch.arange(self.way).repeat_interleave(self._queries).to(logits.device))
+
+
+def turned(images: Tensor, turns: Tensor) -> Tensor:
+    """(N, C, H, H), each in one of the SYMMETRIES ways in which a square falls on itself, 0 as it is."""
+    turns = turns.to(images.device).view(-1, 1, 1, 1)
+    images = torch.where(turns % 2 == 1, images.flip(3), images)
+    images = torch.where(turns // 2 % 2 == 1, images.flip(2), images)
+    return torch.where(turns // 4 == 1, images.transpose(2, 3), images)

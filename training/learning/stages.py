@@ -1,0 +1,68 @@
+"""From material to weights: pretraining, labels, decoder; each stage goes on where an interrupted run left it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.data.material import Material
+from training.errors import TrainingError, in_short
+from training.learning.adapt import adapt
+from training.learning.transfer import finetune_decoder, learn_labels, pretrain, workshop
+from training.networks import Autoencoder, build
+from training.networks import head as heads
+from training.networks.head import Head
+from training.progress import say
+from training.recipe import Recipe
+
+WEIGHTS_FILE = "weights.pt"
+
+
+@dataclass(frozen=True)
+class Learnt:
+    net: Autoencoder
+    head: Head | None
+
+
+def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
+    """The weights, in `folder` too; a stage that is done there is not done again."""
+    untrained = recipe.transfer.mode in ("scratch", "random-frozen")  # weights from elsewhere count too
+    shop = workshop(recipe, material.spec.shape, folder, untrained)
+    net = shop.net
+    if shop.precision != recipe.precision:
+        say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
+    if recipe.transfer.pretrains:
+        pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
+    if only_pretrain:
+        return Learnt(net, None)
+    train, validation = material.train, material.validation
+    head: Head | None = None
+    if recipe.transfer.adapts:
+        head = adapt(shop, material.source_train, material.source_validation, train, recipe.transfer)
+    elif recipe.transfer.mode != "decoder":
+        head = learn_labels(shop, train, validation, recipe.transfer)
+    finetune_decoder(shop, train, validation, recipe.decoder)
+    net.pool.cpu()
+    final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
+    shop.checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
+    return Learnt(net, head)
+
+
+def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
+    """What a run left behind."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise TrainingError(
+            f"{folder}: not trained to its end; go on with graft-train transfer RECIPE --run {folder} --resume"
+        )
+    net = build(recipe.network.model_copy(update={"weights": None}), shape)
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        net.encoder.load_state_dict(states["encoder"])
+        net.decoder.load_state_dict(states["decoder"])
+        head = None
+        if "head" in states:
+            head = heads.like(states["head"])
+    except Exception as error:  # pickle, zip and shape errors share no base
+        raise TrainingError(f"{path}: cannot be read as weights of this recipe: {in_short(error)}") from None
+    return Learnt(net, head)

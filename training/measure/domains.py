@@ -1,0 +1,53 @@
+"""How far apart two domains lie, as images and as codes: by the discrepancy that drift is told by. No torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle import Bundle
+from app.bundle.drift import EMBEDDINGS, FEWEST, REFERENCES, DriftReference
+from training.data.imageset import ImageSet
+from training.measure import evaluate
+
+_LOOKS = {"thumbnail": "as images (thumbnails)", "embedding": "as codes"}  # before the encoder, and after it
+
+
+@dataclass(frozen=True)
+class Distance:
+    what: str
+    squared: float  # maximum mean discrepancy
+    by_chance: float  # what 95 of 100 samples of the target alone stay below
+    p_value: float
+
+
+def distances(bundle: Bundle, source: ImageSet, target: ImageSet) -> list[Distance]:
+    """Of images that nothing was trained on; of too few of them, none."""
+    count = min(REFERENCES, len(target), 2 * len(source))
+    if count < FEWEST:
+        return []
+    known, strange = (
+        evaluate.run(bundle, _some(part, most), "domains", tuple(_LOOKS)).encoded
+        for part, most in ((target, count), (source, count // 2))
+    )
+    found = []
+    for tensor, what in _LOOKS.items():
+        reference = DriftReference({EMBEDDINGS: known[tensor]}, known[tensor].shape[1])
+        squared, p_value = reference.discrepancy(strange[tensor][: reference.window])
+        found.append(Distance(what, squared, reference.by_chance(0.95), p_value))
+    return found
+
+
+def words(found: list[Distance], source: str, target: str) -> list[str]:
+    if not found:
+        return []
+    images, codes = found
+    nearer = "nearer to each other" if codes.squared < images.squared else "no nearer to each other"
+    apart = "and are told apart" if codes.p_value <= 0.05 else "and are not told apart"
+    return [
+        f"The codes of {source} and {target} lie {nearer} than the images do (squared discrepancy {codes.squared:.3f} "
+        f"against {images.squared:.3f}), {apart} by it (p {codes.p_value:.3f})."
+    ]
+
+
+def _some(data: ImageSet, count: int) -> ImageSet:
+    return data.take(np.sort(np.random.default_rng(0).permutation(len(data))[:count]))

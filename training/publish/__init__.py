@@ -1,0 +1,1 @@
+"""Weights → a proven, documented bundle."""

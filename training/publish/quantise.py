@@ -1,0 +1,93 @@
+"""fp32 graphs → graphs of eight-bit integers (static QDQ), calibrated on training images."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from app.bundle.golden import TOLERANCE
+from app.bundle.manifest import Graph
+from app.bundle.session import Session
+from training.data.imageset import ImageSet
+from training.publish.onnx import Exported
+
+IMAGES = 1000  # from which the ranges of activations are taken
+_BATCH = 50
+_OPERATORS = ["Conv", "Add", "Relu"]  # linear layers are small, and stay as they are
+_LEAST_OFF = 0.01  # of a tensor's scale: a value that falls to the next of 256 steps, here or there, and is carried on
+_MOST_OFF = 0.05  # the most that a manifest may allow
+
+
+def quantised(exported: Exported, train: ImageSet) -> Exported:
+    """The encoder and the decoder in integers, the rest as it is; each tensor with the tolerance that it needs."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:IMAGES])
+    images = [train.images[part] for part in np.array_split(chosen, max(1, len(chosen) // _BATCH))]
+    graphs, files, tolerances = exported.graphs, dict(exported.files), dict(exported.tolerances)
+
+    files[graphs.encoder.file] = _static(files[graphs.encoder.file], graphs.encoder, images)
+    encode = Session(files[graphs.encoder.file], graphs.encoder, graphs.encoder.file, threads=1)
+    tolerances |= _steps(files[graphs.encoder.file], graphs.encoder, images[0])
+    encoded = [encode.run(part) for part in images]
+    if graphs.decoder is not None:
+        codes = [part[graphs.decoder.input.name] for part in encoded]
+        files[graphs.decoder.file] = _static(files[graphs.decoder.file], graphs.decoder, codes)
+        tolerances |= _steps(files[graphs.decoder.file], graphs.decoder, codes[0])
+    coarsest = max(tolerances.get(name, TOLERANCE) for name in encoded[0])
+    for graph in (graphs.decoder, graphs.head, graphs.explain):  # what they are given may be off by so much
+        for tensor in graph.outputs if graph else ():
+            tolerances[tensor.name] = max(coarsest, tolerances.get(tensor.name, TOLERANCE))
+    return replace(exported, files=files, tolerances=tolerances)
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, batches: list[np.ndarray]) -> None:
+        self._left: Iterator[dict[str, np.ndarray]] = iter([{name: batch} for batch in batches])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._left, None)
+
+
+def _static(model: bytes, graph: Graph, batches: list[np.ndarray]) -> bytes:
+    """`reduce_range` keeps weights to seven bits, so that processors without VNNI do not overflow and agree."""
+    level = logging.getLogger().level
+    with tempfile.TemporaryDirectory() as folder:
+        given, prepared, made = (str(Path(folder) / f"{name}.onnx") for name in ("given", "prepared", "made"))
+        Path(given).write_bytes(model)
+        try:
+            logging.getLogger().setLevel(logging.ERROR)  # it advises what is done one line above
+            quant_pre_process(given, prepared)
+            quantize_static(
+                prepared,
+                made,
+                _Batches(graph.input.name, batches),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=_OPERATORS,
+                per_channel=True,
+                reduce_range=True,
+            )
+        finally:
+            logging.getLogger().setLevel(level)
+        return Path(made).read_bytes()
+
+
+def _steps(model: bytes, graph: Graph, batch: np.ndarray) -> dict[str, float]:
+    """By tensor, what another processor may be off by.
+
+    The same graph is run with integer kernels and, unoptimised, with floats between its steps of quantisation: two
+    machines can hardly differ more than that.
+    """
+    integers, floats = (
+        Session(model, graph, graph.file, threads=1, optimise=optimise).run(batch) for optimise in (True, False)
+    )
+    steps = {}
+    for name, exact in floats.items():
+        off = float(np.abs(integers[name] - exact).max()) / max(1.0, float(np.abs(exact).max()))
+        steps[name] = min(_MOST_OFF, max(_LEAST_OFF, 2 * off))
+    return steps

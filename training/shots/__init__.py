@@ -1,0 +1,1 @@
+"""A model from a few images of each class, without torch."""
