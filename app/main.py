@@ -1,7 +1,7 @@
 """create_app(settings): the only wiring. Nothing happens at import."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +34,8 @@ _DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
+    """`on_freed` runs in a thread whenever a version's memory has become free."""
     metrics = Metrics(__version__)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         pool,
         metrics,
         settings.model_control,
+        on_freed,
     )
 
     async def write() -> None:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "app.telemetry": set(),
     "app.settings": {"app.errors"},
     "app.bundle": {"app.errors"},
-    "app.inference": {"app.bundle", "app.serving.memory", *LEAVES},
+    "app.inference": {"app.bundle", *LEAVES},
     "app.api": {"app.inference", "app.bundle", *LEAVES},
     "app.main": {"app", "app.api", "app.inference", "app.bundle", *LEAVES},
     "app.score": {"app.inference", "app.bundle", *LEAVES},

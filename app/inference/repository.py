@@ -20,7 +20,6 @@ from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavai
 from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, found
 from app.inference.model import Model
-from app.serving import memory
 from app.settings import PREFIX, ModelControl
 from app.telemetry.metrics import Metrics, Served
 from app.telemetry.requests import log
@@ -57,13 +56,16 @@ class Repository:
         pool: Executor | None = None,
         metrics: Metrics | None = None,
         control: ModelControl = "none",
+        on_freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`pool` runs the batches that would keep the event loop too long."""
+        """`pool` runs the batches that would keep the event loop too long; `on_freed` runs in a thread after the last
+        request of a version that was unloaded."""
         self.models, self.control = models, control
         self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._metrics = metrics or Metrics("")
+        self._on_freed = on_freed
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="graft-load")
         self._one_at_a_time = asyncio.Lock()
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -295,7 +297,7 @@ class Repository:
         self._freeing.remove(served)
         self._tell()
         with contextlib.suppress(RuntimeError):  # that the process is about to end
-            self._loader.submit(memory.give_back)
+            self._loader.submit(self._on_freed)
         log.info("unloaded %s@%d %s", served.model, served.version, served.digest[:12])
 
     def _tell(self) -> None:

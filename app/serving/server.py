@@ -56,7 +56,7 @@ def serve(
     memory.hold_together()
     _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
     try:
-        app = create_app(settings)
+        app = create_app(settings, on_freed=memory.give_back)
     except OSError as error:
         mend = "where several workers count together they write there; make room, or set TMPDIR to another folder"
         raise SettingsInvalid(f"{error.filename}: {error.strerror}: {mend}") from None
