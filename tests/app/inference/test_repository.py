@@ -120,8 +120,8 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
     for seed in (0, 1):
         save_tiny(tmp_path, seed=seed)
     metrics = Metrics("")
-    freed = threading.Event()
-    repository = opened(tmp_path, "explicit", metrics=metrics, on_freed=freed.set)
+    freed = threading.Semaphore(0)
+    repository = opened(tmp_path, "explicit", metrics=metrics, on_freed=freed.release)
 
     def told() -> set[str]:
         return set(re.findall(r'graft_model_info{.*version="(\d)"', metrics.exposition().decode()))
@@ -135,11 +135,12 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
         done = await begun.batcher.submit(wish(begun))
         assert np.array_equal(done.result[EMBEDDING], begun.bundle.encode(wish(begun).images)[EMBEDDING])
         assert told() == {"1", "2"}
-        assert not freed.is_set()
+        assert await asyncio.to_thread(freed.acquire, timeout=30), "tiny@1 as it was before it was read anew"
+        assert not freed.acquire(blocking=False)
         del begun
         await asyncio.sleep(0)
         assert gone() is None
-        assert await asyncio.to_thread(freed.wait, 30)
+        assert await asyncio.to_thread(freed.acquire, timeout=30)
         assert states(repository) == [("tiny", 1, "READY"), ("tiny", 2, "UNAVAILABLE")]
         assert told() == {"1"}
 
