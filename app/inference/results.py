@@ -1,19 +1,24 @@
-"""What a model's outputs say of each image, as plain fields: those of the API's answers, and of a file's rows."""
+"""A batch's outputs → results of an operation: fields for the API and the offline scorer, tensors for /v2."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
-from app.inference.answer import DISTANCES, ORDER, PROBABILITIES, Outputs
+from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILITIES, RECONSTRUCTION, Outputs
 
 Fields = dict[str, Any]
 
+# Operation → the output that it reads.
+OUTPUT_OF = {"encode": EMBEDDING, "classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
 
-def classified(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list[Fields]:
+
+def classify_fields(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list[Fields]:
     classifier = bundle.manifest.classifier
-    assert classifier is not None  # the caller has asked the bundle for it
+    assert classifier is not None  # the caller has required "classify"
     labels = classifier.labels
     return [
         {
@@ -26,7 +31,11 @@ def classified(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list[Fiel
     ]
 
 
-def judged(bundle: Bundle, outputs: Outputs, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
+def encode_fields(outputs: Outputs) -> list[Fields]:
+    return [{"embedding": row} for row in outputs[EMBEDDING].tolist()]
+
+
+def anomaly_scores(bundle: Bundle, outputs: Outputs, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
     assert bundle.scorer is not None
     try:
         return bundle.scorer.judge(outputs[DISTANCES], false_alarm_rate)
@@ -34,23 +43,43 @@ def judged(bundle: Bundle, outputs: Outputs, false_alarm_rate: float | None) -> 
         raise MalformedRequest(f"false_alarm_rate: {error}") from None
 
 
-def told(found: scoring.AnomalyScore) -> Fields:
+def anomaly_fields(score: scoring.AnomalyScore) -> Fields:
     return {
-        "score": found.score,
-        "threshold": found.threshold,
-        "anomalous": found.anomalous,
-        "p_value": found.p_value,
-        "reconstruction_error": found.reconstruction_error,
-        "latent_distance": found.latent_distance,
-        "distances": found.distances,
+        "score": score.score,
+        "threshold": score.threshold,
+        "anomalous": score.anomalous,
+        "p_value": score.p_value,
+        "reconstruction_error": score.reconstruction_error,
+        "latent_distance": score.latent_distance,
+        "distances": score.distances,
     }
 
 
-def told_in_full(found: scoring.AnomalyScore) -> Fields:
-    """As `predict` has it: what is anomalous is none of the model's business."""
-    return told(found) | {"in_domain": not found.anomalous}
+def in_domain_fields(score: scoring.AnomalyScore) -> Fields:
+    """An anomalous image is outside the model's domain."""
+    return {"in_domain": not score.anomalous}
 
 
-def join(fields: Sequence[Fields], more: Sequence[Fields]) -> None:
+def merge(fields: Sequence[Fields], more: Sequence[Fields]) -> None:
+    """Adds to each image's fields, in place."""
     for each, other in zip(fields, more, strict=True):
         each.update(other)
+
+
+def probabilities(bundle: Bundle, outputs: Outputs) -> np.ndarray:
+    """(N, labels); they come with the logits of images, and are computed from those of embeddings."""
+    if PROBABILITIES in outputs:
+        return outputs[PROBABILITIES]
+    assert bundle.manifest.classifier is not None
+    return scoring.probabilities(outputs[LOGITS], bundle.manifest.classifier.temperature)
+
+
+def combined_scores(bundle: Bundle, outputs: Outputs) -> np.ndarray:
+    """(N,) anomaly scores."""
+    assert bundle.scorer is not None
+    return bundle.scorer.combine(outputs[DISTANCES])
+
+
+def p_values(bundle: Bundle, outputs: Outputs) -> np.ndarray:
+    """(N,)"""
+    return np.array([score.p_value for score in anomaly_scores(bundle, outputs, None)])

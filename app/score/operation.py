@@ -7,8 +7,17 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.errors import CannotScore
-from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Outputs, Wish, answer
-from app.inference.results import Fields, classified, join, judged, told, told_in_full
+from app.inference.answer import Outputs, Wish, answer
+from app.inference.results import (
+    OUTPUT_OF,
+    Fields,
+    anomaly_fields,
+    anomaly_scores,
+    classify_fields,
+    encode_fields,
+    in_domain_fields,
+    merge,
+)
 
 OPERATIONS = ("predict", "classify", "anomaly", "encode")
 
@@ -50,12 +59,11 @@ class Operation:
 
     def rows(self, paths: Sequence[str], images: np.ndarray) -> list[Fields]:
         """`images` (n, H, W, C) uint8 → for each its path, the model, and what a result of the API holds."""
-        outputs = {"classify": LOGITS, "anomaly": DISTANCES, "encode": EMBEDDING}
-        [found] = answer(self.bundle, [Wish(images, frozenset(outputs[part] for part in self._parts))])
+        [found] = answer(self.bundle, [Wish(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
         model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:
-            join(rows, self._results(part, found))
+            merge(rows, self._results(part, found))
         return rows
 
     def example(self) -> Fields:
@@ -65,11 +73,14 @@ class Operation:
 
     def _results(self, part: str, found: Outputs) -> list[Fields]:
         if part == "classify":
-            return classified(self.bundle, found, self.top_k)
+            return classify_fields(self.bundle, found, self.top_k)
         if part == "encode":
-            return [{"embedding": code} for code in found[EMBEDDING].tolist()]
-        shape = told_in_full if self.name == "predict" else told
-        return [_without_none(shape(each)) for each in judged(self.bundle, found, self.false_alarm_rate)]
+            return encode_fields(found)
+        scores = anomaly_scores(self.bundle, found, self.false_alarm_rate)
+        fields = [_without_none(anomaly_fields(score)) for score in scores]
+        if self.name == "predict":
+            merge(fields, [in_domain_fields(score) for score in scores])
+        return fields
 
 
 def _without_none(fields: Fields) -> Fields:

@@ -28,7 +28,16 @@ from app.bundle.bundle import Bundle
 from app.bundle.scoring import AnomalyScore
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Answered
-from app.inference.results import Fields, classified, join, judged, told, told_in_full
+from app.inference.results import (
+    OUTPUT_OF,
+    Fields,
+    anomaly_fields,
+    anomaly_scores,
+    classify_fields,
+    encode_fields,
+    in_domain_fields,
+    merge,
+)
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
@@ -79,7 +88,7 @@ def classify(
     def shape(found: Answered) -> Response:
         fields = _classified(call, found, top_k)
         if in_domain:
-            join(fields, [{"in_domain": not each.anomalous} for each in _judged(call, found, false_alarm_rate)])
+            merge(fields, [in_domain_fields(each) for each in _judged(call, found, false_alarm_rate)])
         return as_json(found.bundle, fields)
 
     return Plan(needs, wanted, shape)
@@ -90,10 +99,9 @@ def encode(call: ACall, images: Images) -> Plan:
     form = call.form(JSON, NPY)
 
     def shape(found: Answered) -> Response:
-        codes = found.outputs[EMBEDDING]
         if form == NPY:
-            return as_npy(codes)
-        return as_json(found.bundle, [{"embedding": code} for code in codes.tolist()])
+            return as_npy(found.outputs[EMBEDDING])
+        return as_json(found.bundle, encode_fields(found.outputs))
 
     return Plan(["encode"], frozenset([EMBEDDING]), shape)
 
@@ -120,9 +128,9 @@ def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_r
     def shape(found: Answered) -> Response:
         if form == PNG:
             return Response(_heatmaps(found)[0], media_type=PNG)
-        fields = [told(each) for each in _judged(call, found, false_alarm_rate)]
+        fields = [anomaly_fields(each) for each in _judged(call, found, false_alarm_rate)]
         if heatmap:
-            join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
+            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
     return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if mapped else [])]), shape)
@@ -140,20 +148,19 @@ def predict(
     call.form(JSON)
     able = call.bundle.operations
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
-    outputs = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
-    wanted = [EMBEDDING, *(output for operation, output in outputs.items() if operation in able)]
+    wanted = [output for operation, output in OUTPUT_OF.items() if operation in able]
 
     def shape(found: Answered) -> Response:
-        fields: list[Fields] = [{"embedding": code} for code in found.outputs[EMBEDDING].tolist()]
+        fields = encode_fields(found.outputs)
         if "classify" in able:
-            join(fields, _classified(call, found, top_k))
+            merge(fields, _classified(call, found, top_k))
         if "reconstruct" in able:
-            join(fields, _reconstructed(found))
+            merge(fields, _reconstructed(found))
         if "anomaly" in able:
             verdicts = _judged(call, found, false_alarm_rate)
-            join(fields, [told_in_full(each) for each in verdicts])
+            merge(fields, [anomaly_fields(each) | in_domain_fields(each) for each in verdicts])
         if heatmap:
-            join(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
+            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
         return as_json(found.bundle, fields)
 
     return Plan(needs, frozenset([*wanted, *([EXPLANATION] if explain else [])]), shape)
@@ -161,7 +168,7 @@ def predict(
 
 def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:
     bundle = found.bundle
-    fields = classified(bundle, found.outputs, top_k)
+    fields = classify_fields(bundle, found.outputs, top_k)
     call.metrics.classified(bundle.name, bundle.version, [each["confidence"] for each in fields])
     if EXPLANATION in found.outputs:
         height, width, _ = bundle.manifest.input.shape
@@ -171,7 +178,7 @@ def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:
 
 
 def _judged(call: Call, found: Answered, false_alarm_rate: float | None) -> list[AnomalyScore]:
-    verdicts = judged(found.bundle, found.outputs, false_alarm_rate)
+    verdicts = anomaly_scores(found.bundle, found.outputs, false_alarm_rate)
     call.metrics.scored(found.bundle.name, found.bundle.version, [verdict.score for verdict in verdicts])
     return verdicts
 

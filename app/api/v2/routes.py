@@ -33,14 +33,13 @@ from app.api.v2.tensors import (
     Work,
     best,
     most_values,
-    probabilities,
     raw_question,
-    scores,
     work_of,
 )
 from app.api.v2.wire import LENGTH, Question, answer_of, json_length, parameters_of, question_of
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
+from app.inference import results
 from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, Outputs
 from app.inference.model import Model
 from app.telemetry.metrics import Metrics
@@ -191,12 +190,15 @@ def _answer(metrics: Metrics, bundle: Bundle, work: Work, found: Outputs) -> Res
 
 def _count(metrics: Metrics, bundle: Bundle, found: Outputs, values: dict[str, np.ndarray]) -> None:
     if LOGITS in found:
-        chances = values.get(PROBABILITIES)
-        sure = (probabilities(bundle, found) if chances is None else chances).max(axis=1)
-        metrics.classified(bundle.name, bundle.version, sure.tolist())
+        probabilities = values.get(PROBABILITIES)
+        if probabilities is None:
+            probabilities = results.probabilities(bundle, found)
+        metrics.classified(bundle.name, bundle.version, probabilities.max(axis=1).tolist())
     if DISTANCES in found:
-        told = values.get(SCORE)
-        metrics.scored(bundle.name, bundle.version, (scores(bundle, found) if told is None else told).tolist())
+        scores = values.get(SCORE)
+        if scores is None:
+            scores = results.combined_scores(bundle, found)
+        metrics.scored(bundle.name, bundle.version, scores.tolist())
 
 
 @router.post(

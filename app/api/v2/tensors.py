@@ -9,6 +9,7 @@ from app.api.v2.wire import BYTES, DATATYPES, Asked, Given, Question
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest, TooManyImages
+from app.inference import results
 from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, RECONSTRUCTION, Outputs
 
 IMAGE, SCORE, P_VALUE = "image", "anomaly_score", "p_value"
@@ -36,33 +37,15 @@ def outputs_of(bundle: Bundle) -> dict[str, Output]:
         for name, tensor in parts
     }
     if graphs.head:
-        found[PROBABILITIES] = Output("FP64", found[LOGITS].shape, LOGITS, probabilities)
+        found[PROBABILITIES] = Output("FP64", found[LOGITS].shape, LOGITS, results.probabilities)
     if bundle.scorer:
-        found[SCORE] = Output("FP64", (), DISTANCES, scores)
-        found[P_VALUE] = Output("FP64", (), DISTANCES, _p_values)
+        found[SCORE] = Output("FP64", (), DISTANCES, results.combined_scores)
+        found[P_VALUE] = Output("FP64", (), DISTANCES, results.p_values)
     return found
 
 
 def _as_it_is(name: str) -> Callable[[Bundle, Outputs], np.ndarray]:
     return lambda _, outputs: outputs[name]
-
-
-def probabilities(bundle: Bundle, outputs: Outputs) -> np.ndarray:
-    """Of images they come with the logits; of what an encoder gave they do not."""
-    if PROBABILITIES in outputs:
-        return outputs[PROBABILITIES]
-    assert bundle.manifest.classifier is not None
-    return scoring.probabilities(outputs[LOGITS], bundle.manifest.classifier.temperature)
-
-
-def scores(bundle: Bundle, outputs: Outputs) -> np.ndarray:
-    assert bundle.scorer is not None
-    return bundle.scorer.combine(outputs[DISTANCES])
-
-
-def _p_values(bundle: Bundle, outputs: Outputs) -> np.ndarray:
-    assert bundle.scorer is not None
-    return np.array([verdict.p_value for verdict in bundle.scorer.judge(outputs[DISTANCES])])
 
 
 @dataclass(frozen=True, slots=True)
