@@ -21,7 +21,7 @@ from app.bundle.encode import png_of
 from app.bundle.manifest import InputSpec
 from benchmarks.bars import Bar
 from benchmarks.home import ROOT
-from training.data import imageset
+from training.data.read import read_part
 
 WINDOWS, TURNS, MOST, STEP = 100, 5, 500, 20
 
@@ -64,7 +64,7 @@ def serving() -> Iterator[httpx.Client]:
 
 def measure(service: Service) -> Iterator[Bar]:
     rng = np.random.default_rng(0)
-    own = np.asarray(imageset.load("fashion-mnist", "test", service.spec).images)
+    own = np.asarray(read_part("fashion-mnist", "test", service.spec).images)
     size, alarms = service.window(), 0
 
     def some(images: np.ndarray, count: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def measure(service: Service) -> Iterator[Bar]:
         alarms += service.drifted()
     yield Bar(f"alarms over {WINDOWS} windows of its own test images", alarms, 4, 1, higher_is_better=False)
     turns = {
-        "MNIST": np.asarray(imageset.load("mnist", "test", service.spec).images),
+        "MNIST": np.asarray(read_part("mnist", "test", service.spec).images),
         "mirrored garments": own[:, :, ::-1],
         "garments upside down": own[:, ::-1],
     }

@@ -15,8 +15,8 @@ from app.bundle.manifest import Manifest
 from benchmarks.bundles import RESNET, bundle
 from benchmarks.home import MODELS, alone
 from benchmarks.workloads import photographs
-from training.data import imageset
 from training.data.imageset import ImageSet
+from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.recipe import Recipe
 
@@ -66,7 +66,7 @@ def _ranges(name: str, whole: Bundle) -> ImageSet:
         files = photographs(_DRAWN, height, width)(1)
         return ImageSet(np.stack([whole.preprocess(file) for [file] in files]), np.array([], np.int64), ())
     recipe = Recipe.model_validate_json(stated.provenance.recipe)
-    target = imageset.load(stated.provenance.target, "train", stated.input)
+    target = read_part(stated.provenance.target, "train", stated.input)
     return train_and_held_out(target, recipe.split, recipe.seed)[0]
 
 

@@ -27,8 +27,9 @@ from benchmarks.integers import in_integers
 from training import malloc, recipe
 from training.compare import results as comparison
 from training.compare.bench import compare
-from training.data import imageset
+from training.data import named
 from training.data.material import gather
+from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.transfer import pretrain, read, workshop
 from training.measure import evaluate
@@ -44,7 +45,7 @@ def newest() -> Bundle:
 
 def served() -> Iterator[Bar]:
     bundle = newest()
-    test = imageset.load("fashion-mnist", "test", bundle.manifest.input)
+    test = read_part("fashion-mnist", "test", bundle.manifest.input)
     yield Bar("served Fashion-MNIST accuracy", evaluate.accuracy(bundle, test, "served"), 0.94, 0.955)
     folder = DEFAULT / str(bundle.version)
     weights = [
@@ -77,7 +78,7 @@ def ood() -> Iterator[Bar]:
     bundle = newest()
     scores = []
     for name in ("fashion-mnist", "mnist"):
-        images = imageset.load(name, "test", bundle.manifest.input)
+        images = read_part(name, "test", bundle.manifest.input)
         found = evaluate.run(bundle, images, name, ("scores",)).scores
         assert found is not None
         scores.append(found)
@@ -88,9 +89,9 @@ def integers() -> Iterator[Bar]:
     """The gate that a recipe's `export.int8` has, and what is on the other side of the scales."""
     whole, in_eight_bits = (load(each(DEFAULT.name), threads=1) for each in (bundle, in_integers))
     chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
-    target = imageset.load(chosen.target, "train", whole.manifest.input)
+    target = read_part(chosen.target, "train", whole.manifest.input)
     _, validation, _ = train_and_held_out(target, chosen.split, chosen.seed)
-    test = imageset.load(chosen.target, "test", whole.manifest.input)
+    test = read_part(chosen.target, "test", whole.manifest.input)
     right = []
     for name, each in (("fp32", whole), ("integers", in_eight_bits)):
         right.append(evaluate.accuracy(each, validation, name))
@@ -102,7 +103,7 @@ def integers() -> Iterator[Bar]:
 
 
 def neu(out: Path) -> Iterator[Bar]:
-    folder = str(imageset.root() / "neu-surface")
+    folder = str(named.root() / "neu-surface")
     chosen = recipe.load(
         "defects", [f"source={folder}", f"target={folder}", "split.calibration=20", "split.validation=30"]
     )

@@ -11,7 +11,7 @@ from app.bundle import Bundle, load
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.bundle.store import names, versions
-from training.data import imageset
+from training.data.read import read_part
 from training.errors import TrainingError
 from training.measure.evaluate import metrics
 
@@ -36,7 +36,7 @@ def test_it_can_be_looked_at_and_drift_can_be_told(bundle: Bundle) -> None:
 def test_what_it_states_is_what_it_reaches(bundle: Bundle) -> None:
     """On every test image, through the code that serves."""
     try:
-        test = imageset.load(bundle.manifest.provenance.target, "test", bundle.manifest.input)
+        test = read_part(bundle.manifest.provenance.target, "test", bundle.manifest.input)
     except TrainingError as error:
         pytest.skip(str(error))
     assert test.fingerprint() == bundle.manifest.provenance.data["target/test"]

@@ -1,7 +1,6 @@
 """`python -m training`, and `graft-train`: a table of contents."""
 
 import argparse
-import contextlib
 import os
 import signal
 import sys
@@ -14,8 +13,9 @@ from app.bundle import Bundle, GraftError
 from app.bundle.manifest import Metric
 from training import malloc, ranks, recipe
 from training.compare.arms import ARMS
-from training.data import checks, imageset
-from training.data.splits import train_and_test
+from training.data import checks, named
+from training.data.read import read_part
+from training.data.splits import part_to_measure, train_and_test
 from training.errors import TrainingError
 from training.progress import say
 
@@ -84,8 +84,8 @@ def _train(given: argparse.Namespace, stopped: str, work: Callable[[ModuleType, 
 
 
 def _fetch_missing(chosen: recipe.Recipe) -> None:
-    for name in {imageset.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(imageset.NAMED):
-        if imageset.is_missing(name):
+    for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
+        if named.is_missing(name):
             _download(name)
 
 
@@ -119,7 +119,7 @@ def _evaluate(given: argparse.Namespace) -> None:
     from training.measure.evaluate import class_table, confusion, confusion_table, metrics, run
 
     bundle = load(given.bundle.resolve())
-    images, train = _measured(bundle, given.data, given.part)
+    images, train = part_to_measure(given.data, given.part, bundle.manifest)
     classifier = bundle.manifest.classifier
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
@@ -131,37 +131,6 @@ def _evaluate(given: argparse.Namespace) -> None:
         counts = confusion(images.labels, found, len(classifier.labels))
         for line in (*class_table(counts, classifier.labels), "", *confusion_table(counts, classifier.labels)):
             print(line)
-
-
-def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[imageset.ImageSet, imageset.ImageSet | None]:
-    """The images to measure, and the training images if they are at hand.
-
-    Images that a folder does not tell apart are divided as the bundle's recipe divided them, if they are the ones that
-    it was trained on: none of those is measured unknowingly.
-    """
-    name, spec = given or bundle.manifest.provenance.target, bundle.manifest.input
-    if imageset.has_parts(name):
-        train = imageset.load(name, "train", spec)
-        return (train if part == "train" else imageset.load(name, "test", spec)), train
-    try:
-        trained = recipe.Recipe.model_validate_json(bundle.manifest.provenance.recipe)
-    except ValueError:
-        trained = None
-    divided = None
-    if trained is not None:
-        with contextlib.suppress(TrainingError):  # groups that do not match: of another folder
-            divided = train_and_test(name, spec, trained.split, trained.seed)
-    if divided is not None:
-        train, test = divided
-        learnt_from = train.unlabelled(train.classes) if trained and trained.transfer.adapts else train
-        if learnt_from.fingerprint() == bundle.manifest.provenance.data.get("target/train"):
-            say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
-            return (train if part == "train" else test), train
-    say(
-        f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
-        "if training images are among it, the numbers flatter"
-    )
-    return imageset.load(name, part, spec), None
 
 
 def _expected(bundle: Bundle, metric: Metric) -> str:
@@ -180,13 +149,13 @@ def _calibrate(given: argparse.Namespace) -> None:
 
     folder = given.bundle.resolve()
     bundle = load(folder)
-    normals = imageset.load(given.normals, "train", bundle.manifest.input)
+    normals = read_part(given.normals, "train", bundle.manifest.input)
     stated = bundle.manifest.anomaly.false_alarm_rate if bundle.manifest.anomaly else 0.01
     if given.anomalies is not None and given.threshold != "f1":
         raise TrainingError("--anomalies is for --threshold f1: at a false-alarm rate normals alone decide")
     if given.threshold == "f1" and given.anomalies is None:
         raise TrainingError("--threshold f1 needs --anomalies FOLDER: without anomalies there is no F1 to be best")
-    anomalies = imageset.load(given.anomalies, "train", bundle.manifest.input) if given.threshold == "f1" else None
+    anomalies = read_part(given.anomalies, "train", bundle.manifest.input) if given.threshold == "f1" else None
     rate = given.false_alarm_rate or stated
     print(recalibrate(folder, bundle, normals, rate, given.seed, anomalies))
 
@@ -199,9 +168,9 @@ def _graft(given: argparse.Namespace) -> None:
 
 def _data(given: argparse.Namespace) -> None:
     if given.download:
-        plain = imageset.TEXTURED.get(given.data, given.data)
-        if plain not in imageset.NAMED:
-            raise TrainingError(f"{given.data} cannot be downloaded: {', '.join(imageset.NAMED)} can")
+        plain = named.TEXTURED.get(given.data, given.data)
+        if plain not in named.CLASSES:
+            raise TrainingError(f"{given.data} cannot be downloaded: {', '.join(named.CLASSES)} can")
         _download(plain)
     spec = recipe.Input(height=given.side, width=given.side).spec()
     train, test = train_and_test(given.data, spec, recipe.Split(groups=given.groups), seed=0)
@@ -216,7 +185,7 @@ def _download(name: str) -> None:
 
     from training.data.download import SOURCES, TIMEOUT, download
 
-    folder = imageset.root() / name
+    folder = named.root() / name
     say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
     with httpx.Client(timeout=TIMEOUT) as client:
         download(SOURCES[name], folder, client)
@@ -311,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     graft.set_defaults(command=_graft)
 
     inspected = commands.add_parser("data", help="what is in a data set, and what to beware of; download of named ones")
-    inspected.add_argument("data", help=f"{', '.join(imageset.MADE_HERE)}, or a folder")
+    inspected.add_argument("data", help=f"{', '.join(named.NAMES)}, or a folder")
     inspected.add_argument("--download", action="store_true", help="fetch what is missing of a named one")
     inspected.add_argument(
         "--side", type=_positive, default=64, help="pixels at which images are compared (default: 64)"

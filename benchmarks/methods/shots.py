@@ -28,8 +28,9 @@ from app.bundle.scoring import probabilities
 from benchmarks.bars import Bar
 from training import recipe
 from training.compare import results
-from training.data import imageset
+from training.data import named
 from training.data.imageset import ImageSet
+from training.data.read import has_parts, read_part
 from training.data.splits import split
 from training.learning.episodes import SYMMETRIES, turned
 from training.learning.transfer import Workshop, finetune, learn_to_learn, read, workshop
@@ -58,7 +59,7 @@ class Halves:
 def measure(out: Path) -> Iterator[Bar]:
     garments = recipe.load("episodic", ["transfer.epochs=2"])
     yield from _measured(out, "Fashion-MNIST, 5-way 5-shot", garments, SEEDS, 0.85)
-    folder = str(imageset.root() / "neu-surface")
+    folder = str(named.root() / "neu-surface")
     sets = ["input.height=64", "input.width=64", "transfer.epochs=30"]
     sets += ["transfer.symmetries=false", "transfer.augment.flip=any"]  # a surface has no up: turned it is the same
     surfaces = recipe.load("episodic", [f"source={folder}", f"target={folder}", *sets])
@@ -82,8 +83,8 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
         shops.append(shop)
         known.append(read(shop, halves.validation, "embedding"))
         print(f"        {honesty(points, halves.strange.labels, blocks, seed)}", flush=True)
-    if imageset.has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
-        images = imageset.load(chosen.target, "test", chosen.input.spec())
+    if has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
+        images = read_part(chosen.target, "test", chosen.input.spec())
         print(f"        {what}: {nearest(shops, known, images, chosen.transfer.reads, blocks)}", flush=True)
     for (arm, distance), values in found.items():
         if not values:
@@ -105,12 +106,10 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
 
 def halved(chosen: Recipe, seed: int) -> Halves:
     spec = chosen.input.spec()
-    whole = imageset.load(chosen.target, "train", spec)
+    whole = read_part(chosen.target, "train", spec)
     order = np.random.default_rng(seed).permutation(len(whole.classes))
     known, strange = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    asked = imageset.load(
-        chosen.target, "test", spec
-    )  # of a folder without parts all there is, and none was trained on
+    asked = read_part(chosen.target, "test", spec)  # of a folder without parts all there is, and none was trained on
     seen = only(whole, known)
     train, validation = split(seen, (min(2000, len(seen) // 5),), seed)
     return Halves(train, validation, only(asked, strange))

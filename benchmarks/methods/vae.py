@@ -14,7 +14,8 @@ from app.bundle import Bundle, load
 from benchmarks.bars import Bar
 from training import recipe, run
 from training.compare.results import interval
-from training.data import imageset
+from training.data.imageset import ImageSet
+from training.data.read import read_part
 from training.learning.stages import learnt_before
 from training.measure import evaluate, likelihood
 from training.report.sections import auroc
@@ -47,16 +48,16 @@ def _trained(chosen: recipe.Recipe, models: Path, folder: Path) -> Bundle:
 
 def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
     chosen = run.recipe_of(folder)
-    garments = imageset.load("fashion-mnist", "test", bundle.manifest.input)
+    garments = read_part("fashion-mnist", "test", bundle.manifest.input)
     strange = {
-        "digits": imageset.load("mnist", "test", bundle.manifest.input),
+        "digits": read_part("mnist", "test", bundle.manifest.input),
         "upside down": replace(garments, images=np.ascontiguousarray(np.asarray(garments.images)[:, ::-1])),
     }
     stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
     yield from ((name, stated[name]) for name in ("negative_elbo", "nll_bound", "accuracy", "false_alarm_rate"))
     net = learnt_before(chosen, bundle.manifest.input.shape, folder).net
 
-    def scored(images: imageset.ImageSet) -> dict[str, np.ndarray]:
+    def scored(images: ImageSet) -> dict[str, np.ndarray]:
         served = evaluate.run(bundle, images, "score", ("scores", "errors"))
         assert served.scores is not None
         assert served.errors is not None

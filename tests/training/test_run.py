@@ -24,7 +24,8 @@ from app.bundle import InputSpec, load
 from app.bundle.drawings import GARMENTS
 from app.settings import Settings
 from training.__main__ import main
-from training.data.imageset import ImageSet, read_folder
+from training.data.folder import read_folder
+from training.data.imageset import ImageSet
 from training.data.material import gather
 from training.learning.transfer import finetune_decoder, workshop
 from training.networks import build

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from training.data.arrays import Rows, chunks
 from training.data.imageset import ImageSet
+from training.data.storage import Rows, chunks
 from training.progress import track
 
 FEW = 10  # images of a class; with fewer its accuracy is an anecdote

@@ -1,15 +1,18 @@
 """Dividing a set: seeded, every class in its proportion, no image twice, and no group on both sides."""
 
+import contextlib
 import csv
 import re
 from pathlib import Path
 
 import numpy as np
 
-from app.bundle import InputSpec
-from training.data.imageset import ImageSet, has_parts, load
+from app.bundle import InputSpec, Manifest
+from training.data.imageset import ImageSet
+from training.data.read import has_parts, read_part
 from training.errors import TrainingError
-from training.recipe import Split
+from training.progress import say
+from training.recipe import Recipe, Split
 
 
 def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray | None = None) -> tuple[ImageSet, ...]:
@@ -31,9 +34,40 @@ def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray 
 def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
     """As the data set itself divides them; or, where it does not, a share of every class is kept back for the test."""
     if has_parts(data):
-        return load(data, "train", spec), load(data, "test", spec)
-    whole = load(data, "train", spec)
+        return read_part(data, "train", spec), read_part(data, "test", spec)
+    whole = read_part(data, "train", spec)
     return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
+
+
+def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[ImageSet, ImageSet | None]:
+    """(images to measure a bundle on, its training images if they are at hand); without `data`, the bundle's own.
+
+    A folder without parts is divided as the bundle's recipe divided it, if the bundle was trained on it: no training
+    image is measured unknowingly.
+    """
+    name, spec = data or manifest.provenance.target, manifest.input
+    if has_parts(name):
+        train = read_part(name, "train", spec)
+        return (train if part == "train" else read_part(name, "test", spec)), train
+    try:
+        trained = Recipe.model_validate_json(manifest.provenance.recipe)
+    except ValueError:
+        trained = None
+    divided = None
+    if trained is not None:
+        with contextlib.suppress(TrainingError):  # groups that do not match: of another folder
+            divided = train_and_test(name, spec, trained.split, trained.seed)
+    if divided is not None:
+        train, test = divided
+        learnt_from = train.unlabelled(train.classes) if trained and trained.transfer.adapts else train
+        if learnt_from.fingerprint() == manifest.provenance.data.get("target/train"):
+            say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
+            return (train if part == "train" else test), train
+    say(
+        f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
+        "if training images are among it, the numbers flatter"
+    )
+    return read_part(name, part, spec), None
 
 
 def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:

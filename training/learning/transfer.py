@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import ranks
-from training.data.arrays import Rows, chunks, shared
 from training.data.imageset import ImageSet
+from training.data.storage import Rows, chunks, shared
 from training.errors import TrainingError
 from training.learning import distributed
 from training.learning.augment import augmented, erased

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from training.data.arrays import chunks
 from training.data.imageset import ImageSet
+from training.data.storage import chunks
 
 _MOST_VALUES = 20_000_000  # of the images that components are found from: some 80 MB as float32
 

@@ -9,8 +9,8 @@ import numpy as np
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
 from app.bundle.scoring import probabilities, reconstruction_errors
-from training.data.arrays import allocate
 from training.data.imageset import ImageSet
+from training.data.storage import allocate
 from training.measure import components
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.progress import track

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.arrays import chunks
+from training.data.storage import chunks
 from training.measure.components import main_directions
 
 _RANK = 128  # directions of the features that the second opinion is formed from

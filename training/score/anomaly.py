@@ -8,7 +8,7 @@ import numpy as np
 
 from app.bundle.manifest import Anomaly, Distance
 from app.bundle.scoring import NEEDS, AnomalyScorer, References, Space, threshold_at
-from training.data.arrays import Rows, chunks
+from training.data.storage import Rows, chunks
 from training.errors import TrainingError
 from training.measure.components import main_directions
 

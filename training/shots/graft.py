@@ -16,7 +16,8 @@ from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.scoring import probabilities
 from app.bundle.store import versions
-from training.data.imageset import SUFFIXES, ImageSet, read_folder
+from training.data.folder import SUFFIXES, read_folder
+from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.errors import TrainingError
 from training.measure import evaluate

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data import digits, imageset
+from training.data import digits
+from training.data.read import has_parts, read_part
 from training.errors import TrainingError
 from training.recipe import Input
 
@@ -25,10 +26,10 @@ def test_values_become_greys_and_sizes_those_of_the_input(tmp_path: Path, monkey
     assert labels.tolist() == [3, 7]
 
     monkeypatch.setenv("GRAFT_DATA", str(tmp_path))
-    found = imageset.load("digits", "train", Input().spec())
+    found = read_part("digits", "train", Input().spec())
     assert found.images.shape == (2, 28, 28, 1)
     assert found.classes == tuple("0123456789")
-    assert not imageset.has_parts("digits")
+    assert not has_parts("digits")
 
 
 @pytest.mark.parametrize("line", [[0] * 64, [17] * 64 + [1], [0] * 64 + [10], [-1] * 64 + [1]])

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from training.data.download import SOURCES, RemoteFile, Source, download
-from training.data.imageset import NAMED
+from training.data.named import CLASSES
 from training.errors import TrainingError
 
 CONTENT = bytes(range(256)) * 1000
@@ -114,7 +114,7 @@ def test_what_is_there_is_not_fetched_again_unless_it_is_damaged(server: tuple[s
 
 
 def test_every_named_data_set_has_mirrors_and_four_files() -> None:
-    assert set(SOURCES) == set(NAMED)
+    assert set(SOURCES) == set(CLASSES)
     for source in SOURCES.values():
         assert len(source.mirrors) >= 2
         assert len(source.files) == 4

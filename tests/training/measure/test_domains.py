@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from app.bundle import load
-from training.data.imageset import ImageSet, read_folder
+from training.data.folder import read_folder
+from training.data.imageset import ImageSet
 from training.measure import domains
 
 

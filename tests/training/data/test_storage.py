@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.arrays import Rows, allocate, allowance, chunks, take
+from training.data.storage import Rows, allocate, allowance, chunks, take
 from training.errors import TrainingError
 
 
@@ -52,7 +52,7 @@ def test_parts_of_a_file_are_views_that_answer_like_copies(monkeypatch: pytest.M
 
 
 def test_chunks_are_the_whole_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.arrays._CHUNK", 100)
+    monkeypatch.setattr("training.data.storage._CHUNK", 100)
     array = np.arange(210, dtype=np.uint8).reshape(70, 3)
     parts = list(chunks(array))
     assert max(map(len, parts)) == 33
