@@ -31,8 +31,10 @@ from training.data import imageset
 from training.data.material import gather
 from training.data.splits import train_and_held_out
 from training.learning.transfer import pretrain, read, workshop
-from training.measure import evaluate
-from training.report.sections import auroc
+from training.measure.detection import auroc
+from training.measure.intervals import student
+from training.measure.metrics import accuracy
+from training.measure.outputs import outputs_of
 from training.score import anomaly
 
 DEFAULT = Path("models/fashion-mnist")
@@ -45,7 +47,7 @@ def newest() -> Bundle:
 def served() -> Iterator[Bar]:
     bundle = newest()
     test = imageset.load("fashion-mnist", "test", bundle.manifest.input)
-    yield Bar("served Fashion-MNIST accuracy", evaluate.accuracy(bundle, test, "served"), 0.94, 0.955)
+    yield Bar("served Fashion-MNIST accuracy", accuracy(bundle, test, "served"), 0.94, 0.955)
     folder = DEFAULT / str(bundle.version)
     weights = [
         int(np.prod(weight.dims))
@@ -78,7 +80,7 @@ def ood() -> Iterator[Bar]:
     scores = []
     for name in ("fashion-mnist", "mnist"):
         images = imageset.load(name, "test", bundle.manifest.input)
-        found = evaluate.run(bundle, images, name, ("scores",)).scores
+        found = outputs_of(bundle, images, name, ("scores",)).scores
         assert found is not None
         scores.append(found)
     yield Bar("Fashion-MNIST against MNIST, AUROC", auroc(*scores), 0.995, 0.9999)
@@ -93,8 +95,8 @@ def integers() -> Iterator[Bar]:
     test = imageset.load(chosen.target, "test", whole.manifest.input)
     right = []
     for name, each in (("fp32", whole), ("integers", in_eight_bits)):
-        right.append(evaluate.accuracy(each, validation, name))
-        told = f"{right[-1]:.4f} of validation images, {evaluate.accuracy(each, test, name):.4f} of test images"
+        right.append(accuracy(each, validation, name))
+        told = f"{right[-1]:.4f} of validation images, {accuracy(each, test, name):.4f} of test images"
         print(f"        {name}: {told}, {_ms(partial(each.classify, test.images[:1])):.3f} ms an image")
     yield Bar(
         "accuracy that integers of eight bits cost", round(right[0] - right[1], 9), chosen.export.most_lost, 0.0, False
@@ -120,7 +122,7 @@ def neu(out: Path) -> Iterator[Bar]:
 def frozen(out: Path) -> Iterator[Bar]:
     compare(recipe.load("frozen", []), out / "frozen", ("random", "source"), (None,), seeds=5)
     results = comparison.read(out / "frozen")
-    found = comparison.interval([r.accuracy for r in results if r.arm == "source"])
+    found = student([r.accuracy for r in results if r.arm == "source"])
     gain = comparison.difference(results, "source", results[0].labels, "random")
     assert gain is not None
     print(f"        95 % interval over seeds: {found.low:.4f} to {found.high:.4f}; untrained: {gain.mean:+.4f} less")

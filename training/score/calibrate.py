@@ -14,7 +14,7 @@ from app.bundle.scoring import probabilities
 from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.errors import TrainingError
-from training.measure import evaluate
+from training.measure.outputs import outputs_of
 from training.score import anomaly, drift
 
 _NOTE = "The anomaly score was fitted"
@@ -51,7 +51,7 @@ def anomaly_part(
     wanted = anomaly.tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
 
     def read(data: ImageSet) -> anomaly.Normals:
-        outputs = evaluate.run(bundle, data, "anomaly", wanted)
+        outputs = outputs_of(bundle, data, "anomaly", wanted)
         return anomaly.Normals(outputs.encoded, outputs.errors)
 
     blocks = [math.prod(each) for each in bundle.manifest.feature_maps]

@@ -19,7 +19,8 @@ from app.bundle.store import versions
 from training.data.imageset import SUFFIXES, ImageSet, read_folder
 from training.data.splits import split
 from training.errors import TrainingError
-from training.measure import evaluate
+from training.measure import intervals
+from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.card import card_of_shots
 from training.publish.provenance import commit
@@ -66,7 +67,7 @@ def graft(
     fields, files = _from_base(chosen, tensor, learnt, classifier)
     calibrated, arrays, told = _calibrated(chosen)
     arrays |= latent_map.fit(chosen.encoded["embedding"], labels).arrays()
-    low, high = evaluate.share_interval(right, len(labels))
+    low, high = intervals.wilson(right, len(labels))
     how = f"each image judged by the prototypes of the others; 95 % interval {low:.4f} to {high:.4f}"
     metric = Metric(name="left_out_accuracy", value=right / len(labels), images=len(labels), how=how)
     recipe = {"base": _called(chosen.base), "digest": chosen.base.digest, "reads": tensor, "distance": distance}
@@ -186,7 +187,7 @@ def _nearest(shots: Path, base: Path) -> Shots:
 
 def _encoded(shots: Path, folder: Path, bundle: Bundle) -> Shots:
     images = read_shots(shots, bundle.manifest.input)
-    return Shots(bundle, folder, images, evaluate.run(bundle, images, "encode", ("embedding", "features")).encoded)
+    return Shots(bundle, folder, images, outputs_of(bundle, images, "encode", ("embedding", "features")).encoded)
 
 
 def _called(bundle: Bundle) -> str:
