@@ -36,6 +36,7 @@ from training.measure.intervals import student
 from training.measure.metrics import accuracy
 from training.measure.outputs import outputs_of
 from training.score import anomaly
+from training.score.distances import Normals
 
 DEFAULT = Path("models/fashion-mnist")
 
@@ -152,7 +153,7 @@ def one_class(out: Path) -> Iterator[Bar]:
     pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
     blocks = [math.prod(shape) for shape in shop.net.pool.shapes]
     train, test = (
-        anomaly.Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
+        Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
         for part in (material.target, material.test)
     )
     sizes = {name: points.shape[1] for name, points in test.encoded.items()}
@@ -173,8 +174,8 @@ def one_class(out: Path) -> Iterator[Bar]:
     yield Bar("one-class Fashion-MNIST, mean AUROC", statistics.mean(found), 0.94, 0.955)
 
 
-def _some(normals: anomaly.Normals, rows: np.ndarray) -> anomaly.Normals:
-    return anomaly.Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
+def _some(normals: Normals, rows: np.ndarray) -> Normals:
+    return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
 def main() -> None:

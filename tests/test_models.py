@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from support import ROOT
-from training.measure.metrics import bundle_metrics
 
 import app
 from app.bundle import Bundle, load
@@ -14,6 +13,7 @@ from app.bundle.encode import png
 from app.bundle.store import names, versions
 from training.data import imageset
 from training.errors import TrainingError
+from training.measure.metrics import bundle_metrics
 
 MODELS = ROOT / "models"
 SHIPPED = [MODELS / name / str(version) for name in names(MODELS) for version in versions(MODELS / name)]

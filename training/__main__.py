@@ -177,7 +177,7 @@ def _expected(bundle: Bundle, metric: Metric) -> str:
 
 def _calibrate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.score.calibrate import recalibrate
+    from training.publish.recalibrate import recalibrate
 
     folder = given.bundle.resolve()
     bundle = load(folder)
@@ -195,7 +195,15 @@ def _calibrate(given: argparse.Namespace) -> None:
 def _graft(given: argparse.Namespace) -> None:
     from training.shots.graft import graft  # onnx with it, which not every installation has
 
-    print(graft(given.shots, given.base or given.models, given.models, given.name, given.reads, given.distance))
+    path = graft(
+        given.shots,
+        base=given.base or given.models,
+        models=given.models,
+        name=given.name,
+        reads=given.reads,
+        distance=given.distance,
+    )
+    print(path)
 
 
 def _data(given: argparse.Namespace) -> None:

@@ -34,10 +34,9 @@ from training.learning.episodes import SYMMETRIES, turned
 from training.learning.transfer import Workshop, finetune, learn_to_learn, read, workshop
 from training.measure.intervals import student, wilson
 from training.recipe import Recipe
-from training.score import prototypes
+from training.score import prototypes, temperature
 from training.score.prototypes import Distance
 from training.shots import tasks
-from training.shots.graft import modest_temperature
 
 SEEDS, SEEDS_OF_PICTURES = 10, 6  # the second are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
@@ -191,7 +190,7 @@ def honesty(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int
         hits = int((left_out.argmax(axis=1) == known).sum())
         low, high = wilson(hits, len(known))
         logits = prototypes.fit(points[shots], known, "mahalanobis", blocks).logits(points[queries])
-        sure = probabilities(logits, modest_temperature(left_out, hits)).max(axis=1).mean()
+        sure = probabilities(logits, temperature.by_accuracy(left_out, hits)).max(axis=1).mean()
         true = (logits.argmax(axis=1) == asked).mean()
         rows.append((hits / len(known), true, sure, low <= true <= high))
     said, true, sure, inside = np.mean(rows, axis=0)

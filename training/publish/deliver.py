@@ -28,7 +28,7 @@ from training.publish.provenance import commit
 from training.publish.quantise import quantised
 from training.recipe import Recipe
 from training.report import sections
-from training.score import anomaly, calibrate, drift
+from training.score import anomaly, distances, drift, reference, temperature
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 
@@ -36,7 +36,7 @@ MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
     """The published bundle; its report with pictures stays in `folder`, one without goes along."""
     start = time.monotonic()
-    wanted = anomaly.tensors(recipe.anomaly.distances)
+    wanted = distances.tensors(recipe.anomaly.distances)
     exported = export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, "features" in wanted)
     rest = _rest(recipe, material, labelled=learnt.head is not None)
     notes: list[Metric] = []
@@ -63,8 +63,7 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     training = sum(line["seconds"] for line in sections.journal(folder / JOURNAL_FILE))
     manifest = bundle.manifest.model_copy(update={"metrics": rest["metrics"]})
     study = sections.study(bundle, manifest, recipe, material, outputs, folder)
-    reference = anomaly.added(files[calibrate.REFERENCE_FILE], study.latent_map.arrays())
-    files[calibrate.REFERENCE_FILE] = reference
+    files[reference.FILE] = reference.with_arrays(files[reference.FILE], study.latent_map.arrays())
     minutes = (training + time.monotonic() - start) / 60
     files[CARD_FILE] = card(manifest, _judges(material), minutes, machine()).encode()
     files[REPORT_FILE] = sections.page(study, pictures=False).encode()
@@ -159,16 +158,17 @@ def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material)
 
 def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Temperature from held-out labels, anomaly score from training and calibration images, drift from these."""
-    fields, arrays = calibrate.anomaly_part(
+    calibration, arrays = anomaly.fit_to_bundle(
         bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
+    fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
     logits = outputs_of(bundle, material.judges, "temperature", ("logits",)).logits
-    temperature = None
+    fitted = None
     if logits is not None:
-        temperature = calibrate.temperature(logits, material.judges.labels)
-        fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
-    arrays |= drift.reference(bundle, material.calibration, temperature)
-    return fields, {calibrate.REFERENCE_FILE: anomaly.to_file(arrays)}
+        fitted = temperature.fit(logits, material.judges.labels)
+        fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
+    arrays |= drift.reference(bundle, material.calibration, fitted)
+    return fields, {reference.FILE: reference.to_bytes(arrays)}
 
 
 def machine() -> str:

@@ -14,11 +14,9 @@ from support import ROOT, draw_folder, environment, save_tiny, serving, spec
 from app.bundle import Bundle, load
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
-from app.bundle.scoring import probabilities
 from app.settings import Settings
 from training.__main__ import main
 from training.measure.intervals import wilson
-from training.shots.graft import modest_temperature
 
 SHIPPED = ROOT / "models/fashion-mnist/1"
 LABELS = tuple(sorted(GARMENTS))
@@ -155,16 +153,6 @@ def test_evaluate_measures_it_on_other_images(here: Path, capsys: pytest.Capture
     draw_folder(here / "others", 5, seed=9)
     assert main(["evaluate", "models/my-shots/1", "--data", "others"]) == 0
     assert "accuracy 1.0000 over 20 images" in capsys.readouterr().out
-
-
-def test_nobody_is_surer_than_the_images_allow() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=40)
-    apart = np.eye(3)[labels] * 50 + rng.normal(size=(40, 3))
-    for logits in (apart, rng.normal(size=(40, 3))):
-        right = int((logits.argmax(axis=1) == labels).sum())
-        confidence = probabilities(logits, modest_temperature(logits, right)).max(axis=1).mean()
-        assert confidence == pytest.approx(max((right + 1) / 42, 1 / 3), abs=2e-3)
 
 
 # --- what people get wrong ---------------------------------------------------------------------------------------
