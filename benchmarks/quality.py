@@ -32,9 +32,12 @@ from training.data.material import gather
 from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.transfer import pretrain, read, workshop
-from training.measure import evaluate
-from training.report.sections import auroc
+from training.measure.detection import auroc
+from training.measure.intervals import student
+from training.measure.metrics import accuracy
+from training.measure.outputs import outputs_of
 from training.score import anomaly
+from training.score.distances import Normals
 
 DEFAULT = Path("models/fashion-mnist")
 
@@ -46,7 +49,7 @@ def newest() -> Bundle:
 def served() -> Iterator[Bar]:
     bundle = newest()
     test = read_part("fashion-mnist", "test", bundle.manifest.input)
-    yield Bar("served Fashion-MNIST accuracy", evaluate.accuracy(bundle, test, "served"), 0.94, 0.955)
+    yield Bar("served Fashion-MNIST accuracy", accuracy(bundle, test, "served"), 0.94, 0.955)
     folder = DEFAULT / str(bundle.version)
     weights = [
         int(np.prod(weight.dims))
@@ -79,7 +82,7 @@ def ood() -> Iterator[Bar]:
     scores = []
     for name in ("fashion-mnist", "mnist"):
         images = read_part(name, "test", bundle.manifest.input)
-        found = evaluate.run(bundle, images, name, ("scores",)).scores
+        found = outputs_of(bundle, images, name, ("scores",)).scores
         assert found is not None
         scores.append(found)
     yield Bar("Fashion-MNIST against MNIST, AUROC", auroc(*scores), 0.995, 0.9999)
@@ -94,8 +97,8 @@ def integers() -> Iterator[Bar]:
     test = read_part(chosen.target, "test", whole.manifest.input)
     right = []
     for name, each in (("fp32", whole), ("integers", in_eight_bits)):
-        right.append(evaluate.accuracy(each, validation, name))
-        told = f"{right[-1]:.4f} of validation images, {evaluate.accuracy(each, test, name):.4f} of test images"
+        right.append(accuracy(each, validation, name))
+        told = f"{right[-1]:.4f} of validation images, {accuracy(each, test, name):.4f} of test images"
         print(f"        {name}: {told}, {_ms(partial(each.classify, test.images[:1])):.3f} ms an image")
     yield Bar(
         "accuracy that integers of eight bits cost", round(right[0] - right[1], 9), chosen.export.most_lost, 0.0, False
@@ -121,7 +124,7 @@ def neu(out: Path) -> Iterator[Bar]:
 def frozen(out: Path) -> Iterator[Bar]:
     compare(recipe.load("frozen", []), out / "frozen", ("random", "source"), (None,), seeds=5)
     results = comparison.read(out / "frozen")
-    found = comparison.interval([r.accuracy for r in results if r.arm == "source"])
+    found = student([r.accuracy for r in results if r.arm == "source"])
     gain = comparison.difference(results, "source", results[0].labels, "random")
     assert gain is not None
     print(f"        95 % interval over seeds: {found.low:.4f} to {found.high:.4f}; untrained: {gain.mean:+.4f} less")
@@ -151,7 +154,7 @@ def one_class(out: Path) -> Iterator[Bar]:
     pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
     blocks = [math.prod(shape) for shape in shop.net.pool.shapes]
     train, test = (
-        anomaly.Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
+        Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
         for part in (material.target, material.test)
     )
     sizes = {name: points.shape[1] for name, points in test.encoded.items()}
@@ -172,8 +175,8 @@ def one_class(out: Path) -> Iterator[Bar]:
     yield Bar("one-class Fashion-MNIST, mean AUROC", statistics.mean(found), 0.94, 0.955)
 
 
-def _some(normals: anomaly.Normals, rows: np.ndarray) -> anomaly.Normals:
-    return anomaly.Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
+def _some(normals: Normals, rows: np.ndarray) -> Normals:
+    return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
 def main() -> None:

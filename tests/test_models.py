@@ -13,7 +13,7 @@ from app.bundle.encode import png
 from app.bundle.store import names, versions
 from training.data.read import read_part
 from training.errors import TrainingError
-from training.measure.evaluate import metrics
+from training.measure.metrics import bundle_metrics
 
 MODELS = ROOT / "models"
 SHIPPED = [MODELS / name / str(version) for name in names(MODELS) for version in versions(MODELS / name)]
@@ -41,7 +41,7 @@ def test_what_it_states_is_what_it_reaches(bundle: Bundle) -> None:
         pytest.skip(str(error))
     assert test.fingerprint() == bundle.manifest.provenance.data["target/test"]
     stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
-    for metric in metrics(bundle, test, "again"):
+    for metric in bundle_metrics(bundle, test, "again"):
         print(f"{bundle.name}@{bundle.version} {metric.name} {metric.value:.4f} over {metric.images:,} images")
         assert metric.value == pytest.approx(stated[metric.name], abs=5e-4), metric.name
     in_integers = stated.get("int8_accuracy_lost")  # on validation images; the test's may differ by chance

@@ -116,15 +116,16 @@ def _compare(given: argparse.Namespace) -> None:
 
 def _evaluate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.measure.evaluate import class_table, confusion, confusion_table, metrics, run
+    from training.measure.metrics import bundle_metrics, class_table, confusion, confusion_table
+    from training.measure.outputs import outputs_of
 
     bundle = load(given.bundle.resolve())
     images, train = part_to_measure(given.data, given.part, bundle.manifest)
     classifier = bundle.manifest.classifier
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
-    outputs = run(bundle, images, "evaluate")
-    for metric in metrics(bundle, images, given.part, outputs, train):
+    outputs = outputs_of(bundle, images, "evaluate")
+    for metric in bundle_metrics(bundle, images, given.part, outputs, train):
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(bundle, metric)}")
     if classifier and outputs.logits is not None and len(images.labels):
         found = outputs.logits.argmax(axis=1)
@@ -134,18 +135,18 @@ def _evaluate(given: argparse.Namespace) -> None:
 
 
 def _expected(bundle: Bundle, metric: Metric) -> str:
-    from training.measure.evaluate import false_alarm_interval
+    from training.measure.intervals import false_alarms
 
     a = bundle.manifest.anomaly
     if metric.name != "false_alarm_rate" or a is None:
         return ""
-    low, high = false_alarm_interval(a.false_alarm_rate, a.calibrated_on, metric.images)
+    low, high = false_alarms(a.false_alarm_rate, a.calibrated_on, metric.images)
     return f" (stated {a.false_alarm_rate:g}; 95 % by chance in both samples: {low:.4f} to {high:.4f})"
 
 
 def _calibrate(given: argparse.Namespace) -> None:
     from app.bundle import load
-    from training.score.calibrate import recalibrate
+    from training.publish.recalibrate import recalibrate
 
     folder = given.bundle.resolve()
     bundle = load(folder)
@@ -163,7 +164,15 @@ def _calibrate(given: argparse.Namespace) -> None:
 def _graft(given: argparse.Namespace) -> None:
     from training.shots.graft import graft  # onnx with it, which not every installation has
 
-    print(graft(given.shots, given.base or given.models, given.models, given.name, given.reads, given.distance))
+    path = graft(
+        given.shots,
+        base=given.base or given.models,
+        models=given.models,
+        name=given.name,
+        reads=given.reads,
+        distance=given.distance,
+    )
+    print(path)
 
 
 def _data(given: argparse.Namespace) -> None:

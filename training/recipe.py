@@ -16,8 +16,10 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
+from app.bundle.scoring import takes_and_measure
 from training.errors import TrainingError
-from training.score import anomaly
+
+DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of an anomaly score, where nothing else is said
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -176,12 +178,13 @@ class Split(_Part):
 class Score(_Part):
     """The anomaly score: a sum of distances, each in its own standard deviations among normals."""
 
-    distances: Annotated[tuple[str, ...], Field(min_length=1)] = anomaly.DEFAULT
+    distances: Annotated[tuple[str, ...], Field(min_length=1)] = DISTANCES
 
     @field_validator("distances")
     @classmethod
     def are_known(cls, distances: tuple[str, ...]) -> tuple[str, ...]:
-        anomaly.tensors(distances)  # a ValueError names the one that is not
+        for distance in distances:
+            takes_and_measure(distance)  # a ValueError names the one that is not
         return distances
 
 

@@ -118,6 +118,19 @@ NEEDS = {  # arrays of a space, by measure
 _COMPARED = 1 << 22  # distances to references that are held at a time
 
 
+def takes_and_measure(distance: str) -> tuple[str, str]:
+    """Of a distance's name: features.residual → (features, residual), reconstruction → (pixels, reconstruction)."""
+    if distance == "reconstruction":
+        return "pixels", distance
+    tensor, _, measure = distance.partition(".")
+    if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
+        raise ValueError(
+            f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
+            "as in features.residual"
+        )
+    return tensor, measure
+
+
 class Space:
     """Where one tensor's normals lie: main directions, their spread, and a few of the normals themselves.
 

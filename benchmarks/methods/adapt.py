@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.bars import Bar
 from training import recipe
-from training.compare.results import Interval, interval
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.learning.adapt import adapt, discrepancy
 from training.learning.transfer import Workshop, accuracy_of, read, workshop
+from training.measure.intervals import Interval, student
 from training.recipe import Recipe
 
 SEEDS = range(3)
@@ -102,14 +102,14 @@ def _some(shop: Workshop, data: ImageSet, tensor: str, seed: int) -> torch.Tenso
 def _gain(results: Sequence[Found], arm: str, baseline: str = BASELINE) -> Interval:
     """Seed by seed, in points."""
     reached = {(each.arm, each.seed): 100 * each.accuracy for each in results}
-    return interval([reached[arm, seed] - reached[baseline, seed] for seed in SEEDS])
+    return student([reached[arm, seed] - reached[baseline, seed] for seed in SEEDS])
 
 
 def _tell(results: Sequence[Found], pair: tuple[str, str]) -> None:
     print(f"        {pair[0]} → {pair[1]}, {len(SEEDS)} seeds, mean and 95 % interval")
     for arm in ARMS:
         own = [each for each in results if each.arm == arm]
-        found, home = interval([each.accuracy for each in own]), np.mean([each.at_home for each in own])
+        found, home = student([each.accuracy for each in own]), np.mean([each.at_home for each in own])
         line = f"{arm}: {found.mean:.1%} ({found.low:.1%} to {found.high:.1%}), source {home:.1%}"
         line += f", codes apart {np.mean([each.apart for each in own]):.3f}"
         for baseline in (BASELINE, STATISTICS)[: list(ARMS).index(arm)]:

@@ -7,6 +7,7 @@ from benchmarks.bars import Bar
 from training import recipe
 from training.compare import results as comparison
 from training.compare.bench import compare
+from training.measure.intervals import student
 
 SEEDS = 3
 _BUDGETS = (10, 100)  # labels per class
@@ -18,7 +19,7 @@ def measure(out: Path) -> Iterator[Bar]:
     for budget in _BUDGETS:
         labels = next(result.labels for result in results if result.budget == budget)
         for arm in ("scratch", "generated"):
-            mean, low, high = comparison.interval([r.accuracy for r in results if (r.arm, r.budget) == (arm, budget)])
+            mean, low, high = student([r.accuracy for r in results if (r.arm, r.budget) == (arm, budget)])
             print(f"        {budget} labels per class, {arm}: {mean:.4f} ± {(high - low) / 2:.4f}", flush=True)
         gain = comparison.difference(results, "generated", labels)
         assert gain is not None

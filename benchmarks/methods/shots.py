@@ -27,19 +27,17 @@ import torch
 from app.bundle.scoring import probabilities
 from benchmarks.bars import Bar
 from training import recipe
-from training.compare import results
 from training.data import named
 from training.data.imageset import ImageSet
 from training.data.read import has_parts, read_part
 from training.data.splits import split
 from training.learning.episodes import SYMMETRIES, turned
 from training.learning.transfer import Workshop, finetune, learn_to_learn, read, workshop
-from training.measure import evaluate
+from training.measure.intervals import student, wilson
 from training.recipe import Recipe
-from training.score import prototypes
+from training.score import prototypes, temperature
 from training.score.prototypes import Distance
 from training.shots import tasks
-from training.shots.graft import modest_temperature
 
 SEEDS, SEEDS_OF_PICTURES = 10, 6  # the second are larger
 TASKS, SHOTS, QUERIES = 300, 5, 15
@@ -89,7 +87,7 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
     for (arm, distance), values in found.items():
         if not values:
             continue
-        mean, low, high = results.interval(values)
+        mean, low, high = student(values)
         print(f"        {what}: {arm:9} by {distance:11} {mean:.4f}, {low:.4f} to {high:.4f} over seeds", flush=True)
     for distance in DISTANCES:
         ours = found["episodic", distance]
@@ -98,7 +96,7 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
         for arm in ("pixels", "plain", "turned"):
             if not (theirs := found[arm, distance]):
                 continue
-            gain = results.interval([a - b for a, b in zip(ours, theirs, strict=True)])
+            gain = student([a - b for a, b in zip(ours, theirs, strict=True)])
             print(f"        less {arm}: {gain.mean:+.4f}, {gain.low:+.4f} to {gain.high:+.4f}", flush=True)
             if arm != "turned":
                 yield Bar(f"{what}, episodic less {arm} by {distance}: the interval's lower end", gain.low, 0.0, 0.0)
@@ -189,9 +187,9 @@ def honesty(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int
         shots, known, queries, asked = drawn(labels, np.unique(labels), rng)
         left_out = prototypes.left_out(points[shots], known, "mahalanobis", blocks)
         hits = int((left_out.argmax(axis=1) == known).sum())
-        low, high = evaluate.share_interval(hits, len(known))
+        low, high = wilson(hits, len(known))
         logits = prototypes.fit(points[shots], known, "mahalanobis", blocks).logits(points[queries])
-        sure = probabilities(logits, modest_temperature(left_out, hits)).max(axis=1).mean()
+        sure = probabilities(logits, temperature.by_accuracy(left_out, hits)).max(axis=1).mean()
         true = (logits.argmax(axis=1) == asked).mean()
         rows.append((hits / len(known), true, sure, low <= true <= high))
     said, true, sure, inside = np.mean(rows, axis=0)

@@ -13,12 +13,13 @@ import numpy as np
 from app.bundle import Bundle, load
 from benchmarks.bars import Bar
 from training import recipe, run
-from training.compare.results import interval
 from training.data.imageset import ImageSet
 from training.data.read import read_part
 from training.learning.stages import learnt_before
-from training.measure import evaluate, likelihood
-from training.report.sections import auroc
+from training.measure import likelihood
+from training.measure.detection import auroc
+from training.measure.intervals import student
+from training.measure.outputs import outputs_of
 
 SEEDS = 3
 _DRAWS = 4  # of the code, where each image's bound is compared with others
@@ -33,7 +34,7 @@ def measure(out: Path) -> Iterator[Bar]:
             found.setdefault(name, []).append(value)
             print(f"        seed {seed}, {name}: {value:.4f}", flush=True)
     for name, values in found.items():
-        mean, low, high = interval(values)
+        mean, low, high = student(values)
         print(f"        {name}: {mean:.4f} ± {(high - low) / 2:.4f}", flush=True)
     yield Bar("Fashion-MNIST against MNIST, AUROC", float(np.mean(found["score, digits"])), 0.99, 0.999)
     yield Bar("the same against its own images upside down", float(np.mean(found["score, upside down"])), 0.85, 0.92)
@@ -58,7 +59,7 @@ def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
     net = learnt_before(chosen, bundle.manifest.input.shape, folder).net
 
     def scored(images: ImageSet) -> dict[str, np.ndarray]:
-        served = evaluate.run(bundle, images, "score", ("scores", "errors"))
+        served = outputs_of(bundle, images, "score", ("scores", "errors"))
         assert served.scores is not None
         assert served.errors is not None
         costs = likelihood.bounds(net, chosen.objective, images, _DRAWS)[:, 0]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from benchmarks.bars import Bar
 from training import recipe
-from training.compare.results import interval
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.data.splits import some_of_each
 from training.learning.transfer import Workshop, in_batches, pretrain, read, workshop
+from training.measure.intervals import student
 from training.measure.probes import Probe
 
 SEEDS = 3
@@ -44,11 +44,11 @@ def measure(out: Path) -> Iterator[Bar]:
                 found[name].setdefault(what, []).append(value)
     for name, measures in found.items():
         for what, values in measures.items():
-            mean, low, high = interval(values)
+            mean, low, high = student(values)
             print(f"        {name}, {what}: {mean:.4f} ± {(high - low) / 2:.4f}", flush=True)
     for name in ("denoising", "sparse"):
         both = zip(found[name]["probe"], found["plain"]["probe"], strict=True)
-        gain = interval([one - other for one, other in both])
+        gain = student([one - other for one, other in both])
         print(f"        {name}, probe less the plain one's: {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
         yield Bar(f"{name}: probe accuracy less the plain autoencoder's, the interval's lower end", gain.low, 0.0, 0.02)
 

@@ -1,28 +1,19 @@
 """What a comparison found, in numbers, in a picture and in words."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from training.compare.arms import ARMS, BASELINE, IN_WORDS, TRANSFERS
+from training.measure.intervals import Interval, student
 from training.recipe import Recipe
 from training.report import charts
 from training.report.html import page, table
 
 NUMBERS_FILE, TABLE_FILE, PAGE_FILE = "comparison.json", "comparison.md", "comparison.html"
 PICTURE_FILE = "comparison.svg"
-# Student's t at 97.5 %, by degrees of freedom; beyond the last it hardly falls.
-_T = (
-    *(math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 @dataclass(frozen=True)
@@ -39,31 +30,13 @@ class Result:
         return (self.arm, self.budget, self.seed) == (arm, budget, seed)
 
 
-class Interval(NamedTuple):
-    """A mean over seeds, and where it lies with 95 % confidence."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Student's. One value has no interval: it is infinitely wide."""
-    mean, count = float(np.mean(values)), len(values)
-    if count < 2:
-        return Interval(mean, -math.inf, math.inf)
-    t = _T[min(count - 1, len(_T) - 1)]
-    half = t * float(np.std(values, ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
-
-
 def difference(results: Sequence[Result], arm: str, labels: int, baseline: str = BASELINE) -> Interval | None:
     """Arm less baseline, seed by seed: both had the same labels. None where either is missing."""
     by_seed = [
         {r.seed: r.accuracy for r in results if r.arm == each and r.labels == labels} for each in (arm, baseline)
     ]
     both = sorted(set(by_seed[0]) & set(by_seed[1]))
-    return interval([by_seed[0][seed] - by_seed[1][seed] for seed in both]) if both and arm != baseline else None
+    return student([by_seed[0][seed] - by_seed[1][seed] for seed in both]) if both and arm != baseline else None
 
 
 def words(results: Sequence[Result], recipe: Recipe) -> list[str]:
@@ -138,7 +111,7 @@ def rows(results: Sequence[Result]) -> list[list[str]]:
             if not values:
                 row.append("")
                 continue
-            found, gain = interval(values), difference(results, arm, labels)
+            found, gain = student(values), difference(results, arm, labels)
             told = f"{100 * found.mean:.1f} ± {100 * (found.high - found.mean):.1f}"
             if gain is not None:
                 told += f" ({100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f})"
@@ -152,7 +125,7 @@ def _drawn(results: Sequence[Result]) -> tuple[str, list[charts.Series], str, st
     made = []
     for arm in _arms(results):
         labels = [each for each in _budgets(results) if _of(results, arm, each)]
-        found = [interval(_of(results, arm, each)) for each in labels]
+        found = [student(_of(results, arm, each)) for each in labels]
         clipped = [(max(0.0, each.low), min(1.0, each.high)) for each in found]
         made.append(
             charts.Series(

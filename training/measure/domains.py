@@ -7,7 +7,7 @@ import numpy as np
 from app.bundle import Bundle
 from app.bundle.drift import EMBEDDINGS, FEWEST, REFERENCES, DriftReference
 from training.data.imageset import ImageSet
-from training.measure import evaluate
+from training.measure.outputs import outputs_of
 
 _LOOKS = {"thumbnail": "as images (thumbnails)", "embedding": "as codes"}  # before the encoder, and after it
 
@@ -26,7 +26,7 @@ def distances(bundle: Bundle, source: ImageSet, target: ImageSet) -> list[Distan
     if count < FEWEST:
         return []
     known, strange = (
-        evaluate.run(bundle, _some(part, most), "domains", tuple(_LOOKS)).encoded
+        outputs_of(bundle, _some(part, most), "domains", tuple(_LOOKS)).encoded
         for part, most in ((target, count), (source, count // 2))
     )
     found = []

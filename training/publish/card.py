@@ -1,24 +1,20 @@
 """card.md: what a bundle is, what it was trained on, and what it reaches, for a person to read."""
 
-from app.bundle import Manifest
-from app.bundle.manifest import Classifier, Metric
+from collections.abc import Sequence
+
+from app.bundle import InputSpec, Manifest
+from app.bundle.manifest import Anomaly, Classifier, Metric
 
 
 def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> str:
-    rows = [f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |" for metric in manifest.metrics]
-    height, width, channels = manifest.input.shape
     p = manifest.provenance
     lines = [
         f"# {manifest.title}",
         "",
-        f"Trained on {p.source}, grafted onto {p.target}. Takes images of {width}×{height} pixels, "
-        f"{'grey' if channels == 1 else 'colour'}; larger and smaller ones are brought to that. "
+        f"Trained on {p.source}, grafted onto {p.target}. {_takes(manifest.input)} "
         f"Its code has {manifest.latent_size} numbers.",
         "",
-        "| measure | value | images | how |",
-        "| --- | --- | --- | --- |",
-        *rows,
-        "",
+        *_table(manifest.metrics),
     ]
     if manifest.classifier:
         lines += [
@@ -27,12 +23,7 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
             "",
         ]
     if manifest.anomaly:
-        a = manifest.anomaly
-        lines += [
-            f"An image is called anomalous above a score of {a.threshold:.3f}: {a.false_alarm_rate:.2%} of normal "
-            f"images are, by {a.calibrated_on:,} held-out ones that nothing was fitted on.",
-            "",
-        ]
+        lines += [_threshold(manifest.anomaly), ""]
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     lines += [
         f"Made by `graft-train run` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes on "
@@ -43,26 +34,59 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
     return "\n".join(lines)
 
 
+def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomalies: int) -> str:
+    """Of a bundle whose anomaly score was fitted anew: `version` is the one that all the rest comes from."""
+    lines = [
+        f"# {manifest.title}",
+        "",
+        f"{_takes(manifest.input)} Its code has {manifest.latent_size} numbers.",
+        "",
+    ]
+    if manifest.metrics:
+        lines += _table(manifest.metrics)
+    if manifest.classifier:
+        lines += [
+            f"Labels: {', '.join(manifest.classifier.labels)}. Logits are divided by a temperature of "
+            f"{manifest.classifier.temperature:.3f}.",
+            "",
+        ]
+    if manifest.anomaly:
+        against = f", the rate with the best F1 against {anomalies:,} anomalies" if anomalies else ""
+        lines += [
+            f"{_threshold(manifest.anomaly)} The score was fitted and calibrated anew on {normals:,} normal images "
+            f"from elsewhere, half of them held out{against}.",
+            "",
+        ]
+    lines += [
+        f"Made by `graft-train calibrate` from version {version}. Graphs, labels, temperature and measured numbers are "
+        "that version's: its card says how it was trained, and so does manifest.json under provenance.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def card_of_shots(
-    title: str, base: Manifest, called: str, counts: dict[str, int], metric: Metric, classifier: Classifier, notes: str
+    *,
+    title: str,
+    base: Manifest,
+    called: str,
+    counts: dict[str, int],
+    metric: Metric,
+    classifier: Classifier,
+    notes: str,
 ) -> str:
     """Of a bundle that was made from a few images: what is known of it, and what cannot be."""
-    height, width, channels = base.input.shape
     drawn = "" if base.graphs.decoder is None else ", and so is the decoder: it draws back what it learnt to draw there"
     lines = [
         f"# {title}",
         "",
-        f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; larger and smaller ones "
-        f"are brought to that. The encoder is that of {called} ({base.title}), as it was{drawn}.",
+        f"{_takes(base.input)} The encoder is that of {called} ({base.title}), as it was{drawn}.",
         "",
         "| label | images |",
         "| --- | --- |",
         *(f"| {label} | {count} |" for label, count in counts.items()),
         "",
-        "| measure | value | images | how |",
-        "| --- | --- | --- | --- |",
-        f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |",
-        "",
+        *_table([metric]),
         "That is all that is known: no other image was seen. The interval takes the images for a fair sample of those "
         "to come; other light, another camera or a kind that is missing here are not in it. "
         "`graft-train evaluate` on other labelled images says more.",
@@ -76,3 +100,23 @@ def card_of_shots(
         "",
     ]
     return "\n".join(lines)
+
+
+def _takes(spec: InputSpec) -> str:
+    height, width, channels = spec.shape
+    return (
+        f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; larger and smaller ones "
+        "are brought to that."
+    )
+
+
+def _table(metrics: Sequence[Metric]) -> list[str]:
+    rows = [f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |" for metric in metrics]
+    return ["| measure | value | images | how |", "| --- | --- | --- | --- |", *rows, ""]
+
+
+def _threshold(anomaly: Anomaly) -> str:
+    return (
+        f"An image is called anomalous above a score of {anomaly.threshold:.3f}: {anomaly.false_alarm_rate:.2%} of "
+        f"normal images are, by {anomaly.calibrated_on:,} held-out ones that nothing was fitted on."
+    )

@@ -18,7 +18,9 @@ from training.errors import TrainingError
 from training.learning.fit import Journal
 from training.learning.stages import Learnt
 from training.learning.transfer import JOURNAL_FILE, accuracy_of
-from training.measure import evaluate, likelihood
+from training.measure import likelihood
+from training.measure.metrics import accuracy, bundle_metrics
+from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.card import card
 from training.publish.onnx import OPSET, export, publish, rehearse
@@ -26,7 +28,7 @@ from training.publish.provenance import commit
 from training.publish.quantise import quantised
 from training.recipe import Recipe
 from training.report import sections
-from training.score import anomaly, calibrate, drift
+from training.score import anomaly, distances, drift, reference, temperature
 
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 
@@ -34,7 +36,7 @@ MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
     """The published bundle; its report with pictures stays in `folder`, one without goes along."""
     start = time.monotonic()
-    wanted = anomaly.tensors(recipe.anomaly.distances)
+    wanted = distances.tensors(recipe.anomaly.distances)
     exported = export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, "features" in wanted)
     rest = _rest(recipe, material, labelled=learnt.head is not None)
     notes: list[Metric] = []
@@ -55,14 +57,13 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     rest |= calibrated
     bundle = rehearse(recipe.name, exported, rest, files)
     how = f"all {len(material.test):,} test images of {rest['provenance'].target}"
-    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
-    rest["metrics"] = (*evaluate.metrics(bundle, material.test, how, outputs, material.train), *notes)
+    outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
+    rest["metrics"] = (*bundle_metrics(bundle, material.test, how, outputs, material.train), *notes)
 
     training = sum(line["seconds"] for line in sections.journal(folder / JOURNAL_FILE))
     manifest = bundle.manifest.model_copy(update={"metrics": rest["metrics"]})
     study = sections.study(bundle, manifest, recipe, material, outputs, folder)
-    reference = anomaly.added(files[calibrate.REFERENCE_FILE], study.latent_map.arrays())
-    files[calibrate.REFERENCE_FILE] = reference
+    files[reference.FILE] = reference.with_arrays(files[reference.FILE], study.latent_map.arrays())
     minutes = (training + time.monotonic() - start) / 60
     files[CARD_FILE] = card(manifest, _judges(material), minutes, machine()).encode()
     files[REPORT_FILE] = sections.page(study, pictures=False).encode()
@@ -77,7 +78,7 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
 
 def write_report(bundle: Bundle, recipe: Recipe, material: Material, folder: Path) -> Path:
     """Of a bundle that is published; its metrics are those that its manifest states."""
-    outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
+    outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
     study = sections.study(bundle, bundle.manifest, recipe, material, outputs, folder)
     path = folder / REPORT_FILE
     _keep(path, sections.page(study, pictures=True))
@@ -133,7 +134,7 @@ def _torch_accuracy(recipe: Recipe, bare: Bundle, learnt: Learnt, material: Mate
     if not len(images.labels):
         images, how = material.judges, f"the torch modules, {_judges(material)}"
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
-    served = evaluate.accuracy(bare, images, "agreement")
+    served = accuracy(bare, images, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
         raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
     return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
@@ -146,7 +147,7 @@ def _judges(material: Material) -> str:
 
 def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material) -> tuple[bool, Metric]:
     """Whether the INT8 graphs hold their accuracy, and what was measured."""
-    before, after = (evaluate.accuracy(each, material.validation, "int8 gate") for each in (bare, in_integers))
+    before, after = (accuracy(each, material.validation, "int8 gate") for each in (bare, in_integers))
     kept = before - after <= recipe.export.most_lost + 1e-9  # shares of whole images
     verdict = "kept" if kept else "refused, fp32 is published"
     say(f"int8: {after:.4f} of validation images right, fp32 {before:.4f}: {verdict}")
@@ -157,16 +158,17 @@ def _gate(recipe: Recipe, bare: Bundle, in_integers: Bundle, material: Material)
 
 def _calibrate(bundle: Bundle, material: Material, recipe: Recipe) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Temperature from held-out labels, anomaly score from training and calibration images, drift from these."""
-    fields, arrays = calibrate.anomaly_part(
+    calibration, arrays = anomaly.fit_to_bundle(
         bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
-    logits = evaluate.run(bundle, material.judges, "temperature", ("logits",)).logits
-    temperature = None
+    fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
+    logits = outputs_of(bundle, material.judges, "temperature", ("logits",)).logits
+    fitted = None
     if logits is not None:
-        temperature = calibrate.temperature(logits, material.judges.labels)
-        fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
-    arrays |= drift.reference(bundle, material.calibration, temperature)
-    return fields, {calibrate.REFERENCE_FILE: anomaly.to_file(arrays)}
+        fitted = temperature.fit(logits, material.judges.labels)
+        fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
+    arrays |= drift.reference(bundle, material.calibration, fitted)
+    return fields, {reference.FILE: reference.to_bytes(arrays)}
 
 
 def machine() -> str:

@@ -17,8 +17,10 @@ from training.compare import results
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.learning.transfer import JOURNAL_FILE
-from training.measure import domains, evaluate, review
-from training.measure.evaluate import Outputs
+from training.measure import domains, intervals, review
+from training.measure.detection import ClassScores, auroc, by_class
+from training.measure.metrics import class_measures, confusion
+from training.measure.outputs import Outputs, outputs_of
 from training.recipe import Recipe
 from training.report import charts
 from training.report.html import page as frame
@@ -39,16 +41,6 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Apart:
-    """How the anomaly score takes the normal test images of one class."""
-
-    name: str
-    images: int
-    alarms: float  # share that is called anomalous
-    auroc: float | None  # against the source's images, where the source is another domain
-
-
-@dataclass(frozen=True)
 class Study:
     """Everything that the page says; pictures apart, nothing of it is an image of the data."""
 
@@ -59,7 +51,7 @@ class Study:
     confusion: np.ndarray | None
     latent_map: LatentMap
     scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
-    apart: list[Apart]  # the hardest class first
+    apart: list[ClassScores]  # the hardest class first
     drawn: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
     to_label: list[Listed] = field(default_factory=list)
     to_check: list[Listed] = field(default_factory=list)
@@ -87,15 +79,15 @@ def study(
     test = material.test
     counts = None
     if outputs.logits is not None and len(test.labels):
-        counts = evaluate.confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
-    scores, by_class, strange = {}, [], None
+        counts = confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
+    scores, of_class, strange = {}, [], None
     if outputs.scores is not None and manifest.anomaly is not None:
         scores = {f"{manifest.provenance.target}, test": outputs.scores}
         if not material.one_domain:
-            strange = evaluate.run(bundle, material.source_test, "strangers", ("scores",)).scores
+            strange = outputs_of(bundle, material.source_test, "strangers", ("scores",)).scores
         if strange is not None:
             scores[f"{manifest.provenance.source}, the source"] = strange
-        by_class = apart(manifest.anomaly.threshold, test, outputs.scores, strange)
+        of_class = by_class(manifest.anomaly.threshold, test, outputs.scores, strange)
     to_label, to_check = [], []
     if manifest.classifier is not None:
         to_label = _to_label(bundle, manifest, material)
@@ -117,7 +109,7 @@ def study(
         counts,
         latent_map.fit(outputs.encoded["embedding"], test.labels if manifest.classifier else np.array([])),
         scores,
-        by_class,
+        of_class,
         drawn,
         to_label,
         to_check,
@@ -126,32 +118,13 @@ def study(
     )
 
 
-def auroc(normal: np.ndarray, strange: np.ndarray) -> float:
-    """How often a strange image scores higher than a normal one; ties count half."""
-    scores = np.concatenate([normal, strange])
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    above = ranks[len(normal) :].sum() - len(strange) * (len(strange) + 1) / 2
-    return float(above / (len(normal) * len(strange)))
-
-
-def apart(threshold: float, data: ImageSet, scores: np.ndarray, strange: np.ndarray | None) -> list[Apart]:
-    """`scores` are those of the data, which has labels; `strange` those of images that are anomalies."""
-    found = []
-    for label in np.unique(data.labels):
-        own = scores[data.labels == label]
-        against = None if strange is None else auroc(own, strange)
-        found.append(Apart(data.classes[label], len(own), float(np.mean(own > threshold)), against))
-    return sorted(found, key=lambda each: (-each.alarms, each.auroc or 0))
-
-
 def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
     """What the numbers mean, in sentences."""
     found = {metric.name: metric for metric in manifest.metrics}
     said = []
     if "accuracy" in found:
         metric = found["accuracy"]
-        low, high = _interval(metric.value, metric.images)
+        low, high = intervals.wilson(round(metric.value * metric.images), metric.images)
         said.append(
             f"Of {metric.images:,} test images {metric.value:.2%} are named rightly (95 % interval "
             f"{low:.2%} to {high:.2%}). The confidence that it states is off by "
@@ -173,7 +146,7 @@ def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
     a = manifest.anomaly
     if a is not None and "false_alarm_rate" in found:
         metric = found["false_alarm_rate"]
-        low, high = evaluate.false_alarm_interval(a.false_alarm_rate, a.calibrated_on, metric.images)
+        low, high = intervals.false_alarms(a.false_alarm_rate, a.calibrated_on, metric.images)
         inside = "as it should be" if low <= metric.value <= high else "which chance does not explain: look into it"
         said.append(
             f"{metric.value:.2%} of normal test images are called anomalous, at a stated {a.false_alarm_rate:.2%}; "
@@ -187,14 +160,6 @@ def _words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"{auroc(normal, strange):.4f}."
         )
     return said
-
-
-def _interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's, 95 %."""
-    z = 1.959964
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return middle - half, middle + half
 
 
 def _spread(data: ImageSet, count: int) -> np.ndarray:
@@ -211,7 +176,7 @@ def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Li
     """From the source, where it has no labels; else from the calibration images, whose labels nothing has used."""
     assert manifest.classifier is not None
     pool = material.calibration if len(material.source.labels) else material.source
-    outputs = evaluate.run(bundle, pool, "worth labelling", ("embedding", "logits"))
+    outputs = outputs_of(bundle, pool, "worth labelling", ("embedding", "logits"))
     assert outputs.logits is not None
     chances = probabilities(outputs.logits, manifest.classifier.temperature)
     listed = []
@@ -225,7 +190,7 @@ def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Li
 def _to_check(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Material) -> list[Listed]:
     assert manifest.classifier is not None
     tensor, data, labels = recipe.transfer.reads, material.target, manifest.classifier.labels
-    points = evaluate.run(bundle, data, "doubtful labels", (tensor,)).encoded[tensor]
+    points = outputs_of(bundle, data, "doubtful labels", (tensor,)).encoded[tensor]
     return [
         Listed(
             data.name(doubt.index), f"is {labels[doubt.given]}; {labels[doubt.suggested]}?", data.images[doubt.index]
@@ -302,7 +267,7 @@ def _confusion(found: Study) -> str:
     heads = "".join(f'<th class="n">{label}</th>' for label in labels)
     by_class = [
         (label, f"{precision:.4f}", f"{recall:.4f}", f"{f1:.4f}", f"{images:,}")
-        for label, precision, recall, f1, images in zip(labels, *evaluate.class_measures(counts), strict=True)
+        for label, precision, recall, f1, images in zip(labels, *class_measures(counts), strict=True)
     ]
     measures = table(("class", "precision", "recall", "F1", "images"), by_class, numbers=(1, 2, 3, 4))
     return (

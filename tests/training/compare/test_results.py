@@ -1,27 +1,18 @@
 import json
-import math
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 from training import recipe
-from training.compare.results import Result, difference, interval, read, words, write
+from training.compare.results import Result, difference, read, words, write
 
 SEED = recipe.load("seed", [])
 
 
 def results(**arms: list[float]) -> list[Result]:
     return [Result(arm, 10, 100, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
-
-
-def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    draws = [interval(rng.normal(size=3).tolist()) for _ in range(4000)]
-    assert np.mean([low < 0 < high for _, low, high in draws]) == pytest.approx(0.95, abs=0.015)
-    assert interval([0.5]) == (0.5, -math.inf, math.inf)
 
 
 def test_a_difference_is_taken_seed_by_seed() -> None:

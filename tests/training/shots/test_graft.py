@@ -14,11 +14,9 @@ from support import ROOT, draw_folder, environment, save_tiny, serving, spec
 from app.bundle import Bundle, load
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
-from app.bundle.scoring import probabilities
 from app.settings import Settings
 from training.__main__ import main
-from training.measure.evaluate import share_interval
-from training.shots.graft import modest_temperature
+from training.measure.intervals import wilson
 
 SHIPPED = ROOT / "models/fashion-mnist/1"
 LABELS = tuple(sorted(GARMENTS))
@@ -87,7 +85,7 @@ def test_it_says_what_it_is_and_what_it_does_not_know(here: Path, capsys: pytest
     assert recipe == {"base": "fashion-mnist@1", "digest": base.digest, "reads": "features", "distance": "mahalanobis"}
     assert (manifest.provenance.source, manifest.provenance.target) == ("fashion-mnist@1", "My shots")
     [metric] = manifest.metrics
-    low, high = share_interval(round(metric.value * 20), 20)
+    low, high = wilson(round(metric.value * 20), 20)
     assert metric.images == 20
     assert f"95 % interval {low:.4f} to {high:.4f}" in metric.how
     assert manifest.anomaly is None
@@ -155,22 +153,6 @@ def test_evaluate_measures_it_on_other_images(here: Path, capsys: pytest.Capture
     draw_folder(here / "others", 5, seed=9)
     assert main(["evaluate", "models/my-shots/1", "--data", "others"]) == 0
     assert "accuracy 1.0000 over 20 images" in capsys.readouterr().out
-
-
-def test_nobody_is_surer_than_the_images_allow() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=40)
-    apart = np.eye(3)[labels] * 50 + rng.normal(size=(40, 3))
-    for logits in (apart, rng.normal(size=(40, 3))):
-        right = int((logits.argmax(axis=1) == labels).sum())
-        confidence = probabilities(logits, modest_temperature(logits, right)).max(axis=1).mean()
-        assert confidence == pytest.approx(max((right + 1) / 42, 1 / 3), abs=2e-3)
-
-
-def test_an_interval_of_a_share_is_wilsons() -> None:
-    assert share_interval(23, 25) == pytest.approx((0.750, 0.978), abs=1e-3)
-    assert share_interval(25, 25) == pytest.approx((0.867, 1.0), abs=1e-3)
-    assert share_interval(0, 4)[0] == 0
 
 
 # --- what people get wrong ---------------------------------------------------------------------------------------

@@ -1,4 +1,3 @@
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from app.bundle.encode import png
 from app.bundle.store import save
 from app.inference import repository
 from app.settings import Settings
-from training.score.anomaly import to_file
+from training.score.reference import with_arrays
 
 
 def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
@@ -35,10 +34,9 @@ def test_one_model_shows_its_manifest(client: httpx.Client, models: Path, name: 
 def test_what_a_bundle_carries_to_be_looked_at(tmp_path: Path) -> None:
     fields, files = tiny()
     files |= {"card.md": b"# A card", "report.html": b"<h1>A report</h1>"}
-    with np.load(io.BytesIO(files["reference.npz"])) as stored:
-        points = {"map.points": np.array([[0.123456789, 1]]), "map.labels": np.array([2])}
-        plane = {"map.mean": np.zeros(LATENT), "map.directions": np.eye(LATENT, 2)}
-        files["reference.npz"] = to_file({**stored, **points, **plane})
+    points = {"map.points": np.array([[0.123456789, 1]]), "map.labels": np.array([2])}
+    plane = {"map.mean": np.zeros(LATENT), "map.directions": np.eye(LATENT, 2)}
+    files["reference.npz"] = with_arrays(files["reference.npz"], {**points, **plane})
     save(tmp_path, "whole", fields, files)
     save_tiny(tmp_path, "bare")
     with serving(Settings(models=tmp_path)) as client:

@@ -6,14 +6,7 @@ from support import LABELS, save_tiny
 
 from app.bundle import load
 from training.data.imageset import ImageSet
-from training.measure.evaluate import (
-    calibration_error,
-    class_table,
-    confusion,
-    confusion_table,
-    false_alarm_interval,
-    metrics,
-)
+from training.measure.metrics import bundle_metrics, calibration_error, class_table, confusion, confusion_table
 
 RNG = np.random.default_rng(0)
 
@@ -23,7 +16,7 @@ def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
     images = RNG.integers(0, 256, (300, *bundle.manifest.input.shape), dtype=np.uint8)
     served = np.array([c.index for c in bundle.classify(images)])
     labels = np.where(np.arange(300) % 4 == 0, (served + 1) % 3, served)  # every fourth is wrong
-    found = {m.name: m for m in metrics(bundle, ImageSet(images, labels, LABELS), "made up")}
+    found = {m.name: m for m in bundle_metrics(bundle, ImageSet(images, labels, LABELS), "made up")}
     assert found["accuracy"].value == pytest.approx(0.75)
     recalls = [np.mean(served[labels == label] == label) for label in np.unique(labels)]
     assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
@@ -40,7 +33,7 @@ def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
 def test_a_bundle_without_a_head_has_no_accuracy(tmp_path: Path) -> None:
     bundle = load(save_tiny(tmp_path, head=False))
     images = RNG.integers(0, 256, (5, *bundle.manifest.input.shape), dtype=np.uint8)
-    names = {m.name for m in metrics(bundle, ImageSet(images, np.array([], np.int64), ()), "x")}
+    names = {m.name for m in bundle_metrics(bundle, ImageSet(images, np.array([], np.int64), ()), "x")}
     assert names == {"reconstruction_mse", "false_alarm_rate"}
 
 
@@ -70,14 +63,3 @@ def test_the_whole_table_has_every_count() -> None:
         ["cat", "1,200", "3"],
         ["dog", "0", "9"],
     ]
-
-
-def test_the_interval_of_false_alarms_holds_what_chance_gives() -> None:
-    """Thresholds from one sample, alarms counted in another, again and again."""
-    low, high = false_alarm_interval(0.05, 399, 500)
-    inside = []
-    for _ in range(3000):
-        threshold = np.sort(RNG.normal(size=399))[-20]  # the k-th highest, k = 0.05 · 400
-        inside.append(low <= np.mean(RNG.normal(size=500) > threshold) <= high)
-    assert np.mean(inside) == pytest.approx(0.955, abs=0.02)
-    assert false_alarm_interval(0.01, 5000, 10_000) == pytest.approx((0.0068, 0.0137), abs=5e-4)

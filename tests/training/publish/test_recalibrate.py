@@ -9,21 +9,12 @@ from support import LATENT, save_tiny, tiny
 
 import training
 from app.bundle import load, save
-from app.bundle.scoring import probabilities
+from app.bundle.manifest import Metric
 from training.__main__ import main
-from training.score import anomaly, latent_map
-from training.score.calibrate import temperature
+from training.score import latent_map, reference
 
 PARENT = Path(training.__file__).parents[1]
 RNG = np.random.default_rng(0)
-
-
-def test_the_temperature_that_made_the_labels_is_found() -> None:
-    logits = RNG.normal(size=(20_000, 5)).astype(np.float32) * 3
-    for true in (0.5, 1.0, 2.5):
-        chances = probabilities(logits, true)
-        labels = (chances.cumsum(axis=1) < RNG.random((len(logits), 1))).sum(axis=1)
-        assert temperature(logits, labels) == pytest.approx(true, rel=0.05)
 
 
 def drawn(folder: Path, count: int, levels: tuple[int, int]) -> Path:
@@ -37,7 +28,7 @@ def drawn(folder: Path, count: int, levels: tuple[int, int]) -> Path:
 def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_path: Path) -> None:
     fields, files = tiny()
     plane = latent_map.fit(RNG.normal(size=(20, LATENT)), np.array([]))
-    files["reference.npz"] = anomaly.added(files["reference.npz"], plane.arrays())
+    files["reference.npz"] = reference.with_arrays(files["reference.npz"], plane.arrays())
     old = save(tmp_path / "models", "tiny", fields, files)
     normals = drawn(tmp_path / "normals", 400, (0, 120))
     command = [sys.executable, "-X", "importtime", "-m", "training", "calibrate", str(old), str(normals)]
@@ -73,6 +64,32 @@ def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys
     anomaly = load(tmp_path / "models/tiny/2").manifest.anomaly
     assert anomaly is not None
     assert anomaly.false_alarm_rate < 0.05, "they are far apart: hardly any normal lies above"
+
+
+def test_the_card_says_what_the_new_manifest_says(tmp_path: Path) -> None:
+    """However often it is done: it is written from the manifest, not from the card before."""
+    fields, files = tiny()
+    stale = "| false_alarm_rate | 0.9000 | 10 | long ago |"
+    metrics = (
+        Metric(name="accuracy", value=0.75, images=8, how="once"),
+        Metric(name="false_alarm_rate", value=0.9, images=10, how="long ago"),
+    )
+    files["card.md"] = f"# by hand\n\n{stale}\n\n> An image is called anomalous above a score of 99.\n".encode()
+    save(tmp_path / "models", "tiny", {**fields, "metrics": metrics}, files)
+    normals = str(drawn(tmp_path / "normals", 60, (0, 120)))
+    for version in ("1", "2"):
+        assert main(["calibrate", str(tmp_path / "models/tiny" / version), normals, "--false-alarm-rate", "0.1"]) == 0
+    bundle = load(tmp_path / "models/tiny/3")
+    anomaly = bundle.manifest.anomaly
+    assert anomaly is not None
+    card = bundle.documents["card.md"].decode()
+    assert card.startswith("# a tiny bundle\n")
+    assert "| accuracy | 0.7500 | 8 | once |" in card
+    assert card.count("An image is called anomalous") == 1
+    assert f"above a score of {anomaly.threshold:.3f}: 10.00% of normal images are, by 30 held-out ones" in card
+    assert "from version 2" in card
+    assert "99" not in card
+    assert stale not in card
 
 
 def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(

@@ -1,0 +1,65 @@
+"""Intervals of 95 %: of a mean over seeds, of a share of images, of false alarms at a stated rate."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# Student's t at 97.5 %, by degrees of freedom; beyond the last it hardly falls.
+_T = (
+    *(math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and where it lies with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def student(values: Sequence[float]) -> Interval:
+    """Student's. One value has no interval: it is infinitely wide."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf)
+    t = _T[min(count - 1, len(_T) - 1)]
+    half = t * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """Where the share lies with 95 % confidence (Wilson 1927), if the trials are independent."""
+    z = 1.959964
+    share, scale = hits / trials, 1 + z**2 / trials
+    middle = (share + z**2 / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:
+    """Where 95 % of measured false-alarm rates fall if nothing is wrong: chance in both samples counted.
+
+    The threshold is the k-th highest of n calibration scores, so that the alarms among m fresh normals are
+    beta-binomial, with parameters k and n + 1 - k.
+    """
+    k, n, m = int(np.floor(rate * (calibrated_on + 1) + 1e-9)), calibrated_on, tested
+
+    def log_beta(a: float, b: float) -> float:
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+    constant = math.lgamma(m + 1) - log_beta(k, n + 1 - k)
+    total, low, high = 0.0, 0, m
+    for alarms in range(m + 1):
+        ways = constant - math.lgamma(alarms + 1) - math.lgamma(m - alarms + 1)
+        total += math.exp(ways + log_beta(k + alarms, n + 1 - k + m - alarms))
+        if total < 0.025:
+            low = alarms + 1
+        if total >= 0.975:
+            high = alarms
+            break
+    return low / m, high / m

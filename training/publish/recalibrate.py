@@ -1,0 +1,54 @@
+"""A bundle whose anomaly score is fitted anew on normal images of your own, published as the next version. No torch."""
+
+from pathlib import Path
+
+from app.bundle import Bundle, Manifest, save
+from app.bundle.bundle import CARD_FILE, REPORT_FILE
+from training.data.imageset import ImageSet
+from training.data.splits import split
+from training.publish.card import card_of_recalibrated
+from training.score import anomaly, distances, drift, reference
+
+_OF_THE_SCORE = frozenset({"false_alarm_rate"})  # metrics that a new calibration makes untrue
+_MADE_BY_SAVE = frozenset({"golden", "files", "seal"})
+
+
+def recalibrate(
+    folder: Path,
+    bundle: Bundle,
+    normals: ImageSet,
+    false_alarm_rate: float,
+    seed: int,
+    anomalies: ImageSet | None = None,
+) -> Path:
+    """A new version of the bundle in `folder`: its score fitted on half of the normals, calibrated on the other half.
+
+    Drift is told by that half too. The distances are those that the bundle had; graphs, labels and temperature stay as
+    they are. With `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left
+    out: what it says of the score is no longer true.
+    """
+    fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
+    calibration, arrays = anomaly.fit_to_bundle(
+        bundle, fitted_on, held_out, distances.usual(bundle), false_alarm_rate, anomalies
+    )
+    before = bundle.manifest
+    arrays |= drift.reference(bundle, held_out, before.classifier.temperature if before.classifier else None)
+    if bundle.map is not None:
+        arrays |= bundle.map.arrays()
+    data = {**before.provenance.data, "calibration/normals": normals.fingerprint()}
+    after = before.model_copy(
+        update={
+            "anomaly": calibration,
+            "reference": reference.FILE,
+            "metrics": tuple(metric for metric in before.metrics if metric.name not in _OF_THE_SCORE),
+            "provenance": before.provenance.model_copy(update={"data": data}),
+        }
+    )
+    left_out = (before.golden.file, before.reference, REPORT_FILE, CARD_FILE)
+    files = {name: (folder / name).read_bytes() for name in before.files if name not in left_out}
+    files[reference.FILE] = reference.to_bytes(arrays)
+    files[CARD_FILE] = card_of_recalibrated(
+        after, version=bundle.version, normals=len(normals), anomalies=len(anomalies) if anomalies else 0
+    ).encode()
+    fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in _MADE_BY_SAVE}
+    return save(folder.parent.parent, bundle.name, fields, files, tolerances=before.golden.outputs)

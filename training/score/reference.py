@@ -1,0 +1,19 @@
+"""The reference file of a bundle: what its anomaly score, drift and map compare with."""
+
+import io
+
+import numpy as np
+
+FILE = "reference.npz"
+
+
+def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def with_arrays(file: bytes, arrays: dict[str, np.ndarray]) -> bytes:
+    """A reference file with more arrays in it."""
+    with np.load(io.BytesIO(file), allow_pickle=False) as stored:
+        return to_bytes({**stored, **arrays})

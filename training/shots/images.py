@@ -1,0 +1,34 @@
+"""Reading shots: a folder for each class, a few images in each. No torch."""
+
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle import InputSpec
+from training.data.folder import SUFFIXES, read_folder
+from training.data.imageset import ImageSet
+from training.errors import TrainingError
+
+FEWEST = 2  # images of a class: one to be left out, one to know it by
+
+
+def read_shots(folder: Path, spec: InputSpec) -> ImageSet:
+    """A folder for each class; of so few images each counts, and none is left out in silence."""
+    folder = folder / "train" if (folder / "train").is_dir() else folder
+    if not folder.is_dir():
+        raise TrainingError(f"{folder}: no such folder; give one with a folder of images in it for each class")
+    for entry in sorted(folder.iterdir()):
+        is_class = entry.is_dir() and not entry.name.startswith(".")
+        if is_class and not any(path.suffix.lower() in SUFFIXES for path in entry.iterdir()):
+            raise TrainingError(f"{entry}: no images in it; put some there, or remove the folder")
+    images = read_folder(folder, spec, most_broken=0)
+    if len(images.classes) < 2:
+        found = f"one class, {images.classes[0]}" if images.classes else "images, but no folders of them"
+        raise TrainingError(
+            f"{folder}: {found}; put the images of each class, of two at least, into a folder of its own"
+        )
+    counts = np.bincount(images.labels)
+    if counts.min() < FEWEST:
+        single = images.classes[int(counts.argmin())]
+        raise TrainingError(f"{folder / single}: a single image; {FEWEST} are needed, 5 are better")
+    return images
