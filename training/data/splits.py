@@ -1,15 +1,17 @@
 """Dividing a set: seeded, every class in its proportion, no image twice, and no group on both sides."""
 
+import contextlib
 import csv
 import re
 from pathlib import Path
 
 import numpy as np
 
-from app.bundle import InputSpec
+from app.bundle import InputSpec, Manifest
 from training.data.imageset import ImageSet, has_parts, load
 from training.errors import TrainingError
-from training.recipe import Split
+from training.progress import say
+from training.recipe import Recipe, Split
 
 
 def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray | None = None) -> tuple[ImageSet, ...]:
@@ -34,6 +36,37 @@ def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple
         return load(data, "train", spec), load(data, "test", spec)
     whole = load(data, "train", spec)
     return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
+
+
+def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[ImageSet, ImageSet | None]:
+    """(images to measure a bundle on, its training images if they are at hand); without `data`, the bundle's own.
+
+    A folder without parts is divided as the bundle's recipe divided it, if the bundle was trained on it: no training
+    image is measured unknowingly.
+    """
+    name, spec = data or manifest.provenance.target, manifest.input
+    if has_parts(name):
+        train = load(name, "train", spec)
+        return (train if part == "train" else load(name, "test", spec)), train
+    try:
+        trained = Recipe.model_validate_json(manifest.provenance.recipe)
+    except ValueError:
+        trained = None
+    divided = None
+    if trained is not None:
+        with contextlib.suppress(TrainingError):  # groups that do not match: of another folder
+            divided = train_and_test(name, spec, trained.split, trained.seed)
+    if divided is not None:
+        train, test = divided
+        learnt_from = train.unlabelled(train.classes) if trained and trained.transfer.adapts else train
+        if learnt_from.fingerprint() == manifest.provenance.data.get("target/train"):
+            say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
+            return (train if part == "train" else test), train
+    say(
+        f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
+        "if training images are among it, the numbers flatter"
+    )
+    return load(name, part, spec), None
 
 
 def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:
