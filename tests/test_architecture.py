@@ -44,7 +44,7 @@ KEPT_TO = {
     "ray": ("app.score.on_ray",),
     "torch": ("training",),
     "onnx": ("training.publish.onnx", "training.score.prototypes"),
-    "httpx": ("training.data.download", "training.__main__"),
+    "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),
     "prometheus_client": ("app.telemetry.metrics",),

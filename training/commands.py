@@ -1,0 +1,197 @@
+"""What each command of graft-train does. A function's parameters are the command's arguments, read by `__main__`.
+
+torch and onnx take seconds to import, and not every installation has them: a command imports what it needs.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+from app.bundle import Bundle, load
+from app.bundle.manifest import Metric
+from training import ranks
+from training import recipe as recipes
+from training.data import checks, named
+from training.data.read import read_part
+from training.data.splits import part_to_measure, train_and_test
+from training.errors import TrainingError
+from training.progress import say
+from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from training.score.prototypes import Distance
+    from training.shots.graft import Reads
+
+
+def run(recipe: str, changes: list[str], folder: Path | None, resume: bool, models: Path) -> None:
+    _train(
+        recipe,
+        changes,
+        folder,
+        resume,
+        lambda runs, chosen, own: runs.run(chosen, models, own, resume),
+        "nothing was published",
+    )
+
+
+def pretrain(recipe: str, changes: list[str], folder: Path | None, resume: bool) -> None:
+    _train(recipe, changes, folder, resume, lambda runs, chosen, own: runs.pretrain(chosen, own, resume))
+
+
+def transfer(recipe: str, changes: list[str], folder: Path | None, resume: bool, pretrained: Path | None) -> None:
+    _train(recipe, changes, folder, resume, lambda runs, chosen, own: runs.transfer(chosen, own, resume, pretrained))
+
+
+def _train(
+    recipe: str,
+    changes: list[str],
+    folder: Path | None,
+    resume: bool,
+    work: Callable[[ModuleType, Recipe, Path], Path],
+    stopped: str = "nothing is lost",
+) -> None:
+    """`work` is handed training.run, the recipe and the run's folder."""
+    chosen = recipes.load(recipe, changes)
+    own = folder or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resume and folder is None:
+        raise TrainingError("--resume needs --run FOLDER: the run to go on with")
+
+    def say_stopped() -> None:
+        say(f"stopped: {stopped}; go on with the same command and --run {own} --resume")
+
+    try:
+        with ranks.together(say_stopped):
+            own = ranks.from_first(lambda: own)  # the clock of rank 0 names it
+            ranks.from_first(lambda: _fetch_missing(chosen))
+            from training import run as runs
+
+            made = work(runs, chosen, own)
+            if ranks.first():
+                print(made)
+    except KeyboardInterrupt:
+        say_stopped()
+        raise
+
+
+def export(folder: Path, models: Path) -> None:
+    from training import run as runs
+
+    print(runs.export(folder, models))
+
+
+def report(folder: Path) -> None:
+    from training import run as runs
+
+    print(runs.report(folder))
+
+
+def compare(
+    recipe: str,
+    changes: list[str],
+    out: Path | None,
+    arms: Sequence[str] | None,
+    budgets: Sequence[int | None] | None,
+    seeds: int,
+) -> None:
+    chosen = recipes.load(recipe, changes)
+    _fetch_missing(chosen)
+    from training.compare import bench
+
+    folder = out or bench.folder_of(chosen)
+    try:
+        print(bench.compare(chosen, folder, arms, budgets, seeds))
+    except KeyboardInterrupt:
+        say(f"stopped: what was found is in {folder}; the same command goes on from there")
+        raise
+
+
+def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"]) -> None:
+    from training.measure.metrics import bundle_metrics, class_table, confusion, confusion_table
+    from training.measure.outputs import outputs_of
+
+    loaded = load(bundle.resolve())
+    images, train = part_to_measure(data, part, loaded.manifest)
+    classifier = loaded.manifest.classifier
+    if classifier and len(images.labels) and images.classes != classifier.labels:
+        raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
+    outputs = outputs_of(loaded, images, "evaluate")
+    for metric in bundle_metrics(loaded, images, part, outputs, train):
+        print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(loaded, metric)}")
+    if classifier and outputs.logits is not None and len(images.labels):
+        counts = confusion(images.labels, outputs.logits.argmax(axis=1), len(classifier.labels))
+        for line in (*class_table(counts, classifier.labels), "", *confusion_table(counts, classifier.labels)):
+            print(line)
+
+
+def _expected(bundle: Bundle, metric: Metric) -> str:
+    from training.measure.intervals import false_alarms
+
+    a = bundle.manifest.anomaly
+    if metric.name != "false_alarm_rate" or a is None:
+        return ""
+    low, high = false_alarms(a.false_alarm_rate, a.calibrated_on, metric.images)
+    return f" (stated {a.false_alarm_rate:g}; 95 % by chance in both samples: {low:.4f} to {high:.4f})"
+
+
+def calibrate(
+    bundle: Path,
+    normals: str,
+    false_alarm_rate: float | None,
+    threshold: Literal["rate", "f1"],
+    anomalies: str | None,
+    seed: int,
+) -> None:
+    from training.publish.recalibrate import recalibrate
+
+    folder = bundle.resolve()
+    loaded = load(folder)
+    spec, stated = loaded.manifest.input, loaded.manifest.anomaly
+    normal = read_part(normals, "train", spec)
+    if anomalies is not None and threshold != "f1":
+        raise TrainingError("--anomalies is for --threshold f1: at a false-alarm rate normals alone decide")
+    if threshold == "f1" and anomalies is None:
+        raise TrainingError("--threshold f1 needs --anomalies FOLDER: without anomalies there is no F1 to be best")
+    anomalous = None if anomalies is None else read_part(anomalies, "train", spec)
+    rate = false_alarm_rate or (stated.false_alarm_rate if stated else 0.01)
+    print(recalibrate(folder, loaded, normal, rate, seed, anomalous))
+
+
+def graft(
+    shots: Path, base: Path | None, name: str | None, reads: "Reads | None", distance: "Distance", models: Path
+) -> None:
+    from training.shots.graft import graft as grafted
+
+    print(grafted(shots, base=base or models, models=models, name=name, reads=reads, distance=distance))
+
+
+def data(data: str, download: bool, side: int, groups: str | None) -> None:
+    if download:
+        plain = named.TEXTURED.get(data, data)
+        if plain not in named.CLASSES:
+            raise TrainingError(f"{data} cannot be downloaded: {', '.join(named.CLASSES)} can")
+        _download(plain)
+    spec = recipes.Input(height=side, width=side).spec()
+    train, test = train_and_test(data, spec, recipes.Split(groups=groups), seed=0)
+    for line in checks.table(train, test):
+        print(line)
+    for warning in (*checks.class_warnings(train), *checks.duplicate_warnings(train, test)):
+        print(f"note: {warning}")
+
+
+def _fetch_missing(chosen: Recipe) -> None:
+    for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
+        if named.is_missing(name):
+            _download(name)
+
+
+def _download(name: str) -> None:
+    import httpx
+
+    from training.data.download import SOURCES, TIMEOUT, download
+
+    folder = named.root() / name
+    say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
+    with httpx.Client(timeout=TIMEOUT) as client:
+        download(SOURCES[name], folder, client)
