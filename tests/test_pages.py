@@ -2,22 +2,26 @@
 
 import base64
 import contextlib
+import io
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from support import ROOT, draw_folder, save_tiny, serving, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
+from app.bundle.manifest import Distance, Manifest
+from app.bundle.scoring import thumbnail_size
 from app.bundle.store import save
 from app.settings import Settings
 from training.__main__ import main as training
@@ -173,6 +177,78 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
         expect(answer.locator(".times")).to_contain_text(re.compile(rf"{part}\s*[\d.]+ ms"))
     expect(v.page.get_by_role("status")).to_contain_text(f"{truth['label']}, ")
     v.kept("answer")
+
+
+def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
+    """The bundle that ships, its score a sum of every distance that the manifest's schema has."""
+    folder = ROOT / "models/fashion-mnist/1"
+    manifest = Manifest.parse((folder / "manifest.json").read_bytes(), "fashion-mnist/1")
+    assert manifest.anomaly is not None
+    assert manifest.reference is not None
+    measures, takes = (get_args(Distance.model_fields[name].annotation) for name in ("measure", "takes"))
+    distances = tuple(
+        Distance(measure=measure, takes=taken, mean=1.0 + index, std=2.0)
+        for index, (measure, taken) in enumerate((m, t) for m in measures for t in takes)
+        if (measure == "reconstruction") == (taken == "pixels")
+    )
+    sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
+    sizes["thumbnail"] = thumbnail_size(*manifest.input.shape)
+    rng, arrays = np.random.default_rng(0), {}
+    for name, size in sizes.items():
+        space = {
+            "mean": rng.normal(size=size),
+            "weight": np.ones(size),
+            "basis": np.eye(size, 4),
+            "spread": np.ones(4),
+            "references": rng.normal(size=(9, 4)),
+            "reach": rng.uniform(1, 2, 9),
+        }
+        arrays |= {f"{name}.{array}": values for array, values in space.items()}
+    with np.load(folder / manifest.reference) as shipped:
+        arrays = {**shipped, **arrays}
+    reference = io.BytesIO()
+    np.savez(reference, **arrays)
+    files = {name: (folder / name).read_bytes() for name in manifest.files if name != manifest.golden.file}
+    fields = {name: value for name, value in manifest if name not in ("golden", "files", "seal")}
+    fields["anomaly"] = manifest.anomaly.model_copy(update={"distances": distances})
+    save(models, "every", fields, files | {manifest.reference: reference.getvalue()}, None, manifest.golden.outputs)
+    return distances
+
+
+def test_every_distance_that_a_score_may_have_is_told_in_words(visit: Visitor, tmp_path: Path) -> None:
+    distances = save_with_every_distance(tmp_path)
+    v = visit()
+    with serving(Settings(models=tmp_path)) as client:
+        v.open(str(client.base_url))
+        v.sample("a bag")
+        words = v.page.locator(".anomaly p")
+        expect(words).to_contain_text("It adds up, in standard deviations")
+        truth = predicted(str(client.base_url).rstrip("/"), DRAWN["bag"], "every")
+        summands = re.findall(
+            r"([^,(]+(?:, relative [^,(]+)?) \(([−\d.]+)\)", words.inner_text().partition("deviations,")[2]
+        )
+        assert len(summands) == len(distances) == len({said for said, _ in summands}), summands
+        for distance, (said, number) in zip(distances, summands, strict=True):
+            assert distance.name not in said, f"app/web/answer.js has no words for {distance.name}"
+            expected = (truth["distances"][distance.name] - distance.mean) / distance.std
+            assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), said
+        v.kept("every-distance")
+
+
+def test_a_distance_that_the_page_does_not_know_is_told_by_its_name(visit: Visitor, address: str) -> None:
+    """As a page that a browser has kept meets a service that came later."""
+    v = visit()
+
+    def renamed(route: Route) -> None:
+        text = route.fetch().text()
+        route.fulfill(body=text.replace("neighbours", "nearness").replace("thumbnail", "outline"))
+
+    v.page.route(re.compile(r"/v1/(models/fashion-mnist@1$|predict\?)"), renamed)
+    v.open(address)
+    v.sample("a bag")
+    words = v.page.locator(".anomaly p")
+    expect(words).to_contain_text(re.compile(r"embedding\.nearness \([−\d.]+\).* outline\.nearness \([−\d.]+\)"))
+    expect(v.label).to_have_text("Bag")
 
 
 def test_a_pasted_image_is_answered(visit: Visitor, address: str) -> None:

@@ -84,16 +84,20 @@ function anomaly(result, model) {
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, told.quantiles, said));
 }
 
-const TAKEN = { embedding: "its code", features: "its features", thumbnail: "its thumbnail" };
+const TAKEN = { pixels: "the drawing", embedding: "its code", features: "the vector of its features", thumbnail: "its thumbnail" };
 const MEASURED = {
+  reconstruction: (what) => `how far off ${what} is`,
   mahalanobis: (what) => `how far ${what} lies from the middle of the normal ones`,
   residual: (what) => `how much of ${what} lies where no normal one differs`,
   neighbours: (what) => `how far ${what} is from the nearest normal ones`,
+  local: (what) => `how far ${what} is from the nearest normal ones, relative to how far apart those lie`,
 };
 
-// One distance of the score in words, in its own standard deviations, as the manifest sums them.
+// One distance of the score in words, in its own standard deviations, as the manifest sums them. A kind that is not
+// known here is shown by its name.
 function summand({ measure, takes, mean, std }, distances) {
-  const [name, said] = takes === "pixels" ? [measure, "how far off the drawing is"] : [`${takes}.${measure}`, MEASURED[measure](TAKEN[takes])];
+  const name = takes === "pixels" ? measure : `${takes}.${measure}`;
+  const said = takes in TAKEN && measure in MEASURED ? MEASURED[measure](TAKEN[takes]) : name;
   return `${said} (${signed((distances[name] - mean) / std)})`;
 }
 
