@@ -22,6 +22,7 @@ GraftError
 │   ├── UnsupportedMediaType
 │   ├── NotAcceptable         no form of answer that the caller takes
 │   ├── Unauthorised
+│   ├── CrossOrigin            a page of another origin would change what is served
 │   ├── BodyTooLarge
 │   ├── BodyTooSlow
 │   └── TooManyImages
@@ -130,6 +131,10 @@ class NotAcceptable(RequestError):
 
 
 class Unauthorised(RequestError):
+    pass
+
+
+class CrossOrigin(RequestError):
     pass
 
 

@@ -98,9 +98,12 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     if keys or own:
         app.add_middleware(access.Access, keys=keys, metrics=own)
     if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=_EXPOSED
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
         )
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)

@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     root_path: str = Field("", description="path prefix under which a proxy serves this, such as /graft")
 
     @property
+    def origins(self) -> tuple[str, ...]:
+        """Of `cors_origins`; none where it is unset."""
+        return tuple(filter(None, (origin.strip() for origin in (self.cors_origins or "").split(","))))
+
+    @property
     def max_body_bytes(self) -> int:
         return self.max_body_mb * 1_000_000
 

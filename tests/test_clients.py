@@ -196,6 +196,8 @@ def test_tritons_asynchronous_client_does_the_same(service: httpx.Client, expect
                     assert_agrees(await client.infer("tiny", [given], outputs=outputs), answers, row)
             many = await asyncio.gather(*(client.infer("tiny", [image(FILES)], request_id=str(i)) for i in range(20)))
             assert [each.get_response()["id"] for each in many] == [str(i) for i in range(20)]
+            await client.unload_model("tiny")
+            assert not await client.is_model_ready("tiny")
             await client.load_model("tiny")
             with pytest.raises(InferenceServerException, match="there is no model 'other'"):
                 await client.infer("other", [image(FILES)])

@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from support import ROOT, draw_folder, save_tiny, serving, tiny
 
@@ -424,6 +426,49 @@ def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visito
     expect(v.page.locator("#explorer output")).to_contain_text("bag.png")
     v.page.locator("#explorer").scroll_into_view_if_needed()
     v.kept("explorer")
+
+
+FORGED = """async (address) => {
+    const post = (options) => fetch(address, { method: "POST", mode: "no-cors", ...options });
+    await post({});
+    await post({ body: "{}" });
+    await post({ body: new Blob(["{}"]) });
+    await post({ body: new URLSearchParams() });
+    await post({ referrerPolicy: "no-referrer" });
+    navigator.sendBeacon(address, "{}");
+    const sent = new Promise((sent) => document.querySelector("iframe").addEventListener("load", sent));
+    const form = Object.assign(document.querySelector("form"), { action: address });
+    form.submit();
+    await sent;
+}"""
+ASKED = """async (address) => {
+    const headers = { "Content-Type": "application/json" };
+    return (await fetch(address, { method: "POST", body: "{}", headers })).status;
+}"""
+FORGERY = "<form method=post enctype=text/plain target=frame><input name='{\"a' value='\":1}'></form>"
+
+
+def test_a_page_of_another_origin_cannot_unload_a_model(visit: Visitor, models: Path, tmp_path: Path) -> None:
+    """Whichever way a browser lets it send a POST; the service's own page can."""
+    v = visit()
+    elsewhere, html = FastAPI(), f"<title>evil</title>{FORGERY}<iframe name=frame></iframe>"
+    elsewhere.add_api_route("/", lambda: HTMLResponse(html))
+    settings = Settings(models=models, model_control="explicit")
+    with serving(settings) as service, serving(settings, elsewhere) as evil:
+        own = str(service.base_url).rstrip("/")
+        address = f"{own}/v2/repository/models/tiny/unload"
+        seen: list[tuple[str, int]] = []
+        v.page.on("response", lambda answer: seen.append((answer.url, answer.status)))
+        v.page.goto(str(evil.base_url))
+        v.page.evaluate(FORGED, address)
+        assert seen.count((address, 403)) >= 6, seen
+        assert {status for url, status in seen if url == address} == {403}
+        assert httpx.get(f"{own}/v2/models/tiny/ready").status_code == 200
+        v.page.goto(own)
+        assert v.page.evaluate(ASKED, address) == 200
+        assert httpx.get(f"{own}/v2/models/tiny/ready").status_code == 404
+    assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
+    v.complaints.clear()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(visit: Visitor, models: Path) -> None:

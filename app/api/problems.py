@@ -30,6 +30,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.NotAnImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unauthorised: HTTPStatus.UNAUTHORIZED,
+    errors.CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,

@@ -1,4 +1,4 @@
-"""The protocol's addresses. Bodies are read raw, whatever content type they are said to have, or none."""
+"""The protocol's addresses. Bodies are read raw; only where they change something is their content type looked at."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.call import Call, Plan, Timeout
+from app.api.cross_origin import guarded
 from app.api.middleware.root_path import PROTOCOL
 from app.api.request_body import json_of, parsed, read
 from app.api.routes.health import require_ready
@@ -218,6 +219,7 @@ async def index(request: Request, repository: Models) -> list[IndexEntry]:
     ]
 
 
+_GUARDED = [Depends(guarded)]
 _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
 
 
@@ -226,6 +228,7 @@ _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
     summary="Load a model, or another version of it, in place of what answers",
     responses=_CONTROL,
     openapi_extra=LOAD_BODY,
+    dependencies=_GUARDED,
 )
 async def load(request: Request, name: str, repository: Models) -> dict[str, str]:
     """A body's parameters may name the version: so one goes back to an earlier one."""
@@ -244,6 +247,7 @@ async def load(request: Request, name: str, repository: Models) -> dict[str, str
     summary="Let no version of a model answer any more",
     responses=_CONTROL,
     openapi_extra=LOAD_BODY,
+    dependencies=_GUARDED,
 )
 async def unload(request: Request, name: str, repository: Models) -> dict[str, str]:
     await _told(request)
