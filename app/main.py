@@ -17,6 +17,7 @@ from app.api.fast_path import Hot
 from app.api.middleware import access
 from app.api.middleware.body_limits import Bodies
 from app.api.middleware.decompress import Unpack
+from app.api.middleware.head import Head
 from app.api.middleware.root_path import Prefix
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
@@ -107,6 +108,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         )
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
+    app.add_middleware(Head)
     told = Told(metrics, settings.log_requests)
     app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
     inference = partial(oip.plain, metrics, settings.max_images)

@@ -137,7 +137,11 @@ def install(app: FastAPI) -> None:
             HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path}; /docs lists what there is",
             HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not for {request.url.path}",
         }.get(status, str(error.detail))
-        return problem(status, errors.kebab(status.phrase), detail, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        allowed = headers.get("Allow", "").split(", ")
+        if "GET" in allowed and "HEAD" not in allowed:  # which Head answers, and routes do not know of
+            headers["Allow"] = ", ".join([*allowed, "HEAD"])
+        return problem(status, errors.kebab(status.phrase), detail, headers=headers)
 
     async def on_bad_query(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

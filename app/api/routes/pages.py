@@ -39,7 +39,7 @@ def install(app: FastAPI) -> None:
         async def answer(request: Request) -> Response:
             return await files.get_response(file, request.scope)
 
-        router.add_api_route(path, answer, methods=["GET", "HEAD"])
+        router.add_api_route(path, answer, methods=["GET"])
 
     page("/", "index.html")
     page("/models/{name}", "model.html")
