@@ -30,9 +30,11 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1024,
-        description="threads of one graph run; unset, each worker's share of the container's CPUs",
+        description="threads of one graph run, in each worker; unset, its share of the container's CPUs",
     )
-    max_batch: int = Field(32, ge=1, le=4096, description="most images that run through a model together")
+    max_batch: int = Field(
+        32, ge=1, le=4096, description="most images that run through a model together, in each worker"
+    )
     timeout_ms: int = Field(
         30_000,
         ge=1,
@@ -54,7 +56,10 @@ class Settings(BaseSettings):
     )
     max_body_mb: int = Field(32, ge=1, le=4096, description="largest request body, in MB; above it 413")
     max_bodies_mb: int = Field(
-        256, ge=1, le=1_000_000, description="most MB of bodies in memory at once, over all requests; above it 429"
+        256,
+        ge=1,
+        le=1_000_000,
+        description="most MB of bodies in memory at once, over all requests of each worker; above it 429",
     )
     body_timeout_s: int = Field(60, ge=1, le=3600, description="most seconds for a body to arrive; above it 408")
     head_timeout_s: float = Field(
@@ -68,7 +73,10 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
     max_queue: int = Field(
-        1024, ge=1, le=1_000_000, description="most images under way at once, over all requests; above it 429"
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="most images under way at once, over all requests of each worker; above it 429",
     )
     max_pixels: int = Field(
         64_000_000,

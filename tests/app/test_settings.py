@@ -26,6 +26,16 @@ def test_the_environment_is_read_and_an_empty_value_is_no_value(monkeypatch: pyt
     assert load_settings(port="9001").port == 9001
 
 
+def test_what_bounds_each_worker_alone_is_said_to() -> None:
+    """Each of several workers has an app of its own, with its own queue, bodies, connections and threads."""
+    pages = [(ROOT / page).read_text() for page in ("docs/settings.md", "docs/security.md")]
+    of_each = {name for name, field in Settings.model_fields.items() if "each worker" in str(field.description)}
+    assert of_each >= {"threads", "max_batch", "max_queue", "max_bodies_mb", "max_connections"}
+    for line in "\n".join(pages).splitlines():
+        if row := re.match(rf"\| `{PREFIX}(\w+)` \|", line):
+            assert ("each worker" in line) == (row[1].lower() in of_each), line
+
+
 def test_the_limits_of_the_security_page_are_the_settings() -> None:
     page = (ROOT / "docs/security.md").read_text()
     rows = dict(re.findall(r"^\| `GRAFT_(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
