@@ -14,7 +14,7 @@ from pathlib import Path
 from app import __version__
 from app.errors import SettingsInvalid
 from app.serving import workers
-from app.settings import PREFIX, Settings, load_settings, mistyped
+from app.settings import PREFIX, SECRETS, Settings, load_settings, mistyped
 from app.telemetry.metrics import FOLDER, shared_folder, worker_gone
 from app.telemetry.requests import configure_logs, log
 
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from app.score.command import main as score  # each command imports what it needs, and no more
 
         return score(arguments[1:])
-    given = vars(_parser().parse_args(arguments))
     try:
+        given = vars(_parser().parse_args(arguments))
         settings = load_settings(**given)
         configure_logs(settings.log_format)
         handed = workers.handed_over()
@@ -99,20 +99,38 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A flag for every setting: `--max-body-mb` for GRAFT_MAX_BODY_MB. Values are checked by Settings."""
+    """A flag for every setting but keys: `--max-body-mb` for GRAFT_MAX_BODY_MB. Values are checked by Settings."""
     parser = argparse.ArgumentParser(
         prog="graft-serve",
         description="Serve a folder of Graft bundles over HTTP.",
         epilog=f"Every flag is also an environment variable: --max-body-mb is {PREFIX}MAX_BODY_MB. Flags win. "
+        f"Keys are no flags, or `ps` would show them: set {', and '.join(SECRETS.values())}. "
         "`graft-serve score --help` is about files and folders, without a service.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"graft {__version__}")
     for name, field in Settings.model_fields.items():
+        if name in SECRETS:
+            parser.add_argument(_flag(name), action=_Refused, nargs="?", help=argparse.SUPPRESS)
+            continue
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         metavar = name.rpartition("_")[2].upper()
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{field.description}{default}")
+        parser.add_argument(_flag(name), metavar=metavar, help=f"{field.description}{default}")
     return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+class _Refused(argparse.Action):
+    """The key itself is not repeated: what is said here ends in logs."""
+
+    def __call__(self, _: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        raise SettingsInvalid(
+            f"{option_string}: everybody who lists this machine's processes would see the key: "
+            f"set {SECRETS[self.dest]}; then choose another key, as this one has been shown"
+        )
 
 
 if __name__ == "__main__":

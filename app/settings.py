@@ -1,4 +1,4 @@
-"""Every setting of the service: GRAFT_<NAME> in the environment, or --<name> on the command line.
+"""Every setting of the service: GRAFT_<NAME> in the environment, or, but for keys, --<name> on the command line.
 
 A test holds docs/settings.md to this list.
 """
@@ -14,6 +14,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsInvalid
 
 PREFIX = "GRAFT_"
+SECRETS = {  # that are no flags: every user of a machine can list its processes with their arguments
+    "api_keys": f"{PREFIX}API_KEYS, or {PREFIX}API_KEYS_FILE to a file with one a line",
+    "metrics_key": f"{PREFIX}METRICS_KEY",
+}
 ModelControl = Literal["none", "poll", "explicit"]
 
 

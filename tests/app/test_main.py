@@ -15,7 +15,7 @@ from support import ROOT, assert_problem, environment, running, stopped
 import app
 from app.bundle.session import compiled_in
 from app.main import threads_each
-from app.settings import Settings
+from app.settings import PREFIX, SECRETS, Settings
 
 
 def test_it_starts_says_where_answers_and_stops_in_success() -> None:
@@ -65,6 +65,19 @@ def test_a_path_prefix_is_honoured_in_the_description(models: Path) -> None:
         assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/graft"}]
 
 
+@pytest.mark.parametrize("flag", ["--api-keys", "--metrics-key"])
+def test_a_key_on_the_command_line_is_refused_and_not_repeated(models: Path, flag: str) -> None:
+    """`ps` would show it. The file of keys keeps its flag, which argparse would take this for an abbreviation of."""
+    for given in ((flag, "hunter2"), (f"{flag}=hunter2",), (flag,), ("--workers", "2", flag, "hunter2")):
+        done = stopped(*given, "--models", str(models), "--port", "0")
+        assert done.returncode == 2, given
+        assert "hunter2" not in done.stdout + done.stderr
+        assert done.stderr.startswith(f"graft: {flag}: ")
+        assert done.stderr.count("\n") == 1
+        assert f"set GRAFT_{flag[2:].upper().replace('-', '_')}" in done.stderr
+        assert ("GRAFT_API_KEYS_FILE" in done.stderr) == (flag == "--api-keys")
+
+
 def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -106,5 +119,7 @@ def test_workers_share_the_cpus() -> None:
 def test_help_names_every_setting() -> None:
     text = stopped("--help").stdout
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')}" in text
+        flag, variable = f"--{name.replace('_', '-')} ", f"{PREFIX}{name.upper()}"
+        assert (flag in text) == (name not in SECRETS), name
+        assert variable in text or name not in SECRETS, name
     assert stopped("--version").stdout == f"graft {app.__version__}\n"
