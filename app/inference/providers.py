@@ -9,6 +9,7 @@ from app.telemetry.requests import log
 
 GPU = "CUDAExecutionProvider"  # of onnxruntime-gpu
 WORDS = ("cpu", "prefer-gpu", "require-gpu")
+_ON_GPU = (GPU, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 CompiledIn = Callable[[], Sequence[str]]
 Started = Callable[[Sequence[str]], Sequence[str]]
@@ -23,9 +24,14 @@ def choose(wanted: str, compiled_in: CompiledIn = compiled_in, started: Started 
     if lacking is None:
         return (*named, *CPU) if wanted == "prefer-gpu" else named
     if wanted == "prefer-gpu":
-        log.warning("%sPROVIDER=%s: the CPU serves: %s", PREFIX, wanted, lacking)
+        log.warning("%sPROVIDER=%s: the CPU runs the graphs: %s", PREFIX, wanted, lacking)
         return CPU
     raise SettingsInvalid(f"{PREFIX}PROVIDER={wanted}: {lacking}")
+
+
+def wants_gpu(wanted: str) -> bool:
+    """Whether `choose` would ask for one."""
+    return wanted in WORDS[1:] or any(name.strip() in _ON_GPU for name in wanted.split(","))
 
 
 def _lacking(named: Sequence[str], compiled_in: CompiledIn, started: Started) -> str | None:

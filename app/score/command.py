@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.bundle.bundle import Bundle
+from app.bundle.session import CPU
 from app.bundle.store import load, names, versions
 from app.errors import CannotScore, GraftError, UnknownModel
+from app.inference import providers
 from app.score import parquet
 from app.score.operation import OPERATIONS, Operation
 from app.score.paths import find
@@ -19,6 +21,7 @@ SETTINGS = {  # of the service, that hold here too, and what they are called bes
     "models": (),
     "max_batch": ("--batch",),
     "threads": (),
+    "provider": (),
     "max_pixels": (),
     "max_body_mb": (),
 }
@@ -51,7 +54,8 @@ def _score(given: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise CannotScore(f"--out {out}: there is no folder {out.parent}")
     images, unread = find(given.paths)
-    operation, settings = _asked(given)
+    settings = _settings(given)
+    operation = _operation(given, settings, providers.choose(settings.provider))
     return Run(given.paths, images, unread, out, given.strict).score(operation, settings)
 
 
@@ -61,16 +65,21 @@ def _score_on_ray(given: argparse.Namespace) -> int:
     on_ray.require()
     if not given.out.endswith(PARQUET):
         raise CannotScore(f"--out {given.out}: with --ray a folder of parquet files is written: {PARQUET}, please")
-    return on_ray.run(given.ray, given.paths, given.out, *_asked(given), given.strict)
+    settings = _settings(given)
+    operation = _operation(given, settings, CPU)  # the machine that gives out the work need have no GPU
+    return on_ray.run(given.ray, given.paths, given.out, operation, settings, given.strict)
 
 
-def _asked(given: argparse.Namespace) -> tuple[Operation, Settings]:
-    settings = load_settings(**{name: getattr(given, name) for name in SETTINGS if hasattr(given, name)})
-    bundle = _load(given.model or settings.default_model, settings)
-    return Operation(bundle, given.operation, given.top_k, given.false_alarm_rate), settings
+def _settings(given: argparse.Namespace) -> Settings:
+    return load_settings(**{name: getattr(given, name) for name in SETTINGS if hasattr(given, name)})
 
 
-def _load(wanted: str | None, settings: Settings) -> Bundle:
+def _operation(given: argparse.Namespace, settings: Settings, chosen: Sequence[str]) -> Operation:
+    bundle = _load(given.model or settings.default_model, settings, chosen)
+    return Operation(bundle, given.operation, given.top_k, given.false_alarm_rate)
+
+
+def _load(wanted: str | None, settings: Settings, chosen: Sequence[str]) -> Bundle:
     """name, name@version, or None for the default, as the service has it."""
     models = settings.models
     found = {name: versions(models / name) for name in names(models)} if models.is_dir() else {}
@@ -81,7 +90,7 @@ def _load(wanted: str | None, settings: Settings) -> Bundle:
     if name not in found or (version and version not in map(str, found[name])):
         there = ", ".join(f"{name}@{number}" for name, numbers in found.items() for number in numbers)
         raise UnknownModel(f"--model {wanted}: not in {models}; there is: {there}")
-    return load(models / name / (version or str(max(found[name]))), settings.threads)
+    return load(models / name / (version or str(max(found[name]))), settings.threads, chosen)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from app.bundle.bundle import Bundle
 from app.bundle.store import load
 from app.errors import CannotScore
+from app.inference import providers
 from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
@@ -54,13 +56,14 @@ class Job:
     threads: int
     max_pixels: int
     max_bytes: int
+    provider: str  # as the setting has it: each machine finds what it has
 
     @property
     def block(self) -> int:
         return self.batch * BATCHES
 
-    def score(self, paths: Sequence[str], done: set[str]) -> list[Problem]:
-        """One block → its file; the images that have no row."""
+    def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[Problem], str]:
+        """One block → its file; the images that have no row, and the execution provider that the graphs ran on."""
         operation = _operation(self)
         problems: list[Problem] = []
         rows: list[Fields] = []
@@ -75,7 +78,7 @@ class Job:
             classifier = operation.bundle.manifest.classifier
             data = parquet.as_file(rows, operation.example(), classifier.labels if classifier else ())
             storage.write(f"{self.out}/{self.part(paths)}", data)
-        return problems
+        return problems, operation.bundle.encoder.provider
 
     def part(self, paths: Sequence[str]) -> str:
         told = json.dumps([self.name, self.version, self.operation, *paths])
@@ -83,18 +86,18 @@ class Job:
 
 
 @lru_cache(1)
-def _bundle(name: str, version: int, files: tuple[tuple[str, bytes], ...], threads: int) -> Bundle:
+def _bundle(name: str, version: int, files: tuple[tuple[str, bytes], ...], threads: int, provider: str) -> Bundle:
     """Once for each process of a worker, verified there: it must reproduce itself on that machine."""
     with tempfile.TemporaryDirectory(prefix="graft-") as folder:
         place = Path(folder) / name / str(version)
         place.mkdir(parents=True)
         for file, data in files:
             (place / file).write_bytes(data)
-        return load(place, threads)
+        return load(place, threads, providers.choose(provider))
 
 
 def _operation(job: Job) -> Operation:
-    return Operation(_bundle(job.name, job.version, job.files, job.threads), *job.operation)
+    return Operation(_bundle(job.name, job.version, job.files, job.threads, job.provider), *job.operation)
 
 
 def run(address: str, given: Sequence[str], out: str, operation: Operation, settings: Settings, strict: bool) -> int:
@@ -112,6 +115,7 @@ def run(address: str, given: Sequence[str], out: str, operation: Operation, sett
         settings.threads or 1,
         settings.max_pixels,
         settings.max_body_bytes,
+        settings.provider,
     )
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
     there = parquet.done_in(job.out, cells(operation.example(), labels))
@@ -119,21 +123,44 @@ def run(address: str, given: Sequence[str], out: str, operation: Operation, sett
     already = f", {len(done):,} of them already" if done else ""
     say(f"{len(images):,} images by {bundle.name}@{bundle.version} into {out}, on Ray at {address}{already}")
     problems, progress = list(unread), Progress(len(images), len(done), sys.stderr)
-    seen = len(done)
-    for count, found in _on_cluster(address, job, images, done):
+    seen, used = len(done), set[str]()
+    for count, found, provider in _on_cluster(address, job, images, done):
         problems += found
         seen += count
+        used.add(provider)
         progress.tell(seen)
     progress.clear()
     storage.write(f"{job.out}/{ERRORS}", as_csv(problems))  # those of an earlier run were tried again, and told anew
     made = len(images) - (len(problems) - len(unread))
+    if used:
+        say(f"the graphs ran on {', '.join(sorted(used))}")
     say(f"{made:,} images scored" + (f"; {len(problems):,} could not be: {out}/{ERRORS}" if problems else ""))
     print(out)
     return 1 if not made or (strict and problems) else 0
 
 
-def _on_cluster(address: str, job: Job, images: Sequence[str], done: set[str]) -> Iterator[tuple[int, list[Problem]]]:
-    """For each block as it comes back: how many images were scored or tried, and the problems among them."""
+def gpus_each(provider: str, there: float) -> int:
+    """That a task asks for, of a cluster that has so many. Ray hides them from tasks that ask for none."""
+    if not providers.wants_gpu(provider):
+        return 0
+    if there >= 1:
+        return 1
+    if provider == "prefer-gpu":
+        say("the cluster has no GPU: its CPUs score")
+        return 0
+    raise CannotScore(f"--provider {provider}: the cluster has no GPU; add a machine that has one, or prefer-gpu")
+
+
+def reason(told: str) -> str:
+    """Of all that Ray tells, the sentence that a worker raised; where it is none of ours, what comes last."""
+    own: list[str] = re.findall(r"^app\.errors\.\w+: (.+)$", told, re.MULTILINE)
+    return own[-1] if own else told.strip().splitlines()[-1]
+
+
+def _on_cluster(
+    address: str, job: Job, images: Sequence[str], done: set[str]
+) -> Iterator[tuple[int, list[Problem], str]]:
+    """For each block as it comes back: how many images were scored or tried, the problems among them, and on what."""
     import ray
     import ray.data
 
@@ -146,9 +173,9 @@ def _on_cluster(address: str, job: Job, images: Sequence[str], done: set[str]) -
     def score(batch: dict[str, Any]) -> dict[str, Any]:
         """Of one row, a block: its problems, as text."""
         paths, known = json.loads(str(batch["block"][0]))
-        found = job.score(paths, set(known))
+        found, provider = job.score(paths, set(known))
         told = json.dumps([[each.path, each.kind, each.detail] for each in found])
-        return {"images": [len(paths) - len(known)], "problems": [told]}
+        return {"images": [len(paths) - len(known)], "problems": [told], "provider": [provider]}
 
     own = {"include_dashboard": False, "object_store_memory": _LOCAL_STORE} if address == "local" else {}
     # Workers run this code, not what is installed there: both would have to be alike.
@@ -158,11 +185,12 @@ def _on_cluster(address: str, job: Job, images: Sequence[str], done: set[str]) -
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # how far it is, we say
         ray.data.DataContext.get_current().enable_progress_bars = False
         dataset = ray.data.from_items(waiting, override_num_blocks=len(waiting))
+        gpus = gpus_each(job.provider, ray.cluster_resources().get("GPU", 0))
         # Tasks and not actors: an actor that died waits for a machine as large as the one that was lost.
-        results = dataset.map_batches(score, batch_size=1, num_cpus=job.threads)
+        results = dataset.map_batches(score, batch_size=1, num_cpus=job.threads, num_gpus=gpus)
         for row in results.iter_rows():
-            yield row["images"], [Problem(*each) for each in json.loads(row["problems"])]
+            yield row["images"], [Problem(*each) for each in json.loads(row["problems"])], row["provider"]
     except ray.exceptions.RayError as error:
-        raise CannotScore(f"on Ray: {str(error).strip().splitlines()[-1]}; what was written stays; {AGAIN}") from error
+        raise CannotScore(f"on Ray: {reason(str(error))}; what was written stays; {AGAIN}") from error
     finally:
         ray.shutdown()

@@ -49,7 +49,8 @@ class Run:
             problems = Problems(self.out, self.given)
             problems.add(self.unread)
             already = f", {len(done):,} of them already" if done else ""
-            say(f"{len(self.images):,} images by {bundle.name}@{bundle.version} into {self.out}{already}")
+            model = f"{bundle.name}@{bundle.version} on {bundle.encoder.provider}"
+            say(f"{len(self.images):,} images by {model} into {self.out}{already}")
             seen = self._add_all(operation, settings, table, problems, done, stop)
             if seen < len(self.images):
                 assert stop.number is not None

@@ -1,9 +1,10 @@
 """Where a cluster's images lie and its results go: paths that its machines share, or object storage. Needs pyarrow."""
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from app.errors import BodyTooLarge, CannotScore
 from app.score.batches import read_file
@@ -15,18 +16,48 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def filesystem(path: str) -> tuple[Any, str]:
-    """pyarrow's file system, and the path in it. Keys and endpoints are its environment's: AWS_… and the like."""
+class Roots:
+    """File systems by root: scheme://bucket or host. Each is built once, as it has connections and credentials of its
+    own, and is used by all threads.
+    """
+
+    def __init__(self, build: Callable[[str], tuple[Any, str]]) -> None:
+        """`build` takes a root's URI and gives its file system and the path of the root in it."""
+        self._build, self._built = build, dict[str, tuple[Any, str]]()
+        self._lock = threading.Lock()
+
+    def find(self, uri: str) -> tuple[Any, str]:
+        """The file system, and the path in it."""
+        parts = urlsplit(uri)
+        root = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:  # or the first images, which come together, would each build one
+            if root not in self._built:
+                self._built[root] = self._build(f"{root}/")
+            system, top = self._built[root]
+        return system, f"{top.rstrip('/')}{unquote(parts.path).rstrip('/')}" or "/"
+
+
+def _from_uri(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
+    found: tuple[Any, str] = fs.FileSystem.from_uri(uri)
+    return found
+
+
+_ROOTS = Roots(_from_uri)
+
+
+def filesystem(path: str, roots: Roots = _ROOTS) -> tuple[Any, str]:
+    """pyarrow's file system, and the path in it. Keys and endpoints are its environment's: AWS_… and the like."""
     if not is_remote(path):
+        from pyarrow import fs
+
         return fs.LocalFileSystem(), os.path.abspath(path)
     refuse_secrets(path)
     try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(path)
+        return roots.find(path)
     except (ValueError, OSError, NotImplementedError) as error:  # pyarrow's own are of these
         raise CannotScore(f"{path}: {_in_short(error)}") from None
-    return found
 
 
 def refuse_secrets(uri: str) -> None:
@@ -60,11 +91,11 @@ def _below(uri: str) -> list[str]:
     return [f"{urlsplit(uri).scheme}://{quote(path)}" for path in sorted(found)]
 
 
-def read(path: str, most: int) -> bytes:
+def read(path: str, most: int, roots: Roots = _ROOTS) -> bytes:
     """As batches.read_file, of paths and URIs."""
     if not is_remote(path):
         return read_file(path, most)
-    system, inside = filesystem(path)
+    system, inside = filesystem(path, roots)
     with system.open_input_file(inside) as file:
         if (size := file.size()) > most:
             raise BodyTooLarge(f"{size:,} bytes; at most {most:,} are allowed (--max-body-mb)")

@@ -108,7 +108,7 @@ def test_without_a_gpu_one_that_is_required_stops_the_start_and_one_that_is_pref
     with running(GRAFT_PROVIDER="prefer-gpu", GRAFT_MODELS=str(models)) as (process, address, _):
         assert httpx.get(f"{address}/v1/models/tiny").json()["provider"] == "CPUExecutionProvider"
         process.terminate()
-        assert "GRAFT_PROVIDER=prefer-gpu: the CPU serves" in process.communicate(timeout=20)[1]
+        assert "GRAFT_PROVIDER=prefer-gpu: the CPU runs the graphs" in process.communicate(timeout=20)[1]
 
 
 def test_workers_share_the_cpus() -> None:

@@ -54,7 +54,7 @@ def test_a_preferred_gpu_that_is_not_to_be_had_is_a_warning(
     assert choose("prefer-gpu", lambda: here, falls_back) == CPU
     [warning] = caplog.records
     assert warning.levelname == "WARNING"
-    assert "the CPU serves" in warning.getMessage()
+    assert "the CPU runs the graphs" in warning.getMessage()
     assert why in warning.getMessage()
 
 

@@ -3,13 +3,15 @@
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -20,6 +22,8 @@ from support import LABELS, draw_folder, save_tiny
 import app
 from app.bundle import load
 from app.bundle.encode import png
+from app.bundle.session import CPU, compiled_in
+from app.inference.providers import GPU
 from app.settings import Settings
 
 PACKAGE_PARENT = Path(app.__file__).parents[1]
@@ -37,13 +41,17 @@ def command(models: Path, *arguments: str | Path) -> list[str]:
 
 
 def score(
-    models: Path, *arguments: str | Path, cwd: Path | None = None, before: Callable[[], Any] | None = None
+    models: Path,
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    before: Callable[[], Any] | None = None,
+    env: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(models, *arguments),
         cwd=cwd,
         # What is limited for the command must not be used up by what measures its coverage.
-        env={name: value for name, value in environment().items() if before is None or "COVERAGE" not in name},
+        env={name: value for name, value in environment().items() if before is None or "COVERAGE" not in name} | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -141,6 +149,43 @@ def test_top_k_is_a_column_of_json(models: Path, photos: Path, tmp_path: Path) -
         assert next(iter(json.loads(row["probabilities"]).items())) == (row["label"], float(row["confidence"]))
         assert len(json.loads(row["probabilities"])) == 2
         assert f"p:{LABELS[0]}" not in row
+
+
+AZURE = "AzureExecutionProvider"  # onnxruntime's builds for CPUs have it: it starts, and leaves the graphs to the CPU
+
+
+@pytest.mark.skipif(AZURE not in compiled_in(), reason=f"this onnxruntime has no {AZURE}")
+@pytest.mark.parametrize("by", ["flag", "environment"])
+def test_the_provider_reaches_the_graphs_and_is_said(models: Path, photos: Path, tmp_path: Path, by: str) -> None:
+    wanted = f"{AZURE},{CPU[0]}"
+    done = {}
+    for name, provider in (("cpu", "cpu"), ("azure", wanted)):
+        out = tmp_path / f"{name}.csv"
+        flag = ["--provider", provider] if by == "flag" else []
+        env = {} if by == "flag" else {"GRAFT_PROVIDER": provider}
+        done[name] = score(models, photos / "bag", "--out", out, *flag, env=env)
+        assert done[name].returncode == 0, done[name].stderr
+    assert f"6 images by tiny@1 on {CPU[0]} into" in done["cpu"].stderr
+    assert f"6 images by tiny@1 on {AZURE} into" in done["azure"].stderr
+    assert (tmp_path / "cpu.csv").read_bytes() == (tmp_path / "azure.csv").read_bytes()
+
+
+@pytest.mark.skipif(GPU in compiled_in(), reason="this onnxruntime is built for a GPU")
+def test_a_gpu_that_is_required_and_not_there_is_a_sentence(models: Path, photos: Path, tmp_path: Path) -> None:
+    """Before an image is read or a file written; one that is preferred is a warning."""
+    out = tmp_path / "results.csv"
+    sentence = rf"graft: GRAFT_PROVIDER=require-gpu: this onnxruntime has no '{GPU}', it has .*`make install-gpu`.*\n"
+    for done in (
+        score(models, photos, "--out", out, "--provider", "require-gpu"),
+        score(models, photos, "--out", out, env={"GRAFT_PROVIDER": "require-gpu"}),
+    ):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(sentence, done.stderr)
+    assert not list(tmp_path.iterdir())
+    preferred = score(models, photos / "bag", "--out", out, "--provider", "prefer-gpu")
+    assert preferred.returncode == 0
+    assert "GRAFT_PROVIDER=prefer-gpu: the CPU runs the graphs" in preferred.stderr
+    assert f"on {CPU[0]}" in preferred.stderr
 
 
 def stopped_midway(models: Path, many: Path, out: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:

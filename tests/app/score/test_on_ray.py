@@ -2,20 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import draw_folder
 
 import app
-from app.errors import CannotScore
-from app.score import storage
+from app.bundle.session import CPU, compiled_in
+from app.errors import CannotScore, SettingsInvalid
+from app.inference.providers import GPU
+from app.score import on_ray, storage
+from app.score.on_ray import Job
 
 RAY = Path(sys.prefix).with_name(f"{Path(sys.prefix).name}-ray") / "bin/python"
 HERE = Path(__file__).parents[2]
@@ -145,6 +153,131 @@ def test_object_storage_is_read_and_written(models: Path, tmp_path: Path) -> Non
         assert "80 of them already" in end_of(scoring(models, given, out, "local", env))
         counts = paths_in(out, env)
     assert counts == Counter({f"{given}/{path.relative_to(folder)}" for path in folder.rglob("*.png")})
+
+
+class Objects(BaseHTTPRequestHandler):
+    """Object storage that keeps its connections, as real ones do: every object is the same."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:  # as http.server calls it
+        first = re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range", ""))
+        body = OBJECT[int(first[1]) :] if first else OBJECT
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(body)))
+        if first:
+            self.send_header("Content-Range", f"bytes {first[1]}-{len(OBJECT) - 1}/{len(OBJECT)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Counting(ThreadingHTTPServer):
+    connections = 0
+
+    def get_request(self) -> Any:
+        self.connections += 1
+        return super().get_request()
+
+
+OBJECT = b"an object's bytes"
+READS = """
+from concurrent.futures import ThreadPoolExecutor
+from app.score import storage
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(lambda n: len(storage.read(f"s3://bucket/{n}.png", 99)), range(100)))
+"""
+
+
+@with_ray
+def test_a_hundred_images_take_a_few_connections() -> None:
+    """A file system for each would open one at least for each."""
+    server = Counting(("127.0.0.1", 0), Objects)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    env["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.server_port}"
+    try:
+        done = subprocess.run(
+            [RAY, "-c", READS], capture_output=True, text=True, env=environment() | env, cwd="/", timeout=PATIENCE_S
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.stdout.split() == [str(len(OBJECT))] * 100, done.stderr
+    assert 1 <= server.connections <= 20, "four threads, and pyarrow's own"
+
+
+@with_ray
+@pytest.mark.skipif(GPU in compiled_in(), reason="this onnxruntime is built for a GPU")
+def test_a_gpu_that_the_cluster_has_not_is_a_sentence(models: Path, tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "images", 4, seed=1)
+    required = scoring(models, folder, tmp_path / "a.parquet", "local", {"GRAFT_PROVIDER": "require-gpu"})
+    _, error = required.communicate(timeout=PATIENCE_S)
+    assert required.returncode == 2
+    assert "graft: --provider require-gpu: the cluster has no GPU" in error
+    assert "Traceback" not in error
+    unknown = scoring(models, folder, tmp_path / "b.parquet", "local", {"GRAFT_PROVIDER": "gpu"})
+    _, error = unknown.communicate(timeout=PATIENCE_S)
+    assert unknown.returncode == 2
+    assert "graft: on Ray: GRAFT_PROVIDER=gpu: this onnxruntime has no 'gpu'" in error
+    preferred = scoring(models, folder, tmp_path / "c.parquet", "local", {"GRAFT_PROVIDER": "prefer-gpu"})
+    error = end_of(preferred)
+    assert "the cluster has no GPU: its CPUs score" in error
+    assert f"the graphs ran on {CPU[0]}" in error
+
+
+@pytest.mark.parametrize(
+    ("provider", "there", "each"),
+    [
+        ("cpu", 4, 0),
+        ("prefer-gpu", 4, 1),
+        ("prefer-gpu", 0, 0),
+        ("require-gpu", 1, 1),
+        (f"{GPU},{CPU[0]}", 2, 1),
+        ("TensorrtExecutionProvider", 2, 1),
+        ("OpenVINOExecutionProvider", 2, 0),
+    ],
+)
+def test_a_block_asks_ray_for_a_gpu_where_the_provider_wants_one(provider: str, there: float, each: int) -> None:
+    """Ray hides GPUs from tasks that do not."""
+    assert on_ray.gpus_each(provider, there) == each
+
+
+def test_a_workers_sentence_is_found_in_what_ray_tells() -> None:
+    traceback = """ray::MapBatches(score)() (pid=17, ip=192.0.2.2)
+  File "on_ray.py", line 4, in score
+app.errors.GoldenMismatch: tiny/1/golden.npz: embedding is off
+
+The above exception was the direct cause of the following exception:
+
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+To change retry attempts, configure `ray.data.DataContext.get_current()`.
+"""
+    assert on_ray.reason(traceback) == "tiny/1/golden.npz: embedding is off"
+    assert on_ray.reason("ray::score()\nZeroDivisionError: division by zero\n") == "ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("provider", ["require-gpu", GPU])
+def test_a_cluster_without_the_gpu_that_is_required_is_refused(provider: str) -> None:
+    with pytest.raises(CannotScore, match=f"^--provider {provider}: the cluster has no GPU"):
+        on_ray.gpus_each(provider, 0)
+
+
+@pytest.mark.skipif(GPU in compiled_in(), reason="this onnxruntime is built for a GPU")
+def test_a_worker_obeys_the_provider(models: Path, tmp_path: Path) -> None:
+    """As the function that Ray calls there; of an image that is none, which leaves nothing to write."""
+    (tmp_path / "none.png").write_bytes(b"none")
+    files = tuple((path.name, path.read_bytes()) for path in sorted((models / "tiny/1").iterdir()))
+    job = Job("tiny", 1, files, ("classify", None, None), str(tmp_path), 4, 1, 10**6, 10**6, "cpu")
+    problems, provider = job.score([str(tmp_path / "none.png")], set())
+    assert ([each.kind for each in problems], provider) == (["not-an-image"], CPU[0])
+    with pytest.raises(SettingsInvalid, match="GRAFT_PROVIDER=require-gpu: this onnxruntime has no"):
+        replace(job, provider="require-gpu").score([str(tmp_path / "none.png")], set())
 
 
 def test_keys_do_not_stand_in_paths() -> None:
