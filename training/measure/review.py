@@ -4,12 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.data.arrays import chunks
+from training.data.imageset import ImageSet
+from training.data.material import Material
+from training.data.splits import groups_of
 from training.data.storage import chunks
 from training.measure.components import main_directions
 
 _RANK = 128  # directions of the features that the second opinion is formed from
 _MOST_FOR_DIRECTIONS = 5000
 _RIDGE = 1.0  # of the mean variance, per image: a mild pull towards no opinion
+_FOLDS = 10  # into which labels are divided, each fold judged by a model of the others
 _CANDIDATES = 20  # times as many uncertain images as are asked for, among which variety is sought
 
 
@@ -42,11 +47,45 @@ def worth_labelling(chances: np.ndarray, points: np.ndarray, count: int) -> np.n
     return np.asarray(candidates[chosen], np.int64)
 
 
-def doubtful_labels(points: np.ndarray, labels: np.ndarray, classes: int, count: int) -> list[Doubt]:
-    """Labels that a linear model contradicts which was fitted on all images but the one in question.
+def unlabelled(material: Material) -> ImageSet | None:
+    """The images that nobody has labelled, if there are any: of the source, or of a target that is adapted to.
 
-    Ridge regression on the main directions of `points` (N, D); what it would say of an image, had it not been fitted
-    on it, follows from one fit: (fit - leverage · target) / (1 - leverage).
+    A source often holds the target's images too: those that have a label there are left out.
+    """
+    if not len(material.target.labels):
+        return material.target
+    if len(material.source.labels):
+        return None
+    labelled = set(material.target.hashes())
+    kept = [index for index, key in enumerate(material.source.hashes()) if key not in labelled]
+    return material.source.take(np.array(kept, np.int64)) if kept else None
+
+
+def groups(data: ImageSet, rule: str | None) -> np.ndarray:
+    """(N,) ids, equal for images that vouch for each other: of one group of `split.groups`, or alike to the pixel."""
+    named = groups_of(data, rule) if rule is not None and data.names else np.arange(len(data))
+    _, group = np.unique(named, return_inverse=True)
+    first: dict[bytes, int] = {}
+    parent = np.arange(group.max(initial=-1) + 1)  # of each group, one that it is joined with, or itself
+
+    def root(of: int) -> int:
+        while parent[of] != of:
+            of = parent[of]
+        return of
+
+    for key, own in zip(data.hashes(), group, strict=True):
+        parent[root(own)] = root(first.setdefault(key, own))
+    return np.array([root(own) for own in group], np.int64)
+
+
+def doubtful_labels(
+    points: np.ndarray, labels: np.ndarray, classes: int, count: int, groups: np.ndarray | None = None
+) -> list[Doubt]:
+    """Labels that a linear model contradicts which was fitted without them: on the other folds alone.
+
+    `points` (N, D), `groups` (N,) ids of images that fall into one fold, as they vouch for each other. Ridge regression
+    on the main directions of `points`, which are found without labels. A class that the other folds lack cannot be
+    predicted there: its labels in this fold are not doubted.
     """
     rng = np.random.default_rng(0)
     some = np.sort(rng.permutation(len(points))[:_MOST_FOR_DIRECTIONS])
@@ -55,16 +94,22 @@ def doubtful_labels(points: np.ndarray, labels: np.ndarray, classes: int, count:
     projected = np.concatenate([(part - mean) @ basis for part in chunks(points)])
     z = np.concatenate([projected, np.ones((len(points), 1))], axis=1)  # (N, rank + 1)
     targets = np.eye(classes)[labels]
-    gram = z.T @ z
-    inverse = np.linalg.inv(gram + _RIDGE * np.trace(gram) / len(points) / len(gram) * np.eye(len(gram)))
-    fitted = z @ (inverse @ (z.T @ targets))
-    leverage = np.minimum((z @ inverse * z).sum(axis=1), 1 - 1e-6)[:, None]
-    without = (fitted - leverage * targets) / (1 - leverage)
-    own = without[np.arange(len(labels)), labels]
-    others = np.where(targets > 0, -np.inf, without)
-    margin = others.max(axis=1) - own
+    _, group = np.unique(np.arange(len(points)) if groups is None else groups, return_inverse=True)
+    fold = rng.permutation(group.max(initial=0) + 1)[group] % _FOLDS
+    gram, moments, counts = z.T @ z, z.T @ targets, targets.sum(axis=0)
+    margin = np.full(len(labels), -np.inf)
+    suggested = np.zeros(len(labels), np.int64)
+    for out in (np.flatnonzero(fold == each) for each in range(_FOLDS)):
+        inside, known = gram - z[out].T @ z[out], counts - targets[out].sum(axis=0) > 0
+        ridge = _RIDGE * np.trace(inside) / max(1, len(points) - len(out)) / len(inside)
+        weight = np.linalg.solve(inside + ridge * np.eye(len(inside)), moments - z[out].T @ targets[out])
+        predicted = np.where(known, z[out] @ weight, -np.inf)
+        own = predicted[np.arange(len(out)), labels[out]]
+        others = np.where(targets[out] > 0, -np.inf, predicted)
+        suggested[out] = others.argmax(axis=1)
+        margin[out] = np.where(known[labels[out]], others.max(axis=1) - own, -np.inf)
     return [
-        Doubt(int(index), int(labels[index]), int(others[index].argmax()), float(margin[index]))
+        Doubt(int(index), int(labels[index]), int(suggested[index]), float(margin[index]))
         for index in np.argsort(-margin, kind="stable")[:count]
         if margin[index] > 0
     ]

@@ -173,9 +173,11 @@ def _spread(data: ImageSet, count: int) -> np.ndarray:
 
 
 def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Listed]:
-    """From the source, where it has no labels; else from the calibration images, whose labels nothing has used."""
+    """Of the images without a label, if there are any."""
     assert manifest.classifier is not None
-    pool = material.calibration if len(material.source.labels) else material.source
+    pool = review.unlabelled(material)
+    if pool is None:
+        return []
     outputs = outputs_of(bundle, pool, "worth labelling", ("embedding", "logits"))
     assert outputs.logits is not None
     chances = probabilities(outputs.logits, manifest.classifier.temperature)
@@ -191,11 +193,12 @@ def _to_check(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Mate
     assert manifest.classifier is not None
     tensor, data, labels = recipe.transfer.reads, material.target, manifest.classifier.labels
     points = outputs_of(bundle, data, "doubtful labels", (tensor,)).encoded[tensor]
+    groups = review.groups(data, recipe.split.groups)
     return [
         Listed(
             data.name(doubt.index), f"is {labels[doubt.given]}; {labels[doubt.suggested]}?", data.images[doubt.index]
         )
-        for doubt in review.doubtful_labels(points, data.labels, len(labels), _LISTED)
+        for doubt in review.doubtful_labels(points, data.labels, len(labels), _LISTED, groups)
     ]
 
 
@@ -218,12 +221,11 @@ def page(found: Study, pictures: bool) -> str:
     return frame(found.manifest.title, sections)
 
 
-_WHY_LABEL = (
-    "Uncertain, and unlike each other: what their labels would teach most. None of them was trained on with one."
-)
+_WHY_LABEL = "Uncertain, and unlike each other: what their labels would teach most. None of them has one."
 _WHY_CHECK = (
-    "A linear model on the encoder's output, fitted on all other images, prefers another label. Not every one is a "
-    "mistake; the list is ordered by how sure the model is."
+    "A linear model on the encoder's output, fitted without the image, its copies and its group, prefers another label. "
+    "Not every one is a mistake; the list is ordered by how sure the model is. An encoder that was trained with these "
+    "labels has learnt some of the mistakes: fewer are found then."
 )
 
 

@@ -1,6 +1,9 @@
 import numpy as np
+from support import spec
 
-from training.measure.review import doubtful_labels, worth_labelling
+from training.data.imageset import ImageSet
+from training.data.material import Material
+from training.measure.review import doubtful_labels, groups, unlabelled, worth_labelling
 
 RNG = np.random.default_rng(0)
 
@@ -18,12 +21,72 @@ def test_labels_that_were_exchanged_are_found() -> None:
     assert [doubt.margin for doubt in found] == sorted((doubt.margin for doubt in found), reverse=True)
 
 
-def test_what_one_fit_says_is_what_a_fit_without_the_image_would_say() -> None:
-    """The shortcut against doing it: an image far out, whose label only it supports."""
+def test_a_label_is_judged_by_a_fit_without_it() -> None:
+    """An image far out, whose label only it supports."""
     points = np.concatenate([RNG.normal(size=(60, 2)), [[25.0, 25.0]]]).astype(np.float32)
     labels = np.concatenate([(points[:60, 0] > 0).astype(np.int64), [0]])
     [first, *_] = doubtful_labels(points, labels, 2, 5)
     assert (first.index, first.suggested) == (60, 1)
+
+
+def test_copies_with_the_same_wrong_label_do_not_vouch_for_each_other() -> None:
+    points, labels = RNG.normal(size=(200, 4)).astype(np.float32), np.zeros(200, np.int64)
+    labels[points[:, 0] > 0] = 1
+    points[:8], labels[:8] = (
+        [40, 0, 40, 0],
+        0,
+    )  # copies, far out on the side of class 1
+    group = np.arange(200)
+    group[:8] = 0
+    found = doubtful_labels(points, labels, 2, 8, group)
+    assert sorted(doubt.index for doubt in found) == list(range(8))
+
+
+def test_a_class_that_no_other_fold_has_is_not_doubted() -> None:
+    points, labels = RNG.normal(size=(100, 3)).astype(np.float32), np.arange(100) % 2
+    labels[:6] = 2
+    group = np.arange(100)
+    group[:6] = 0
+    assert not any(doubt.given == 2 for doubt in doubtful_labels(points, labels, 3, 100, group))
+
+
+def images_of(levels: list[int], labels: list[int] | None, names: tuple[str, ...] = ()) -> ImageSet:
+    pixels = np.array(levels, np.uint8)[:, None, None, None]
+    return ImageSet(pixels, np.array([] if labels is None else labels, np.int64), ("a", "b"), names)
+
+
+def test_groups_hold_copies_and_what_a_rule_joins() -> None:
+    data = images_of([1, 2, 1, 3, 4, 2], [0] * 6, ("x1.png", "x2.png", "y1.png", "y2.png", "z1.png", "z2.png"))
+    alone, joined = groups(data, None), groups(data, r"(\w)\d")
+    assert [alone[0] == alone[2], alone[1] == alone[5], len(set(alone.tolist()))] == [True, True, 4]
+    assert len(set(joined.tolist())) == 1, "x and y share an image, x and z another"
+
+
+def material(source: ImageSet, target: ImageSet) -> Material:
+    return Material(
+        spec=spec(1, 1),
+        source=source,
+        source_train=source,
+        source_validation=source,
+        source_test=source,
+        target=target,
+        train=target,
+        validation=target,
+        calibration=target,
+        test=target,
+    )
+
+
+def test_only_images_without_a_label_are_worth_one() -> None:
+    labelled, bare = images_of([1, 2, 3], [0, 1, 1]), images_of([3, 4, 5, 1], None)
+    assert unlabelled(material(labelled, labelled)) is None
+    pool = unlabelled(material(bare, labelled))
+    assert pool is not None
+    assert pool.images[:].ravel().tolist() == [4, 5], "the others have one in the target"
+    assert unlabelled(material(images_of([1, 3], None), labelled)) is None
+    adapted = unlabelled(material(labelled, bare))
+    assert adapted is not None
+    assert len(adapted) == 4
 
 
 def test_clean_labels_are_left_alone() -> None:
