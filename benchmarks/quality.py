@@ -32,7 +32,7 @@ from training.data.material import gather
 from training.data.splits import train_and_held_out
 from training.learning.transfer import pretrain, read, workshop
 from training.measure import evaluate
-from training.report.sections import auroc
+from training.measure.detection import auroc
 from training.score import anomaly
 
 DEFAULT = Path("models/fashion-mnist")

@@ -96,11 +96,11 @@ def compare(
 ) -> None:
     chosen = recipes.load(recipe, changes)
     _fetch_missing(chosen)
-    from training.compare import bench
+    from training import run as runs
 
-    folder = out or bench.folder_of(chosen)
+    folder = out or Path("runs") / f"compare-{chosen.name}"
     try:
-        print(bench.compare(chosen, folder, arms, budgets, seeds))
+        print(runs.compare(chosen, folder, arms, budgets, seeds))
     except KeyboardInterrupt:
         say(f"stopped: what was found is in {folder}; the same command goes on from there")
         raise

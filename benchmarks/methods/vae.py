@@ -17,7 +17,7 @@ from training.compare.results import interval
 from training.data import imageset
 from training.learning.stages import learnt_before
 from training.measure import evaluate, likelihood
-from training.report.sections import auroc
+from training.measure.detection import auroc
 
 SEEDS = 3
 _DRAWS = 4  # of the code, where each image's bound is compared with others
@@ -46,7 +46,7 @@ def _trained(chosen: recipe.Recipe, models: Path, folder: Path) -> Bundle:
 
 
 def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
-    chosen = run.recipe_of(folder)
+    chosen = recipe.read(folder)
     garments = imageset.load("fashion-mnist", "test", bundle.manifest.input)
     strange = {
         "digits": imageset.load("mnist", "test", bundle.manifest.input),

@@ -260,9 +260,9 @@ def test_a_refused_int8_leaves_fp32(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that cannot be told apart in eight bits: one channel's are a thousand times the others'."""
-    from training.publish import deliver
+    from training.publish import draft
 
-    real = deliver.quantised
+    real = draft.quantised
 
     def coarse(exported: Exported, images: ImageSet) -> Exported:
         """Quantised, then spoilt: all codes come out alike."""
@@ -272,7 +272,7 @@ def test_a_refused_int8_leaves_fp32(
             weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
         return replace(made, files={**made.files, "head.onnx": head.SerializeToString()})
 
-    monkeypatch.setattr(deliver, "quantised", coarse)
+    monkeypatch.setattr(draft, "quantised", coarse)
     assert train(recipe, tmp_path, [*SMALL, "transfer.reads=features", "transfer.epochs=10", "export.int8=true"]) == 0
     assert b"QuantizeLinear" not in (tmp_path / "models/drawn/1/encoder.onnx").read_bytes()
     assert "refused, fp32 is published" in capsys.readouterr().err

@@ -1,12 +1,10 @@
-"""torch modules → graphs → a bundle, proven on the way: torch and onnxruntime must agree before it is saved."""
+"""torch modules → ONNX graphs, on which torch and onnxruntime must agree."""
 
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.bundle import SCHEMA_VERSION, Bundle, golden, load, save
+from app.bundle import SCHEMA_VERSION, golden
 from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
@@ -100,6 +98,17 @@ class Exported:
     files: dict[str, bytes]
     tolerances: dict[str, float]  # of golden tensors, where they differ from golden.TOLERANCE
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The manifest's fields that the graphs settle."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "input": self.spec,
+            "latent_size": self.latent_size,
+            "feature_maps": self.feature_maps,
+            "graphs": self.graphs,
+        }
+
 
 def export(
     net: Autoencoder, head: Head | None, spec: InputSpec, reads: str = "embedding", features: bool = False
@@ -182,25 +191,6 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
                     f"{graph.file}: {tensor.name} of onnxruntime is off torch's by {difference:.3g} at batch {size}: "
                     "not exported"
                 )
-
-
-def publish(models: Path, name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Path:
-    """Save the bundle; `rest` are the manifest's fields that the graphs do not settle, `files` their files."""
-    fields = {
-        "schema_version": SCHEMA_VERSION,
-        "input": exported.spec,
-        "latent_size": exported.latent_size,
-        "feature_maps": exported.feature_maps,
-        "graphs": exported.graphs,
-        **rest,
-    }
-    return save(models, name, fields, {**exported.files, **files}, tolerances=exported.tolerances)
-
-
-def rehearse(name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Bundle:
-    """The bundle as it would be loaded, saved where nobody serves from: to be measured before it is published."""
-    with tempfile.TemporaryDirectory() as folder:
-        return load(publish(Path(folder), name, exported, rest, files))
 
 
 def _floats(name: str, *shape: int) -> TensorSpec:

@@ -10,10 +10,13 @@ import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from app.bundle import Bundle
 from app.bundle.golden import TOLERANCE
-from app.bundle.manifest import Graph
+from app.bundle.manifest import Graph, Metric
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
+from training.measure import evaluate
+from training.progress import say
 from training.publish.onnx import Exported
 
 IMAGES = 1000  # from which the ranges of activations are taken
@@ -42,6 +45,17 @@ def quantised(exported: Exported, train: ImageSet) -> Exported:
         for tensor in graph.outputs if graph else ():
             tolerances[tensor.name] = max(coarsest, tolerances.get(tensor.name, TOLERANCE))
     return replace(exported, files=files, tolerances=tolerances)
+
+
+def gate(before: Bundle, after: Bundle, validation: ImageSet, most_lost: float) -> tuple[bool, Metric]:
+    """(whether the integers hold the accuracy of fp32, what was measured)."""
+    in_floats, in_integers = (evaluate.accuracy(each, validation, "int8 gate") for each in (before, after))
+    kept = in_floats - in_integers <= most_lost + 1e-9  # shares of whole images
+    verdict = "kept" if kept else "refused, fp32 is published"
+    say(f"int8: {in_integers:.4f} of validation images right, fp32 {in_floats:.4f}: {verdict}")
+    how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed: {verdict}"
+    lost = in_floats - in_integers
+    return kept, Metric(name="int8_accuracy_lost", value=lost, images=len(validation), how=how)
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

@@ -2,12 +2,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-from training.data.imageset import ImageSet
-from training.report.sections import Apart, apart, auroc
-
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
 
@@ -36,25 +30,6 @@ def read(path: Path) -> tuple[str, list[str]]:
     parser.feed(text)
     assert parser.open == []
     return text, parser.headings
-
-
-def test_auroc_counts_pairs() -> None:
-    rng = np.random.default_rng(0)
-    normal, strange = rng.integers(0, 5, 40).astype(float), rng.integers(2, 8, 30).astype(float)
-    pairs = [(s > n) + 0.5 * (s == n) for n in normal for s in strange]
-    assert auroc(normal, strange) == pytest.approx(np.mean(pairs))
-
-
-def test_every_class_has_its_own_false_alarms_the_hardest_first() -> None:
-    labels = np.repeat([0, 1, 3], [4, 2, 2])
-    data = ImageSet(np.zeros((8, 1, 1, 1), np.uint8), labels, ("bag", "coat", "dress", "shirt"))
-    scores, strange = np.array([0.0, 1.0, 2.0, 5.0, 0.0, 1.0, 3.5, 4.5]), np.array([4.0, 6.0])
-    assert apart(3.0, data, scores, strange) == [
-        Apart("shirt", 2, 1.0, 0.75),
-        Apart("bag", 4, 0.25, 0.875),
-        Apart("coat", 2, 0.0, 1.0),
-    ]
-    assert [each.auroc for each in apart(3.0, data, scores, None)] == [None] * 3
 
 
 def test_the_page_in_the_run_shows_everything_and_needs_no_network(trained: Path) -> None:

@@ -1,0 +1,139 @@
+"""A bundle on its way to being published: export → fit the score → measure, each stage a function of the last."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.bundle import Bundle, assemble, with_references
+from app.bundle.manifest import Classifier, Metric
+from training.data.material import Material
+from training.errors import TrainingError
+from training.learning.stages import Learnt
+from training.learning.transfer import accuracy_of
+from training.measure import evaluate, likelihood
+from training.measure.evaluate import Outputs
+from training.publish import onnx
+from training.publish.onnx import Exported
+from training.publish.provenance import provenance
+from training.publish.quantise import gate, quantised
+from training.recipe import Recipe
+from training.score import anomaly, calibrate, drift, latent_map
+
+MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What `save` will write, and the same as a bundle in memory, whose graphs are loaded once."""
+
+    exported: Exported
+    fields: dict[str, Any]  # of the manifest
+    bundle: Bundle
+    arrays: dict[str, np.ndarray]  # of the reference file
+    notes: tuple[Metric, ...] = ()  # measured by the export itself
+
+    @classmethod
+    def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
+        fields = {**exported.fields, **fields}
+        return cls(exported, fields, assemble(name, fields, exported.files, exported.tolerances), {})
+
+    def with_references(self, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Draft":
+        arrays = self.arrays | arrays
+        bundle = with_references(self.bundle, fields, arrays)
+        return replace(self, fields=self.fields | fields, bundle=bundle, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A draft that states its metrics, and its outputs on the test images."""
+
+    draft: Draft
+    outputs: Outputs
+
+
+def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
+    """The graphs, held to the accuracy of the torch modules; in integers where the recipe asks and accuracy allows."""
+    features = "features" in anomaly.tensors(recipe.anomaly.distances)
+    exported = onnx.export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, features)
+    fields = _fields(recipe, material, labelled=learnt.head is not None)
+    draft = Draft.of(recipe.name, exported, fields)
+    notes: list[Metric] = []
+    if learnt.head is not None:
+        notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
+    if recipe.network.variational:
+        notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
+    if recipe.export.int8:
+        smaller = Draft.of(recipe.name, quantised(exported, material.train), fields)
+        kept, note = gate(draft.bundle, smaller.bundle, material.validation, recipe.export.most_lost)
+        notes.append(note)
+        draft = smaller if kept else draft
+    return replace(draft, notes=tuple(notes))
+
+
+def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
+    """The manifest's fields that the graphs do not settle, as they are before the score is fitted."""
+    return {
+        "title": recipe.title,
+        "variational": recipe.network.variational,
+        "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
+        "anomaly": None,
+        "reference": None,
+        "metrics": (),
+        "provenance": provenance(_without_folders(recipe), material.fingerprints(), onnx.OPSET),
+    }
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """A bundle is published with its recipe: of a folder or file it gives the name, not where it lies."""
+    network, split = recipe.network, recipe.split
+    if network.weights is not None:
+        network = network.model_copy(update={"weights": Path(network.weights).name})
+    if split.groups is not None and split.groups.endswith(".csv"):
+        split = split.model_copy(update={"groups": Path(split.groups).name})
+    names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
+    return recipe.model_copy(update={**names, "network": network, "split": split})
+
+
+def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Material) -> Metric:
+    """On the torch modules; the fp32 graphs must agree, or nothing is published."""
+    assert learnt.head is not None
+    images, how = material.test, "the torch modules, the same images"
+    if not len(images.labels):
+        images, how = material.judges, f"the torch modules, {judges_in_words(material)}"
+    in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
+    served = evaluate.accuracy(bundle, images, "agreement")
+    if abs(in_torch - served) > MOST_ACCURACY_LOST:
+        raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
+    return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
+
+
+def judges_in_words(material: Material) -> str:
+    of = "" if material.judges is material.validation else " of the source"
+    return f"{len(material.judges):,} validation images{of}"
+
+
+def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
+    """Temperature from held-out labels, anomaly score from training and calibration images, drift from these."""
+    fields, arrays = calibrate.anomaly_part(
+        draft.bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
+    )
+    logits = evaluate.run(draft.bundle, material.judges, "temperature", ("logits",)).logits
+    temperature = None
+    if logits is not None:
+        temperature = calibrate.temperature(logits, material.judges.labels)
+        fields["classifier"] = Classifier(labels=material.target.classes, temperature=temperature)
+    arrays |= drift.reference(draft.bundle, material.calibration, temperature)
+    return draft.with_references(fields, arrays)
+
+
+def measure(material: Material, draft: Draft) -> Measured:
+    """On the test images, by the code that serves; they are what the latent map shows, too."""
+    test, bundle = material.test, draft.bundle
+    outputs = evaluate.run(bundle, test, f"evaluate {bundle.name}")
+    how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
+    metrics = (*evaluate.metrics(bundle, test, how, outputs, material.train), *draft.notes)
+    labels = test.labels if bundle.manifest.classifier else np.array([])
+    shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
+    return Measured(draft.with_references({"metrics": metrics}, shown), outputs)
