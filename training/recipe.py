@@ -312,10 +312,10 @@ def write(recipe: Recipe, folder: Path) -> None:
 
 
 def read(folder: Path) -> Recipe:
-    """Of a run or a comparison."""
+    """The recipe in the folder of a run or a comparison."""
     path = folder / RECIPE_FILE
     if not path.is_file():
-        raise TrainingError(f"{folder}: no run there: {RECIPE_FILE} is missing; begin one without --resume")
+        raise TrainingError(f"{folder}: not a run: {RECIPE_FILE} is missing; start one without --resume")
     try:
         return Recipe.model_validate_json(path.read_text())
     except (OSError, UnicodeDecodeError, ValidationError) as error:

@@ -1,4 +1,4 @@
-"""Runs: a folder each, with the recipe, the checkpoints, the weights, the journal and the report."""
+"""A run and its folder: recipe, checkpoints, weights, journal and report; resume; the order of the stages."""
 
 import json
 import shutil
@@ -33,25 +33,25 @@ _OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed"
 
 
 def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run's folder; or, to resume, one that holds the same recipe unfinished."""
+    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished."""
     if not resume:
         if folder.exists():
-            raise TrainingError(f"{folder} is there already: go on with it with --resume, or name another with --run")
+            raise TrainingError(f"{folder} already exists: resume it with --resume, or choose another with --run")
         try:
             folder.mkdir(parents=True)
             recipes.write(recipe, folder)
         except OSError as error:
-            raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --run") from None
+            raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --run") from None
         return
     if recipes.read(folder) != recipe:
-        raise TrainingError(f"{folder}: a run of another recipe, or of other --set values; resume it with its own")
+        raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
     if (folder / DONE_FILE).is_file():
         done = (folder / DONE_FILE).read_text().splitlines()[-1]
-        raise TrainingError(f"{folder}: finished, as {done}; nothing is left to do")
+        raise TrainingError(f"{folder}: the run is finished: it published {done}")
 
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
-    """All of it: the published bundle."""
+    """Train and publish; returns the bundle's folder."""
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
@@ -60,26 +60,28 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
-    """The folder, with an encoder and a decoder of the source."""
+    """Train encoder and decoder on the source; returns the run's folder."""
     if not recipe.transfer.pretrains:
-        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or run it")
+        raise TrainingError(
+            f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or use graft-train run"
+        )
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
 
 def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
-    """The folder, with all that is learnt; what another run pretrained is taken from there."""
+    """Train without publishing, from the weights that the run `pretrained` has, if given; returns the run's folder."""
     if pretrained is None:
         ranks.from_first(lambda: open_folder(folder, recipe, resume))
         learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
-        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave --from away")
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave out --from")
     before, weights = recipes.read(pretrained), pretrained / CHECKPOINTS / _PRETRAINED
     if not weights.is_file():
         raise TrainingError(
-            f"{pretrained}: not pretrained to its end; go on with graft-train pretrain RECIPE --resume "
+            f"{pretrained}: its pretraining is not finished: resume it with graft-train pretrain RECIPE --resume "
             f"--run {pretrained}"
         )
     recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
@@ -87,8 +89,8 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):
         raise TrainingError(
-            f"{pretrained}: its pretraining had {seen:,} of the images that are held out here, so that no number about "
-            "them could be trusted; pretrain with the target's own split, or on other images"
+            f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
+            "them could be trusted: pretrain with the target's own split, or on other images"
         )
     ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
     learn(recipe, material, folder)
@@ -103,17 +105,17 @@ def _copy(weights: Path, checkpoints: Path) -> None:
 
 
 def export(folder: Path, models: Path) -> Path:
-    """The bundle of a run that is trained; calibrated, measured and published as the next version."""
+    """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
     learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
     return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
 
 
 def report(folder: Path) -> Path:
-    """The page with pictures, written anew from the bundle that the run published last."""
+    """Write the page with images again, for the bundle that the run published last."""
     recipe = recipes.read(folder)
     if not (folder / DONE_FILE).is_file():
-        raise TrainingError(f"{folder}: nothing was published from there yet; graft-train export {folder} does it")
+        raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
     bundle = load(Path((folder / DONE_FILE).read_text().splitlines()[-1]))
     material = _gather(recipe, folder)
     outputs = evaluate.run(bundle, material.test, f"evaluate {bundle.name}")
@@ -128,32 +130,32 @@ def compare(
     budgets: Sequence[int | None] | None = None,
     seeds: int = 3,
 ) -> Path:
-    """The page of the comparison; beside it the numbers as JSON and as Markdown."""
+    """The page of the comparison; its numbers lie beside it as JSON and Markdown."""
     return comparison.write(folder, bench.compare(recipe, folder, arms, budgets, seeds))
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
-    """The material, which must be what it was when the run began: else what was held out would be other images."""
+    """Read the images. They must be those with which the run began, or other ones would be held out."""
     material = gather(recipe)
     ranks.from_first(lambda: _require_unchanged(material.fingerprints(), folder))
     return material
 
 
-def _require_unchanged(found: dict[str, str], folder: Path) -> None:
+def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
     path = folder / DATA_FILE
     if not path.is_file():
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        path.write_text(json.dumps(fingerprints, indent=2) + "\n")
         return
-    changed = [name for name, digest in json.loads(path.read_text()).items() if found.get(name) != digest]
+    changed = [name for name, digest in json.loads(path.read_text()).items() if fingerprints.get(name) != digest]
     if changed:
         raise TrainingError(
-            f"{folder}: the data have changed since the run began ({', '.join(changed)}): other images would be held "
-            "out than before; put them back as they were, or begin a new run"
+            f"{folder}: the data have changed since the run began ({', '.join(changed)}), so other images would be "
+            "held out than before: restore them, or start a new run"
         )
 
 
 def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
-    """export → fit the score → measure → report → publish. The report with pictures stays in the run's folder."""
+    """Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
     scored = fit_score(recipe, material, exported)
@@ -174,7 +176,7 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
-    """The journal's lines about epochs."""
+    """The epochs in the journal."""
     path = folder / JOURNAL_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return [line for line in lines if "epoch" in line]

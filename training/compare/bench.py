@@ -1,4 +1,4 @@
-"""Runs a comparison: every arm at every label budget, over several seeds. An interrupted one goes on where it was."""
+"""A comparison: every arm at every label budget, over several seeds; an interrupted one resumes."""
 
 import json
 from collections.abc import Sequence
@@ -28,26 +28,26 @@ def compare(
     budgets: Sequence[int | None] | None = None,
     seeds: int = 3,
 ) -> Comparison:
-    """What was found, in `folder` as JSON too.
+    """The accuracy of every arm, written to `folder` as JSON too.
 
-    No arm sees a label beyond its budget, nor chooses anything by the test images.
+    No arm sees a label beyond its budget, and none chooses anything by the test images.
     """
     if recipe.transfer.adapts:
-        raise TrainingError(f"transfer.mode={recipe.transfer.mode}: the arms of a comparison learn the target's labels")
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode}: a comparison needs labels of the target")
     done = _open(folder, recipe)
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)
-    arms = [arm for arm in arms or ARMS if not (material.one_domain and arm == "target")]  # it would be `source` again
+    arms = [arm for arm in arms or ARMS if not (material.one_domain and arm == "target")]  # the same as `source`
     for seed in range(seeds):
         left = [(arm, budget) for arm in arms for budget in chosen if not any(r.is_of(arm, budget, seed) for r in done)]
         bench = Bench(recipe, material, seed, folder)
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
-            found = Result(arm, budget, len(rows), seed, METHODS[arm](bench, rows))
+            result = Result(arm, budget, len(rows), seed, METHODS[arm](bench, rows))
             with (folder / _RESULTS).open("a") as file:
-                file.write(json.dumps(found.__dict__) + "\n")
-            done.append(found)
-            accuracy = f"{arm} with {found.labels:,} labels: {found.accuracy:.4f}"
+                file.write(json.dumps(result.__dict__) + "\n")
+            done.append(result)
+            accuracy = f"{arm} with {result.labels:,} labels: {result.accuracy:.4f}"
             say(f"seed {seed + 1} of {seeds}, {number} of {len(left)}: {accuracy}")
     comparison = Comparison(recipe, len(material.test), done)
     results.write(folder, comparison)
@@ -55,28 +55,32 @@ def compare(
 
 
 def _budgets(wanted: Sequence[int | None], recipe: Recipe, material: Material) -> list[int | None]:
-    """Those for which every class has enough images."""
+    """The budgets for which every class has enough images."""
     train, classes = material.train, len(material.target.classes)
     if classes < 2:
         raise TrainingError(f"{recipe.target}: {classes} classes; a comparison needs at least two")
     fewest = int(np.bincount(train.labels, minlength=len(train.classes)).min())
     possible = [budget for budget in wanted if budget is None or budget < fewest]
     if not possible:
-        raise TrainingError(f"the smallest class has {fewest} images to train on: ask for smaller budgets, or for all")
+        raise TrainingError(f"the smallest class has {fewest} images to train on: choose smaller budgets, or all")
     for budget in set(wanted) - set(possible):
         say(f"note: no {budget} labels per class: the smallest class has {fewest} images to train on")
     return possible
 
 
 def _open(folder: Path, recipe: Recipe) -> list[Result]:
-    """What an interrupted comparison of the same recipe has found."""
+    """The results of an interrupted comparison of the same recipe."""
     if (folder / RECIPE_FILE).is_file() and recipes.read(folder) != recipe:
-        raise TrainingError(f"{folder}: a comparison of another recipe, or other --set values; name another with --out")
+        raise TrainingError(
+            f"{folder}: holds a comparison of another recipe, or of other --set values: choose another --out"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recipes.write(recipe, folder)
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --out") from None
+        raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --out") from None
     path = folder / _RESULTS
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [Result(**json.loads(line)) for line in lines if line.endswith("\n")]  # a torn last line is done again
+    return [
+        Result(**json.loads(line)) for line in lines if line.endswith("\n")
+    ]  # an incomplete last line is computed again

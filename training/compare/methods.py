@@ -15,16 +15,16 @@ from training.learning.transfer import Workshop, accuracy_of, finetune, in_batch
 from training.measure.probes import Probe
 from training.recipe import Recipe, Transfer
 
-_WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
-_FEWEST_STEPS = 300  # of training a whole network: few labels are gone through often
-_DRAWN = 1  # examples that are drawn for each that has a label
+_WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
+_FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
+_DRAWN = 1  # drawn examples for each labelled one
 
 Points = tuple[np.ndarray, np.ndarray]  # (N, D) of the training images, and of the test images
 
 
 @dataclass
 class Bench:
-    """What the arms of one seed share: each network is pretrained once, each set of points read once."""
+    """What the arms of one seed share: each network is pretrained once, each set of points is computed once."""
 
     recipe: Recipe
     material: Material
@@ -44,11 +44,11 @@ class Bench:
         pretrain(shop, m.source_train, m.source_validation, self.recipe.pretrain)
         return shop
 
-    def points(self, arm: str, read_both: Callable[[], Points]) -> Points:
-        """Of one arm at a time: they are large."""
+    def points(self, arm: str, compute: Callable[[], Points]) -> Points:
+        """Points are large: only one arm's are kept."""
         if arm not in self._points:
             self._points.clear()
-            self._points[arm] = read_both()
+            self._points[arm] = compute()
         return self._points[arm]
 
     def features(self, shop: Workshop) -> Points:
@@ -56,15 +56,15 @@ class Bench:
         return read(shop, m.train, tensor), read(shop, m.test, tensor)
 
     def probe(self, rows: np.ndarray, points: Points) -> float:
-        """Logistic regression on the points of these training images."""
+        """Accuracy of logistic regression on the points of these training images."""
         train, test = points
         labels, classes = self.material.train.labels[rows], len(self.material.train.classes)
         return Probe(train[rows], labels, classes, self.seed).accuracy(test, self.material.test.labels)
 
     def train_whole(self, shop: Workshop, images: ImageSet, validation: ImageSet) -> float:
-        """The whole network, by labels alone; few images are gone through in more epochs."""
+        """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
         stage = self.recipe.transfer
-        if stage.mode in ("head", "decoder", "random-frozen"):  # made for a head alone
+        if stage.mode in ("head", "decoder", "random-frozen"):  # whose settings suit a head alone
             stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
         per_epoch = math.ceil(len(images) / stage.batch)
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
@@ -75,23 +75,23 @@ class Bench:
 
 
 def pixels(bench: Bench, rows: np.ndarray) -> float:
-    def read_both() -> Points:
+    def compute() -> Points:
         train, test = (
             in_batches(lambda images: images.flatten(1) / 255, part.images)
             for part in (bench.material.train, bench.material.test)
         )
         return train, test
 
-    return bench.probe(rows, bench.points("pixels", read_both))
+    return bench.probe(rows, bench.points("pixels", compute))
 
 
 def random(bench: Bench, rows: np.ndarray) -> float:
-    def read_both() -> Points:
+    def compute() -> Points:
         shop = bench.workshop("random")
         settle(shop, bench.material.source_train)
         return bench.features(shop)
 
-    return bench.probe(rows, bench.points("random", read_both))
+    return bench.probe(rows, bench.points("random", compute))
 
 
 def source(bench: Bench, rows: np.ndarray) -> float:
@@ -99,12 +99,12 @@ def source(bench: Bench, rows: np.ndarray) -> float:
 
 
 def target(bench: Bench, rows: np.ndarray) -> float:
-    def read_both() -> Points:
+    def compute() -> Points:
         shop, m = bench.workshop("target"), bench.material
         pretrain(shop, m.train, m.validation, bench.recipe.pretrain)
         return bench.features(shop)
 
-    return bench.probe(rows, bench.points("target", read_both))
+    return bench.probe(rows, bench.points("target", compute))
 
 
 def finetuned(bench: Bench, rows: np.ndarray) -> float:
@@ -125,12 +125,12 @@ def generated(bench: Bench, rows: np.ndarray) -> float:
 
 
 def _with_drawn(bench: Bench, labelled: ImageSet) -> ImageSet:
-    """In one domain the source's labels are beyond the budget: the generator is pretrained without."""
+    """If source and target are one, the source's labels are beyond the budget: the generator pretrains without."""
     m, shop = bench.material, bench.workshop("generator")
     torch.manual_seed(bench.seed)
     generator = generate.untrained(m.spec.shape, 0 if m.one_domain else len(m.source_train.classes))
     generate.pretrain(shop, generator, m.source_train)
-    torch.manual_seed(bench.seed)  # whether it was pretrained now or before
+    torch.manual_seed(bench.seed)  # the same whether it was pretrained now or in an earlier call
     shop = shop.kept_in(bench.own(f"generator-{len(labelled)}"))
     generator = generate.adapted(shop, generator, labelled)
     torch.manual_seed(bench.seed)

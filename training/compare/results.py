@@ -1,4 +1,4 @@
-"""What a comparison found, in numbers and in words."""
+"""The results of a comparison, and what they say."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from training.compare.arms import BASELINE, TRANSFERS
 from training.recipe import Recipe
 
 NUMBERS_FILE = "comparison.json"
-# Student's t at 97.5 %, by degrees of freedom; beyond the last it hardly falls.
+# Student's t at 97.5 %, by degrees of freedom; it hardly falls beyond the last.
 _T = (
     *(math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -23,10 +23,10 @@ _T = (
 
 @dataclass(frozen=True)
 class Result:
-    """One arm, trained once."""
+    """One arm at one budget and seed."""
 
     arm: str
-    budget: int | None  # labels per class; None is all there are
+    budget: int | None  # labels per class; None is all
     labels: int  # in all
     seed: int
     accuracy: float
@@ -37,7 +37,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms, of one recipe."""
+    """All arms of one recipe."""
 
     recipe: Recipe
     test_images: int
@@ -63,7 +63,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def difference(results: Sequence[Result], arm: str, labels: int, baseline: str = BASELINE) -> Interval | None:
-    """Arm less baseline, seed by seed: both had the same labels. None where either is missing."""
+    """Arm less baseline, paired by seed: both had the same labels. None where either is missing."""
     by_seed = [
         {r.seed: r.accuracy for r in results if r.arm == each and r.labels == labels} for each in (arm, baseline)
     ]
@@ -72,38 +72,38 @@ def difference(results: Sequence[Result], arm: str, labels: int, baseline: str =
 
 
 def words(results: Sequence[Result], recipe: Recipe) -> list[str]:
-    """Sentences: whether transfer helped, where it hurt, and what it should be ashamed of."""
-    said = []
+    """Sentences: where transfer helped, where it hurt, and which baselines it does not beat."""
+    sentences = []
     for arm in TRANSFERS:
-        judged: dict[str, list[str]] = {"helps": [], "hurts": [], "makes no difference that shows": []}
+        verdicts: dict[str, list[str]] = {"helps": [], "hurts": [], "makes no measurable difference": []}
         for labels in budgets(results):
-            found = difference(results, arm, labels)
-            if found is None:
+            gain = difference(results, arm, labels)
+            if gain is None:
                 continue
-            verdict = "helps" if found.low > 0 else "hurts" if found.high < 0 else "makes no difference that shows"
-            judged[verdict].append(f"{labels:,} ({100 * found.mean:+.1f} points)")
-        for verdict, where in judged.items():
+            verdict = "helps" if gain.low > 0 else "hurts" if gain.high < 0 else "makes no measurable difference"
+            verdicts[verdict].append(f"{labels:,} ({100 * gain.mean:+.1f} points)")
+        for verdict, where in verdicts.items():
             if where:
-                named = "NEGATIVE TRANSFER: " if verdict == "hurts" else ""
-                said.append(
-                    f"{named}Against training from scratch, {_called(arm, recipe)} {verdict} "
-                    f"with {_listed(where)} labels."
+                prefix = "NEGATIVE TRANSFER: " if verdict == "hurts" else ""
+                sentences.append(
+                    f"{prefix}Against training from scratch, {_in_words(arm, recipe)} {verdict} "
+                    f"with {_enumerated(where)} labels."
                 )
     for arm, other in (("source", "random"), ("source", "pixels"), ("source", "target")):
         where = [
             f"{labels:,}"
             for labels in budgets(results)
-            if (found := difference(results, arm, labels, other)) is not None and not found.low > 0
+            if (gain := difference(results, arm, labels, other)) is not None and not gain.low > 0
         ]
         if where:
-            said.append(
-                f"With {_listed(where)} labels {_called(arm, recipe)} is not shown to be better than "
-                f"{_called(other, recipe)}."
+            sentences.append(
+                f"With {_enumerated(where)} labels {_in_words(arm, recipe)} is not measurably better than "
+                f"{_in_words(other, recipe)}."
             )
-    return said
+    return sentences
 
 
-def _called(arm: str, recipe: Recipe) -> str:
+def _in_words(arm: str, recipe: Recipe) -> str:
     source, target = Path(recipe.source).name, Path(recipe.target).name
     return {
         "pixels": "logistic regression on the pixels",
@@ -116,7 +116,7 @@ def _called(arm: str, recipe: Recipe) -> str:
     }[arm]
 
 
-def _listed(words: list[str]) -> str:
+def _enumerated(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
@@ -139,6 +139,6 @@ def write(folder: Path, comparison: Comparison) -> None:
 
 
 def read(folder: Path) -> list[Result]:
-    """What was written there before; nothing, where nothing was."""
+    """What `write` has written to the folder, if anything."""
     path = folder / NUMBERS_FILE
     return [Result(**fields) for fields in json.loads(path.read_text())["results"]] if path.is_file() else []

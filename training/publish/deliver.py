@@ -1,4 +1,4 @@
-"""A measured draft → models/<name>/<version>/, its card and report beside its graphs."""
+"""A measured draft → models/<name>/<version>/, with card and report."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from training.score import anomaly, calibrate
 
 
 def deliver(models: Path, material: Material, draft: Draft, report: str, minutes: float) -> Path:
-    """The next version; `report` is an HTML page without images of the data, `minutes` what the run took."""
-    written = card(draft.bundle.manifest, judges_in_words(material), minutes, machine())
+    """Save the next version. `report` is HTML without images of the data, `minutes` the time that the run took."""
+    text = card(draft.bundle.manifest, judges_in_words(material), minutes, machine())
     files = {
         **draft.exported.files,
         calibrate.REFERENCE_FILE: anomaly.to_file(draft.arrays),
-        CARD_FILE: written.encode(),
+        CARD_FILE: text.encode(),
         REPORT_FILE: report.encode(),
     }
     return save(models, draft.bundle.name, draft.fields, files, tolerances=draft.exported.tolerances)

@@ -1,4 +1,4 @@
-"""A bundle on its way to being published: export → fit the score → measure, each stage a function of the last."""
+"""A bundle before it is published: export → fit the score → measure. Each stage takes what the last returned."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 
 @dataclass(frozen=True)
 class Draft:
-    """What `save` will write, and the same as a bundle in memory, whose graphs are loaded once."""
+    """What `save` will write, and the bundle made of it in memory. Its graphs are loaded once for all stages."""
 
     exported: Exported
     fields: dict[str, Any]  # of the manifest
     bundle: Bundle
     arrays: dict[str, np.ndarray]  # of the reference file
-    notes: tuple[Metric, ...] = ()  # measured by the export itself
+    notes: tuple[Metric, ...] = ()  # metrics of the export itself
 
     @classmethod
     def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
@@ -47,14 +47,14 @@ class Draft:
 
 @dataclass(frozen=True)
 class Measured:
-    """A draft that states its metrics, and its outputs on the test images."""
+    """A draft with its metrics, and its outputs on the test images."""
 
     draft: Draft
     outputs: Outputs
 
 
 def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
-    """The graphs, held to the accuracy of the torch modules; in integers where the recipe asks and accuracy allows."""
+    """The graphs, as accurate as the torch modules; int8 if the recipe asks for it and the accuracy holds."""
     features = "features" in anomaly.tensors(recipe.anomaly.distances)
     exported = onnx.export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, features)
     fields = _fields(recipe, material, labelled=learnt.head is not None)
@@ -73,7 +73,7 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
 
 
 def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
-    """The manifest's fields that the graphs do not settle, as they are before the score is fitted."""
+    """The manifest's fields that do not depend on the graphs, before the score is fitted."""
     return {
         "title": recipe.title,
         "variational": recipe.network.variational,
@@ -86,7 +86,7 @@ def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
-    """A bundle is published with its recipe: of a folder or file it gives the name, not where it lies."""
+    """Bundles are published with their recipe: it names folders and files, and does not say where they are."""
     network, split = recipe.network, recipe.split
     if network.weights is not None:
         network = network.model_copy(update={"weights": Path(network.weights).name})
@@ -97,7 +97,7 @@ def _without_folders(recipe: Recipe) -> Recipe:
 
 
 def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Material) -> Metric:
-    """On the torch modules; the fp32 graphs must agree, or nothing is published."""
+    """Accuracy of the torch modules; the exported graphs must agree with it."""
     assert learnt.head is not None
     images, how = material.test, "the torch modules, the same images"
     if not len(images.labels):
@@ -105,7 +105,9 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
     served = evaluate.accuracy(bundle, images, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
-        raise TrainingError(f"the exported graphs reach {served:.4f}, torch {in_torch:.4f}: not published")
+        raise TrainingError(
+            f"the exported graphs have an accuracy of {served:.4f}, torch {in_torch:.4f}: not published"
+        )
     return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
 
 
@@ -115,7 +117,7 @@ def judges_in_words(material: Material) -> str:
 
 
 def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
-    """Temperature from held-out labels, anomaly score from training and calibration images, drift from these."""
+    """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
     fields, arrays = calibrate.anomaly_part(
         draft.bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
     )
@@ -129,7 +131,7 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
 
 
 def measure(material: Material, draft: Draft) -> Measured:
-    """On the test images, by the code that serves; they are what the latent map shows, too."""
+    """Metrics on the test images, with the code that serves. The latent map shows these images too."""
     test, bundle = material.test, draft.bundle
     outputs = evaluate.run(bundle, test, f"evaluate {bundle.name}")
     how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"

@@ -12,7 +12,7 @@ from training.recipe import Recipe
 
 
 def provenance(recipe: Recipe, data: dict[str, str], opset: int) -> Provenance:
-    """Of a training run. `data` are fingerprints, by what they are of."""
+    """Of a training run. `data` are fingerprints by part, as in target/train."""
     import torch
 
     return Provenance(
@@ -25,7 +25,7 @@ def provenance(recipe: Recipe, data: dict[str, str], opset: int) -> Provenance:
         commit=commit(),
         versions={
             "python": platform.python_version(),
-            "torch": str(torch.__version__),  # with the build's label, which the package's own version may lack
+            "torch": str(torch.__version__),  # with the build's label, which the package's metadata may lack
             **{package: version(package) for package in ("onnx", "onnxruntime", "numpy", "pillow")},
         },
         opset=opset,
@@ -33,10 +33,10 @@ def provenance(recipe: Recipe, data: dict[str, str], opset: int) -> Provenance:
 
 
 def commit() -> str:
-    """Of the source tree, with a mark if it was changed since; unknown outside of one."""
+    """The commit of the source tree, marked if files have changed since; "unknown" outside a repository."""
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty"],  # noqa: S607 - whichever git the user has
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"],  # noqa: S607 - the user's own git
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
@@ -48,7 +48,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """In words: the processor and how many of them, and the GPU if torch finds one."""
+    """Processors and, if torch finds one, the GPU, in words."""
     import torch
 
     name = platform.processor() or platform.machine()
@@ -57,5 +57,5 @@ def machine() -> str:
         name = models[0].split(":", 1)[1].strip() if models else name
     except OSError:
         pass
-    found = f"{os.cpu_count()} × {name}"
-    return f"{found}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else found
+    processors = f"{os.cpu_count()} × {name}"
+    return f"{processors}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else processors

@@ -1,4 +1,4 @@
-"""A comparison as a page, a picture and a table."""
+"""A comparison as a page, a chart and a table."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,12 +14,12 @@ TABLE_FILE, PICTURE_FILE, PAGE_FILE = "comparison.md", "comparison.svg", "compar
 
 
 def write(folder: Path, comparison: Comparison) -> Path:
-    """The page; table and picture beside it."""
+    """Write the page, with table and chart beside it; returns the page."""
     recipe, results = comparison.recipe, comparison.results
     (folder / TABLE_FILE).write_text("\n".join(_markdown(comparison)))
     (folder / PICTURE_FILE).write_text(charts.lines_file(*_lines(results), log_x=True))
     title = f"{recipe.name}: does transfer help?"
-    (folder / PAGE_FILE).write_text(page(title, [("Against the honest arms", section(results, recipe))]))
+    (folder / PAGE_FILE).write_text(page(title, [("Against the baselines", section(results, recipe))]))
     return folder / PAGE_FILE
 
 
@@ -29,7 +29,7 @@ def _markdown(comparison: Comparison) -> list[str]:
     seeds = len({result.seed for result in results})
     return [
         f"Accuracy in per cent on {comparison.test_images:,} test images, mean of {seeds} seeds ± 95 % interval; "
-        "in brackets the difference to scratch, seed by seed.",
+        "in brackets the difference from scratch, paired by seed.",
         "",
         f"| {' | '.join(heads)} |",
         f"| --- |{' --- |' * (len(heads) - 1)}",
@@ -41,16 +41,16 @@ def _markdown(comparison: Comparison) -> list[str]:
 
 
 def section(results: Sequence[Result], recipe: Recipe) -> str:
-    """For a page: words, chart, table."""
+    """HTML: sentences, chart, table."""
     heads = _heads(results)
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in words(results, recipe))
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in words(results, recipe))
     arms = "".join(f"<li><b>{arm}</b>: {IN_WORDS[arm]}</li>" for arm in _arms(results))
     numbers = table(heads, _rows(results), range(1, len(heads)))
     chart = charts.lines(*_lines(results), log_x=True)
     return (
-        f"{said}{chart}<p>Accuracy in per cent on all test images, mean over seeds ± 95 % interval "
-        "(what varies is the network's start and which images have labels; the test images are the same); in brackets "
-        f"the difference to scratch, seed by seed.</p>{numbers}<ul>{arms}</ul>"
+        f"{sentences}{chart}<p>Accuracy in per cent on all test images, mean over seeds ± 95 % interval "
+        "(seeds vary the initial weights and which images have labels; the test images are the same); in brackets "
+        f"the difference from scratch, paired by seed.</p>{numbers}<ul>{arms}</ul>"
     )
 
 
@@ -59,43 +59,43 @@ def _heads(results: Sequence[Result]) -> list[str]:
 
 
 def _rows(results: Sequence[Result]) -> list[list[str]]:
-    """A row for each arm, a column for each number of labels: mean, interval, and the difference to scratch."""
-    made = []
+    """A row for each arm, a column for each number of labels: mean, interval, and the difference from scratch."""
+    rows = []
     for arm in _arms(results):
         row = [arm]
         for labels in budgets(results):
-            values = _of(results, arm, labels)
+            values = _accuracies(results, arm, labels)
             if not values:
                 row.append("")
                 continue
-            found, gain = interval(values), difference(results, arm, labels)
-            told = f"{100 * found.mean:.1f} ± {100 * (found.high - found.mean):.1f}"
+            accuracy, gain = interval(values), difference(results, arm, labels)
+            cell = f"{100 * accuracy.mean:.1f} ± {100 * (accuracy.high - accuracy.mean):.1f}"
             if gain is not None:
-                told += f" ({100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f})"
-            row.append(told)
-        made.append(row)
-    return made
+                cell += f" ({100 * gain.mean:+.1f} ± {100 * (gain.high - gain.mean):.1f})"
+            row.append(cell)
+        rows.append(row)
+    return rows
 
 
 def _lines(results: Sequence[Result]) -> tuple[str, list[charts.Series], str, str]:
-    """What charts.lines takes: a line for each arm."""
-    made = []
+    """The arguments of charts.lines: a line for each arm."""
+    series = []
     for arm in _arms(results):
-        labels = [each for each in budgets(results) if _of(results, arm, each)]
-        found = [interval(_of(results, arm, each)) for each in labels]
-        clipped = [(max(0.0, each.low), min(1.0, each.high)) for each in found]
-        made.append(
+        labels = [each for each in budgets(results) if _accuracies(results, arm, each)]
+        means = [interval(_accuracies(results, arm, each)) for each in labels]
+        clipped = [(max(0.0, each.low), min(1.0, each.high)) for each in means]
+        series.append(
             charts.Series(
-                arm, labels, [each.mean for each in found], [low for low, _ in clipped], [high for _, high in clipped]
+                arm, labels, [each.mean for each in means], [low for low, _ in clipped], [high for _, high in clipped]
             )
         )
-    return "Accuracy by the number of labels, with 95 % intervals", made, "labels", "accuracy"
+    return "Accuracy by the number of labels, with 95 % intervals", series, "labels", "accuracy"
 
 
 def _arms(results: Iterable[Result]) -> list[str]:
-    found = {result.arm for result in results}
-    return [arm for arm in ARMS if arm in found]
+    compared = {result.arm for result in results}
+    return [arm for arm in ARMS if arm in compared]
 
 
-def _of(results: Sequence[Result], arm: str, labels: int) -> list[float]:
+def _accuracies(results: Sequence[Result], arm: str, labels: int) -> list[float]:
     return [r.accuracy for r in results if r.arm == arm and r.labels == labels]

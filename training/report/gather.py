@@ -1,4 +1,4 @@
-"""What the report says, gathered from a bundle and its images; `sections` makes HTML of it."""
+"""The contents of a report, gathered from a bundle and its images; `sections` turns them into HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from training.measure import domains, evaluate, review
 from training.measure.detection import ClassScores, by_class
 from training.measure.evaluate import Outputs
 from training.recipe import Recipe
-from training.report.words import sentences
+from training.report.words import in_words
 from training.score import latent_map
 
 _SHOWN, _LISTED = 12, 16
@@ -24,7 +24,7 @@ _SHOWN, _LISTED = 12, 16
 
 @dataclass(frozen=True)
 class Listed:
-    """An image that a person should look at, and why."""
+    """An image for a person to look at, and the reason."""
 
     name: str
     why: str
@@ -33,7 +33,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that the page says; pictures apart, nothing of it is an image of the data."""
+    """The contents of a report. Of the data, only `drawn`, `to_label` and `to_check` hold images."""
 
     manifest: Manifest
     recipe: Recipe
@@ -58,7 +58,7 @@ def gather(
     journal: Sequence[Mapping[str, Any]],
     compared: Sequence[Result],
 ) -> Study:
-    """`outputs` are the bundle's on the test images; `compared` is what a comparison in the run's folder found."""
+    """`outputs` are the bundle's on the test images; `compared` are results of a comparison in the run's folder."""
     manifest, test = bundle.manifest, material.test
     counts = None
     if outputs.logits is not None and len(test.labels):
@@ -75,7 +75,7 @@ def gather(
         manifest=manifest,
         recipe=recipe,
         journal=journal,
-        words=[*sentences(manifest, scores), *apart],
+        words=[*in_words(manifest, scores), *apart],
         confusion=counts,
         latent_map=bundle.map or latent_map.fit(outputs.encoded["embedding"], labels),
         scores=scores,
@@ -89,16 +89,16 @@ def gather(
 
 
 def _scores(bundle: Bundle, material: Material, outputs: Outputs) -> tuple[dict[str, np.ndarray], list[ClassScores]]:
-    """Of the test images and, where the source is another domain, of its test images; and of each class."""
+    """Scores of the test images and, if the source is another domain, of the source's; how each class fares."""
     if outputs.scores is None or bundle.manifest.anomaly is None:
         return {}, []
     names = bundle.manifest.provenance
-    scores, strange = {f"{names.target}, test": outputs.scores}, None
+    scores, other = {f"{names.target}, test": outputs.scores}, None
     if not material.one_domain:
-        strange = evaluate.run(bundle, material.source_test, "strangers", ("scores",)).scores
-    if strange is not None:
-        scores[f"{names.source}, the source"] = strange
-    return scores, by_class(bundle.manifest.anomaly.threshold, material.test, outputs.scores, strange)
+        other = evaluate.run(bundle, material.source_test, "source", ("scores",)).scores
+    if other is not None:
+        scores[f"{names.source}, the source"] = other
+    return scores, by_class(bundle.manifest.anomaly.threshold, material.test, outputs.scores, other)
 
 
 def _drawn(bundle: Bundle, test: ImageSet) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -110,7 +110,7 @@ def _drawn(bundle: Bundle, test: ImageSet) -> list[tuple[np.ndarray, np.ndarray]
 
 
 def _spread(data: ImageSet, count: int) -> np.ndarray:
-    """Indices of a few images, of every class where there are classes."""
+    """Indices of a few images, spread over the classes if there are any."""
     order = np.random.default_rng(0).permutation(len(data))
     if not len(data.labels):
         return order[:count]
@@ -120,7 +120,7 @@ def _spread(data: ImageSet, count: int) -> np.ndarray:
 
 
 def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Listed]:
-    """From the source, where it has no labels; else from the calibration images, whose labels nothing has used."""
+    """From the source if it has no labels; else from the calibration images, whose labels nothing has used."""
     assert manifest.classifier is not None
     pool = material.calibration if len(material.source.labels) else material.source
     outputs = evaluate.run(bundle, pool, "worth labelling", ("embedding", "logits"))

@@ -1,14 +1,14 @@
-"""A page that needs no network: its style, its frame, its tables."""
+"""HTML pages that need no network, and tables for them."""
 
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-STYLESHEET = Path(__file__).with_name("report.css")  # goes into each page, which then stands alone
+STYLESHEET = Path(__file__).with_name("report.css")  # copied into each page, which then needs no other file
 
 
 def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
-    """Sections are (heading, HTML); empty ones are left out."""
+    """`sections` are (heading, HTML); empty ones are left out."""
     body = "".join(f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -18,7 +18,7 @@ def page(title: str, sections: Iterable[tuple[str, str]]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> str:
-    """Cells are HTML; `numbers` are the columns that are set to the right."""
+    """Cells are HTML; the columns `numbers` are aligned to the right."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         marked = (f"<{tag}{' class=n' if i in numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(cells))

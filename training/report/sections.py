@@ -1,4 +1,4 @@
-"""report.html, section by section: what a person should see before trusting a bundle."""
+"""report.html, section by section: what to look at before trusting a bundle."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -17,41 +17,39 @@ from training.report.html import table
 _LARGEST = 96  # pixels of a picture's longer side
 
 
-def page(found: Study, pictures: bool) -> str:
-    """`pictures` puts images of the data into it: not for a page that is passed on with a bundle."""
-    compared = comparison.section(found.compared, found.recipe) if found.compared else ""
+def page(study: Study, pictures: bool) -> str:
+    """`pictures` shows images of the data, which must not be published with a bundle."""
+    compared = comparison.section(study.compared, study.recipe) if study.compared else ""
     sections = [
-        ("In short", _in_short(found)),
-        ("Against the honest arms", compared),
-        ("Learning curves", _curves(found.journal)),
-        ("Confusion", _confusion(found)),
-        ("Reconstructions", _pairs(found.drawn) if pictures else ""),
-        ("Latent map", _latent_map(found)),
-        ("How far apart source and target are", _domains(found)),
-        ("Anomaly score", _anomaly(found)),
-        ("Most worth labelling next", _listed(found.to_label, _WHY_LABEL) if pictures else ""),
-        ("Labels most likely wrong", _listed(found.to_check, _WHY_CHECK) if pictures else ""),
-        ("Where it comes from", _provenance(found)),
+        ("In short", _in_short(study)),
+        ("Against the baselines", compared),
+        ("Learning curves", _curves(study.journal)),
+        ("Confusion", _confusion(study)),
+        ("Reconstructions", _pairs(study.drawn) if pictures else ""),
+        ("Latent map", _latent_map(study)),
+        ("How far apart source and target are", _domains(study)),
+        ("Anomaly score", _anomaly(study)),
+        ("Most worth labelling next", _listed(study.to_label, _WHY_LABEL) if pictures else ""),
+        ("Labels most likely wrong", _listed(study.to_check, _WHY_CHECK) if pictures else ""),
+        ("Where it comes from", _provenance(study)),
     ]
-    return frame(found.manifest.title, sections)
+    return frame(study.manifest.title, sections)
 
 
-_WHY_LABEL = (
-    "Uncertain, and unlike each other: what their labels would teach most. None of them was trained on with one."
-)
+_WHY_LABEL = "Uncertain, and unlike each other: their labels would help most. None of these labels was trained on."
 _WHY_CHECK = (
-    "A linear model on the encoder's output, fitted on all other images, prefers another label. Not every one is a "
-    "mistake; the list is ordered by how sure the model is."
+    "A linear model on the encoder's output, fitted on all other images, predicts another label. Not every one is a "
+    "mistake; the model's surest come first."
 )
 
 
-def _in_short(found: Study) -> str:
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.words)
+def _in_short(study: Study) -> str:
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in study.words)
     rows = [
         (escape(each.name), f"{each.value:.4f}", f"{each.images:,}", escape(each.how))
-        for each in found.manifest.metrics
+        for each in study.manifest.metrics
     ]
-    return said + table(("measure", "value", "images", "how"), rows, numbers=(1, 2))
+    return sentences + table(("measure", "value", "images", "how"), rows, numbers=(1, 2))
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -68,11 +66,11 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="grid">{"".join(charted)}</div>' if charted else ""
 
 
-def _confusion(found: Study) -> str:
-    counts = found.confusion
-    if counts is None or found.manifest.classifier is None:
+def _confusion(study: Study) -> str:
+    counts = study.confusion
+    if counts is None or study.manifest.classifier is None:
         return ""
-    labels = [escape(label) for label in found.manifest.classifier.labels]
+    labels = [escape(label) for label in study.manifest.classifier.labels]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = []
     for i, label in enumerate(labels):
@@ -89,60 +87,60 @@ def _confusion(found: Study) -> str:
     ]
     measures = table(("class", "precision", "recall", "F1", "images"), by_class, numbers=(1, 2, 3, 4))
     return (
-        f'<p>A row for what an image is, a column for what it was taken for.</p><div class="wide"><table><tr><td></td>'
+        f'<p>Rows are labels, columns predictions.</p><div class="wide"><table><tr><td></td>'
         f"{heads}</tr>{''.join(rows)}</table></div><br>{measures}"
     )
 
 
 def _pairs(drawn: list[tuple[np.ndarray, np.ndarray]]) -> str:
     shown = "".join(f"<figure>{_picture(image)}{_picture(back)}</figure>" for image, back in drawn)
-    return f'<p>Test images, each beside what is drawn back from its code.</p><div class="pictures">{shown}</div>'
+    return f'<p>Test images, each beside its reconstruction.</p><div class="pictures">{shown}</div>'
 
 
-def _latent_map(found: Study) -> str:
-    at, labels = found.latent_map.points, found.latent_map.labels
+def _latent_map(study: Study) -> str:
+    at, labels = study.latent_map.points, study.latent_map.labels
     title = f"{len(at):,} test images by their codes"
-    if labels is None or found.manifest.classifier is None:
-        return charts.points(title, at, np.zeros(len(at), np.int64), (found.manifest.provenance.target,))
-    return charts.points(title, at, labels, found.manifest.classifier.labels)
+    if labels is None or study.manifest.classifier is None:
+        return charts.points(title, at, np.zeros(len(at), np.int64), (study.manifest.provenance.target,))
+    return charts.points(title, at, labels, study.manifest.classifier.labels)
 
 
-def _domains(found: Study) -> str:
-    if not found.between:
+def _domains(study: Study) -> str:
+    if not study.between:
         return ""
-    heads = ("test images of both", "squared discrepancy", "by chance at most", "p-value")
+    heads = ("test images of both", "squared discrepancy", "95 % quantile by chance", "p-value")
     rows = [
-        (each.what, f"{each.squared:.4f}", f"{each.by_chance:.4f}", f"{each.p_value:.3f}") for each in found.between
+        (each.what, f"{each.squared:.4f}", f"{each.by_chance:.4f}", f"{each.p_value:.3f}") for each in study.between
     ]
     return (
-        "<p>The squared maximum mean discrepancy, and what 95 of 100 samples of the target alone stay below. Domains "
-        "that look alike to it may still have their classes in other places.</p>"
+        "<p>The squared maximum mean discrepancy, and its 95 % quantile between samples of the target alone. Domains "
+        "that it cannot tell apart may still differ in where their classes lie.</p>"
         + table(heads, rows, numbers=(1, 2, 3))
     )
 
 
-def _anomaly(found: Study) -> str:
-    a = found.manifest.anomaly
-    if a is None or not found.scores:
+def _anomaly(study: Study) -> str:
+    a = study.manifest.anomaly
+    if a is None or not study.scores:
         return ""
-    told = " + ".join(distance.name for distance in a.distances)
-    said = f"<p>The score is the sum, in standard deviations, of {told}.</p>"
-    return said + charts.histogram("Anomaly scores", found.scores, "score", a.threshold) + _by_class(found)
+    distances = " + ".join(distance.name for distance in a.distances)
+    definition = f"<p>The score is the sum, in standard deviations, of {distances}.</p>"
+    return definition + charts.histogram("Anomaly scores", study.scores, "score", a.threshold) + _by_class(study)
 
 
-def _by_class(found: Study) -> str:
-    if not found.by_class:
+def _by_class(study: Study) -> str:
+    if not study.by_class:
         return ""
-    against = found.by_class[0].auroc is not None
-    heads = ("class", "images", "called anomalous", f"AUROC against {escape(found.manifest.provenance.source)}")
+    against = study.by_class[0].auroc is not None
+    heads = ("class", "images", "called anomalous", f"AUROC against {escape(study.manifest.provenance.source)}")
     rows = [
         (escape(each.name), f"{each.images:,}", f"{each.alarms:.2%}", "" if each.auroc is None else f"{each.auroc:.4f}")
-        for each in found.by_class
+        for each in study.by_class
     ]
     width = 4 if against else 3
     measures = table(heads[:width], [row[:width] for row in rows], numbers=range(1, width))
     return (
-        "<p>The false-alarm rate is that of all normal images together; each class has its own, the hardest first.</p>"
+        "<p>The false-alarm rate is that of all normal images together; each class has its own, the highest first.</p>"
         + measures
     )
 
@@ -158,12 +156,12 @@ def _listed(listed: list[Listed], why: str) -> str:
 
 
 def _picture(image: np.ndarray) -> str:
-    """(H, W, C) uint8 → an image element that holds its own data."""
+    """(H, W, C) uint8 → an image element that holds its data."""
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_of(image, _LARGEST)).decode()}">'
 
 
-def _provenance(found: Study) -> str:
-    p, m = found.manifest.provenance, found.manifest
+def _provenance(study: Study) -> str:
+    p, m = study.manifest.provenance, study.manifest
     rows = [
         ("source → target", escape(f"{p.source} → {p.target}")),
         ("input", " × ".join(map(str, m.input.shape))),

@@ -83,6 +83,6 @@ def test_ctrl_c_says_that_the_same_command_goes_on(recipe: Path, tmp_path: Path)
                 break
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT
-    assert f"stopped: what was found is in {out}; the same command goes on from there" in told
+    assert f"stopped: results so far are in {out}; the same command resumes from there" in told
     assert "Traceback" not in told
     assert len((out / "results.jsonl").read_text().splitlines()) >= 2
