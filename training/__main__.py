@@ -1,6 +1,7 @@
 """Command line of training: `python -m training`, installed as `graft-train`. `commands` does the work."""
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -134,7 +135,7 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         help="at the false-alarm rate, or at the best F1 on --anomalies (default: rate)",
     )
     parser.add_argument("--anomalies", help="a folder of anomalous images, for --threshold f1")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split: half to fit, half to calibrate")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the split: half to fit, half to calibrate")
 
 
 def _graft_arguments(parser: argparse.ArgumentParser) -> None:
@@ -183,10 +184,19 @@ def _models_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1, as in 0.01")
     return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -191,6 +191,26 @@ def test_it_is_named_in_one_sentence_and_nothing_is_lost(
     assert all(after[name] == data for name, data in before.items())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["calibrate", "b", "n", "--false-alarm-rate", "few"], "--false-alarm-rate: few is not between 0 and 1"),
+        (["calibrate", "b", "n", "--false-alarm-rate", "nan"], "--false-alarm-rate: nan is not between 0 and 1"),
+        (["calibrate", "b", "n", "--false-alarm-rate", "1"], "--false-alarm-rate: 1 is not between 0 and 1"),
+        (["calibrate", "b", "n", "--seed", "-1"], "--seed: -1 is not a whole number from 0"),
+        (["calibrate", "b", "n", "--seed", "1e3"], "--seed: 1e3 is not a whole number from 0"),
+        (["data", "d", "--side", "0"], "--side: 0 is not a whole number from 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A real one, of 256 KB."""
