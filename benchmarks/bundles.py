@@ -29,9 +29,10 @@ def export_resnet() -> None:
     import torch
     from torch import nn
 
+    from app.bundle import save
     from app.bundle.manifest import Classifier, Provenance
     from training.networks import build
-    from training.publish.onnx import OPSET, export, publish
+    from training.publish.onnx import OPSET, export
     from training.recipe import Input, Network
 
     torch.manual_seed(0)
@@ -58,7 +59,7 @@ def export_resnet() -> None:
         "metrics": (),
         "provenance": provenance,
     }
-    publish(MODELS / RESNET, RESNET, exported, rest, {})
+    save(MODELS / RESNET, RESNET, {**exported.fields, **rest}, exported.files, tolerances=exported.tolerances)
 
 
 if __name__ == "__main__":

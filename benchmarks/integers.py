@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bundle import Bundle, load
+from app.bundle import Bundle, load, save
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Manifest
 from benchmarks.bundles import RESNET, bundle
@@ -41,7 +41,7 @@ def in_integers(name: str) -> Path:
 
 def make(source: Path, ranges: ImageSet, models: Path) -> Path:
     """The bundle of `source` in `models`, its ranges taken from these images."""
-    from training.publish.onnx import Exported, publish
+    from training.publish.onnx import Exported
     from training.publish.quantise import quantised
 
     whole = load(source, threads=1)
@@ -55,7 +55,8 @@ def make(source: Path, ranges: ImageSet, models: Path) -> Path:
         for name in stated.files
         if name not in {*graphs, *_OF_ITS_OWN, stated.golden.file}
     }
-    return publish(models, whole.name, quantised(exported, ranges), rest, kept)
+    made = quantised(exported, ranges)
+    return save(models, whole.name, {**made.fields, **rest}, {**made.files, **kept}, tolerances=made.tolerances)
 
 
 def _ranges(name: str, whole: Bundle) -> ImageSet:

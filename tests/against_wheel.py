@@ -14,12 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("app", "training")
-TRAINING = ("recipe", "report", "calibrate", "evaluate", "data")
 TESTS = [
-    *(f"tests/app/{part}" for part in ("bundle", "score", "test_main.py")),
-    *(f"tests/app/api/test_{module}.py" for module in ("docs", "hot", "models", "operations", "web")),
-    *("tests/test_architecture.py", "tests/test_models.py"),
-    *(f"tests/training/test_{module}.py" for module in TRAINING),
+    *(f"tests/app/{part}" for part in ("bundle", "score", "test_main.py", "api/test_fast_path.py")),
+    *(f"tests/app/api/routes/test_{module}.py" for module in ("models", "openapi", "operations", "pages")),
+    *("tests/test_architecture.py", "tests/test_interface.py", "tests/test_models.py"),
+    *(f"tests/training/{part}" for part in ("data", "measure", "publish", "report", "score", "test_recipe.py")),
 ]
 
 

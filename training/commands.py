@@ -1,6 +1,6 @@
-"""What each command of graft-train does. A function's parameters are the command's arguments, read by `__main__`.
+"""The commands of graft-train, a function each; their parameters are the arguments that `__main__` parses.
 
-torch and onnx take seconds to import, and not every installation has them: a command imports what it needs.
+Some installations have no torch or onnx, and both take seconds to import: each command imports what it needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,10 +56,10 @@ def _train(
     chosen = recipes.load(recipe, changes)
     own = folder or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume and folder is None:
-        raise TrainingError("--resume needs --run FOLDER: the run to go on with")
+        raise TrainingError("--resume needs --run FOLDER: the run to resume")
 
     def say_stopped() -> None:
-        say(f"stopped: {stopped}; go on with the same command and --run {own} --resume")
+        say(f"stopped: {stopped}; resume with the same command and --run {own} --resume")
 
     try:
         with ranks.together(say_stopped):
@@ -97,13 +97,13 @@ def compare(
 ) -> None:
     chosen = recipes.load(recipe, changes)
     _fetch_missing(chosen)
-    from training.compare import bench
+    from training import run as runs
 
-    folder = out or bench.folder_of(chosen)
+    folder = out or Path("runs") / f"compare-{chosen.name}"
     try:
-        print(bench.compare(chosen, folder, arms, budgets, seeds))
+        print(runs.compare(chosen, folder, arms, budgets, seeds))
     except KeyboardInterrupt:
-        say(f"stopped: what was found is in {folder}; the same command goes on from there")
+        say(f"stopped: results so far are in {folder}; the same command resumes from there")
         raise
 
 
@@ -115,7 +115,7 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"]) -> 
     images, train = part_to_measure(data, part, loaded.manifest)
     classifier = loaded.manifest.classifier
     if classifier and len(images.labels) and images.classes != classifier.labels:
-        raise TrainingError(f"the images' classes are {', '.join(images.classes)}; the bundle's labels differ")
+        raise TrainingError(f"the classes of the images ({', '.join(images.classes)}) are not the bundle's labels")
     outputs = outputs_of(loaded, images, "evaluate")
     for metric in bundle_metrics(loaded, images, part, outputs, train):
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(loaded, metric)}")
@@ -150,9 +150,9 @@ def calibrate(
     spec, stated = loaded.manifest.input, loaded.manifest.anomaly
     normal = read_part(normals, "train", spec)
     if anomalies is not None and threshold != "f1":
-        raise TrainingError("--anomalies is for --threshold f1: at a false-alarm rate normals alone decide")
+        raise TrainingError("--anomalies needs --threshold f1: a false-alarm rate is set by normal images alone")
     if threshold == "f1" and anomalies is None:
-        raise TrainingError("--threshold f1 needs --anomalies FOLDER: without anomalies there is no F1 to be best")
+        raise TrainingError("--threshold f1 needs --anomalies FOLDER: F1 counts anomalies too")
     anomalous = None if anomalies is None else read_part(anomalies, "train", spec)
     rate = false_alarm_rate or (stated.false_alarm_rate if stated else 0.01)
     print(recalibrate(folder, loaded, normal, rate, seed, anomalous))
@@ -170,7 +170,7 @@ def data(data: str, download: bool, side: int, groups: str | None) -> None:
     if download:
         plain = named.TEXTURED.get(data, data)
         if plain not in named.CLASSES:
-            raise TrainingError(f"{data} cannot be downloaded: {', '.join(named.CLASSES)} can")
+            raise TrainingError(f"{data} cannot be downloaded, only {', '.join(named.CLASSES)}")
         _download(plain)
     spec = recipes.Input(height=side, width=side).spec()
     train, test = train_and_test(data, spec, recipes.Split(groups=groups), seed=0)
@@ -192,6 +192,6 @@ def _download(name: str) -> None:
     from training.data.download import SOURCES, TIMEOUT, download
 
     folder = named.root() / name
-    say(f"fetching {name} into {folder} (GRAFT_DATA names another place)")
+    say(f"downloading {name} into {folder} (set GRAFT_DATA to choose another folder)")
     with httpx.Client(timeout=TIMEOUT) as client:
         download(SOURCES[name], folder, client)

@@ -22,6 +22,7 @@ from training.errors import TrainingError
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of an anomaly score, where nothing else is said
 
 FOLDER = Path(__file__).parent / "recipes"
+RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
 
 
 class _Part(BaseModel):
@@ -307,3 +308,18 @@ def _set(fields: dict[str, Any], change: str) -> None:
         fields[last] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         fields[last] = value  # a bare word is a string
+
+
+def write(recipe: Recipe, folder: Path) -> None:
+    (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n")
+
+
+def read(folder: Path) -> Recipe:
+    """The recipe in the folder of a run or a comparison."""
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise TrainingError(f"{folder}: not a run: {RECIPE_FILE} is missing; start one without --resume")
+    try:
+        return Recipe.model_validate_json(path.read_text())
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise TrainingError(f"{path}: not a recipe of this Graft: {error}") from None

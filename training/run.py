@@ -1,55 +1,57 @@
-"""Runs: a folder each, with the recipe, the checkpoints, the weights, the journal and the report."""
+"""A run and its folder: recipe, checkpoints, weights, journal and report; resume; the order of the stages."""
 
 import json
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from app.bundle import load
+from app.bundle.bundle import REPORT_FILE
 from training import ranks
+from training import recipe as recipes
+from training.compare import bench, results
 from training.data.material import Material, gather, seen_in_pretraining
 from training.errors import TrainingError
+from training.learning.fit import Journal
 from training.learning.stages import Learnt, learn, learnt_before
-from training.learning.transfer import CHECKPOINTS
-from training.publish.deliver import deliver, write_report
+from training.learning.transfer import CHECKPOINTS, JOURNAL_FILE
+from training.measure.outputs import outputs_of
+from training.progress import say
+from training.publish.deliver import deliver
+from training.publish.draft import export as export_draft
+from training.publish.draft import fit_score, measure
 from training.recipe import Recipe
+from training.report import comparison
+from training.report.gather import gather as gather_report
+from training.report.sections import page
 
-RECIPE_FILE, DATA_FILE, DONE_FILE = "recipe.json", "data.json", "bundle.txt"
+DATA_FILE, DONE_FILE = "data.json", "bundle.txt"
 _PRETRAINED = "pretrain.pt"
 _OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed")
 
 
 def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run's folder; or, to resume, one that holds the same recipe unfinished."""
+    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished."""
     if not resume:
         if folder.exists():
-            raise TrainingError(f"{folder} is there already: go on with it with --resume, or name another with --run")
+            raise TrainingError(f"{folder} already exists: resume it with --resume, or choose another with --run")
         try:
             folder.mkdir(parents=True)
-            (folder / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n")
+            recipes.write(recipe, folder)
         except OSError as error:
-            raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --run") from None
+            raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --run") from None
         return
-    if recipe_of(folder) != recipe:
-        raise TrainingError(f"{folder}: a run of another recipe, or of other --set values; resume it with its own")
+    if recipes.read(folder) != recipe:
+        raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
     if (folder / DONE_FILE).is_file():
         done = (folder / DONE_FILE).read_text().splitlines()[-1]
-        raise TrainingError(f"{folder}: finished, as {done}; nothing is left to do")
-
-
-def recipe_of(folder: Path) -> Recipe:
-    path = folder / RECIPE_FILE
-    if not path.is_file():
-        raise TrainingError(f"{folder}: no run there: {RECIPE_FILE} is missing; begin one without --resume")
-    try:
-        return Recipe.model_validate_json(path.read_text())
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise TrainingError(f"{path}: not a recipe of this Graft: {error}") from None
+        raise TrainingError(f"{folder}: the run is finished: it published {done}")
 
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
-    """All of it: the published bundle."""
+    """Train and publish; returns the bundle's folder."""
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
@@ -58,26 +60,28 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
-    """The folder, with an encoder and a decoder of the source."""
+    """Train encoder and decoder on the source; returns the run's folder."""
     if not recipe.transfer.pretrains:
-        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or run it")
+        raise TrainingError(
+            f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or use graft-train run"
+        )
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
 
 def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
-    """The folder, with all that is learnt; what another run pretrained is taken from there."""
+    """Train without publishing, from the weights that the run `pretrained` has, if given; returns the run's folder."""
     if pretrained is None:
         ranks.from_first(lambda: open_folder(folder, recipe, resume))
         learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
-        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave --from away")
-    before, weights = recipe_of(pretrained), pretrained / CHECKPOINTS / _PRETRAINED
+        raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave out --from")
+    before, weights = recipes.read(pretrained), pretrained / CHECKPOINTS / _PRETRAINED
     if not weights.is_file():
         raise TrainingError(
-            f"{pretrained}: not pretrained to its end; go on with graft-train pretrain RECIPE --resume "
+            f"{pretrained}: its pretraining is not finished: resume it with graft-train pretrain RECIPE --resume "
             f"--run {pretrained}"
         )
     recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
@@ -85,8 +89,8 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):
         raise TrainingError(
-            f"{pretrained}: its pretraining had {seen:,} of the images that are held out here, so that no number about "
-            "them could be trusted; pretrain with the target's own split, or on other images"
+            f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
+            "them could be trusted: pretrain with the target's own split, or on other images"
         )
     ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
     learn(recipe, material, folder)
@@ -101,43 +105,86 @@ def _copy(weights: Path, checkpoints: Path) -> None:
 
 
 def export(folder: Path, models: Path) -> Path:
-    """The bundle of a run that is trained; calibrated, measured and published as the next version."""
-    recipe = recipe_of(folder)
+    """Publish a trained run as the next version; returns the bundle's folder."""
+    recipe = recipes.read(folder)
     learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
     return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
 
 
 def report(folder: Path) -> Path:
-    """The page with pictures, written anew from the bundle that the run published last."""
-    recipe = recipe_of(folder)
+    """Write the page with images again, for the bundle that the run published last."""
+    recipe = recipes.read(folder)
     if not (folder / DONE_FILE).is_file():
-        raise TrainingError(f"{folder}: nothing was published from there yet; graft-train export {folder} does it")
+        raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
     bundle = load(Path((folder / DONE_FILE).read_text().splitlines()[-1]))
-    return write_report(bundle, recipe, _gather(recipe, folder), folder)
+    material = _gather(recipe, folder)
+    outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
+    study = gather_report(bundle, recipe, material, outputs, _epochs(folder), results.read(folder))
+    return _write(folder / REPORT_FILE, page(study, pictures=True))
+
+
+def compare(
+    recipe: Recipe,
+    folder: Path,
+    arms: Sequence[str] | None = None,
+    budgets: Sequence[int | None] | None = None,
+    seeds: int = 3,
+) -> Path:
+    """The page of the comparison; its numbers lie beside it as JSON and Markdown."""
+    return comparison.write(folder, bench.compare(recipe, folder, arms, budgets, seeds))
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
-    """The material, which must be what it was when the run began: else what was held out would be other images."""
+    """Read the images. They must be those with which the run began, or other ones would be held out."""
     material = gather(recipe)
     ranks.from_first(lambda: _require_unchanged(material.fingerprints(), folder))
     return material
 
 
-def _require_unchanged(found: dict[str, str], folder: Path) -> None:
+def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
     path = folder / DATA_FILE
     if not path.is_file():
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        path.write_text(json.dumps(fingerprints, indent=2) + "\n")
         return
-    changed = [name for name, digest in json.loads(path.read_text()).items() if found.get(name) != digest]
+    changed = [name for name, digest in json.loads(path.read_text()).items() if fingerprints.get(name) != digest]
     if changed:
         raise TrainingError(
-            f"{folder}: the data have changed since the run began ({', '.join(changed)}): other images would be held "
-            "out than before; put them back as they were, or begin a new run"
+            f"{folder}: the data have changed since the run began ({', '.join(changed)}), so other images would be "
+            "held out than before: restore them, or start a new run"
         )
 
 
 def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
-    path = deliver(recipe, material, learnt, models, folder)
+    """Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
+    start, epochs = time.monotonic(), _epochs(folder)
+    exported = export_draft(recipe, material, learnt)
+    scored = fit_score(recipe, material, exported)
+    measured = measure(material, scored)
+    bundle = measured.draft.bundle
+    study = gather_report(bundle, recipe, material, measured.outputs, epochs, results.read(folder))
+    minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
+    _write(folder / REPORT_FILE, page(study, pictures=True))
+    path = deliver(models, material, measured.draft, page(study, pictures=False), minutes)
+    metrics = bundle.manifest.metrics
+    Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
+    for metric in metrics:
+        say(f"{metric.name} {metric.value:.4f} ({metric.how})")
+    say(f"{path} is ready after {minutes:.1f} minutes; the run, and its report with pictures, are in {folder}")
     with (folder / DONE_FILE).open("a") as done:
         done.write(f"{path.resolve()}\n")
+    return path
+
+
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    """The epochs in the journal."""
+    path = folder / JOURNAL_FILE
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if "epoch" in line]
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be written: {error.strerror}") from None
     return path

@@ -3,7 +3,7 @@
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import SCHEMA_VERSION, InputSpec, Manifest
 from app.bundle.preprocess import preprocess, preprocess_pixels
-from app.bundle.store import load, save
+from app.bundle.store import assemble, load, save, with_references
 from app.errors import BrokenImage, BundleError, BundleExists, GraftError, ImageError, NotAnImage, TooManyPixels
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Manifest",
     "NotAnImage",
     "TooManyPixels",
+    "assemble",
     "load",
     "preprocess",
     "preprocess_pixels",
     "save",
+    "with_references",
 ]

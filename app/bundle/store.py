@@ -7,8 +7,9 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,25 +73,57 @@ def _assemble(
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
-    scorer = drift = latent_map = None
+    references = _References(None, None, None)
     if manifest.reference is not None:
-        reference = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
-        sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
-        sizes["thumbnail"] = thumbnail_size(manifest.input.height, manifest.input.width, manifest.input.channels)
-        try:
-            if manifest.anomaly is not None:
-                scorer = AnomalyScorer(manifest.anomaly, reference, sizes)
-            if EMBEDDINGS in reference:
-                drift = DriftReference(reference, manifest.latent_size)
-            labels = len(manifest.classifier.labels) if manifest.classifier else None
-            latent_map = LatentMap.of(reference, manifest.latent_size, labels)
-        except ValueError as error:
-            raise ReferenceInvalid(f"{where}/{manifest.reference}: {error}") from None
+        arrays = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
+        references = _references(manifest, arrays, f"{where}/{manifest.reference}")
     decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
     documents = {file: contents[file] for file in (CARD_FILE, REPORT_FILE) if file in contents}
-    return Bundle(
-        name, version, digest, manifest, encoder, decoder, head, explainer, scorer, drift, latent_map, documents
-    )
+    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, *references, documents)
+
+
+class _References(NamedTuple):
+    """What is made of the reference file."""
+
+    scorer: AnomalyScorer | None
+    drift: DriftReference | None
+    map: LatentMap | None
+
+
+def _references(manifest: Manifest, arrays: dict[str, np.ndarray], where: str) -> _References:
+    sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
+    sizes["thumbnail"] = thumbnail_size(manifest.input.height, manifest.input.width, manifest.input.channels)
+    labels = len(manifest.classifier.labels) if manifest.classifier else None
+    try:
+        return _References(
+            AnomalyScorer(manifest.anomaly, arrays, sizes) if manifest.anomaly is not None else None,
+            DriftReference(arrays, manifest.latent_size) if EMBEDDINGS in arrays else None,
+            LatentMap.of(arrays, manifest.latent_size, labels),
+        )
+    except ValueError as error:
+        raise ReferenceInvalid(f"{where}: {error}") from None
+
+
+def assemble(
+    name: str, fields: dict[str, Any], files: dict[str, bytes], tolerances: dict[str, float] | None = None
+) -> Bundle:
+    """A bundle in memory, from what `save` takes: to be measured before it is saved. Its golden pairs are not made."""
+    return _assemble(name, 1, "", _manifest(fields, files, b"", tolerances or {}), files)
+
+
+def with_references(bundle: Bundle, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> Bundle:
+    """The same graphs, not loaded again, with these fields of the manifest and a reference file of these arrays."""
+    manifest = bundle.manifest.model_copy(update=fields)
+    references = _references(manifest, arrays, f"{bundle.name}/{bundle.version}/{manifest.reference}")
+    return replace(bundle, manifest=manifest, **references._asdict())
+
+
+def _manifest(
+    fields: dict[str, Any], files: dict[str, bytes], golden_file: bytes, tolerances: dict[str, float]
+) -> Manifest:
+    sums = {f: hashlib.sha256(data).hexdigest() for f, data in {**files, golden.FILE: golden_file}.items()}
+    pairs = golden.spec(fields["graphs"].tensors(), tolerances)
+    return Manifest.sealed(**fields, golden=pairs, files=sums)
 
 
 def save(
@@ -112,14 +145,9 @@ def save(
     for file in files:
         refuse_unsafe(file, f"{name}: field files")
 
-    def manifest(golden_file: bytes) -> Manifest:
-        sums = {f: hashlib.sha256(data).hexdigest() for f, data in {**files, golden.FILE: golden_file}.items()}
-        pairs = golden.spec(fields["graphs"].tensors(), tolerances or {})
-        return Manifest.sealed(**fields, golden=pairs, files=sums)
-
-    proof = _assemble(name, version or 1, "", manifest(b""), files)
+    proof = _assemble(name, version or 1, "", _manifest(fields, files, b"", tolerances or {}), files)
     golden_file = golden.make(proof.preprocess, proof.run_all)
-    text = manifest(golden_file).to_json()
+    text = _manifest(fields, files, golden_file, tolerances or {}).to_json()
     files = {**files, golden.FILE: golden_file}
     home = models / name
     try:

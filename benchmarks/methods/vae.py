@@ -13,12 +13,12 @@ import numpy as np
 from app.bundle import Bundle, load
 from benchmarks.bars import Bar
 from training import recipe, run
+from training.compare.results import student
 from training.data.imageset import ImageSet
 from training.data.read import read_part
 from training.learning.stages import learnt_before
 from training.measure import likelihood
 from training.measure.detection import auroc
-from training.measure.intervals import student
 from training.measure.outputs import outputs_of
 
 SEEDS = 3
@@ -48,7 +48,7 @@ def _trained(chosen: recipe.Recipe, models: Path, folder: Path) -> Bundle:
 
 
 def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
-    chosen = run.recipe_of(folder)
+    chosen = recipe.read(folder)
     garments = read_part("fashion-mnist", "test", bundle.manifest.input)
     strange = {
         "digits": read_part("mnist", "test", bundle.manifest.input),

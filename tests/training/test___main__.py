@@ -143,12 +143,12 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (cut_idx, "download it again"),
     (npz_without_images, "train.npz: `images` is missing"),
     (unreadable_weights, "network.weights=resnet18.pth: cannot be read as torch weights"),
-    (another_recipe, "run: a run of another recipe, or of other --set values"),
-    (run_there_already, "run is there already: go on with it with --resume"),
-    (run_is_a_file, "run: no run there"),
-    (not_pretrained, "other: no run there"),
+    (another_recipe, "run: the run has another recipe, or other --set values"),
+    (run_there_already, "run already exists: resume it with --resume"),
+    (run_is_a_file, "run: not a run"),
+    (not_pretrained, "other: not a run"),
     (not_trained, "run: not trained to its end"),
-    (not_published, "run: nothing was published from there yet"),
+    (not_published, "run: the run has published nothing yet"),
     (broken_checkpoint, "pretrain.pt: cannot be read"),
     (models_is_a_file, "the bundle cannot be written"),
     (few_normals, "at least 999 are needed"),
@@ -165,7 +165,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda _: run("export.int8=true", "transfer.mode=decoder"), "without labels there is no accuracy to hold it to"),
     (lambda _: ["evaluate", "nowhere/1"], "nowhere/1"),
     (lambda _: ["run", "seed", "--resume"], "--resume needs --run"),
-    (lambda _: ["data", "good", "--download"], "good cannot be downloaded: mnist, fashion-mnist can"),
+    (lambda _: ["data", "good", "--download"], "good cannot be downloaded, only mnist, fashion-mnist"),
     (lambda _: run("pretrain.rate=1e30"), "the loss is"),
 ]
 
@@ -189,6 +189,26 @@ def test_it_is_named_in_one_sentence_and_nothing_is_lost(
     assert told.out == ""
     after = contents(here)
     assert all(after[name] == data for name, data in before.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["calibrate", "b", "n", "--false-alarm-rate", "few"], "--false-alarm-rate: few is not between 0 and 1"),
+        (["calibrate", "b", "n", "--false-alarm-rate", "nan"], "--false-alarm-rate: nan is not between 0 and 1"),
+        (["calibrate", "b", "n", "--false-alarm-rate", "1"], "--false-alarm-rate: 1 is not between 0 and 1"),
+        (["calibrate", "b", "n", "--seed", "-1"], "--seed: -1 is not a whole number from 0"),
+        (["calibrate", "b", "n", "--seed", "1e3"], "--seed: 1e3 is not a whole number from 0"),
+        (["data", "d", "--side", "0"], "--side: 0 is not a whole number from 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_ctrl_c_ends_all_and_they_go_on_to_the_same_weights(images: Path, recipe
                 break
         rest = process.stderr.read()
     assert process.returncode != 0
-    assert f"go on with the same command and --run {tmp_path / 'cut'} --resume" in rest
+    assert f"resume with the same command and --run {tmp_path / 'cut'} --resume" in rest
     assert "pretrain 6/" not in rest
     by_two(*cut, "--resume")
     whole, resumed = (torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "cut"))
@@ -113,7 +113,7 @@ def test_what_the_first_alone_meets_is_told_and_no_other_process_complains_of_it
         [*TWO, *arguments(recipe, tmp_path / "run")], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode
-    assert f"graft-train, process 0: {tmp_path / 'run'} is there already" in done.stderr
+    assert f"graft-train, process 0: {tmp_path / 'run'} already exists" in done.stderr
     assert "Connection closed by peer" not in done.stderr
 
 

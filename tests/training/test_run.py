@@ -121,7 +121,7 @@ def test_the_same_seed_gives_the_same_weights(recipe: Path, trained: Path, tmp_p
 
 def test_a_run_is_never_overwritten(recipe: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(recipe, trained) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_a_finished_bundle_is_measured_again_from_the_command_line(
@@ -261,9 +261,9 @@ def test_a_refused_int8_leaves_fp32(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that cannot be told apart in eight bits: one channel's are a thousand times the others'."""
-    from training.publish import deliver
+    from training.publish import draft
 
-    real = deliver.quantised
+    real = draft.quantised
 
     def coarse(exported: Exported, images: ImageSet) -> Exported:
         """Quantised, then spoilt: all codes come out alike."""
@@ -273,7 +273,7 @@ def test_a_refused_int8_leaves_fp32(
             weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), weight.name))
         return replace(made, files={**made.files, "head.onnx": head.SerializeToString()})
 
-    monkeypatch.setattr(deliver, "quantised", coarse)
+    monkeypatch.setattr(draft, "quantised", coarse)
     assert train(recipe, tmp_path, [*SMALL, "transfer.reads=features", "transfer.epochs=10", "export.int8=true"]) == 0
     assert b"QuantizeLinear" not in (tmp_path / "models/drawn/1/encoder.onnx").read_bytes()
     assert "refused, fp32 is published" in capsys.readouterr().err
@@ -314,7 +314,7 @@ def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tm
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error.rstrip().endswith(f"go on with the same command and --run {tmp_path / 'run'} --resume")
+    assert error.rstrip().endswith(f"resume with the same command and --run {tmp_path / 'run'} --resume")
     assert "Traceback" not in error
     assert not (tmp_path / "models").exists()
 
@@ -515,9 +515,9 @@ def test_what_cannot_be_resumed_says_why(
     run = ["run", str(recipe), "--resume"]
     for arguments, says in (
         (run, "--resume needs --run"),
-        ([*run, "--run", str(tmp_path / "none")], "no run there: recipe.json is missing"),
-        ([*run, "--run", str(trained / "run"), "--set", "seed=9"], "of another recipe"),
-        ([*run, "--run", str(trained / "run")], "finished, as"),
+        ([*run, "--run", str(tmp_path / "none")], "not a run: recipe.json is missing"),
+        ([*run, "--run", str(trained / "run"), "--set", "seed=9"], "has another recipe"),
+        ([*run, "--run", str(trained / "run")], "the run is finished: it published"),
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
@@ -556,7 +556,7 @@ def test_parity_is_required() -> None:
     good = torch.nn.Identity()
     graph = Graph(file="head.onnx", input=taken, outputs=(given,))
     model = to_onnx(torch.nn.Sequential(good, torch.nn.ReLU()), graph)
-    with pytest.raises(TrainingError, match=r"head\.onnx: logits of onnxruntime is off torch's by"):
+    with pytest.raises(TrainingError, match=r"head\.onnx: logits of onnxruntime differs from torch's by"):
         _require_parity(Drifting(), model, graph)
 
 

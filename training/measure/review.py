@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.data.arrays import chunks
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.data.splits import groups_of

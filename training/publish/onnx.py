@@ -1,12 +1,10 @@
-"""torch modules → graphs → a bundle, proven on the way: torch and onnxruntime must agree before it is saved."""
+"""torch modules → ONNX graphs; torch and onnxruntime must agree on each."""
 
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.bundle import SCHEMA_VERSION, Bundle, golden, load, save
+from app.bundle import SCHEMA_VERSION, golden
 from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
@@ -29,7 +27,7 @@ _BATCHES = (1, 17)
 
 
 class _Encoder(nn.Module):
-    """uint8 (N, H, W, C) in, as the decoder of files makes it: the scaling is inside the graph."""
+    """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph."""
 
     def __init__(self, net: Autoencoder, features: bool) -> None:
         super().__init__()
@@ -52,9 +50,9 @@ class _Decoder(nn.Module):
 
 
 class _Explainer(nn.Module):
-    """(N, features) → (N, labels, GRID, GRID): a linear head's logits, less the bias, told apart by place.
+    """(N, features) → (N, labels, GRID, GRID): each place's share of a linear head's logits, without the bias.
 
-    A map of fewer cells than the grid has gives each cell its share of the area.
+    A map with fewer cells than the grid spreads each of its cells over the area that it covers.
     """
 
     def __init__(self, head: nn.Linear, maps: Sequence[tuple[int, ...]]) -> None:
@@ -80,7 +78,7 @@ class _Explainer(nn.Module):
 
 
 def _spread(cells: int) -> Tensor:
-    """(GRID, cells): what share of each cell lies in each of GRID equal spans; columns sum to one."""
+    """(GRID, cells): the share of each cell that lies in each of GRID equal spans; columns sum to one."""
     overlap = torch.zeros(GRID, cells)
     for span in range(GRID):
         for cell in range(cells):
@@ -100,11 +98,22 @@ class Exported:
     files: dict[str, bytes]
     tolerances: dict[str, float]  # of golden tensors, where they differ from golden.TOLERANCE
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The manifest's fields that follow from the graphs."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "input": self.spec,
+            "latent_size": self.latent_size,
+            "feature_maps": self.feature_maps,
+            "graphs": self.graphs,
+        }
+
 
 def export(
     net: Autoencoder, head: Head | None, spec: InputSpec, reads: str = "embedding", features: bool = False
 ) -> Exported:
-    """`reads` names what the head takes; the encoder gives `features` where the head or `features` asks for them."""
+    """`reads` names the input of the head; the encoder outputs `features` if the head or `features` asks for them."""
     features = features or (head is not None and reads == "features")
     image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
     embedding, joined = _floats("embedding", net.latent), _floats("features", net.pool.size)
@@ -133,11 +142,13 @@ def export(
 
 
 def to_onnx(module: nn.Module, graph: Graph) -> bytes:
-    """One graph, its weights inside, its batch free; without the exporter's notes, which quote paths and source."""
+    """Weights inside, dynamic batch; without the exporter's notes, which quote paths and source."""
     example = _random_input(graph.input, 2)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nothing here uses
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns that torchvision is missing, which nothing here uses
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations; parity below is the judge
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; `_require_parity` checks the result
         program = torch.onnx.export(
             module,
             (example,),
@@ -168,7 +179,7 @@ def to_onnx(module: nn.Module, graph: Graph) -> bytes:
 
 
 def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
-    """Fresh random input, alone and in a batch."""
+    """On random input, alone and in a batch."""
     session = Session(model, graph, graph.file, threads=1)
     for size in _BATCHES:
         batch = _random_input(graph.input, size)
@@ -179,28 +190,9 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
             difference = float(np.abs(outputs[tensor.name] - value.numpy()).max())
             if not difference <= PARITY * max(1.0, value.abs().max().item()):
                 raise TrainingError(
-                    f"{graph.file}: {tensor.name} of onnxruntime is off torch's by {difference:.3g} at batch {size}: "
-                    "not exported"
+                    f"{graph.file}: {tensor.name} of onnxruntime differs from torch's by {difference:.3g} at batch "
+                    f"{size}: not exported"
                 )
-
-
-def publish(models: Path, name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Path:
-    """Save the bundle; `rest` are the manifest's fields that the graphs do not settle, `files` their files."""
-    fields = {
-        "schema_version": SCHEMA_VERSION,
-        "input": exported.spec,
-        "latent_size": exported.latent_size,
-        "feature_maps": exported.feature_maps,
-        "graphs": exported.graphs,
-        **rest,
-    }
-    return save(models, name, fields, {**exported.files, **files}, tolerances=exported.tolerances)
-
-
-def rehearse(name: str, exported: Exported, rest: dict[str, Any], files: dict[str, bytes]) -> Bundle:
-    """The bundle as it would be loaded, saved where nobody serves from: to be measured before it is published."""
-    with tempfile.TemporaryDirectory() as folder:
-        return load(publish(Path(folder), name, exported, rest, files))
 
 
 def _floats(name: str, *shape: int) -> TensorSpec:

@@ -1,4 +1,4 @@
-"""fp32 graphs → graphs of eight-bit integers (static QDQ), calibrated on training images."""
+"""fp32 graphs → int8 graphs (static QDQ), calibrated on training images."""
 
 import logging
 import tempfile
@@ -10,21 +10,26 @@ import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from app.bundle import Bundle
 from app.bundle.golden import TOLERANCE
-from app.bundle.manifest import Graph
+from app.bundle.manifest import Graph, Metric
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
+from training.measure.metrics import accuracy
+from training.progress import say
 from training.publish.onnx import Exported
 
-IMAGES = 1000  # from which the ranges of activations are taken
+IMAGES = 1000  # to find the ranges of activations
 _BATCH = 50
-_OPERATORS = ["Conv", "Add", "Relu"]  # linear layers are small, and stay as they are
-_LEAST_OFF = 0.01  # of a tensor's scale: a value that falls to the next of 256 steps, here or there, and is carried on
-_MOST_OFF = 0.05  # the most that a manifest may allow
+_OPERATORS = ["Conv", "Add", "Relu"]  # linear layers are small and stay in fp32
+_LEAST_OFF = (
+    0.01  # of a tensor's scale: some values round to the neighbouring one of 256 steps, and layers after it see that
+)
+_MOST_OFF = 0.05  # the largest tolerance that a manifest may state
 
 
 def quantised(exported: Exported, train: ImageSet) -> Exported:
-    """The encoder and the decoder in integers, the rest as it is; each tensor with the tolerance that it needs."""
+    """Encoder and decoder in int8, the rest in fp32; each tensor with the tolerance that it needs."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(train))[:IMAGES])
     images = [train.images[part] for part in np.array_split(chosen, max(1, len(chosen) // _BATCH))]
     graphs, files, tolerances = exported.graphs, dict(exported.files), dict(exported.tolerances)
@@ -38,10 +43,21 @@ def quantised(exported: Exported, train: ImageSet) -> Exported:
         files[graphs.decoder.file] = _static(files[graphs.decoder.file], graphs.decoder, codes)
         tolerances |= _steps(files[graphs.decoder.file], graphs.decoder, codes[0])
     coarsest = max(tolerances.get(name, TOLERANCE) for name in encoded[0])
-    for graph in (graphs.decoder, graphs.head, graphs.explain):  # what they are given may be off by so much
+    for graph in (graphs.decoder, graphs.head, graphs.explain):  # their input may be off by this much
         for tensor in graph.outputs if graph else ():
             tolerances[tensor.name] = max(coarsest, tolerances.get(tensor.name, TOLERANCE))
     return replace(exported, files=files, tolerances=tolerances)
+
+
+def gate(before: Bundle, after: Bundle, validation: ImageSet, most_lost: float) -> tuple[bool, Metric]:
+    """(whether int8 keeps the accuracy of fp32, the loss as a metric)."""
+    in_floats, in_integers = (accuracy(each, validation, "int8 gate") for each in (before, after))
+    kept = in_floats - in_integers <= most_lost + 1e-9  # for rounding: accuracies are shares of whole images
+    verdict = "kept" if kept else "refused, fp32 is published"
+    say(f"int8: {in_integers:.4f} of validation images classified correctly, fp32 {in_floats:.4f}: {verdict}")
+    how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed: {verdict}"
+    lost = in_floats - in_integers
+    return kept, Metric(name="int8_accuracy_lost", value=lost, images=len(validation), how=how)
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -53,13 +69,13 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 def _static(model: bytes, graph: Graph, batches: list[np.ndarray]) -> bytes:
-    """`reduce_range` keeps weights to seven bits, so that processors without VNNI do not overflow and agree."""
+    """`reduce_range` keeps weights to seven bits: processors without VNNI do not overflow, and agree."""
     level = logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
         given, prepared, made = (str(Path(folder) / f"{name}.onnx") for name in ("given", "prepared", "made"))
         Path(given).write_bytes(model)
         try:
-            logging.getLogger().setLevel(logging.ERROR)  # it advises what is done one line above
+            logging.getLogger().setLevel(logging.ERROR)  # it advises the preprocessing that is done here
             quant_pre_process(given, prepared)
             quantize_static(
                 prepared,
@@ -78,10 +94,10 @@ def _static(model: bytes, graph: Graph, batches: list[np.ndarray]) -> bytes:
 
 
 def _steps(model: bytes, graph: Graph, batch: np.ndarray) -> dict[str, float]:
-    """By tensor, what another processor may be off by.
+    """Tolerance by tensor: how far results of another processor may be off.
 
-    The same graph is run with integer kernels and, unoptimised, with floats between its steps of quantisation: two
-    machines can hardly differ more than that.
+    The graph runs with integer kernels and, unoptimised, with floats between quantisation steps. Two machines hardly
+    differ more than these two runs do.
     """
     integers, floats = (
         Session(model, graph, graph.file, threads=1, optimise=optimise).run(batch) for optimise in (True, False)

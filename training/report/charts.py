@@ -1,4 +1,4 @@
-"""Charts as SVG text: lines, histograms, points, intervals. On a page they take their colours from around them."""
+"""Charts as SVG text: lines, histograms, points, intervals. On a page they inherit the text colour."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy as np
 
 WIDTH, HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 20, 12, 40
-_TITLE = 24  # pixels, of a file's
-# Told apart by people who see colours differently too (Okabe and Ito), in this order; then they begin again.
+_TITLE = 24  # pixels, in a file
+# Safe for colour-blind readers (Okabe and Ito), in this order; then they repeat.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", "#7570b3", "#66a61e", "#e7298a")
 
 
 @dataclass(frozen=True)
 class Series:
-    """`low` and `high`, where there are any, are the ends of each point's interval."""
+    """`low` and `high`, if given, are the ends of each point's interval."""
 
     name: str
     x: Sequence[float]
@@ -30,7 +30,7 @@ def colour(index: int) -> str:
 
 @dataclass(frozen=True)
 class _Chart:
-    """What is drawn, for a page or for a file."""
+    """A chart, for a page or for a file."""
 
     title: str
     height: int
@@ -48,7 +48,7 @@ class _Chart:
         )
 
     def file(self) -> str:
-        """The title above, the keys beneath, black on white."""
+        """Title on top, legend at the bottom, black on white."""
         keys = "".join(
             f'<circle cx="{x}" cy="{self.height + _TITLE + 10}" r="4" fill="{colour(index)}"/>'
             f'<text x="{x + 8}" y="{self.height + _TITLE + 14}">{escape(name)}</text>'
@@ -66,12 +66,12 @@ class _Chart:
 
 
 def lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
-    """Each series a line through its points."""
+    """A line through the points of each series, as HTML."""
     return _lines(title, series, across, up, log_x).figure()
 
 
 def lines_file(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
-    """The same as the text of an SVG file, which needs no page around it."""
+    """The same as a file of its own."""
     return _lines(title, series, across, up, log_x).file()
 
 
@@ -96,12 +96,12 @@ def _lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bo
 
 
 def histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None = None) -> str:
-    """Shares of each group in the same bins, over one another; a dashed line where the threshold lies."""
+    """The share of each group in the same bins, overlaid; a dashed line marks the threshold."""
     return _histogram(title, groups, across, threshold).figure()
 
 
 def histogram_file(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None = None) -> str:
-    """The same as the text of an SVG file."""
+    """The same as a file of its own."""
     return _histogram(title, groups, across, threshold).file()
 
 
@@ -139,7 +139,7 @@ def _histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold
 
 
 def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) -> str:
-    """(N, 2) points in the colours of their groups."""
+    """(N, 2) points, coloured by group."""
     frame = _Frame(_padded(at[:, 0]), _padded(at[:, 1]), height=380)
     placed = [(*frame.at(x, y), colour(int(g))) for (x, y), g in zip(at, group, strict=True)]
     parts = [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2.5" fill="{c}" fill-opacity=".6"/>' for x, y, c in placed]
@@ -147,7 +147,7 @@ def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) 
 
 
 class _Frame:
-    """From values to places on the picture."""
+    """Values → pixels."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], height: int = HEIGHT) -> None:
         self.x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
@@ -180,7 +180,7 @@ def _chart(
         f'<text x="{frame.at(tick, 0)[0]:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>'
         for tick, label in ticks
     ]
-    if ticks:  # a chart whose places mean nothing has no numbers on either axis
+    if ticks:  # without ticks across, neither axis has numbers
         axes += [
             f'<text x="{_LEFT - 6}" y="{frame.at(0, tick)[1] + 4:.1f}" text-anchor="end">{tick:g}</text>'
             f'<path d="M{_LEFT} {frame.at(0, tick)[1]:.1f}H{WIDTH - _RIGHT}" stroke="currentColor" '
@@ -191,7 +191,7 @@ def _chart(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Some five round numbers within."""
+    """About five round numbers between the two."""
     step = 10.0 ** np.floor(np.log10((high - low) / 4))
     step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
     first = np.ceil(low / step) * step

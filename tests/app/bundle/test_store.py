@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import LABELS, save_tiny, tiny
 
-from app.bundle import load, save
+from app.bundle import assemble, load, save, with_references
 from app.bundle.manifest import seal_of
 from app.bundle.store import versions
 from app.errors import (
@@ -47,6 +47,30 @@ def test_what_is_saved_loads_and_answers(models: Path) -> None:
     assert bundle.operations == ["classify", "encode", "reconstruct", "anomaly", "predict", "decode"]
     images = np.random.default_rng(1).integers(0, 256, (3, 6, 4, 1), dtype=np.uint8)
     assert [c.label in LABELS for c in bundle.classify(images)] == [True] * 3
+
+
+def test_a_bundle_in_memory_answers_as_the_saved_one(tmp_path: Path) -> None:
+    fields, files = tiny()
+    saved, drafted = load(save(tmp_path, "tiny", fields, files)), assemble("tiny", fields, files)
+    images = np.random.default_rng(0).integers(0, 256, (5, *saved.manifest.input.shape), dtype=np.uint8)
+    assert drafted.anomaly(images) == saved.anomaly(images)
+    for name, values in saved.run_all(images).items():
+        assert np.array_equal(values, drafted.run_all(images)[name]), name
+
+
+def test_references_change_and_the_graphs_stay(tmp_path: Path) -> None:
+    fields, files = tiny()
+    with np.load(io.BytesIO(files["reference.npz"])) as stored:
+        arrays = dict(stored)
+    without = fields | {"anomaly": None, "reference": None}
+    bare = assemble("tiny", without, {name: data for name, data in files.items() if name != "reference.npz"})
+    fitted = with_references(bare, {"anomaly": fields["anomaly"], "reference": "reference.npz"}, arrays)
+    assert (bare.scorer, "anomaly" in bare.operations, "anomaly" in fitted.operations) == (None, False, True)
+    assert (fitted.encoder, fitted.head, fitted.decoder) == (bare.encoder, bare.head, bare.decoder)
+    images = np.random.default_rng(0).integers(0, 256, (5, *bare.manifest.input.shape), dtype=np.uint8)
+    assert fitted.anomaly(images) == load(save(tmp_path, "tiny", fields, files)).anomaly(images)
+    with pytest.raises(ReferenceInvalid, match=r"tiny/1/reference\.npz: array embedding\.mean"):
+        with_references(fitted, {}, arrays | {"embedding.mean": np.zeros(3, np.float32)})
 
 
 @pytest.mark.parametrize("file", ["encoder.onnx", "decoder.onnx", "head.onnx", "reference.npz", "golden.npz"])

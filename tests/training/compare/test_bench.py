@@ -8,6 +8,8 @@ import pytest
 
 from app.bundle.drawings import GARMENTS
 from training.__main__ import main
+from training.compare.arms import ARMS
+from training.compare.methods import METHODS
 
 SMALL = ["network.kind=dense", "network.hidden=32", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2"]
 
@@ -15,6 +17,10 @@ SMALL = ["network.kind=dense", "network.hidden=32", "network.latent=8", "pretrai
 def command(recipe: Path, out: Path, *more: str) -> list[str]:
     sets = [part for change in (*SMALL, "transfer.reads=features") for part in ("--set", change)]
     return ["compare", str(recipe), "--out", str(out), "--seeds", "2", "--budgets", "5,9999,all", *sets, *more]
+
+
+def test_every_arm_has_a_method() -> None:
+    assert tuple(METHODS) == ARMS
 
 
 def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
@@ -77,6 +83,6 @@ def test_ctrl_c_says_that_the_same_command_goes_on(recipe: Path, tmp_path: Path)
                 break
         told = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT
-    assert f"stopped: what was found is in {out}; the same command goes on from there" in told
+    assert f"stopped: results so far are in {out}; the same command resumes from there" in told
     assert "Traceback" not in told
     assert len((out / "results.jsonl").read_text().splitlines()) >= 2

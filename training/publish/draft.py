@@ -1,0 +1,143 @@
+"""A bundle before it is published: export → fit the score → measure. Each stage takes what the last returned."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.bundle import Bundle, assemble, with_references
+from app.bundle.manifest import Classifier, Metric
+from training.data.material import Material
+from training.errors import TrainingError
+from training.learning.stages import Learnt
+from training.learning.transfer import accuracy_of
+from training.measure import likelihood
+from training.measure.metrics import accuracy, bundle_metrics
+from training.measure.outputs import Outputs, outputs_of
+from training.publish import onnx
+from training.publish.onnx import Exported
+from training.publish.provenance import provenance
+from training.publish.quantise import gate, quantised
+from training.recipe import Recipe
+from training.score import anomaly, distances, drift, latent_map, reference, temperature
+
+MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What `save` will write, and the bundle made of it in memory. Its graphs are loaded once for all stages."""
+
+    exported: Exported
+    fields: dict[str, Any]  # of the manifest
+    bundle: Bundle
+    arrays: dict[str, np.ndarray]  # of the reference file
+    notes: tuple[Metric, ...] = ()  # metrics of the export itself
+
+    @classmethod
+    def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
+        fields = {**exported.fields, **fields}
+        return cls(exported, fields, assemble(name, fields, exported.files, exported.tolerances), {})
+
+    def with_references(self, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Draft":
+        arrays = self.arrays | arrays
+        bundle = with_references(self.bundle, fields, arrays)
+        return replace(self, fields=self.fields | fields, bundle=bundle, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A draft with its metrics, and its outputs on the test images."""
+
+    draft: Draft
+    outputs: Outputs
+
+
+def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
+    """The graphs, as accurate as the torch modules; int8 if the recipe asks for it and the accuracy holds."""
+    features = "features" in distances.tensors(recipe.anomaly.distances)
+    exported = onnx.export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, features)
+    fields = _fields(recipe, material, labelled=learnt.head is not None)
+    draft = Draft.of(recipe.name, exported, fields)
+    notes: list[Metric] = []
+    if learnt.head is not None:
+        notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
+    if recipe.network.variational:
+        notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
+    if recipe.export.int8:
+        smaller = Draft.of(recipe.name, quantised(exported, material.train), fields)
+        kept, note = gate(draft.bundle, smaller.bundle, material.validation, recipe.export.most_lost)
+        notes.append(note)
+        draft = smaller if kept else draft
+    return replace(draft, notes=tuple(notes))
+
+
+def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
+    """The manifest's fields that do not depend on the graphs, before the score is fitted."""
+    return {
+        "title": recipe.title,
+        "variational": recipe.network.variational,
+        "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
+        "anomaly": None,
+        "reference": None,
+        "metrics": (),
+        "provenance": provenance(_without_folders(recipe), material.fingerprints(), onnx.OPSET),
+    }
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """Bundles are published with their recipe: it names folders and files, and does not say where they are."""
+    network, split = recipe.network, recipe.split
+    if network.weights is not None:
+        network = network.model_copy(update={"weights": Path(network.weights).name})
+    if split.groups is not None and split.groups.endswith(".csv"):
+        split = split.model_copy(update={"groups": Path(split.groups).name})
+    names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
+    return recipe.model_copy(update={**names, "network": network, "split": split})
+
+
+def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Material) -> Metric:
+    """Accuracy of the torch modules; the exported graphs must agree with it."""
+    assert learnt.head is not None
+    images, how = material.test, "the torch modules, the same images"
+    if not len(images.labels):
+        images, how = material.judges, f"the torch modules, {judges_in_words(material)}"
+    in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
+    served = accuracy(bundle, images, "agreement")
+    if abs(in_torch - served) > MOST_ACCURACY_LOST:
+        raise TrainingError(
+            f"the exported graphs have an accuracy of {served:.4f}, torch {in_torch:.4f}: not published"
+        )
+    return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
+
+
+def judges_in_words(material: Material) -> str:
+    of = "" if material.judges is material.validation else " of the source"
+    return f"{len(material.judges):,} validation images{of}"
+
+
+def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
+    """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
+    calibration, arrays = anomaly.fit_to_bundle(
+        draft.bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
+    )
+    fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
+    logits = outputs_of(draft.bundle, material.judges, "temperature", ("logits",)).logits
+    fitted = None
+    if logits is not None:
+        fitted = temperature.fit(logits, material.judges.labels)
+        fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
+    arrays |= drift.reference(draft.bundle, material.calibration, fitted)
+    return draft.with_references(fields, arrays)
+
+
+def measure(material: Material, draft: Draft) -> Measured:
+    """Metrics on the test images, with the code that serves. The latent map shows these images too."""
+    test, bundle = material.test, draft.bundle
+    outputs = outputs_of(bundle, test, f"evaluate {bundle.name}")
+    how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
+    metrics = (*bundle_metrics(bundle, test, how, outputs, material.train), *draft.notes)
+    labels = test.labels if bundle.manifest.classifier else np.array([])
+    shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
+    return Measured(draft.with_references({"metrics": metrics}, shown), outputs)

@@ -1,0 +1,51 @@
+"""What a bundle's metrics mean, in sentences."""
+
+import numpy as np
+
+from app.bundle import Manifest
+from training.measure import intervals
+from training.measure.detection import auroc
+
+
+def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
+    """`scores` are anomaly scores, by what was scored: the test images, then those of another domain."""
+    metrics = {metric.name: metric for metric in manifest.metrics}
+    sentences = []
+    if "accuracy" in metrics:
+        metric = metrics["accuracy"]
+        low, high = intervals.wilson(round(metric.value * metric.images), metric.images)
+        sentences.append(
+            f"Of {metric.images:,} test images {metric.value:.2%} are classified correctly (95 % interval "
+            f"{low:.2%} to {high:.2%}). The stated confidence is off by "
+            f"{metrics['calibration_error'].value:.1%} on average."
+        )
+    if "pca_mse" in metrics:
+        ours, linear = metrics["reconstruction_mse"].value, metrics["pca_mse"].value
+        verdict = "better than" if ours < linear else "no better than"
+        sentences.append(
+            f"The reconstruction ({ours:.5f} mean squared error) is {verdict} that of as many principal "
+            f"components ({linear:.5f})."
+        )
+    if "nll_bound" in metrics:
+        weighted, elbo = metrics["nll_bound"].value, metrics["negative_elbo"].value
+        sentences.append(
+            f"A test image costs at most {weighted:.1f} nats on average by the learnt distribution "
+            f"({elbo:.1f} by the looser bound that training minimises)."
+        )
+    a = manifest.anomaly
+    if a is not None and "false_alarm_rate" in metrics:
+        metric = metrics["false_alarm_rate"]
+        low, high = intervals.false_alarms(a.false_alarm_rate, a.calibrated_on, metric.images)
+        inside = "as expected" if low <= metric.value <= high else "which chance does not explain: find out why"
+        sentences.append(
+            f"{metric.value:.2%} of normal test images are called anomalous, at a stated {a.false_alarm_rate:.2%}; "
+            f"chance in {a.calibrated_on:,} calibration and {metric.images:,} test images alone gives "
+            f"{low:.2%} to {high:.2%}, {inside}."
+        )
+    if len(scores) == 2:
+        normal, other = scores.values()
+        sentences.append(
+            f"Images of {manifest.provenance.source} are separated from normal ones with an AUROC of "
+            f"{auroc(normal, other):.4f}."
+        )
+    return sentences
