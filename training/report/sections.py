@@ -223,9 +223,9 @@ def page(found: Study, pictures: bool) -> str:
 
 _WHY_LABEL = "Uncertain, and unlike each other: what their labels would teach most. None of them has one."
 _WHY_CHECK = (
-    "A linear model on the encoder's output, fitted without the image, its copies and its group, prefers another label. "
-    "Not every one is a mistake; the list is ordered by how sure the model is. An encoder that was trained with these "
-    "labels has learnt some of the mistakes: fewer are found then."
+    "A linear model on the encoder's output, fitted without the image, its copies and its group, prefers another "
+    "label. Not every one is a mistake; the list is ordered by how sure the model is. An encoder that was trained with "
+    "these labels has learnt some of the mistakes: fewer are found then."
 )
 
 
