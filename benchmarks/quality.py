@@ -41,6 +41,7 @@ from training.score import anomaly
 from training.score.distances import Normals
 
 DEFAULT = Path("models/fashion-mnist")
+NEU_SPLIT = ("split.calibration=20", "split.validation=30")  # of 900: the more are left to learn from
 
 
 def newest() -> Bundle:
@@ -129,9 +130,7 @@ def integers() -> Iterator[Bar]:
 
 def neu(out: Path) -> Iterator[Bar]:
     folder = str(imageset.root() / "neu-surface")
-    chosen = recipe.load(
-        "defects", [f"source={folder}", f"target={folder}", "split.calibration=20", "split.validation=30"]
-    )
+    chosen = recipe.load("defects", [f"source={folder}", f"target={folder}", *NEU_SPLIT])
     compare(chosen, out / "neu", ("finetuned", "scratch"), (10,), seeds=8)  # few labels: much hangs on which
     compare(chosen, out / "neu", ("finetuned",), (None,), seeds=3)  # scratch with all labels is asked by no bar
     results = comparison.read(out / "neu")
