@@ -27,11 +27,13 @@ from benchmarks.integers import in_integers
 from training import malloc, recipe
 from training.compare import results as comparison
 from training.compare.bench import compare
-from training.data import named
+from training.data import digits, named, textures
+from training.data.imageset import ImageSet
 from training.data.material import gather
 from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.transfer import pretrain, read, workshop
+from training.measure import strangers
 from training.measure.detection import auroc
 from training.measure.intervals import student
 from training.measure.metrics import accuracy
@@ -40,6 +42,7 @@ from training.score import anomaly
 from training.score.distances import Normals
 
 DEFAULT = Path("models/fashion-mnist")
+NEU_SPLIT = ("split.calibration=20", "split.validation=30")  # of 900: the more are left to learn from
 
 
 def newest() -> Bundle:
@@ -78,14 +81,35 @@ def _ms(call: Callable[[], object]) -> float:
 
 
 def ood() -> Iterator[Bar]:
+    """MNIST the default was pretrained on, and its distances were chosen by; the other domains no choice has seen."""
     bundle = newest()
-    scores = []
-    for name in ("fashion-mnist", "mnist"):
-        images = read_part(name, "test", bundle.manifest.input)
-        found = outputs_of(bundle, images, name, ("scores",)).scores
-        assert found is not None
-        scores.append(found)
-    yield Bar("Fashion-MNIST against MNIST, AUROC", auroc(*scores), 0.995, 0.9999)
+    spec, anomaly = bundle.manifest.input, bundle.manifest.anomaly
+    assert anomaly is not None
+    domains = {
+        "fashion-mnist": read_part("fashion-mnist", "test", spec),
+        "mnist": read_part("mnist", "test", spec),
+        "digits": read_part(digits.NAME, "test", spec),
+        "NEU surfaces": read_part(str(named.root() / textures.FOLDER), "test", spec),
+        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=2400).items()},
+    }
+    found, normal = {}, np.zeros(0)
+    for name, images in domains.items():
+        scores = outputs_of(bundle, images, name, ("scores",)).scores
+        assert scores is not None
+        normal = normal if len(normal) else scores  # the first are normal
+        found[name] = auroc(normal, scores)
+        alarms = float(np.mean(scores > anomaly.threshold))
+        print(f"        {name}, {len(images):,} images: AUROC {found[name]:.4f}, {alarms:.1%} called anomalous")
+    del found["fashion-mnist"]
+    known = found.pop("mnist")
+    yield Bar("Fashion-MNIST against MNIST, by which its distances were chosen, AUROC", known, 0.995, 0.9999)
+    worst = min(found, key=lambda name: found[name])
+    what = f"against the worst of {len(found)} domains that no choice has seen ({worst}), AUROC"
+    yield Bar(what, found[worst], 0.95, 0.995)
+
+
+def unlabelled(images: np.ndarray) -> ImageSet:
+    return ImageSet(images, np.array([], np.int64), ())
 
 
 def integers() -> Iterator[Bar]:
@@ -107,9 +131,7 @@ def integers() -> Iterator[Bar]:
 
 def neu(out: Path) -> Iterator[Bar]:
     folder = str(named.root() / "neu-surface")
-    chosen = recipe.load(
-        "defects", [f"source={folder}", f"target={folder}", "split.calibration=20", "split.validation=30"]
-    )
+    chosen = recipe.load("defects", [f"source={folder}", f"target={folder}", *NEU_SPLIT])
     compare(chosen, out / "neu", ("finetuned", "scratch"), (10,), seeds=8)  # few labels: much hangs on which
     compare(chosen, out / "neu", ("finetuned",), (None,), seeds=3)  # scratch with all labels is asked by no bar
     results = comparison.read(out / "neu")

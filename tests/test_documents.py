@@ -26,6 +26,7 @@ import training
 from app.bundle import load
 from app.settings import Settings
 from training import recipe
+from training.measure.intervals import at_least
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
@@ -313,10 +314,9 @@ def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_p
     assert told["graft"].strip() == "models/my-shots-nearest/1"
     [metric] = load(tmp_path / "models/my-shots/1").manifest.metrics
     [sample] = blocks(page, "text")
-    assert (
-        f"{round(metric.value * metric.images)} of {metric.images} images were named rightly: {metric.value:.1%}"
-        in sample
-    )
+    right, low = round(metric.value * metric.images), at_least(round(metric.value * metric.images), metric.images)
+    assert f"{right} of {metric.images} images were classified correctly: {metric.value:.1%}; " in sample
+    assert f"on new images at least {low:.1%} (95 % confidence)" in sample
 
 
 def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:

@@ -43,6 +43,8 @@ def test_what_it_states_is_what_it_reaches(bundle: Bundle) -> None:
     stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
     for metric in bundle_metrics(bundle, test, "again"):
         print(f"{bundle.name}@{bundle.version} {metric.name} {metric.value:.4f} over {metric.images:,} images")
+        if metric.name == "out_of_distribution_auroc" and metric.name not in stated:
+            continue  # the bundle is older than this measure
         assert metric.value == pytest.approx(stated[metric.name], abs=5e-4), metric.name
     in_integers = stated.get("int8_accuracy_lost")  # on validation images; the test's may differ by chance
     assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001 if in_integers is None else 0.005)

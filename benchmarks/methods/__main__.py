@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.bars import Bar
-from benchmarks.methods import adapt, augment, shots, vae, variants
+from benchmarks.methods import adapt, augment, left_out, shots, vae, variants
 from training import malloc
 
 METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of its own to keep its runs in
     "adapt": adapt.measure,
     "shots": shots.measure,
+    "left-out": left_out.measure,
     "vae": vae.measure,
     "augment": augment.measure,
     "variants": variants.measure,

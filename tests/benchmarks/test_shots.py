@@ -58,4 +58,4 @@ def test_what_tells_nothing_is_guessed_and_what_tells_all_is_solved() -> None:
     noise = RNG.normal(size=(len(labels), 5)).astype(np.float32)
     assert abs(solved(noise, labels, [], 0, "mahalanobis").mean() - 1 / 6) < 0.03
     assert solved(noise + 100 * np.eye(6, 5, dtype=np.float32)[labels], labels, [], 0, "cosine").mean() > 0.99
-    assert "the stated interval holds the queries' accuracy" in honesty(noise, labels, [], 0)
+    assert "the stated bound holds in" in honesty(noise, labels, [], 0)

@@ -32,13 +32,22 @@ def student(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def wilson(hits: int, trials: int) -> tuple[float, float]:
+def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
     """Where the share lies with 95 % confidence (Wilson 1927), if the trials are independent."""
-    z = 1.959964
     share, scale = hits / trials, 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / scale
     half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / scale
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def at_least(hits: int, trials: int) -> float:
+    """A lower bound of 95 % on the accuracy of a model whose own images were left out in turn.
+
+    Such trials are not independent, as each image helps to judge the others: Wilson's interval of 95 % holds the truth
+    in 72 to 91 % of tasks. It fails upwards, since what judges the left-out image has fewer images than the model has.
+    So only its lower end is stated, at a nominal 99 %; `make methods ONLY=left-out` measures how often it holds.
+    """
+    return wilson(hits, trials, z=2.326348)[0]
 
 
 def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from app.bundle import Bundle
 from app.bundle.manifest import Metric
 from app.bundle.scoring import probabilities
 from training.data.imageset import ImageSet
-from training.measure import components
+from training.measure import components, strangers
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.outputs import Outputs, outputs_of
 
@@ -43,7 +43,22 @@ def bundle_metrics(
             found["pca_mse"] = components.reconstruction_mse(train, data, bundle.manifest.latent_size)
     if outputs.scores is not None and bundle.manifest.anomaly is not None:
         found["false_alarm_rate"] = float(np.mean(outputs.scores > bundle.manifest.anomaly.threshold))
-    return [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
+    made = [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
+    if outputs.scores is not None:
+        made.append(_out_of_distribution(bundle, outputs.scores, how))
+    return made
+
+
+def _out_of_distribution(bundle: Bundle, normal: np.ndarray, how: str) -> Metric:
+    """The worst of domains that no choice has seen: `normal` are the scores of the images that were measured."""
+    found = strangers.aurocs(bundle, normal)
+    domains = " and ".join(f"{name} ({area:.4f})" for name, area in found.items())
+    return Metric(
+        name="out_of_distribution_auroc",
+        value=min(found.values()),
+        images=len(normal) + len(found) * strangers.COUNT,
+        how=f"{how}, against {domains}; the worst counts",
+    )
 
 
 def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:

@@ -87,7 +87,7 @@ def card_of_shots(
         *(f"| {label} | {count} |" for label, count in counts.items()),
         "",
         *_table([metric]),
-        "That is all that is known: no other image was seen. The interval takes the images for a fair sample of those "
+        "That is all that is known: no other image was seen. The bound takes the images for a fair sample of those "
         "to come; other light, another camera or a kind that is missing here are not in it. "
         "`graft-train evaluate` on other labelled images says more.",
         "",

@@ -42,7 +42,7 @@ def graft(
     _refuse_taken(models / name)
     chosen = choose(shots, base)
     manifest, labels = chosen.base.manifest, chosen.images.labels
-    tensor = reads or _usual(chosen.base)
+    tensor = reads or usual_tensor(chosen.base)
     if tensor not in chosen.encoded:
         raise TrainingError(
             f"--reads {tensor}: {called(chosen.base)} gives no {tensor}; use --reads embedding, or another --base"
@@ -57,8 +57,8 @@ def graft(
     fields, files = _from_base(chosen, tensor, learnt, classifier)
     calibration, arrays, calibrated = _calibrated(chosen)
     arrays |= latent_map.fit(chosen.encoded["embedding"], labels).arrays()
-    low, high = intervals.wilson(right, len(labels))
-    how = f"each image judged by the prototypes of the others; 95 % interval {low:.4f} to {high:.4f}"
+    low = intervals.at_least(right, len(labels))
+    how = f"each image classified by the prototypes of the others; on new images at least {low:.4f} (95 % confidence)"
     metric = Metric(name="left_out_accuracy", value=right / len(labels), images=len(labels), how=how)
     recipe = {"base": called(chosen.base), "digest": chosen.base.digest, "reads": tensor, "distance": distance}
     fields |= {
@@ -84,8 +84,8 @@ def graft(
     path = save(models, name, fields, files, tolerances=tolerances)
     say(calibrated)
     say(
-        f"left out and judged by the others, {right} of {len(labels)} images were named rightly: {metric.value:.1%}, "
-        f"95 % interval {low:.1%} to {high:.1%}"
+        f"left out in turn, {right} of {len(labels)} images were classified correctly: {metric.value:.1%}; "
+        f"on new images at least {low:.1%} (95 % confidence)"
     )
     return path
 
@@ -110,7 +110,7 @@ def _refuse_taken(home: Path) -> None:
         )
 
 
-def _usual(base: Bundle) -> Reads:
+def usual_tensor(base: Bundle) -> Reads:
     """What the base's own head reads; of a base without one, the maps of every stage if it gives them."""
     head, given = base.manifest.graphs.head, {tensor.name for tensor in base.manifest.graphs.encoder.outputs}
     if head is not None:

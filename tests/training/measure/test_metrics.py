@@ -27,6 +27,9 @@ def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
     assert found["calibration_error_before_temperature"] == found["calibration_error"].model_copy(
         update={"name": "calibration_error_before_temperature"}
     ), "the tiny bundle's temperature is 1"
+    strange = found.pop("out_of_distribution_auroc")
+    assert 0 <= strange.value <= 1
+    assert f"noise ({strange.value:.4f})" in strange.how or f"drawn textures ({strange.value:.4f})" in strange.how
     assert all(m.images == 300 and "made up" in m.how for m in found.values())
 
 
@@ -34,7 +37,7 @@ def test_a_bundle_without_a_head_has_no_accuracy(tmp_path: Path) -> None:
     bundle = load(save_tiny(tmp_path, head=False))
     images = RNG.integers(0, 256, (5, *bundle.manifest.input.shape), dtype=np.uint8)
     names = {m.name for m in bundle_metrics(bundle, ImageSet(images, np.array([], np.int64), ()), "x")}
-    assert names == {"reconstruction_mse", "false_alarm_rate"}
+    assert names == {"reconstruction_mse", "false_alarm_rate", "out_of_distribution_auroc"}
 
 
 def test_the_table_of_classes_counts_as_its_words_say() -> None:

@@ -16,7 +16,7 @@ from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from app.settings import Settings
 from training.__main__ import main
-from training.measure.intervals import wilson
+from training.measure.intervals import at_least
 
 SHIPPED = ROOT / "models/fashion-mnist/1"
 LABELS = tuple(sorted(GARMENTS))
@@ -43,7 +43,7 @@ def test_where_neither_torch_nor_the_rest_of_training_is_installed_it_works(here
     done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "models/my-shots/1"
-    assert "images were named rightly" in done.stderr
+    assert "images were classified correctly" in done.stderr
     bundle = load(here / "models/my-shots/1")
     assert bundle.manifest.classifier is not None
     assert bundle.manifest.classifier.labels == LABELS
@@ -85,9 +85,9 @@ def test_it_says_what_it_is_and_what_it_does_not_know(here: Path, capsys: pytest
     assert recipe == {"base": "fashion-mnist@1", "digest": base.digest, "reads": "features", "distance": "mahalanobis"}
     assert (manifest.provenance.source, manifest.provenance.target) == ("fashion-mnist@1", "My shots")
     [metric] = manifest.metrics
-    low, high = wilson(round(metric.value * 20), 20)
+    low = at_least(round(metric.value * 20), 20)
     assert metric.images == 20
-    assert f"95 % interval {low:.4f} to {high:.4f}" in metric.how
+    assert f"on new images at least {low:.4f} (95 % confidence)" in metric.how
     assert manifest.anomaly is None
     told = capsys.readouterr().err
     card = bundle.documents["card.md"].decode()
