@@ -2,8 +2,9 @@
 
     make quality            # all of them; or: ONLY=served,ood make quality
 
-Named data sets lie in GRAFT_DATA; `neu-surface` lies beside them, a folder for each of the six defects. Nothing is
-chosen by a test set: recipes were tuned on validation images, thresholds come from calibration images.
+Named data sets lie in GRAFT_DATA, `neu-surface` beside them, a folder per defect; scikit-learn's digits are read from
+there (`digits/digits.csv.gz`) or from an installed scikit-learn. Nothing is chosen by a test set: recipes were tuned
+on validation images, thresholds come from calibration images.
 """
 
 import argparse
@@ -80,32 +81,32 @@ def _ms(call: Callable[[], object]) -> float:
     return statistics.median(times) * 1000
 
 
-def ood() -> Iterator[Bar]:
-    """MNIST the default was pretrained on, and its distances were chosen by; the other domains no choice has seen."""
+def ood(drawn: int = 2400) -> Iterator[Bar]:
+    """The default was pretrained on MNIST, which chose its distances too; no choice has seen the other domains."""
     bundle = newest()
-    spec, anomaly = bundle.manifest.input, bundle.manifest.anomaly
-    assert anomaly is not None
+    spec, calibration = bundle.manifest.input, bundle.manifest.anomaly
+    assert calibration is not None
     domains = {
         "fashion-mnist": read_part("fashion-mnist", "test", spec),
         "mnist": read_part("mnist", "test", spec),
         "digits": read_part(digits.NAME, "test", spec),
         "NEU surfaces": read_part(str(named.root() / textures.FOLDER), "test", spec),
-        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=2400).items()},
+        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=drawn).items()},
     }
-    found, normal = {}, np.zeros(0)
+    areas, normal = {}, np.zeros(0)
     for name, images in domains.items():
         scores = outputs_of(bundle, images, name, ("scores",)).scores
         assert scores is not None
-        normal = normal if len(normal) else scores  # the first are normal
-        found[name] = auroc(normal, scores)
-        alarms = float(np.mean(scores > anomaly.threshold))
-        print(f"        {name}, {len(images):,} images: AUROC {found[name]:.4f}, {alarms:.1%} called anomalous")
-    del found["fashion-mnist"]
-    known = found.pop("mnist")
-    yield Bar("Fashion-MNIST against MNIST, by which its distances were chosen, AUROC", known, 0.995, 0.9999)
-    worst = min(found, key=lambda name: found[name])
-    what = f"against the worst of {len(found)} domains that no choice has seen ({worst}), AUROC"
-    yield Bar(what, found[worst], 0.95, 0.995)
+        normal = normal if len(normal) else scores  # the first domain is the normal one
+        areas[name] = auroc(normal, scores)
+        alarms = float(np.mean(scores > calibration.threshold))
+        print(f"        {name}, {len(images):,} images: AUROC {areas[name]:.4f}, {alarms:.1%} called anomalous")
+    del areas["fashion-mnist"]
+    seen = areas.pop("mnist")
+    yield Bar("Fashion-MNIST against MNIST, by which its distances were chosen, AUROC", seen, 0.995, 0.9999)
+    worst = min(areas, key=lambda name: areas[name])
+    what = f"against the worst of {len(areas)} domains that no choice has seen ({worst}), AUROC"
+    yield Bar(what, areas[worst], 0.95, 0.995)
 
 
 def unlabelled(images: np.ndarray) -> ImageSet:
@@ -113,7 +114,7 @@ def unlabelled(images: np.ndarray) -> ImageSet:
 
 
 def integers() -> Iterator[Bar]:
-    """The gate that a recipe's `export.int8` has, and what is on the other side of the scales."""
+    """The gate of a recipe's `export.int8`, and the milliseconds that eight bits save."""
     whole, in_eight_bits = (load(each(DEFAULT.name), threads=1) for each in (bundle, in_integers))
     chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
     target = read_part(chosen.target, "train", whole.manifest.input)
@@ -122,8 +123,8 @@ def integers() -> Iterator[Bar]:
     right = []
     for name, each in (("fp32", whole), ("integers", in_eight_bits)):
         right.append(accuracy(each, validation, name))
-        told = f"{right[-1]:.4f} of validation images, {accuracy(each, test, name):.4f} of test images"
-        print(f"        {name}: {told}, {_ms(partial(each.classify, test.images[:1])):.3f} ms an image")
+        message = f"{right[-1]:.4f} of validation images, {accuracy(each, test, name):.4f} of test images"
+        print(f"        {name}: {message}, {_ms(partial(each.classify, test.images[:1])):.3f} ms an image")
     yield Bar(
         "accuracy that integers of eight bits cost", round(right[0] - right[1], 9), chosen.export.most_lost, 0.0, False
     )
@@ -132,8 +133,8 @@ def integers() -> Iterator[Bar]:
 def neu(out: Path) -> Iterator[Bar]:
     folder = str(named.root() / "neu-surface")
     chosen = recipe.load("defects", [f"source={folder}", f"target={folder}", *NEU_SPLIT])
-    compare(chosen, out / "neu", ("finetuned", "scratch"), (10,), seeds=8)  # few labels: much hangs on which
-    compare(chosen, out / "neu", ("finetuned",), (None,), seeds=3)  # scratch with all labels is asked by no bar
+    compare(chosen, out / "neu", ("finetuned", "scratch"), (10,), seeds=8)  # with few labels much depends on which
+    compare(chosen, out / "neu", ("finetuned",), (None,), seeds=3)  # no bar needs scratch with all labels
     results = comparison.read(out / "neu")
     few = comparison.difference(results, "finetuned", 60)
     assert few is not None

@@ -15,6 +15,7 @@ from app.bundle.scoring import probabilities
 from app.bundle.store import names, versions
 from benchmarks.bars import Bar
 from training.data import named
+from training.data.imageset import ImageSet
 from training.data.read import read_part
 from training.measure.intervals import at_least
 from training.measure.outputs import outputs_of
@@ -48,7 +49,7 @@ def measure(_: Path) -> Iterator[Bar]:
     yield Bar("the same, the worst setting", float(np.min(held)), 0.9, 0.95)
 
 
-def _points(bundle: Bundle, images: imageset.ImageSet) -> tuple[np.ndarray, list[int]]:
+def _points(bundle: Bundle, images: ImageSet) -> tuple[np.ndarray, list[int]]:
     tensor = usual_tensor(bundle)
     maps = [int(np.prod(each)) for each in bundle.manifest.feature_maps] if tensor == "features" else []
     return outputs_of(bundle, images, "encode", (tensor,)).encoded[tensor], maps

@@ -1,1 +1,1 @@
-"""What a bundle reaches on a set, measured through the code that serves it."""
+"""Measuring a bundle on a set of images, through the code that serves it."""

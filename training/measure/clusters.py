@@ -1,4 +1,4 @@
-"""Whether an embedding falls into the classes by itself: its clusters against the labels."""
+"""Clusters of an embedding, compared with the labels."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ _RESTARTS, _ROUNDS = 3, 100
 
 
 def k_means(points: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """(N, D) → (N,) cluster of each; the best of a few starts, each spread out by k-means++."""
+    """(N, D) → (N,) cluster ids; the best of a few starts, each by k-means++."""
     rng = np.random.default_rng(seed)
     found = [_from(points, _spread_out(points, count, rng)) for _ in range(_RESTARTS)]
     return min(found, key=lambda each: each[0])[1]
@@ -17,7 +17,7 @@ def _spread_out(points: np.ndarray, count: int, rng: np.random.Generator) -> np.
     nearest = np.square(points - centres[0]).sum(axis=1, dtype=np.float64)
     while len(centres) < count:
         total = nearest.sum()
-        chances = nearest / total if total > 0 else None  # all alike: any will do
+        chances = nearest / total if total > 0 else None  # all points equal a centre: choose uniformly
         centres.append(points[rng.choice(len(points), p=chances)])
         nearest = np.minimum(nearest, np.square(points - centres[-1]).sum(axis=1))
     return np.stack(centres)
@@ -37,7 +37,7 @@ def _from(points: np.ndarray, centres: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def normalised_mutual_information(labels: np.ndarray, cluster: np.ndarray) -> float:
-    """1 where each tells the other, 0 where neither tells anything; by the mean of the two entropies."""
+    """1 if each determines the other, 0 if they are independent; normalised by the mean of the two entropies."""
     _, a = np.unique(labels, return_inverse=True)
     _, b = np.unique(cluster, return_inverse=True)
     joint = np.bincount(a * (b.max() + 1) + b, minlength=(a.max() + 1) * (b.max() + 1)) / len(labels)

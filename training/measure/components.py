@@ -1,15 +1,15 @@
-"""Principal components: the main directions of points, and the plain linear autoencoder that they make."""
+"""Principal components: main directions of points, and the linear autoencoder that they form."""
 
 import numpy as np
 
 from training.data.imageset import ImageSet
 from training.data.storage import chunks
 
-_MOST_VALUES = 20_000_000  # of the images that components are found from: some 80 MB as float32
+_MOST_VALUES = 20_000_000  # of the images that the components are fitted on: 80 MB as float32
 
 
 def main_directions(centred: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, D) → (rank,) variances, falling, and (D, rank) orthonormal directions; by the smaller Gram matrix."""
+    """(N, D) → (rank,) variances in falling order, (D, rank) orthonormal directions; by the smaller Gram matrix."""
     count, size = centred.shape
     if size <= count:
         values, vectors = np.linalg.eigh(centred.T @ centred / count)
@@ -20,9 +20,9 @@ def main_directions(centred: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndar
 
 
 def reconstruction_mse(train: ImageSet, test: ImageSet, rank: int) -> float:
-    """Of the test images, from as many components of the training images as an autoencoder's code has numbers.
+    """Mean squared error on the test images of `rank` principal components of the training images, in units of 0…1.
 
-    What a network has to beat to have learnt more than a projection; in units of the full scale, as the network's own.
+    With `rank` the size of an autoencoder's code, the network must beat it to be more than a linear projection.
     """
     size = int(np.prod(train.images.shape[1:]))
     some = np.random.default_rng(0).permutation(len(train))[: max(rank, _MOST_VALUES // size)]

@@ -1,4 +1,4 @@
-"""How far apart two domains lie, as images and as codes: by the discrepancy that drift is told by. No torch."""
+"""The distance between two domains, as images and as codes: the discrepancy that drift uses. No torch."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,23 @@ _LOOKS = {"thumbnail": "as images (thumbnails)", "embedding": "as codes"}  # bef
 class Distance:
     what: str
     squared: float  # maximum mean discrepancy
-    by_chance: float  # what 95 of 100 samples of the target alone stay below
+    by_chance: float  # 95th percentile for samples of the target alone
     p_value: float
 
 
 def distances(bundle: Bundle, source: ImageSet, target: ImageSet) -> list[Distance]:
-    """Of images that nothing was trained on; of too few of them, none."""
+    """Give it images that nothing was trained on; with too few of them the list is empty."""
     count = min(REFERENCES, len(target), 2 * len(source))
     if count < FEWEST:
         return []
-    known, strange = (
+    targets, sources = (
         outputs_of(bundle, _some(part, most), "domains", tuple(_LOOKS)).encoded
         for part, most in ((target, count), (source, count // 2))
     )
     found = []
     for tensor, what in _LOOKS.items():
-        reference = DriftReference({EMBEDDINGS: known[tensor]}, known[tensor].shape[1])
-        squared, p_value = reference.discrepancy(strange[tensor][: reference.window])
+        reference = DriftReference({EMBEDDINGS: targets[tensor]}, targets[tensor].shape[1])
+        squared, p_value = reference.discrepancy(sources[tensor][: reference.window])
         found.append(Distance(what, squared, reference.by_chance(0.95), p_value))
     return found
 

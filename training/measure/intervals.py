@@ -1,4 +1,4 @@
-"""Intervals of 95 %: of a mean over seeds, of a share of images, of false alarms at a stated rate."""
+"""Intervals of 95 %: of a mean over seeds, a share of images, an accuracy by left-out images, a false-alarm rate."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Student's t at 97.5 %, by degrees of freedom; beyond the last it hardly falls.
+# Student's t at 97.5 %, by degrees of freedom; the last serves for more.
 _T = (
     *(math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -15,7 +15,7 @@ _T = (
 
 
 class Interval(NamedTuple):
-    """A mean over seeds, and where it lies with 95 % confidence."""
+    """A mean over seeds with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def student(values: Sequence[float]) -> Interval:
-    """Student's. One value has no interval: it is infinitely wide."""
+    """Student's t. The interval of a single value is infinite."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Interval(mean, -math.inf, math.inf)
@@ -33,7 +33,7 @@ def student(values: Sequence[float]) -> Interval:
 
 
 def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Where the share lies with 95 % confidence (Wilson 1927), if the trials are independent."""
+    """Confidence interval of a share (Wilson 1927), by default of 95 %; the trials must be independent."""
     share, scale = hits / trials, 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / scale
     half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / scale
@@ -41,20 +41,21 @@ def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def at_least(hits: int, trials: int) -> float:
-    """A lower bound of 95 % on the accuracy of a model whose own images were left out in turn.
+    """A lower bound of 95 % on the accuracy on new images, from a model's own images, each left out in turn.
 
-    Such trials are not independent, as each image helps to judge the others: Wilson's interval of 95 % holds the truth
-    in 72 to 91 % of tasks. It fails upwards, since what judges the left-out image has fewer images than the model has.
-    So only its lower end is stated, at a nominal 99 %; `make methods ONLY=left-out` measures how often it holds.
+    Such trials are not independent, as each image helps to classify the others: Wilson's interval of 95 % covers the
+    accuracy in 72 to 91 % of tasks. Most of its misses are above it, since the left-out image is classified by fewer
+    images than the model has. So this is its lower end alone, at a nominal 99 %; `make methods ONLY=left-out` measures
+    how often it holds.
     """
     return wilson(hits, trials, z=2.326348)[0]
 
 
 def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:
-    """Where 95 % of measured false-alarm rates fall if nothing is wrong: chance in both samples counted.
+    """Where 95 % of measured false-alarm rates fall by chance, in the calibration sample and in the test sample.
 
-    The threshold is the k-th highest of n calibration scores, so that the alarms among m fresh normals are
-    beta-binomial, with parameters k and n + 1 - k.
+    The threshold is the k-th highest of n calibration scores, so the alarms among m fresh normals are beta-binomial
+    with parameters k and n + 1 - k.
     """
     k, n, m = int(np.floor(rate * (calibrated_on + 1) + 1e-9)), calibrated_on, tested
 

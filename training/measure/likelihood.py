@@ -1,4 +1,4 @@
-"""How likely a variational autoencoder finds images: a bound, the tighter the more draws (Burda et al. 2016)."""
+"""Likelihood of images under a variational autoencoder: a bound, tighter with more draws (Burda et al. 2016)."""
 
 import math
 from typing import NamedTuple
@@ -14,18 +14,18 @@ from training.networks import Autoencoder
 from training.progress import track
 from training.recipe import Objective
 
-DRAWS = 32  # of every image's code
-_AT_A_TIME = 1024  # codes that are decoded together
-_LIKELIHOODS = {  # of which the loss is the negative logarithm, as a mean over pixels
+DRAWS = 32  # codes per image
+_AT_A_TIME = 1024  # codes decoded in one batch
+_LIKELIHOODS = {  # by loss, which is the negative logarithm, as a mean over pixels
     "bce": "grey levels as probabilities of Bernoulli pixels",
     "mse": "Gaussian pixels of variance 1/2 in 0…1",
 }
 
 
 class Bound(NamedTuple):
-    """(N,) nats each: -ln p(x) lies below both, chance in the draws apart."""
+    """(N,) nats each: upper bounds of -ln p(x), up to the chance of the draws."""
 
-    elbo: Tensor  # -E ln w, what training minimises
+    elbo: Tensor  # -E ln w, which training minimises
     weighted: Tensor  # -E ln of the mean of `DRAWS` w
 
 
@@ -39,10 +39,10 @@ def log_likelihood(objective: Objective, logits: Tensor, images: Tensor) -> Tens
 def bound(net: Autoencoder, objective: Objective, images: Tensor, draws: int = DRAWS) -> Bound:
     """(N, C, H, W) in 0…1. w = p(x | z) p(z) / q(z | x) with z = mean + spread · ε drawn from q: ln E w = ln p(x)."""
     mean, _, log_variance = net.encode(images)
-    assert log_variance is not None  # asked of variational networks
+    assert log_variance is not None  # the network is variational
     noise = torch.randn(len(images), draws, net.latent)
     codes = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise  # (N, draws, latent)
-    # ln p(z) - ln q(z | x): both are normal, and their constants are the same.
+    # ln p(z) - ln q(z | x): both normal, with equal constants.
     prior_over_posterior = 0.5 * (noise.square() + log_variance[:, None] - codes.square()).sum(2)
     shown = images.repeat_interleave(draws, dim=0)
     log_w = log_likelihood(objective, net.decoder(codes.flatten(0, 1)), shown).view(-1, draws) + prior_over_posterior
@@ -50,12 +50,12 @@ def bound(net: Autoencoder, objective: Objective, images: Tensor, draws: int = D
 
 
 def bounds(net: Autoencoder, objective: Objective, data: ImageSet, draws: int = DRAWS) -> np.ndarray:
-    """(N, 2): elbo and weighted of every image, each with draws of its own."""
+    """(N, 2): elbo and weighted per image, each image with its own draws."""
     found, step = np.empty((len(data), 2)), max(1, _AT_A_TIME // draws)
     for module in (net.encoder, net.decoder):
         module.cpu().eval()
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)  # the same numbers, whatever was drawn before
+        torch.manual_seed(0)  # the same draws at every call
         starts = range(0, len(data), step)
         for start in track(starts, "bound", len(starts)):
             images = torch.from_numpy(data.images[start : start + step]).permute(0, 3, 1, 2).float() / 255

@@ -1,4 +1,4 @@
-"""What a bundle reaches, measured on the bundle, through the code that serves it."""
+"""Metrics of a bundle, measured on the exported graphs through the code that serves them."""
 
 import numpy as np
 
@@ -11,16 +11,16 @@ from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.outputs import Outputs, outputs_of
 
 
-def accuracy(bundle: Bundle, data: ImageSet, what: str) -> float:
-    logits = outputs_of(bundle, data, what, ("logits",)).logits
-    assert logits is not None  # asked of a bundle with a head
+def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
+    logits = outputs_of(bundle, data, label, ("logits",)).logits
+    assert logits is not None  # the bundle has a head
     return float(np.mean(logits.argmax(axis=1) == data.labels))
 
 
 def bundle_metrics(
     bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None = None, train: ImageSet | None = None
 ) -> list[Metric]:
-    """As far as the bundle has the parts; with the training images, what principal components reach too."""
+    """Those that the bundle's parts allow; with the training images, the error of principal components too."""
     outputs = outputs or outputs_of(bundle, data, f"evaluate {bundle.name}")
     how = f"exported bundle through app.bundle, {part}"
     found: dict[str, float] = {}
@@ -50,42 +50,43 @@ def bundle_metrics(
 
 
 def _out_of_distribution(bundle: Bundle, normal: np.ndarray, how: str) -> Metric:
-    """The worst of domains that no choice has seen: `normal` are the scores of the images that were measured."""
-    found = strangers.aurocs(bundle, normal)
-    domains = " and ".join(f"{name} ({area:.4f})" for name, area in found.items())
+    """The lowest AUROC over domains that no choice has seen; `normal` (N,) are the scores of the measured images."""
+    areas = strangers.aurocs(bundle, normal)
+    domains = " and ".join(f"{name} ({area:.4f})" for name, area in areas.items())
     return Metric(
         name="out_of_distribution_auroc",
-        value=min(found.values()),
-        images=len(normal) + len(found) * strangers.COUNT,
+        value=min(areas.values()),
+        images=len(normal) + len(areas) * strangers.COUNT,
         how=f"{how}, against {domains}; the worst counts",
     )
 
 
-def confusion(labels: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes) counts: a row for what an image is, a column for what it was taken for."""
-    return np.bincount(labels * classes + found, minlength=classes**2).reshape(classes, classes)
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) counts: a row per true class, a column per predicted class."""
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def class_measures(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each class precision, recall, F1 and how many images it has."""
-    hits, is_, taken = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    return hits / np.maximum(taken, 1), hits / np.maximum(is_, 1), 2 * hits / np.maximum(is_ + taken, 1), is_
+    """(precision, recall, F1, images) of each class."""
+    hits, images, predicted = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    f1 = 2 * hits / np.maximum(images + predicted, 1)
+    return hits / np.maximum(predicted, 1), hits / np.maximum(images, 1), f1, images
 
 
 def class_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """Precision, recall, F1 and images of each class, and what it is most often mistaken for."""
-    precision, recall, f1, is_ = class_measures(counts)
+    """Precision, recall, F1 and images of each class, and the class it is most often mistaken for."""
+    precision, recall, f1, images = class_measures(counts)
     width = max(map(len, classes))
     lines = [f"{'class':{width}}  precision  recall      F1   images  mostly mistaken for"]
     for i, name in enumerate(classes):
         others = np.where(np.arange(len(classes)) == i, 0, counts[i])
         rival = f"{classes[others.argmax()]} ({others.max():,})" if others.any() else "none"
-        lines.append(f"{name:{width}}  {precision[i]:9.4f}  {recall[i]:.4f}  {f1[i]:.4f}  {is_[i]:7,}  {rival}")
+        lines.append(f"{name:{width}}  {precision[i]:9.4f}  {recall[i]:.4f}  {f1[i]:.4f}  {images[i]:7,}  {rival}")
     return lines
 
 
 def confusion_table(counts: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """Every count: a row for what an image is, a column for what it was taken for."""
+    """The confusion matrix as text: a row per true class, a column per predicted class."""
     width = max(7, *(len(f"{count:,}") + 2 for count in counts.ravel()))
     names = max(map(len, classes))
     lines = [" " * names + "".join(f"{name[: width - 2]:>{width}}" for name in classes)]

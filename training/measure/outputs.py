@@ -1,4 +1,4 @@
-"""What a bundle's graphs give of every image of a set, through the code that serves it."""
+"""A bundle's outputs for every image of a set, through the code that serves it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,36 +11,35 @@ from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.progress import track
 
-_BATCH = 128  # what one request may hold
+_BATCH = 128  # as many as one request may hold
 EVERYTHING = ("embedding", "logits", "errors", "scores")
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of every image of a set, in its order; what was not asked for, or cannot be had, is not there."""
+    """Per image, in the order of the set; outputs that were not wanted or that the bundle lacks are missing or None."""
 
-    encoded: dict[str, np.ndarray]  # (N, D) of the encoder's tensors, and of the image's own
+    encoded: dict[str, np.ndarray]  # (N, D) by tensor: the encoder's, and thumbnail
     logits: np.ndarray | None  # (N, labels)
-    errors: np.ndarray | None  # (N,) of the reconstruction
-    scores: np.ndarray | None  # (N,) of anomaly
+    errors: np.ndarray | None  # (N,) reconstruction errors
+    scores: np.ndarray | None  # (N,) anomaly scores
 
 
-def outputs_of(bundle: Bundle, data: ImageSet, what: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
-    """In batches as a request holds them; what is not wanted is not computed.
+def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
+    """In batches of the size of a request; only what is `wanted` is computed. `label` names the progress bar.
 
-    `wanted` are tensors that anomaly distances take, and of `logits`, `errors` and `scores` those that the bundle
-    can give.
+    `wanted` names tensors that anomaly distances read, and any of `logits`, `errors` and `scores`.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     starts = range(0, len(data), _BATCH)
-    for start in track(starts, what, len(starts)):
+    for start in track(starts, label, len(starts)):
         images = data.images[start : start + _BATCH]
         for name, part in _batch(bundle, images, wanted).items():
-            if name not in found:
-                found[name] = allocate((len(data), *part.shape[1:]), part.dtype.type)
-            found[name][start : start + len(part)] = part
-    logits, errors, scores = (found.pop(name, None) for name in ("logits", "errors", "scores"))
-    return Outputs(found, logits, errors, scores)
+            if name not in arrays:
+                arrays[name] = allocate((len(data), *part.shape[1:]), part.dtype.type)
+            arrays[name][start : start + len(part)] = part
+    logits, errors, scores = (arrays.pop(name, None) for name in ("logits", "errors", "scores"))
+    return Outputs(arrays, logits, errors, scores)
 
 
 def _batch(bundle: Bundle, images: np.ndarray, wanted: Collection[str]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Logistic regression on features that do not change: the linear probe of comparisons."""
+"""The linear probe: logistic regression on fixed features."""
 
 import numpy as np
 import torch
@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _DECAYS = (1e-3, 1e-2, 1e-1, 1.0)
-_USUAL = 1e-2  # where there are too few labels to choose by
-_FEW = 5  # labels of a class, below which none is spared for choosing
+_USUAL = 1e-2  # with too few labels to choose by
+_FEW = 5  # labels of a class, below which none is held out for the choice
 _HELD_OUT = 0.2
 _MOST_TO_CHOOSE_BY = 10_000
 _STEPS = 100
 
 
 class Probe:
-    """What was learnt: (N, D) → (N, classes) logits."""
+    """(N, D) features → (N, classes) logits."""
 
     def __init__(self, points: np.ndarray, labels: np.ndarray, classes: int, seed: int = 0) -> None:
-        """The penalty is chosen on a fifth of the given labels, and no others; then all of them are learnt from."""
+        """The penalty is chosen on a fifth of the given labels; then the probe is fitted on all of them."""
         x, self._mean, self._std = _standardised(points)
         y = torch.from_numpy(labels)
         self.decay = _choose(x, y, classes, seed)
@@ -32,7 +32,7 @@ class Probe:
 def _standardised(points: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     x = torch.from_numpy(points)
     mean, std = x.mean(0), x.std(0, unbiased=False)
-    # Features that hardly vary are left small: scaled up they would be noise.
+    # Features that hardly vary stay small: scaled up they would be noise.
     std = std.clamp_min(float(std.mean()) * 0.1 + 1e-8)
     return (x - mean) / std, mean, std
 
@@ -46,12 +46,12 @@ def _choose(x: Tensor, y: Tensor, classes: int, seed: int) -> float:
     for decay in _DECAYS:
         weight, bias = _fit(x[seen], y[seen], classes, decay)
         losses[decay] = float(F.cross_entropy(F.linear(x[held], weight, bias), y[held]))
-    # The penalty weighs against the sum over images: where there are more, each bears less of it.
+    # The penalty is relative to the sum over images: with more images, less of it per image.
     return min(losses, key=lambda decay: losses[decay]) * len(seen) / len(y)
 
 
 def _fit(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Least mean cross-entropy + decay/2 · ‖weight‖², by L-BFGS."""
+    """Minimises mean cross-entropy + decay/2 · ‖weight‖² by L-BFGS."""
     # (classes, D), as the gradient of its transpose takes ten times as long where x is tall and classes are few.
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)

@@ -10,16 +10,16 @@ from training.data.splits import groups_of
 from training.data.storage import chunks
 from training.measure.components import main_directions
 
-_RANK = 128  # directions of the features that the second opinion is formed from
+_RANK = 128  # main directions of the features that the linear model reads
 _MOST_FOR_DIRECTIONS = 5000
-_RIDGE = 1.0  # of the mean variance, per image: a mild pull towards no opinion
-_FOLDS = 10  # into which labels are divided, each fold judged by a model of the others
-_CANDIDATES = 20  # times as many uncertain images as are asked for, among which variety is sought
+_RIDGE = 1.0  # of the mean variance of one image: a weak penalty
+_FOLDS = 10  # each predicted by a model fitted on the others
+_CANDIDATES = 20  # uncertain images per image asked for; the most different of them are chosen
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """An image, the labels that were compared, and by how much the second is preferred."""
+    """An image, its label, the label that the model prefers, and by how much."""
 
     index: int
     given: int
@@ -28,10 +28,10 @@ class Doubt:
 
 
 def worth_labelling(chances: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the images whose labels would teach most: uncertain ones, and among these unlike each other.
+    """Indices of the images whose labels would teach most: uncertain, and different from each other.
 
-    `chances` (N, labels), `points` (N, D). The most uncertain comes first; each next one is the farthest from those
-    before it among the uncertain.
+    `chances` (N, labels), `points` (N, D). The most uncertain image comes first; each next one is the farthest from all
+    before it, among the most uncertain.
     """
     entropy = -(chances * np.log(chances + 1e-12)).sum(axis=1)
     candidates = np.argsort(-entropy, kind="stable")[: count * _CANDIDATES]
@@ -47,9 +47,9 @@ def worth_labelling(chances: np.ndarray, points: np.ndarray, count: int) -> np.n
 
 
 def unlabelled(material: Material) -> ImageSet | None:
-    """The images that nobody has labelled, if there are any: of the source, or of a target that is adapted to.
+    """The images without a label, if there are any: of the source, or of a target that a recipe adapts to.
 
-    A source often holds the target's images too: those that have a label there are left out.
+    A source often holds the target's images too: those with a label there are left out.
     """
     if not len(material.target.labels):
         return material.target
@@ -61,11 +61,11 @@ def unlabelled(material: Material) -> ImageSet | None:
 
 
 def groups(data: ImageSet, rule: str | None) -> np.ndarray:
-    """(N,) ids, equal for images that vouch for each other: of one group of `split.groups`, or alike to the pixel."""
+    """(N,) ids, equal for images of one group (`split.groups`) and for exact copies, across groups too."""
     named = groups_of(data, rule) if rule is not None and data.names else np.arange(len(data))
     _, group = np.unique(named, return_inverse=True)
     first: dict[bytes, int] = {}
-    parent = np.arange(group.max(initial=-1) + 1)  # of each group, one that it is joined with, or itself
+    parent = np.arange(group.max(initial=-1) + 1)  # union-find: a group that this one is joined with, or itself
 
     def root(of: int) -> int:
         while parent[of] != of:
@@ -80,11 +80,11 @@ def groups(data: ImageSet, rule: str | None) -> np.ndarray:
 def doubtful_labels(
     points: np.ndarray, labels: np.ndarray, classes: int, count: int, groups: np.ndarray | None = None
 ) -> list[Doubt]:
-    """Labels that a linear model contradicts which was fitted without them: on the other folds alone.
+    """Labels that an out-of-fold linear model contradicts, the clearest first.
 
-    `points` (N, D), `groups` (N,) ids of images that fall into one fold, as they vouch for each other. Ridge regression
-    on the main directions of `points`, which are found without labels. A class that the other folds lack cannot be
-    predicted there: its labels in this fold are not doubted.
+    `points` (N, D); `groups` (N,) ids: images of one id fall into one fold. Ridge regression on the main directions of
+    `points`, which are found without labels. A class that the other folds lack cannot be predicted there: its labels in
+    this fold are not doubted.
     """
     rng = np.random.default_rng(0)
     some = np.sort(rng.permutation(len(points))[:_MOST_FOR_DIRECTIONS])

@@ -1,4 +1,4 @@
-"""Images of no model's domain, drawn by code: no score is chosen by them, and each should call them anomalous."""
+"""Out-of-distribution images drawn by code: no choice was made by them, and every score should call them anomalous."""
 
 from collections.abc import Callable
 
@@ -13,18 +13,18 @@ COUNT = 240  # of each domain
 
 
 def drawn(shape: tuple[int, int, int], count: int = COUNT) -> dict[str, np.ndarray]:
-    """Domain → (count, H, W, C) uint8; the same whenever they are drawn."""
+    """(count, H, W, C) uint8 by domain; the same at every call."""
     rng = np.random.default_rng(0)
     textures = [_TEXTURES[number % len(_TEXTURES)](rng, shape) for number in range(count)]
     return {"noise": rng.integers(0, 256, (count, *shape), dtype=np.uint8), "drawn textures": np.stack(textures)}
 
 
 def aurocs(bundle: Bundle, normal: np.ndarray) -> dict[str, float]:
-    """By domain, how well the bundle's score tells its images from normal ones, whose scores are `normal` (N,)."""
+    """AUROC by domain; `normal` (N,) are the scores of normal images."""
     found = {}
     for name, images in drawn(bundle.manifest.input.shape).items():
         scores = outputs_of(bundle, ImageSet(images, np.array([], np.int64), ()), name, ("scores",)).scores
-        assert scores is not None  # asked of bundles with a score
+        assert scores is not None  # the bundle has a score
         found[name] = auroc(normal, scores)
     return found
 

@@ -25,13 +25,13 @@ def fit(
     blocks: Sequence[int] = (),
     anomalies: Normals | None = None,
 ) -> tuple[Anomaly, dict[str, np.ndarray]]:
-    """The calibration and its reference arrays.
+    """(calibration, arrays of the reference file).
 
-    The distances are fitted on `train`; the threshold comes from `held_out`, which nothing was fitted on. Where
-    `anomalies` are at hand, the rate is not the given one but that which has the best F1 on them and on `held_out`.
+    The distances are fitted on `train`; the threshold comes from `held_out`, which nothing was fitted on. With
+    `anomalies`, the false-alarm rate is not the given one but the one with the best F1 on them and on `held_out`.
     """
     stated, arrays = fit_distances(train, distances, blocks)
-    # The threshold is found with the scorer that serves; what it needs to be made is put in its place first.
+    # The threshold is found with the scorer that serves. It is built from a draft, with zeros for calibration scores.
     unscored = np.zeros(len(held_out))
     draft = Anomaly(
         distances=stated,
@@ -59,9 +59,11 @@ def fit_to_bundle(
     false_alarm_rate: float,
     anomalies: ImageSet | None = None,
 ) -> tuple[Anomaly, dict[str, np.ndarray]]:
-    """`fit` on what the bundle's own graphs give of the images."""
+    """`fit` on the outputs of the bundle's own graphs."""
     if "reconstruction" in distances and bundle.decoder is None:
-        raise TrainingError(f"{bundle.name}@{bundle.version} has no decoder: an anomaly score needs one")
+        raise TrainingError(
+            f"{bundle.name}@{bundle.version} has no decoder: take reconstruction out of anomaly.distances"
+        )
     wanted = tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
 
     def read(data: ImageSet) -> Normals:

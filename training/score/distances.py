@@ -1,4 +1,4 @@
-"""Fitting the distances that an anomaly score adds up: where normals lie, and how far they stray. No torch."""
+"""Fitting the distances that an anomaly score adds up: spaces of normals, and scales. No torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,27 +13,30 @@ from training.errors import TrainingError
 from training.measure.components import main_directions
 from training.recipe import DISTANCES
 
-_RIDGE = 1e-3  # of the mean variance, added to every direction: flat ones would divide by nothing
-_RANK = 64  # main directions that are kept of a tensor with more than _WIDE numbers; of others all are
+_RIDGE = 1e-3  # of the mean variance, added to every direction: a direction without variance would divide by zero
+_RANK = 64  # main directions kept of a tensor wider than _WIDE; of a narrower one all are kept
 _WIDE = 256
-_REFERENCES = {"neighbours": 2000, "local": 10_000}  # normals that are kept to be near to; the most that is asked for
-_LEAST_REACH = 1e-3  # of the mean: copies of an image have none, and would divide by nothing
+_REFERENCES = {
+    "neighbours": 2000,
+    "local": 10_000,
+}  # normals kept as references; the larger number for both
+_LEAST_REACH = 1e-3  # of the mean: copies of an image have a reach of 0, which would divide by zero
 _MOST_FOR_DIRECTIONS = 5000  # images from which the directions of a wide tensor are found
 _VALUES_AT_A_TIME = 1 << 24  # of the widest tensor
 
 
 @dataclass(frozen=True)
 class Normals:
-    """Of each image what the graphs gave: (N, D) tensors by name, and the reconstruction's (N,) errors."""
+    """Graph outputs per image: (N, D) tensors by name, and (N,) reconstruction errors."""
 
-    encoded: dict[str, np.ndarray]  # possibly larger than memory
+    encoded: dict[str, np.ndarray]  # may be larger than memory
     errors: np.ndarray | None
 
     def __len__(self) -> int:
         return len(next(iter(self.encoded.values()))) if self.errors is None else len(self.errors)
 
     def parts(self) -> Iterator["Normals"]:
-        """In order, as many at a time as are held easily, wherever the whole lies."""
+        """In order, in parts that fit into memory."""
         widest = max((points.shape[1] for points in self.encoded.values()), default=1)
         step = max(1, _VALUES_AT_A_TIME // widest)
         for start in range(0, len(self), step):
@@ -49,12 +52,12 @@ class Normals:
 
 
 def tensors(distances: Sequence[str]) -> set[str]:
-    """Those that the distances take; the reconstruction's errors are none."""
+    """The tensors that the distances read; reconstruction reads pixels, which are not one."""
     return {takes for takes, _ in map(takes_and_measure, distances)} - {"pixels"}
 
 
 def usual(bundle: Bundle) -> list[str]:
-    """The distances of the bundle's own score; of one without a score the default's, as far as it has the graphs."""
+    """The distances of the bundle's own score; without a score the default ones that its graphs allow."""
     if bundle.manifest.anomaly is not None:
         return [distance.name for distance in bundle.manifest.anomaly.distances]
     return [name for name in DISTANCES if name != "reconstruction" or bundle.decoder is not None]
@@ -63,15 +66,15 @@ def usual(bundle: Bundle) -> list[str]:
 def fit_distances(
     train: Normals, distances: Sequence[str], blocks: Sequence[int] = ()
 ) -> tuple[tuple[Distance, ...], dict[str, np.ndarray]]:
-    """The distances with their scales, and the arrays of the reference file that they need.
+    """(distances with their scales, arrays that they need in the reference file).
 
     Directions and references come from four fifths of `train`, scales from the rest. `blocks` are the sizes of the
-    stages' parts of `features`: each part counts alike, however large its values.
+    stages' parts of `features`: parts are scaled so that each has the same weight.
     """
     fifth = np.arange(len(train)) % 5 == 4
     fitted_on, scaled_on = np.flatnonzero(~fifth), np.flatnonzero(fifth)
     if not len(scaled_on):
-        raise TrainingError(f"{len(train)} normals are too few to fit an anomaly score on")
+        raise TrainingError(f"{len(train)} normals are too few to fit an anomaly score: add images")
     arrays: dict[str, np.ndarray] = {}
     raw: dict[tuple[str, str], np.ndarray] = {}
     for tensor in sorted(tensors(distances)):
@@ -79,8 +82,8 @@ def fit_distances(
         points = train.encoded[tensor]
         space = _space(Rows(points, fitted_on), measures, tensor, blocks if tensor == "features" else ())
         arrays |= {f"{tensor}.{name}": array for name, array in space.items()}
-        found = [Space(space).distances(part, measures) for part in chunks(Rows(points, scaled_on))]
-        raw |= {(tensor, measure): np.concatenate([part[measure] for part in found]) for measure in measures}
+        parts = [Space(space).distances(part, measures) for part in chunks(Rows(points, scaled_on))]
+        raw |= {(tensor, measure): np.concatenate([part[measure] for part in parts]) for measure in measures}
     if train.errors is not None:
         raw["pixels", "reconstruction"] = train.errors[scaled_on]
     scaled = [_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(takes_and_measure, distances)]
@@ -91,7 +94,7 @@ def _scaled(takes: str, measure: str, values: np.ndarray) -> Distance:
     std = float(values.std())
     if not std > 1e-12:
         raise TrainingError(
-            f"the normals all have the same {measure} distance: an anomaly score without variance tells nothing"
+            f"all normals have the same {measure} distance: leave it out of anomaly.distances, or add other images"
         )
     return Distance(measure=measure, takes=takes, mean=float(values.mean()), std=std)  # type: ignore[arg-type]
 
@@ -114,17 +117,21 @@ def _space(points: Rows, measures: set[str], tensor: str, blocks: Sequence[int])
         weight[part] = 1 / (max(spread, 1e-6) * np.sqrt(size))
     centred *= weight
     if not np.square(centred).mean(dtype=np.float64) > 1e-12:
-        raise TrainingError(f"the normals' {tensor} has no variance: the images are all alike, or the encoder is dead")
+        raise TrainingError(
+            f"the normals' {tensor} has no variance: the images are all the same, or the encoder gives a constant"
+        )
     size = points.shape[1]
-    kept = _RANK if size > _WIDE else size // 2 or 1 if "residual" in measures else size  # of all, nothing would remain
+    kept = (
+        _RANK if size > _WIDE else size // 2 or 1 if "residual" in measures else size
+    )  # with all, no residual is left
     values, basis = main_directions(centred, min(kept, *centred.shape))
-    # Half precision is what the file holds; it is rounded here, so that the threshold is that of the rounded score.
+    # The file holds half precision: round here, so that the threshold is that of the rounded score.
     arrays = {"mean": mean, "weight": weight, "basis": basis.astype(np.float16)}
     if "mahalanobis" in measures:
         arrays["spread"] = np.sqrt(np.maximum(values, 0) + _RIDGE * values.mean()).astype(np.float32)
     if kept := max((count for measure, count in _REFERENCES.items() if measure in measures), default=0):
         chosen = np.sort(rng.permutation(len(points))[:kept])
-        rounded = arrays["basis"].astype(np.float32)  # as queries are projected too
+        rounded = arrays["basis"].astype(np.float32)  # queries are projected by the rounded basis, too
         arrays["references"] = (((points[chosen] - mean) * weight) @ rounded).astype(np.float16)
     if "local" in measures:
         reach = References(arrays["references"].astype(np.float32)).reach()

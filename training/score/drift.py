@@ -1,4 +1,4 @@
-"""What drift is told by: some held-out images, as the bundle sees them. No torch."""
+"""The reference for drift: codes and confidences of some held-out images. No torch."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from training.measure.outputs import outputs_of
 
 
 def reference(bundle: Bundle, held_out: ImageSet, temperature: float | None) -> dict[str, np.ndarray]:
-    """Arrays of the reference file; none of fewer images than could be compared with. `temperature` is the head's."""
+    """Arrays of the reference file; empty for fewer images than drift needs. `temperature` is the head's."""
     if len(held_out) < FEWEST:
         return {}
     chosen = np.sort(np.random.default_rng(0).permutation(len(held_out))[:REFERENCES])

@@ -1,4 +1,4 @@
-"""Fitting the plane on which a bundle shows where codes lie."""
+"""Fitting the plane on which a bundle plots its codes. No torch."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ _SHOWN = 500
 
 
 def fit(embedding: np.ndarray, labels: np.ndarray) -> LatentMap:
-    """(N, D) codes of held-out images, and their (N,) labels or none.
+    """(N, D) codes of held-out images and their (N,) labels, or (0,) without labels.
 
-    With labels the plane is that in which the classes' means lie furthest apart, since it is looked at to tell classes;
-    where they do not fill it, and without labels, it is that of the widest spread.
+    With labels, the plane in which the class means lie furthest apart, since people look at it to see classes. Where
+    the means do not span a plane, and without labels, the remaining axes are those of the largest variance.
     """
     mean = embedding.mean(axis=0)
     centred = embedding - mean
@@ -25,7 +25,7 @@ def fit(embedding: np.ndarray, labels: np.ndarray) -> LatentMap:
         rest = centred - centred @ directions @ directions.T
         _, found = main_directions(rest, min(2 - directions.shape[1], *rest.shape))
         directions = np.concatenate([directions, found], axis=1)
-    directions = np.pad(directions, ((0, 0), (0, 2 - directions.shape[1])))  # a code of a single number
+    directions = np.pad(directions, ((0, 0), (0, 2 - directions.shape[1])))  # a code of one number has one axis
     some = np.random.default_rng(0).permutation(len(embedding))[:_SHOWN]
     return LatentMap(
         mean.astype(np.float32),

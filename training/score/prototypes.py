@@ -1,10 +1,10 @@
-"""Telling classes by the nearest mean: a classifier in closed form, from a few images of each class. No torch.
+"""Classification by the nearest class mean: closed form, from a few images of each class. No torch.
 
     cosine        10 · cos(x, μₖ)
-    mahalanobis   μₖᵀ Σ⁻¹ x - ½ μₖᵀ Σ⁻¹ μₖ: of the distances from the means, by the classes' common spread Σ, what
-                  differs; made as large as the cosine's
+    mahalanobis   μₖᵀ Σ⁻¹ x - ½ μₖᵀ Σ⁻¹ μₖ: the part of -½ (x - μₖ)ᵀ Σ⁻¹ (x - μₖ) that differs between classes, Σ their
+                  common covariance; scaled to the size of the cosine's
 
-x and the means μₖ are seen from the middle of the means. Where they join several maps, each map counts alike.
+x and the means μₖ are taken relative to the mean of the means. Where x joins several maps, each map has equal weight.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from onnx import TensorProto, checker, helper, numpy_helper
 from app.bundle.manifest import Graph
 
 Distance = Literal["cosine", "mahalanobis"]
-SCALE = 10.0  # of the logits, before any temperature
-PARTS = 100  # into which points are divided, to be left out in turn
-_TINY = 1e-12  # in place of a length of nothing
-_IR_VERSION = 10  # of the file; what onnxruntime has read since 1.18
+SCALE = 10.0  # of the logits, before the temperature
+PARTS = 100  # folds of the left-out predictions, at most
+_TINY = 1e-12  # in place of a length of 0
+_IR_VERSION = 10  # onnxruntime reads it since 1.18
 
 
 @dataclass(frozen=True)
 class Prototypes:
-    """(N, D) points → (N, classes) logits: (x - centre) · scale, its direction if `directions`, · weight + bias."""
+    """(N, D) points → (N, classes) logits: (x - centre) · scale, normalised if `directions`, then · weight + bias."""
 
     centre: np.ndarray  # (D,)
     scale: np.ndarray  # (D,)
@@ -39,7 +39,7 @@ class Prototypes:
 
 
 def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequence[int] = ()) -> Prototypes:
-    """(N, D) points and their (N,) labels, of which each from 0 on is there; `blocks` are the sizes of what D joins."""
+    """(N, D) points, (N,) labels, each from 0 on at least once; `blocks` are the sizes of the maps that D joins."""
     points = points.astype(np.float64)
     means = np.stack([points[labels == label].mean(axis=0) for label in range(int(labels.max()) + 1)])
     centre = means.mean(axis=0)
@@ -60,23 +60,23 @@ def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequ
 
 
 def left_out(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequence[int] = ()) -> np.ndarray:
-    """(N, classes) logits of each point by the prototypes of the others; of more than PARTS points, part by part.
+    """(N, classes) logits of each point by the prototypes of the others; with more than PARTS points, fold by fold.
 
     Every class needs two points.
     """
-    found = np.zeros((len(points), int(labels.max()) + 1), np.float32)
-    by_class = np.argsort(labels, kind="stable")  # dealt out, so that no part takes a class away
+    logits = np.zeros((len(points), int(labels.max()) + 1), np.float32)
+    by_class = np.argsort(labels, kind="stable")  # dealt out, so that no fold holds all of a class
     parts = min(PARTS, len(points))
     for part in range(parts):
         out = by_class[part::parts]
         kept = np.delete(np.arange(len(points)), out)
-        found[out] = fit(points[kept], labels[kept], distance, blocks).logits(points[out])
-    return found
+        logits[out] = fit(points[kept], labels[kept], distance, blocks).logits(points[out])
+    return logits
 
 
 def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
-    """The same as one graph, by the names of `graph`."""
-    taken, given = graph.input, graph.outputs[0]
+    """The classifier as an ONNX graph with the tensor names of `graph`."""
+    points, logits = graph.input, graph.outputs[0]
     weights = {
         "centre": prototypes.centre,
         "scale": prototypes.scale,
@@ -84,7 +84,7 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
         "bias": prototypes.bias,
     }
     nodes = [
-        helper.make_node("Sub", [taken.name, "centre"], ["moved"]),
+        helper.make_node("Sub", [points.name, "centre"], ["moved"]),
         helper.make_node("Mul", ["moved", "scale"], ["x"]),
     ]
     x = "x"
@@ -98,10 +98,10 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
             helper.make_node("Div", ["x", "divisor"], ["direction"]),
         ]
         x = "direction"
-    nodes.append(helper.make_node("Gemm", [x, "weight", "bias"], [given.name]))
+    nodes.append(helper.make_node("Gemm", [x, "weight", "bias"], [logits.name]))
     ends = [
         helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
-        for tensor in (taken, given)
+        for tensor in (points, logits)
     ]
     initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     made = helper.make_graph(nodes, "prototypes", ends[:1], ends[1:], initialisers)
@@ -111,10 +111,7 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
 
 
 def _alike(centred: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
-    """(N, D) → (D,) by which each block's points come to lie, root mean square, at distance one from the middle.
-
-    A block that never varies tells nothing, and is left out.
-    """
+    """(N, D) → (D,) factors that bring each block to a root mean square length of 1; 0 for a block without variance."""
     parts = np.split(centred, np.cumsum(blocks)[:-1], axis=1)
     lengths = [float(np.sqrt(np.square(part).sum(axis=1).mean())) for part in parts]
     return np.repeat([1 / length if length > _TINY else 0.0 for length in lengths], blocks)
@@ -125,9 +122,9 @@ def _directions(points: np.ndarray) -> np.ndarray:
 
 
 def _by_spread(centred: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Σ⁻¹ · columns, with Σ the covariance of the (N, D) centred points, shrunk towards a sphere.
+    """Σ⁻¹ · columns, with Σ the covariance of the (N, D) centred points, shrunk towards a multiple of I.
 
-    As far as Ledoit and Wolf (2004) have it; Σ = a I + b XᵀX is never made, as D may be thousands and N a dozen.
+    By how much is Ledoit and Wolf's (2004). Σ = a I + b XᵀX is never formed: D may be thousands and N a dozen.
     """
     count, size = centred.shape
     gram = centred @ centred.T  # (N, N)

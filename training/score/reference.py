@@ -1,4 +1,4 @@
-"""The reference file of a bundle: what its anomaly score, drift and map compare with."""
+"""The reference file of a bundle: arrays for its anomaly score, drift and latent map."""
 
 import io
 
@@ -14,6 +14,6 @@ def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def with_arrays(file: bytes, arrays: dict[str, np.ndarray]) -> bytes:
-    """A reference file with more arrays in it."""
+    """The same file with more arrays in it."""
     with np.load(io.BytesIO(file), allow_pickle=False) as stored:
         return to_bytes({**stored, **arrays})

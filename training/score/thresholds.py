@@ -1,4 +1,4 @@
-"""Where an anomaly score calls an image anomalous: at a false-alarm rate, or where F1 is best. No torch."""
+"""Finding an anomaly score's threshold: at a false-alarm rate, or at the best F1. No torch."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def at_rate(normal: np.ndarray, false_alarm_rate: float) -> float:
     try:
         return threshold_at(normal, false_alarm_rate)
     except ValueError as error:
-        raise TrainingError(f"{error}; hold out more, or allow more false alarms") from None
+        raise TrainingError(f"{error}; hold out more images, or allow more false alarms") from None
 
 
 def best_rate(normal: np.ndarray, anomalous: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The bundle whose encoder a few images are grafted onto: the one there is, or the nearest of several. No torch."""
+"""Choosing the bundle whose encoder shots are grafted onto: the one given, or the nearest of several. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,21 @@ from training.progress import say
 from training.shots import tasks
 from training.shots.images import read_shots
 
-MADE_BY = "graft"  # the key of a recipe that says so
+MADE_BY = "graft"  # the key in the recipe of a bundle made from shots
 
 
 @dataclass(frozen=True)
 class Shots:
-    """The images as a base takes them, and what its encoder gives of them."""
+    """The images as a base takes them, and its encoder's outputs for them."""
 
     base: Bundle
-    folder: Path  # of the base
+    folder: Path  # the base's
     images: ImageSet
     encoded: dict[str, np.ndarray]  # (N, D) by tensor
 
 
 def choose(shots: Path, base: Path) -> Shots:
-    """The one bundle there is; of several that whose own images are most like the shots, to its own encoder."""
+    """The given bundle; of several the one to whose own images the shots lie nearest, in its own code space."""
     found = bundles_in(base)
     if len(found) == 1:
         return _encoded(shots, found[0], load(found[0]))
@@ -41,13 +41,13 @@ def choose(shots: Path, base: Path) -> Shots:
             say(f"passed over: {error}")
             continue
         if is_grafted(bundle.manifest) or bundle.drift is None:
-            say(f"passed over: {called(bundle)} carries no codes of images that it was trained for")
+            say(f"passed over: {called(bundle)} has no codes of its own images to compare with")
             continue
         candidate = _encoded(shots, folder, bundle)
         candidates.append((tasks.distance(candidate.encoded["embedding"], bundle.drift.codes), candidate))
     if not candidates:
         raise TrainingError(
-            f"--base {base}: no bundle in it that a nearest can be chosen from; give one, as models/NAME/1"
+            f"--base {base}: none of its bundles has codes to compare with; name one, as in models/NAME/1"
         )
     nearest = min(candidates, key=lambda each: each[0])[1]
     distances = ", ".join(f"{called(each.base)} {distance:.2f}" for distance, each in candidates)
@@ -61,11 +61,11 @@ def _encoded(shots: Path, folder: Path, bundle: Bundle) -> Shots:
 
 
 def bundles_in(base: Path) -> list[Path]:
-    """The bundles that a path stands for: itself, the newest of models/NAME, or the newest of each name in models."""
+    """The bundles at a path: the path itself, the newest version of models/NAME, or of each name in models."""
     if (base / MANIFEST_FILE).is_file():
         return [base.resolve()]
     if not base.is_dir():
-        raise TrainingError(f"--base {base}: not there; give a bundle, as in models/NAME/1, or a folder of bundles")
+        raise TrainingError(f"--base {base}: no such path; give a bundle, as in models/NAME/1, or a folder of bundles")
     homes = [base] if versions(base) else [base / name for name in names(base) if versions(base / name)]
     if not homes:
         raise TrainingError(f"--base {base}: no bundle in it; give one, as in models/NAME/1, or a folder of bundles")

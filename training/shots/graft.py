@@ -1,4 +1,4 @@
-"""From a few images of each class to a bundle: another's encoder as it is, prototypes on what it gives. No torch."""
+"""From a few images of each class to a bundle: the encoder of another, unchanged, and prototypes on it. No torch."""
 
 import json
 import platform
@@ -24,8 +24,8 @@ from training.score import anomaly, distances, drift, latent_map, prototypes, re
 from training.shots.bases import MADE_BY, Shots, called, choose, is_grafted
 
 Reads = Literal["embedding", "features"]
-NORMALS = 100  # images from which on an anomaly score is fitted to them: half to fit, half to hold it to
-_USUAL_RATE = 0.05  # of false alarms, where half of the images cannot hold the base's own
+NORMALS = 100  # images from which on an anomaly score is fitted: half to fit it, half to calibrate it
+_USUAL_RATE = 0.05  # of false alarms, where half of the images are too few for the base's own
 
 
 def graft(
@@ -93,35 +93,34 @@ def graft(
 def _slug(shots: Path) -> str:
     found = re.sub(r"[^a-z0-9._-]+", "-", shots.resolve().name.lower()).strip("-._")[:64]
     if not found:
-        raise TrainingError(f"{shots}: a model cannot be called so; give it a --name")
+        raise TrainingError(f"{shots}: no model can have this name; give one with --name")
     return found
 
 
 def _refuse_taken(home: Path) -> None:
-    """A model that was trained is not followed by a version that tells other things apart."""
+    """A trained model gets no next version with other classes."""
     if not home.is_dir() or not versions(home):
         return
     newest = home / str(versions(home)[-1])
     manifest = Manifest.parse((newest / MANIFEST_FILE).read_bytes(), f"{home.name}/{newest.name}")
     if not is_grafted(manifest):
         raise TrainingError(
-            f"{newest}: a model of that name is there, which was not made from shots ({manifest.title}); "
-            "give this one another with --name"
+            f"{newest}: this model was not made from shots ({manifest.title}); give the new one another --name"
         )
 
 
 def usual_tensor(base: Bundle) -> Reads:
-    """What the base's own head reads; of a base without one, the maps of every stage if it gives them."""
-    head, given = base.manifest.graphs.head, {tensor.name for tensor in base.manifest.graphs.encoder.outputs}
+    """The tensor that the base's own head reads; without a head, features if the encoder has them."""
+    head, outputs = base.manifest.graphs.head, {tensor.name for tensor in base.manifest.graphs.encoder.outputs}
     if head is not None:
         return "features" if head.input.name == "features" else "embedding"
-    return "features" if "features" in given else "embedding"
+    return "features" if "features" in outputs else "embedding"
 
 
 def _from_base(
     shots: Shots, reads: str, learnt: prototypes.Prototypes, classifier: Classifier
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(the manifest's fields that follow from the base and the prototypes, the graphs' files)."""
+    """(manifest fields that follow from base and prototypes, files of the graphs)."""
     base = shots.base.manifest
     taken = next(tensor for tensor in base.graphs.encoder.outputs if tensor.name == reads)
     logits = Tensor(name="logits", dtype="float32", shape=(-1, len(classifier.labels)))
@@ -142,13 +141,13 @@ def _from_base(
 
 
 def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], str]:
-    """(calibration, arrays of score and drift, what became of the score in words).
+    """(calibration, arrays of score and drift, a message about the score).
 
-    The base's threshold is about the base's images, and says nothing of these.
+    The base's own threshold was calibrated on the base's images: it does not hold for these.
     """
     base, count = shots.base, len(shots.images)
     if count < NORMALS:
-        return None, {}, f"no anomaly score: {count} images are too few to hold one to, {NORMALS} would do"
+        return None, {}, f"no anomaly score: {count} images are too few to calibrate one, {NORMALS} are enough"
     stated = base.manifest.anomaly
     fitted_on, held_out = split(shots.images, (count // 2,), seed=0)
     rate = stated.false_alarm_rate if stated else _USUAL_RATE
@@ -157,8 +156,8 @@ def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], st
     calibration, arrays = anomaly.fit_to_bundle(base, fitted_on, held_out, distances.usual(base), rate)
     arrays |= drift.reference(base, held_out, None)
     message = (
-        f"the anomaly score was fitted anew on {len(fitted_on)} of the images, and on the other {len(held_out)} held "
-        f"to calling {rate:.0%} of such images anomalous"
+        f"the anomaly score was fitted anew on {len(fitted_on)} of the images; on the other {len(held_out)} it was "
+        f"calibrated to call {rate:.0%} of such images anomalous"
     )
     return calibration, arrays, message
 

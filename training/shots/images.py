@@ -1,4 +1,4 @@
-"""Reading shots: a folder for each class, a few images in each. No torch."""
+"""Reading shots: a folder per class, a few images in each. No torch."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from training.data.folder import SUFFIXES, read_folder
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 
-FEWEST = 2  # images of a class: one to be left out, one to know it by
+FEWEST = 2  # images of a class: one to leave out, one to classify it by
 
 
 def read_shots(folder: Path, spec: InputSpec) -> ImageSet:
-    """A folder for each class; of so few images each counts, and none is left out in silence."""
+    """A folder per class. With so few images, one that cannot be read is an error, not a warning."""
     folder = folder / "train" if (folder / "train").is_dir() else folder
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; give one with a folder of images in it for each class")

@@ -1,4 +1,4 @@
-"""Which model is nearest to a task: by task embeddings, the means of images' codes. No torch."""
+"""The distance between a task and a model: by task embeddings, the means of images' codes. No torch."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ _SMALLEST = 1e-12
 
 
 def distance(codes: np.ndarray, known: np.ndarray) -> float:
-    """How far (N, D) codes lie from a model's own (M, D): mean from mean, in units of the spread of its own.
+    """From (N, D) codes to a model's own (M, D): between the means, in units of the spread of its own codes.
 
-    Every model has a space to itself; measured by what fills it, the distances of several can be compared.
+    Every model has its own code space; in units of that spread, distances to several models can be compared.
     """
     middle = known.mean(axis=0)
     spread = float(np.sqrt(np.square(known - middle).sum(axis=1).mean()))

@@ -79,7 +79,7 @@ def test_what_cannot_be_calibrated_says_why() -> None:
     with pytest.raises(TrainingError, match="embedding has no variance"):
         fit(flat, normals(200), DISTANCES, 0.05)
     perfect = Normals(normals(100).encoded, np.zeros(100))
-    with pytest.raises(TrainingError, match="the same reconstruction distance"):
+    with pytest.raises(TrainingError, match="all normals have the same reconstruction distance"):
         fit(perfect, normals(200), DISTANCES, 0.05)
     with pytest.raises(TrainingError, match="too few"):
         fit(normals(3), normals(200), DISTANCES, 0.05)

@@ -16,7 +16,7 @@ def test_a_bundle_a_model_and_a_folder_of_models_are_told_apart(tmp_path: Path) 
 
 
 def test_what_holds_no_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="nowhere: not there; give a bundle"):
+    with pytest.raises(TrainingError, match="nowhere: no such path; give a bundle"):
         bundles_in(tmp_path / "nowhere")
     with pytest.raises(TrainingError, match="no bundle in it"):
         bundles_in(tmp_path)

@@ -92,7 +92,7 @@ def test_it_says_what_it_is_and_what_it_does_not_know(here: Path, capsys: pytest
     told = capsys.readouterr().err
     card = bundle.documents["card.md"].decode()
     for said in (
-        "20 images are too few to hold one to",
+        "20 images are too few to calibrate one",
         f"{metric.value:.4f}",
         "no other image was seen",
         "| bag | 5 |",
@@ -133,7 +133,7 @@ def test_of_a_folder_of_bundles_the_nearest_is_taken_and_said(here: Path, capsys
     shutil.copytree(ROOT / "models", here / "models", dirs_exist_ok=True)
     bundle = grafted()
     told = capsys.readouterr().err
-    assert "passed over: base@1 carries no codes" in told
+    assert "passed over: base@1 has no codes" in told
     assert "base: fashion-mnist" in told
     assert "fashion-mnist-seed@1" in told
     assert bundle.manifest.provenance.source in ("fashion-mnist@1", "fashion-mnist-seed@1")
@@ -213,13 +213,13 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (empty_class, "My shots/hat: no images in it; put some there, or remove the folder"),
     (single_image, "My shots/hat: a single image; 2 are needed"),
     (broken_file, "1 of 20 images cannot be read, the first My shots/bag/3.png"),
-    (name_taken, "models/base/1: a model of that name is there, which was not made from shots"),
+    (name_taken, "models/base/1: this model was not made from shots"),
     (models_is_a_file, "the bundle cannot be written"),
-    (nothing_near, "no bundle in it that a nearest can be chosen from; give one"),
-    (nameless, "写真: a model cannot be called so; give it a --name"),
+    (nothing_near, "none of its bundles has codes to compare with; name one"),
+    (nameless, "写真: no model can have this name; give one with --name"),
     (lambda _: ["--name", "Mine!"], "'Mine!' cannot name a bundle"),
     (lambda _: ["--reads", "features"], "--reads features: base@1 gives no features; use --reads embedding"),
-    (lambda _: ["--base", "nowhere"], "nowhere: not there; give a bundle"),
+    (lambda _: ["--base", "nowhere"], "nowhere: no such path; give a bundle"),
     (lambda _: ["nowhere"], "nowhere: no such folder; give one with a folder of images in it for each class"),
 ]
 
