@@ -1,11 +1,13 @@
 """`python -m training`, and `graft-train`: a table of contents."""
 
 import argparse
+import codecs
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,7 @@ EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # what the extra `trai
 def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     malloc.keep_freed()
+    _print_any_name()
     try:
         if ranks.started() > 1 and given.command not in (_run, _pretrain, _transfer):
             raise TrainingError("torchrun is for run, pretrain and transfer: this command is one process")
@@ -46,6 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _print_any_name() -> None:
+    """On stdout the bytes of a path as they are; what an encoding lacks, as an escape."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -176,7 +188,7 @@ def _data(given: argparse.Namespace) -> None:
     train, test = train_and_test(given.data, spec, recipe.Split(groups=given.groups), seed=0)
     for line in checks.table(train, test):
         print(line)
-    for warning in (*checks.class_warnings(train), *checks.duplicate_warnings(train, test)):
+    for warning in checks.warnings(train, test):
         print(f"note: {warning}")
 
 

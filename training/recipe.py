@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 from training.score import anomaly
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -295,6 +295,10 @@ def _set(fields: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
     if not equals or not key:
         raise TrainingError(f"--set {change}: write key=value, as in pretrain.epochs=3")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # the recipe is kept as UTF-8
+        raise TrainingError(f"--set {printable(change)}: not UTF-8; rename the folder, or make a link to it") from None
     *tables, last = key.split(".")
     for table in tables:
         fields = fields.setdefault(table, {})

@@ -1,6 +1,7 @@
 """Runs: a folder each, with the recipe, the checkpoints, the weights, the journal and the report."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         return
     if recipe_of(folder) != recipe:
         raise TrainingError(f"{folder}: a run of another recipe, or of other --set values; resume it with its own")
-    if (folder / DONE_FILE).is_file():
-        done = (folder / DONE_FILE).read_text().splitlines()[-1]
+    done = _published(folder)
+    if done is not None:
         raise TrainingError(f"{folder}: finished, as {done}; nothing is left to do")
 
 
@@ -110,10 +111,18 @@ def export(folder: Path, models: Path) -> Path:
 def report(folder: Path) -> Path:
     """The page with pictures, written anew from the bundle that the run published last."""
     recipe = recipe_of(folder)
-    if not (folder / DONE_FILE).is_file():
+    published = _published(folder)
+    if published is None:
         raise TrainingError(f"{folder}: nothing was published from there yet; graft-train export {folder} does it")
-    bundle = load(Path((folder / DONE_FILE).read_text().splitlines()[-1]))
+    bundle = load(published)
     return write_report(bundle, recipe, _gather(recipe, folder), folder)
+
+
+def _published(folder: Path) -> Path | None:
+    """The bundle that the run published last."""
+    path = folder / DONE_FILE
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return Path(os.fsdecode(lines[-1])) if lines else None
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
@@ -128,7 +137,11 @@ def _require_unchanged(found: dict[str, str], folder: Path) -> None:
     if not path.is_file():
         path.write_text(json.dumps(found, indent=2) + "\n")
         return
-    changed = [name for name, digest in json.loads(path.read_text()).items() if found.get(name) != digest]
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise TrainingError(f"{path}: damaged: whether the data are the same cannot be told; begin a new run") from None
+    changed = [name for name, digest in before.items() if found.get(name) != digest]
     if changed:
         raise TrainingError(
             f"{folder}: the data have changed since the run began ({', '.join(changed)}): other images would be held "
@@ -138,6 +151,6 @@ def _require_unchanged(found: dict[str, str], folder: Path) -> None:
 
 def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
     path = deliver(recipe, material, learnt, models, folder)
-    with (folder / DONE_FILE).open("a") as done:
-        done.write(f"{path.resolve()}\n")
+    with (folder / DONE_FILE).open("ab") as done:
+        done.write(os.fsencode(path.resolve()) + b"\n")
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training import jsonl
 from training.compare import results as comparison
 from training.compare.arms import ARMS
 from training.compare.results import Result
@@ -83,9 +84,7 @@ def _open(folder: Path, recipe: Recipe) -> list[Result]:
         stated.write_text(recipe.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error.strerror}; name another with --out") from None
-    results = folder / _RESULTS
-    lines = results.read_text().splitlines(keepends=True) if results.is_file() else []
-    return [Result(**json.loads(line)) for line in lines if line.endswith("\n")]  # a torn last line is done again
+    return [Result(**line) for line in jsonl.read(folder / _RESULTS)]
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """report.html: one page that needs no network, with what a person should see before trusting a bundle."""
 
 import base64
-import json
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from app.bundle import Bundle, Manifest
 from app.bundle.encode import png_of
 from app.bundle.latent_map import LatentMap
 from app.bundle.scoring import probabilities
+from training import jsonl
 from training.compare import results
 from training.data.imageset import ImageSet
 from training.data.material import Material
@@ -69,10 +69,7 @@ class Study:
 
 def journal(path: Path) -> list[dict[str, Any]]:
     """The epochs of a run."""
-    if not path.is_file():
-        return []
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in found if "epoch" in line]
+    return [line for line in jsonl.read(path) if "epoch" in line]
 
 
 def study(

@@ -16,10 +16,10 @@ from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.scoring import probabilities
 from app.bundle.store import versions
-from training.data.folder import SUFFIXES, read_folder
+from training.data.folder import EMPTY, read_folder, survey
 from training.data.imageset import ImageSet
 from training.data.splits import split
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 from training.measure import evaluate
 from training.progress import say
 from training.publish.card import card_of_shots
@@ -71,8 +71,9 @@ def graft(
     how = f"each image judged by the prototypes of the others; 95 % interval {low:.4f} to {high:.4f}"
     metric = Metric(name="left_out_accuracy", value=right / len(labels), images=len(labels), how=how)
     recipe = {"base": _called(chosen.base), "digest": chosen.base.digest, "reads": tensor, "distance": distance}
+    called = printable(shots.resolve().name)
     fields |= {
-        "title": f"{shots.resolve().name}, by prototypes of {len(labels)} images on the encoder of {chosen.base.name}",
+        "title": f"{called}, by prototypes of {len(labels)} images on the encoder of {chosen.base.name}",
         "reference": calibrate.REFERENCE_FILE,
         "metrics": (metric,),
         "provenance": _provenance(chosen, shots, recipe),
@@ -101,10 +102,11 @@ def read_shots(folder: Path, spec: InputSpec) -> ImageSet:
     folder = folder / "train" if (folder / "train").is_dir() else folder
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; give one with a folder of images in it for each class")
-    for entry in sorted(folder.iterdir()):
-        is_class = entry.is_dir() and not entry.name.startswith(".")
-        if is_class and not any(path.suffix.lower() in SUFFIXES for path in entry.iterdir()):
-            raise TrainingError(f"{entry}: no images in it; put some there, or remove the folder")
+    empty = survey(folder).left_out.get(EMPTY, [])
+    if empty:
+        raise TrainingError(
+            f"{printable(str(folder / empty[0]))}: no images in it; put some there, or remove the folder"
+        )
     images = read_folder(folder, spec, most_broken=0)
     if len(images.classes) < 2:
         found = f"one class, {images.classes[0]}" if images.classes else "images, but no folders of them"
@@ -256,7 +258,7 @@ def _provenance(shots: Shots, folder: Path, recipe: dict[str, str]) -> Provenanc
         recipe=json.dumps({_MADE_BY: recipe}),
         seed=0,
         source=_called(shots.base),
-        target=folder.resolve().name,
+        target=printable(folder.resolve().name),
         data={"shots": shots.images.fingerprint()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
