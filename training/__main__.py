@@ -1,11 +1,13 @@
 """Command line of training: `python -m training`, installed as `graft-train`. `commands` does the work."""
 
 import argparse
+import codecs
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from app.bundle import GraftError
@@ -22,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = vars(_parser().parse_args(arguments))
     command = parsed.pop("command")
     malloc.keep_freed()
+    _print_any_name()
     try:
         if ranks.started() > 1 and command not in (commands.run, commands.pretrain, commands.transfer):
             raise TrainingError("torchrun is for run, pretrain and transfer only; start this command without it")
@@ -43,6 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def _print_any_name() -> None:
+    """On stdout the bytes of a path as they are; what an encoding lacks, as an escape."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -176,7 +176,7 @@ def data(data: str, download: bool, side: int, groups: str | None) -> None:
     train, test = train_and_test(data, spec, recipes.Split(groups=groups), seed=0)
     for line in checks.table(train, test):
         print(line)
-    for warning in (*checks.class_warnings(train), *checks.duplicate_warnings(train, test)):
+    for warning in checks.warnings(train, test):
         print(f"note: {warning}")
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 
 from app.bundle import InputSpec
 from app.bundle.scoring import takes_and_measure
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of an anomaly score, where nothing else is said
 
@@ -299,6 +299,10 @@ def _set(fields: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
     if not equals or not key:
         raise TrainingError(f"--set {change}: write key=value, as in pretrain.epochs=3")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # the recipe is kept as UTF-8
+        raise TrainingError(f"--set {printable(change)}: not UTF-8; rename the folder, or make a link to it") from None
     *tables, last = key.split(".")
     for table in tables:
         fields = fields.setdefault(table, {})

@@ -1,6 +1,7 @@
 """A run and its folder: recipe, checkpoints, weights, journal and report; resume; the order of the stages."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from app.bundle import load
 from app.bundle.bundle import REPORT_FILE
-from training import ranks
+from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
 from training.data.material import Material, gather, seen_in_pretraining
@@ -45,8 +46,8 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         return
     if recipes.read(folder) != recipe:
         raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
-    if (folder / DONE_FILE).is_file():
-        done = (folder / DONE_FILE).read_text().splitlines()[-1]
+    done = _published(folder)
+    if done is not None:
         raise TrainingError(f"{folder}: the run is finished: it published {done}")
 
 
@@ -114,9 +115,10 @@ def export(folder: Path, models: Path) -> Path:
 def report(folder: Path) -> Path:
     """Write the page with images again, for the bundle that the run published last."""
     recipe = recipes.read(folder)
-    if not (folder / DONE_FILE).is_file():
+    published = _published(folder)
+    if published is None:
         raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
-    bundle = load(Path((folder / DONE_FILE).read_text().splitlines()[-1]))
+    bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
     study = gather_report(bundle, recipe, material, outputs, _epochs(folder), results.read(folder))
@@ -146,7 +148,11 @@ def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
     if not path.is_file():
         path.write_text(json.dumps(fingerprints, indent=2) + "\n")
         return
-    changed = [name for name, digest in json.loads(path.read_text()).items() if fingerprints.get(name) != digest]
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise TrainingError(f"{path}: damaged, so changed data would go unnoticed: start a new run") from None
+    changed = [name for name, digest in before.items() if fingerprints.get(name) != digest]
     if changed:
         raise TrainingError(
             f"{folder}: the data have changed since the run began ({', '.join(changed)}), so other images would be "
@@ -170,16 +176,21 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     for metric in metrics:
         say(f"{metric.name} {metric.value:.4f} ({metric.how})")
     say(f"{path} is ready after {minutes:.1f} minutes; the run, and its report with pictures, are in {folder}")
-    with (folder / DONE_FILE).open("a") as done:
-        done.write(f"{path.resolve()}\n")
+    with (folder / DONE_FILE).open("ab") as done:
+        done.write(os.fsencode(path.resolve()) + b"\n")
     return path
+
+
+def _published(folder: Path) -> Path | None:
+    """The bundle that the run published last."""
+    path = folder / DONE_FILE
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return Path(os.fsdecode(lines[-1])) if lines else None
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
     """The epochs in the journal."""
-    path = folder / JOURNAL_FILE
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    return [line for line in lines if "epoch" in line]
+    return [line for line in jsonl.read(folder / JOURNAL_FILE) if "epoch" in line]
 
 
 def _write(path: Path, text: str) -> Path:

@@ -24,7 +24,7 @@ PIXELS_CEILING = 89_478_485  # above it Pillow raises an alarm of its own; no se
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _BITS_TAG = 0x0112, 0x0102
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -149,7 +149,10 @@ def _with_png_alpha(image: Image.Image, depth: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """The picture as it is to be seen; the 12 bits of a TIFF, which Pillow leaves as they are, as the upper of 16."""
     turn = _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(_BITS_TAG) == (12,):
+        image = image.point(lambda level: level * 16)
     return image if turn is None else image.transpose(turn)
 
 

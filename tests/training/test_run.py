@@ -430,7 +430,7 @@ def test_a_test_part_of_other_classes_is_refused(
         shutil.copytree(images / part, tmp_path / "odd" / part)
     shutil.rmtree(tmp_path / "odd/test/bag")
     assert train(recipe, tmp_path, [*SMALL, f"target={tmp_path / 'odd'}"]) == 2
-    assert "they must be the same" in capsys.readouterr().err
+    assert "the training part has classes that the test part lacks (bag)" in capsys.readouterr().err
 
 
 def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path, tmp_path: Path) -> None:
@@ -521,6 +521,24 @@ def test_what_cannot_be_resumed_says_why(
     ):
         assert main(arguments) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"[1, 2]\n", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("data.json", "damaged: whether"),
+        ("bundle.txt", "nothing was published|a bundle lies in"),
+        ("metrics.jsonl", ""),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_or_passed_over(
+    name: str, says: str, damage: bytes, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / name).write_bytes(damage)
+    assert main(["report", str(run)]) == (2 if says else 0)
+    assert re.search(says, capsys.readouterr().err)
 
 
 def test_an_exported_graph_keeps_nothing_of_the_machine_it_was_made_on() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training import jsonl
 from training import recipe as recipes
 from training.compare import results
 from training.compare.arms import ARMS
@@ -79,8 +80,4 @@ def _open(folder: Path, recipe: Recipe) -> list[Result]:
         recipes.write(recipe, folder)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --out") from None
-    path = folder / _RESULTS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [
-        Result(**json.loads(line)) for line in lines if line.endswith("\n")
-    ]  # an incomplete last line is computed again
+    return [Result(**line) for line in jsonl.read(folder / _RESULTS)]

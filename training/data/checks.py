@@ -7,6 +7,7 @@ import numpy as np
 
 from training.data.imageset import ImageSet
 from training.data.storage import Rows, chunks
+from training.errors import listed
 from training.progress import track
 
 FEW = 10  # images of a class; with fewer its accuracy is an anecdote
@@ -18,34 +19,66 @@ _CHUNK = 1024
 
 def table(train: ImageSet, test: ImageSet) -> list[str]:
     """A line for each class: its images in both parts."""
-    if not train.classes:
+    classes = (*train.classes, *(name for name in test.classes if name not in train.classes))
+    if not classes:
         return [f"{len(train):,} images without labels to train on, {len(test):,} to test on"]
-    width = max(map(len, train.classes))
-    counts = [np.bincount(part.labels, minlength=len(train.classes)) for part in (train, test)]
-    lines = [f"{'class':{width}}    train     test"]
-    return lines + [f"{name:{width}} {a:8,} {b:8,}" for name, a, b in zip(train.classes, *counts, strict=True)]
+    of_train, of_test = _counts(train), _counts(test)
+    rows = [(name, of_train.get(name, 0), of_test.get(name, 0)) for name in classes]
+    if not train.classes or not test.classes:
+        rows.append(("(no label)", len(train) - sum(of_train.values()), len(test) - sum(of_test.values())))
+    width = max(len(name) for name, _, _ in rows)
+    return [f"{'class':{width}}    train     test", *(f"{name:{width}} {a:8,} {b:8,}" for name, a, b in rows)]
+
+
+def _counts(part: ImageSet) -> dict[str, int]:
+    return dict(zip(part.classes, np.bincount(part.labels, minlength=len(part.classes)).tolist(), strict=True))
+
+
+def warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
+    """Sentences, each naming what and the mend."""
+    yield from class_warnings(train)
+    yield from part_warnings(train, test)
+    yield from duplicate_warnings(train, test)
 
 
 def class_warnings(train: ImageSet) -> Iterator[str]:
-    """Sentences, each naming what and the mend."""
+    """Of few images, of one class, of classes of unlike size."""
     if not train.classes:
         return
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    for name, count in zip(train.classes, counts, strict=True):
-        if count < FEW:
-            yield f"class {name} has {count} images: with fewer than {FEW}, no number about it can be trusted"
-    if len(train.classes) == 1:
+    counts = _counts(train)
+    few = sorted((count, name) for name, count in counts.items() if count < FEW)
+    if few:
+        told = listed([f"{name} ({count})" for count, name in few])
+        yield f"classes with few images: {told}; with fewer than {FEW}, no number about a class can be trusted"
+    if len(counts) == 1:
         yield f"{train.classes[0]} is the only class: there is nothing to classify; train with transfer.mode=decoder"
-    elif counts.min() and counts.max() >= UNEVEN * counts.min():
-        large, small = train.classes[counts.argmax()], train.classes[counts.argmin()]
+        return
+    large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if counts[small] and counts[large] >= UNEVEN * counts[small]:
         yield (
-            f"{large} has {counts.max() / counts.min():.0f} times the images of {small}: "
+            f"{large} has {counts[large] / counts[small]:.0f} times the images of {small}: "
             "set transfer.class_weights=true, and read balanced_accuracy"
         )
 
 
+def part_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
+    """Of classes that only one part has."""
+    if not train.classes or not test.classes:
+        return
+    of_test = [name for name in test.classes if name not in train.classes]
+    of_train = [name for name in train.classes if name not in test.classes]
+    if of_test:
+        yield (
+            f"in the test part only: {listed(of_test)}. If these are defects to detect, train on the training part "
+            "alone (name its folder as source and target) with transfer.mode=decoder; if they are classes to learn, "
+            "put images of them into the training part"
+        )
+    if of_train:
+        yield f"in the training part only: {listed(of_train)}. Put images of them into the test part to measure them"
+
+
 def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
-    """The same, of test images that training has seen."""
+    """Of test images that training has seen."""
     exact, near = duplicates(train, test)
     for pairs, what in ((exact, "is, to the pixel,"), (near, f"is within {NEAR:g} grey levels of")):
         if pairs:

@@ -1,65 +1,158 @@
-"""Folders of image files: one folder per class, or images alone."""
+"""Folders of image files: one folder per class, or images alone.
 
-from collections.abc import Iterator
+    FOLDER/CLASS/IMAGE    images right in a class's folder
+    FOLDER/IMAGE          images without labels, where no folder has any
+
+Nothing else is read: hidden entries, folders within classes, files that are not images, links to nothing. Each kind is
+counted and named.
+"""
+
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess
 from training import ranks
-from training.data.imageset import ImageSet
+from training.data.imageset import ImageSet, refuse_bad_names
 from training.data.storage import shared, without
-from training.errors import TrainingError
+from training.errors import TrainingError, listed, printable
 from training.progress import say, track
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MOST_BROKEN = 0.05  # of a folder's images; above it something else is wrong
+HIDDEN = "hidden"
+OTHER = "not an image by its suffix"
+NO_FILE = "neither a file nor a folder"
+EMPTY = "a folder without images in it"
+NESTED = "a folder within a class's folder"
+CIRCLE = "a link back to a folder that it lies in"
+LOOSE = "an image beside the classes' folders"
+
+
+@dataclass
+class Survey:
+    """The images of a folder in the order of their names, and what else lies there."""
+
+    classes: tuple[str, ...] = ()
+    files: list[tuple[Path, int]] = field(default_factory=list)  # the path, the index of its class or -1
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → names within the folder
+
+    def leave_out(self, reason: str, names: list[str]) -> None:
+        if names:
+            self.left_out.setdefault(reason, []).extend(names)
+
+
+def survey(folder: Path) -> Survey:
+    found = Survey()
+    loose, folders = _entries(folder, "", found)
+    classes: list[str] = []
+    for name in folders:
+        inside = _survey_class(folder / name, name, found)
+        if inside:
+            found.files += [(path, len(classes)) for path in inside]
+            classes.append(name)
+    if classes:
+        found.leave_out(LOOSE, loose)
+        refuse_bad_names(tuple(classes), printable(str(folder)))
+    else:
+        found.files = [(folder / name, -1) for name in loose]
+    found.classes = tuple(classes)
+    return found
+
+
+def _survey_class(folder: Path, name: str, found: Survey) -> list[Path]:
+    """The images right in it."""
+    if os.path.realpath(folder) in _with_parents(folder.parent):
+        found.leave_out(CIRCLE, [name])
+        return []
+    images, folders = _entries(folder, f"{name}/", found)
+    if images:
+        found.leave_out(NESTED, [f"{name}/{each}" for each in folders])
+    else:
+        found.leave_out(EMPTY, [name])
+    return [folder / image for image in images]
+
+
+def _with_parents(folder: Path) -> set[str]:
+    real = Path(os.path.realpath(folder))
+    return {str(real), *map(str, real.parents)}
+
+
+def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[str]]:
+    """(names of images, names of folders), sorted; the rest goes to `found`."""
+    images, folders = [], []
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise TrainingError(f"{printable(str(folder))}: cannot be read: {error.strerror}") from None
+    for entry in entries:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.name.startswith("."):
+            found.leave_out(HIDDEN, [prefix + entry.name])
+        elif os.path.isdir(entry):  # entry.is_dir() raises where a link leads in a circle
+            folders.append(entry.name)
+        elif not os.path.isfile(entry):
+            found.leave_out(NO_FILE, [prefix + entry.name])
+        elif suffix not in SUFFIXES:
+            found.leave_out(OTHER, [prefix + entry.name])
+        else:
+            images.append(entry.name)
+    return images, folders
 
 
 def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN) -> ImageSet:
-    """A folder per class, or images alone. Files that cannot be read are named, counted and left out."""
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and any(_images_in(entry))))
-    files = [(path, index) for index, name in enumerate(classes) for path in sorted(_images_in(folder / name))]
-    if not classes:
-        files = [(path, -1) for path in sorted(_images_in(folder))]
+    """Images that cannot be read are left out, unless they are more than a share of `most_broken`."""
+    found = survey(folder)
+    files, shown = found.files, printable(str(folder))
     if not files:
-        others = sorted({path.suffix for path in folder.rglob("*") if path.is_file() and path.suffix})[:5]
-        found = f" (but {', '.join(others)})" if others else ""
         raise TrainingError(
-            f"{folder}: no images in it, nor in the folders right below it{found}: "
+            f"{shown}: no images in it, nor in the folders right below it{_but(found)}: "
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
+    for reason, names in found.left_out.items():
+        say(f"{shown}: left out {len(names):,}, {reason}: {listed(names)}")
 
     def read(path: Path) -> np.ndarray | str:
         try:
             return preprocess(path.read_bytes(), spec)
-        except (ImageError, OSError) as error:
-            return f"{path}: {error}"
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
 
     place, places = ranks.here()
     mine = range(place, len(files), places)
     here: dict[int, str] = {}
     with shared((len(files), *spec.shape), np.uint8) as images, ThreadPoolExecutor() as pool:
         results = pool.map(read, (files[index][0] for index in mine))
-        for index, result in track(zip(mine, results, strict=True), str(folder), len(mine)):
+        for index, result in track(zip(mine, results, strict=True), shown, len(mine)):
             if isinstance(result, str):
                 here[index] = result
             else:
                 images[index] = result
     broken = dict(sorted(pair for some in ranks.of_all(here) for pair in some.items()))
-    for message in broken.values():
-        say(f"left out {message}")
+    names = [printable(str(path.relative_to(folder))) for path, _ in files]
+    told = [f"{names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
-        first = next(iter(broken.values()))
         raise TrainingError(
-            f"{folder}: {len(broken)} of {len(files)} images cannot be read, the first {first}; mend or remove them"
+            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(told)}; mend or remove them"
         )
-    files = [file for index, file in enumerate(files) if index not in broken]
-    labels = np.array([label for _, label in files] if classes else [], np.int64)
-    names = tuple(str(path.relative_to(folder)) for path, _ in files)
-    return ImageSet(without(images, broken), labels, classes, names)
+    if broken:
+        say(f"{shown}: left out {len(broken):,} of {len(files):,} images that cannot be read: {listed(told)}")
+    kept = [index for index in range(len(files)) if index not in broken]
+    names, labels = [names[index] for index in kept], np.array([files[index][1] for index in kept], np.int64)
+    there = np.unique(labels)  # a class may have lost all of its images
+    if len(there) < len(found.classes):
+        lost = [name for label, name in enumerate(found.classes) if label not in there]
+        say(f"{shown}: left out {len(lost):,}, a class without an image that can be read: {listed(lost)}")
+    classes = tuple(found.classes[label] for label in there) if found.classes else ()
+    labels = np.searchsorted(there, labels) if classes else np.array([], np.int64)
+    return ImageSet(without(images, broken), labels, classes, tuple(names))
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+def _but(found: Survey) -> str:
+    told = [f"{len(names):,} {reason}: {listed(names)}" for reason, names in found.left_out.items()]
+    return f" (but {'; '.join(told)})" if told else ""

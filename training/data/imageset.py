@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.data.storage import Rows, chunks, take
+from training.errors import TrainingError, printable
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,16 @@ class ImageSet:
         for part in (*chunks(self.images), self.labels):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
+
+
+def refuse_bad_names(classes: tuple[str, ...], where: str) -> None:
+    """Labels are written as UTF-8, each on a line of its own."""
+    if len(set(classes)) < len(classes):
+        twice = next(name for index, name in enumerate(classes) if name in classes[:index])
+        raise TrainingError(f"{where}: the class {printable(twice)} is there twice; rename one")
+    for name in classes:
+        if printable(name) != name:
+            raise TrainingError(
+                f"{where}: {printable(name)} cannot name a class: a control character or a byte that is not UTF-8 is "
+                "in it; rename it"
+            )

@@ -11,7 +11,7 @@ from app.bundle.scoring import threshold_at
 from training.data import checks
 from training.data.imageset import ImageSet
 from training.data.splits import train_and_held_out, train_and_test, train_and_validation
-from training.errors import TrainingError
+from training.errors import TrainingError, listed
 from training.progress import say
 from training.recipe import Recipe
 
@@ -60,10 +60,7 @@ def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
         _refuse_what_cannot_be_adapted(recipe, source, target, test)
         target = target.unlabelled(source.classes)
     elif test.classes != target.classes:
-        raise TrainingError(
-            f"{recipe.target}: its test part has the classes {_listed(test)}, its training part {_listed(target)}: "
-            "they must be the same"
-        )
+        raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
     labelled = source if recipe.transfer.adapts else target
     for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
         tell(f"note: {warning}")
@@ -74,6 +71,7 @@ def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
         return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
     source = _without(source, (validation, calibration, test), recipe.source, tell)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
+    _refuse_empty(recipe.source, source, {"validation": source_validation, "the test": source_test})
     return Material(
         spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
     )
@@ -114,16 +112,27 @@ def _refuse_what_cannot_be_adapted(recipe: Recipe, source: ImageSet, target: Ima
 
 
 def _listed(data: ImageSet) -> str:
-    return ", ".join(data.classes) or "none"
+    return listed(data.classes) or "none"
+
+
+def _difference(target: ImageSet, test: ImageSet) -> str:
+    """Between the classes of the parts, and the mend."""
+    mend = "or make the training part's own folder the target: split.test of it is held out"
+    for here, there, part, other in ((test, target, "test", "training"), (target, test, "training", "test")):
+        lacking = [name for name in here.classes if name not in there.classes]
+        if lacking:
+            return (
+                f"the {part} part has classes that the {other} part lacks ({listed(lacking)}): put images of them "
+                f"there too, {mend}"
+            )
+    return f"the classes of the test part are in another order than those of the training part: sort them alike, {mend}"
 
 
 def _refuse_what_cannot_end(
     recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
 ) -> None:
     """What would be found only after hours of training."""
-    for part, name in ((validation, "validation"), (calibration, "calibration"), (test, "the test")):
-        if not len(part):
-            raise TrainingError(f"{recipe.target}: {len(target)} images leave none for {name}: more are needed")
+    _refuse_empty(recipe.target, target, {"validation": validation, "calibration": calibration, "the test": test})
     try:
         threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
     except ValueError as error:
@@ -131,6 +140,12 @@ def _refuse_what_cannot_end(
     if recipe.transfer.mode != "decoder" and len(target.classes) < 2:
         found = f"one class, {target.classes[0]}" if target.classes else "no labels"
         raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
+
+
+def _refuse_empty(name: str, whole: ImageSet, parts: dict[str, ImageSet]) -> None:
+    for part, images in parts.items():
+        if not len(images):
+            raise TrainingError(f"{name}: {len(whole)} images leave none for {part}: more are needed")
 
 
 def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, tell: Callable[[str], None]) -> ImageSet:

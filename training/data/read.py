@@ -1,5 +1,6 @@
 """A named data set or a folder → the images of one of its parts."""
 
+import os
 from pathlib import Path
 
 from app.bundle import InputSpec
@@ -7,17 +8,20 @@ from training.data import idx, npz
 from training.data.folder import read_folder
 from training.data.imageset import ImageSet
 from training.data.named import CLASSES, NAMES, TEXTURED, read_named
-from training.errors import TrainingError
+from training.errors import TrainingError, listed, printable
+from training.progress import say
+
+PARTS = ("train", "test")
 
 
 def has_parts(data: str) -> bool:
-    """Whether train and test are told apart by the data set itself."""
+    """Whether the data set itself tells train and test apart."""
     folder = Path(data)
-    kinds = (idx.FILES["test"][0], npz.FILES["test"])
     return (
         data in (*CLASSES, *TEXTURED)
         or (folder / "test").is_dir()
-        or any(idx.find(folder, name) is not None for name in kinds)
+        or (folder / npz.FILES["test"]).is_file()
+        or idx.find(folder, idx.FILES["test"][0]) is not None
     )
 
 
@@ -28,12 +32,24 @@ def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
     """
     if data in NAMES:
         return read_named(data, part, spec)
-    folder = Path(data)
+    folder, shown = Path(data), printable(data)
     if not folder.is_dir():
-        raise TrainingError(f"{data}: neither a data set of ours ({', '.join(NAMES)}) nor a folder")
-    if idx.find(folder, idx.FILES["train"][0]) is not None:
+        raise TrainingError(f"{shown}: neither a data set of ours ({', '.join(NAMES)}) nor a folder")
+    if any(idx.find(folder, stem) is not None for stem in (idx.FILES[each][0] for each in PARTS)):
         return idx.read_idx_set(folder, part, spec, ())
-    if idx.find(folder, npz.FILES["train"]) is not None:
+    if any((folder / npz.FILES[each]).is_file() for each in PARTS):
         return npz.read_npz(folder / npz.FILES[part], spec)
-    inside = folder / part
-    return read_folder(inside if inside.is_dir() else folder, spec)
+    parts = [each for each in PARTS if (folder / each).is_dir()]
+    if not parts:
+        return read_folder(folder, spec)
+    if parts == ["test"] and part == "train":
+        raise TrainingError(f"{shown}: a folder test, and no folder train: put the images to train on there")
+    if part == "train":
+        _tell_beside(folder, parts)
+    return read_folder(folder / (part if part in parts else "train"), spec)
+
+
+def _tell_beside(folder: Path, parts: list[str]) -> None:
+    beside = sorted(set(os.listdir(folder)) - set(parts))
+    if beside:
+        say(f"{printable(str(folder))}: left out {len(beside):,}, beside {' and '.join(parts)}: {listed(beside)}")

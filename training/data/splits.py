@@ -35,7 +35,10 @@ def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple
     """As the data set itself divides them; or, where it does not, a share of every class is kept back for the test."""
     if has_parts(data):
         return read_part(data, "train", spec), read_part(data, "test", spec)
-    whole = read_part(data, "train", spec)
+    return _divided(read_part(data, "train", spec), rules, seed)
+
+
+def _divided(whole: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
     return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
 
 
@@ -49,17 +52,11 @@ def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[Im
     if has_parts(name):
         train = read_part(name, "train", spec)
         return (train if part == "train" else read_part(name, "test", spec)), train
-    try:
+    whole = read_part(name, part, spec)
+    with contextlib.suppress(ValueError, TrainingError):  # a recipe of another kind; groups or sizes that do not fit
         trained = Recipe.model_validate_json(manifest.provenance.recipe)
-    except ValueError:
-        trained = None
-    divided = None
-    if trained is not None:
-        with contextlib.suppress(TrainingError):  # groups that do not match: of another folder
-            divided = train_and_test(name, spec, trained.split, trained.seed)
-    if divided is not None:
-        train, test = divided
-        learnt_from = train.unlabelled(train.classes) if trained and trained.transfer.adapts else train
+        train, test = _divided(whole, trained.split, trained.seed)
+        learnt_from = train.unlabelled(train.classes) if trained.transfer.adapts else train
         if learnt_from.fingerprint() == manifest.provenance.data.get("target/train"):
             say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
             return (train if part == "train" else test), train
@@ -67,7 +64,7 @@ def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[Im
         f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
         "if training images are among it, the numbers flatter"
     )
-    return read_part(name, part, spec), None
+    return whole, None
 
 
 def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet, ImageSet]:

@@ -9,25 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bundle import ImageError, InputSpec, preprocess
+from app.bundle import ImageError, preprocess
 from training.errors import TrainingError
+from training.recipe import Input
 
 FOLDER = "neu-surface"
 SIDE = 200  # as they were published; patches of 28 pixels are cut from that
-_SPEC = InputSpec(
-    height=SIDE,
-    width=SIDE,
-    channels=1,
-    resize="stretch",
-    filter="bilinear",
-    background="black",
-    orientation="apply",
-    sixteen_bit="high_byte",
-    palette="expand",
-    cmyk="convert",
-    animation="first_frame",
-    jpeg="reduced",
-)
+_SPEC = Input(height=SIDE, width=SIDE).spec()
 _TESTED = 4  # one picture in so many
 _SEEDS = {"train": 0, "test": 1}
 

@@ -15,7 +15,7 @@ from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.store import versions
 from training.data.splits import split
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 from training.measure import intervals
 from training.progress import say
 from training.publish.card import card_of_shots
@@ -61,8 +61,9 @@ def graft(
     how = f"each image classified by the prototypes of the others; on new images at least {low:.4f} (95 % confidence)"
     metric = Metric(name="left_out_accuracy", value=right / len(labels), images=len(labels), how=how)
     recipe = {"base": called(chosen.base), "digest": chosen.base.digest, "reads": tensor, "distance": distance}
+    shown = printable(shots.resolve().name)
     fields |= {
-        "title": f"{shots.resolve().name}, by prototypes of {len(labels)} images on the encoder of {chosen.base.name}",
+        "title": f"{shown}, by prototypes of {len(labels)} images on the encoder of {chosen.base.name}",
         "reference": reference.FILE,
         "metrics": (metric,),
         "provenance": _provenance(chosen, shots, recipe),
@@ -168,7 +169,7 @@ def _provenance(shots: Shots, folder: Path, recipe: dict[str, str]) -> Provenanc
         recipe=json.dumps({MADE_BY: recipe}),
         seed=0,
         source=called(shots.base),
-        target=folder.resolve().name,
+        target=printable(folder.resolve().name),
         data={"shots": shots.images.fingerprint()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),

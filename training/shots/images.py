@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from app.bundle import InputSpec
-from training.data.folder import SUFFIXES, read_folder
+from training.data.folder import EMPTY, read_folder, survey
 from training.data.imageset import ImageSet
-from training.errors import TrainingError
+from training.errors import TrainingError, printable
 
 FEWEST = 2  # images of a class: one to leave out, one to classify it by
 
@@ -17,10 +17,11 @@ def read_shots(folder: Path, spec: InputSpec) -> ImageSet:
     folder = folder / "train" if (folder / "train").is_dir() else folder
     if not folder.is_dir():
         raise TrainingError(f"{folder}: no such folder; give one with a folder of images in it for each class")
-    for entry in sorted(folder.iterdir()):
-        is_class = entry.is_dir() and not entry.name.startswith(".")
-        if is_class and not any(path.suffix.lower() in SUFFIXES for path in entry.iterdir()):
-            raise TrainingError(f"{entry}: no images in it; put some there, or remove the folder")
+    empty = survey(folder).left_out.get(EMPTY, [])
+    if empty:
+        raise TrainingError(
+            f"{printable(str(folder / empty[0]))}: no images in it; put some there, or remove the folder"
+        )
     images = read_folder(folder, spec, most_broken=0)
     if len(images.classes) < 2:
         found = f"one class, {images.classes[0]}" if images.classes else "images, but no folders of them"

@@ -115,6 +115,20 @@ def test_of_sixteen_bits_the_high_byte_counts(kind: str) -> None:
     assert np.array_equal(preprocess(encoded(Image.fromarray(deep), kind), GREY)[..., 0], deep >> 8)
 
 
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_of_twelve_bits_the_upper_eight_count(orientation: int) -> None:
+    """Pillow gives them as 0 to 4095 in a picture of 16 bits, whose high byte is one of 16 greys."""
+    deep = np.arange(4096 - 28 * 28, 4096, dtype=np.uint16).reshape(28, 28) - RNG.integers(0, 3000, (28, 28), np.uint16)
+    packed = int("".join(f"{level:012b}" for level in deep.ravel()), 2).to_bytes(28 * 28 * 3 // 2)
+    tags = ((256, 28), (257, 28), (258, 12), (259, 1), (262, 1), (273, 8), (274, orientation), (278, 28))
+    tags = (*tags, (279, len(packed)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    ifd = struct.pack("<H", len(tags)) + entries + bytes(4)
+    file = b"II*\x00" + struct.pack("<I", 8 + len(packed)) + packed + ifd
+    pixels = preprocess(file, GREY)[..., 0]
+    assert np.array_equal(pixels if orientation == 1 else pixels[::-1, ::-1], deep >> 4)
+
+
 def test_of_sixteen_bits_of_colour_too() -> None:
     deep = RNG.integers(0, 65536, (28, 28, 3), dtype=np.uint16)
     rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in deep)

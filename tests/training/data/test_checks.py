@@ -9,7 +9,7 @@ from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from training.__main__ import main
-from training.data.checks import class_warnings, duplicate_warnings, duplicates, table
+from training.data.checks import class_warnings, duplicate_warnings, duplicates, part_warnings, table
 from training.data.imageset import ImageSet
 
 RNG = np.random.default_rng(0)
@@ -32,9 +32,30 @@ def test_the_table_counts_both_parts() -> None:
     assert table(plain, plain) == ["4 images without labels to train on, 4 to test on"]
 
 
+def test_classes_are_counted_by_name_whichever_part_has_them() -> None:
+    train = ImageSet(images(3), np.array([0, 0, 1]), ("good", "worn"))
+    test = ImageSet(images(4), np.array([0, 1, 1, 1]), ("crack", "good"))
+    assert [line.split() for line in table(train, test)[1:]] == [
+        ["good", "2", "3"],
+        ["worn", "1", "0"],
+        ["crack", "0", "1"],
+    ]
+    told = list(part_warnings(train, test))
+    assert told[0].startswith("in the test part only: crack. If these are defects")
+    assert told[1].startswith("in the training part only: worn.")
+    assert list(part_warnings(train, train)) == []
+
+
+def test_images_without_labels_beside_classes_are_counted() -> None:
+    plain, test = ImageSet(images(4), NO_LABELS, ()), labelled(1, 2)
+    assert [line.split()[-2:] for line in table(plain, test)[1:]] == [["0", "1"], ["0", "2"], ["4", "0"]]
+    assert table(plain, test)[-1].startswith("(no label)")
+    assert list(part_warnings(plain, test)) == []
+
+
 def test_few_images_imbalance_and_a_lone_class_are_told() -> None:
     assert list(class_warnings(labelled(40, 30))) == []
-    assert "class-1 has 3 images" in " ".join(class_warnings(labelled(40, 3)))
+    assert "classes with few images: class-1 (3); with fewer than 10" in " ".join(class_warnings(labelled(40, 3)))
     assert any("10 times the images of class-1" in warning for warning in class_warnings(labelled(300, 30)))
     assert any("only class" in warning for warning in class_warnings(labelled(40)))
 
@@ -74,5 +95,17 @@ def test_the_command_shows_table_and_notes(tmp_path: Path, capsys: pytest.Captur
     assert main(["data", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[1].split() == ["bag", "3", "3"]
-    assert "note: class bag has 3 images" in out
+    assert "note: classes with few images: bag (3), sneaker (3), t-shirt (3), trouser (3)" in out
     assert main(["data", str(tmp_path), "--download"]) == 2
+
+
+def test_defects_in_the_test_part_alone_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, path in enumerate(("train/good", "test/good", "test/crack", "ground_truth/crack")):
+        (tmp_path / path).mkdir(parents=True)
+        for image in images(11 + number):
+            Image.fromarray(image[..., 0]).save(tmp_path / path / f"{image[0, 0, 0]}-{image[0, 1, 0]}.png")
+    assert main(["data", str(tmp_path), "--side", "16"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split() for line in out.splitlines()[1:3]] == [["good", "11", "12"], ["crack", "0", "13"]]
+    assert "note: in the test part only: crack. If these are defects" in out
+    assert err == f"{tmp_path}: left out 1, beside train and test: ground_truth\n"

@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import spec
+from support import draw_folder, spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment
@@ -43,14 +44,16 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path: Path, capsys
     (tmp_path / "bag/broken.png").write_bytes(b"text in an image's clothes")
     data = read_folder(tmp_path, spec(28, 28))
     assert len(data) == len(data.labels) == 36
-    assert f"left out {tmp_path / 'bag/broken.png'}: not an image" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{tmp_path}: left out 1 of 37 images that cannot be read: bag/broken.png (not an image" in told
+    assert f"{tmp_path}: left out 1, not an image by its suffix: bag/note.txt" in told
 
 
 def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
     folder_of_classes(tmp_path)
     for number in range(3):
         (tmp_path / f"bag/broken-{number}.png").write_bytes(b"text")
-    with pytest.raises(TrainingError, match=r"3 of 19 images cannot be read, the first .*broken-0"):
+    with pytest.raises(TrainingError, match=r"3 of 19 images cannot be read: bag/broken-0\.png \(not an image"):
         read_folder(tmp_path, spec(28, 28))
 
 
@@ -58,3 +61,73 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TrainingError, match="no images in it"):
         read_folder(tmp_path, spec(28, 28))
+
+
+def test_what_else_lies_in_a_folder_is_named_by_its_kind_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of_classes(tmp_path)
+    image = tmp_path / "bag/28.png"
+    for copy in (".ipynb_checkpoints/a.png", "bag/.ipynb_checkpoints/b.png", "bag/more/c.png", "loose.png", "._bag"):
+        (tmp_path / copy).parent.mkdir(exist_ok=True)
+        (tmp_path / copy).write_bytes(image.read_bytes())
+    for name in ("Thumbs.db", "bag/Thumbs.db", "bag/notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "round").symlink_to(".")
+    (tmp_path / "bag/up").symlink_to("..")
+    (tmp_path / "bag/gone.png").symlink_to("nowhere.png")
+    (tmp_path / "bag/itself.png").symlink_to("itself.png")
+    (tmp_path / "bag/a folder.png").mkdir()
+    os.mkfifo(tmp_path / "bag/pipe.png")
+    data = read_folder(tmp_path, spec(28, 28))
+    assert (len(data), data.classes) == (16, tuple(sorted(GARMENTS)))
+    assert capsys.readouterr().err.replace(f"{tmp_path}: ", "").splitlines() == [
+        "left out 3, hidden: ._bag, .ipynb_checkpoints, bag/.ipynb_checkpoints",
+        "left out 3, not an image by its suffix: Thumbs.db, bag/Thumbs.db, bag/notes.txt",
+        "left out 3, neither a file nor a folder: bag/gone.png, bag/itself.png, bag/pipe.png",
+        "left out 3, a folder within a class's folder: bag/a folder.png, bag/more, bag/up",
+        "left out 1, a folder without images in it: nothing",
+        "left out 1, a link back to a folder that it lies in: round",
+        "left out 1, an image beside the classes' folders: loose.png",
+    ]
+
+
+def test_of_many_names_the_first_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of_classes(tmp_path)
+    for number in range(1000):
+        (tmp_path / f"bag/{number:03}.txt").touch()
+    read_folder(tmp_path, spec(28, 28))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "left out 1,000, not an image by its suffix: bag/000.txt, bag/001.txt, bag/002.txt, "
+        "bag/003.txt, bag/004.txt and 995 more"
+    )
+
+
+def test_a_class_that_lost_all_of_its_images_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_folder(tmp_path, 10, seed=0)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/broken.png").write_bytes(b"")
+    data = read_folder(tmp_path, spec(28, 28))
+    assert data.classes == tuple(sorted(GARMENTS))
+    assert np.bincount(data.labels).tolist() == [10] * 4
+    assert "left out 1, a class without an image that can be read: alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [b"two\nlines", b"\xff\xfe", b"\x1b[31m", "a\u2028b".encode()])
+def test_a_class_is_not_named_by_what_no_label_can_be(tmp_path: Path, name: bytes) -> None:
+    folder_of_classes(tmp_path)
+    (tmp_path / "bag").rename(tmp_path / os.fsdecode(name))
+    with pytest.raises(TrainingError, match=r"cannot name a class: .* rename it") as refused:
+        read_folder(tmp_path, spec(28, 28))
+    assert str(refused.value).encode().isascii()
+    assert str(refused.value).isprintable()
+
+
+def test_names_of_images_can_be_written_anywhere(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path)
+    for name in (b"\xff.png", b"\n.png", "ü\u200cعکس.png".encode()):
+        (tmp_path / "bag" / os.fsdecode(name)).write_bytes((tmp_path / "bag/28.png").read_bytes())
+    names = read_folder(tmp_path, spec(28, 28)).names
+    assert {"bag/\\xff.png", "bag/\\n.png", "bag/ü\u200cعکس.png"} <= set(names)

@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,13 @@ def test_npz_files_are_read_by_their_parts(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [1]}, "`labels` is"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [-1, 0]}, "`labels` is"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 5], "classes": ["a"]}, "label 5 of 1"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": ["a", "b"]}, "`labels` is <U1"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0.5, 1]}, "`labels` is float64"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [np.nan, 1]}, "`labels` is float64"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": "ab"}, "label 1 of 0 classes"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": ["a", "a"]}, "class a is there twice"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": ["a", "b\n"]}, r"b\\n cannot name"),
+        ({"images": np.zeros((2, 0, 3), np.uint8)}, "`images` is uint8"),
     ],
 )
 def test_a_bad_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
@@ -50,3 +58,22 @@ def test_a_npz_of_objects_or_of_text_is_refused(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz", "c.npz"):
         with pytest.raises(TrainingError, match="cannot be read"):
             read_npz(tmp_path / name, spec(3, 3))
+
+
+def test_a_damaged_npz_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.npz"
+    np.savez_compressed(
+        path, images=np.random.default_rng(0).integers(0, 256, (4, 9, 9), np.uint8), labels=[0, 1, 0, 1]
+    )
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with contextlib.suppress(TrainingError):
+            read_npz(path, spec(9, 9))
+        path.write_bytes(whole[:at])
+        with pytest.raises(TrainingError, match=r"train\.npz: cannot be read"):
+            read_npz(path, spec(9, 9))
+    with path.open("wb") as file:
+        np.save(file, np.zeros((2, 3, 3), np.uint8))
+    with pytest.raises(TrainingError, match=r"train\.npz: cannot be read"):
+        read_npz(path, spec(9, 9))
