@@ -30,7 +30,9 @@ from training.compare.bench import compare
 from training.data import imageset
 from training.data.material import gather
 from training.data.splits import train_and_held_out
-from training.learning.transfer import pretrain, read, workshop
+from training.learning.inference import read
+from training.learning.pretrain import pretrain
+from training.learning.workshop import workshop
 from training.measure import evaluate
 from training.report.sections import auroc
 from training.score import anomaly

@@ -1,6 +1,7 @@
 """Recipes: named experiments. A TOML file lists what differs from the defaults here, each line with its reason."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +17,11 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
+from app.bundle.scoring import NEEDS
 from training.errors import TrainingError
-from training.score import anomaly
 
 FOLDER = Path(__file__).parent / "recipes"
+DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
 
 class _Part(BaseModel):
@@ -173,15 +175,33 @@ class Split(_Part):
     groups: str | None = None  # images that belong together: a CSV of file,group, or a regular expression on the path
 
 
+def tensors(distances: Sequence[str]) -> set[str]:
+    """Those that the distances take; the reconstruction's errors are none."""
+    return {takes for takes, _ in map(parsed_distance, distances)} - {"pixels"}
+
+
+def parsed_distance(distance: str) -> tuple[str, str]:
+    """reconstruction → (pixels, reconstruction); features.residual → (features, residual)."""
+    if distance == "reconstruction":
+        return "pixels", distance
+    tensor, _, measure = distance.partition(".")
+    if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
+        raise ValueError(
+            f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
+            "as in features.residual"
+        )
+    return tensor, measure
+
+
 class Score(_Part):
     """The anomaly score: a sum of distances, each in its own standard deviations among normals."""
 
-    distances: Annotated[tuple[str, ...], Field(min_length=1)] = anomaly.DEFAULT
+    distances: Annotated[tuple[str, ...], Field(min_length=1)] = DISTANCES
 
     @field_validator("distances")
     @classmethod
     def are_known(cls, distances: tuple[str, ...]) -> tuple[str, ...]:
-        anomaly.tensors(distances)  # a ValueError names the one that is not
+        tensors(distances)  # a ValueError names the one that is not
         return distances
 
 

@@ -11,7 +11,7 @@ from training import ranks
 from training.data.material import Material, gather, seen_in_pretraining
 from training.errors import TrainingError
 from training.learning.stages import Learnt, learn, learnt_before
-from training.learning.transfer import CHECKPOINTS
+from training.learning.workshop import CHECKPOINTS
 from training.publish.deliver import deliver, write_report
 from training.recipe import Recipe
 

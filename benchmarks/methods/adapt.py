@@ -19,7 +19,8 @@ from training.compare.results import Interval, interval
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.learning.adapt import adapt, discrepancy
-from training.learning.transfer import Workshop, accuracy_of, read, workshop
+from training.learning.inference import accuracy_of, read
+from training.learning.workshop import Workshop, workshop
 from training.recipe import Recipe
 
 SEEDS = range(3)

@@ -17,7 +17,9 @@ from training.compare.results import interval
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.data.splits import some_of_each
-from training.learning.transfer import Workshop, in_batches, pretrain, read, workshop
+from training.learning.inference import in_batches, read
+from training.learning.pretrain import pretrain
+from training.learning.workshop import Workshop, workshop
 from training.measure.probes import Probe
 
 SEEDS = 3

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.methods.variants import share_left, shuffled
 from training import recipe
 from training.data.imageset import ImageSet
-from training.learning.transfer import Workshop, workshop
+from training.learning.workshop import Workshop, workshop
 from training.networks import Encoded
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)

@@ -71,3 +71,10 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").touch()
     with pytest.raises(TrainingError, match="name: Field required"):
         recipe.load(str(tmp_path / "empty.toml"), [])
+
+
+def test_a_distance_that_is_not_known_is_named() -> None:
+    assert recipe.tensors(("reconstruction", "embedding.local", "features.residual")) == {"embedding", "features"}
+    for wrong in ("likelihood", "embedding", "pixels.neighbours", "features.distance", "embedding.reconstruction"):
+        with pytest.raises(ValueError, match=f"^{wrong}: reconstruction, or thumbnail, embedding or features"):
+            recipe.tensors((wrong,))

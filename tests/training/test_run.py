@@ -26,7 +26,8 @@ from app.settings import Settings
 from training.__main__ import main
 from training.data.imageset import ImageSet, read_folder
 from training.data.material import gather
-from training.learning.transfer import finetune_decoder, workshop
+from training.learning.decoder import finetune_decoder
+from training.learning.workshop import workshop
 from training.networks import build
 from training.publish.onnx import Exported, export, to_onnx
 from training.recipe import Input, Network, Stage

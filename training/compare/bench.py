@@ -17,7 +17,11 @@ from training.data.material import Material, gather
 from training.data.splits import some_of_each
 from training.errors import TrainingError
 from training.learning import generate
-from training.learning.transfer import Workshop, accuracy_of, finetune, in_batches, pretrain, read, settle, workshop
+from training.learning.inference import accuracy_of, in_batches, read
+from training.learning.labels import finetune
+from training.learning.normalisation import settle
+from training.learning.pretrain import pretrain
+from training.learning.workshop import Workshop, workshop
 from training.measure.probes import Probe
 from training.progress import say
 from training.recipe import Recipe, Transfer
@@ -156,7 +160,7 @@ class _Bench:
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
         stage = stage.model_copy(update={"epochs": epochs, "mode": "full"})
         torch.manual_seed(self.seed)
-        head = finetune(shop, seen, labelled, stage, list(shop.net.blocks()), reconstruct=0.0)
+        head = finetune(shop, seen, labelled, stage)
         return accuracy_of(shop.net, head, stage.reads, self.material.test)
 
     def _with_drawn(self, labelled: ImageSet) -> ImageSet:

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from training.data.imageset import ImageSet
 from training.learning.augment import augmented, erased
-from training.learning.fit import fit
-from training.learning.transfer import Workshop, class_weights, mean_loss, settle
+from training.learning.fit import Task, fit
+from training.learning.inference import mean_loss
+from training.learning.labels import class_weights
+from training.learning.normalisation import settle
+from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
 from training.recipe import Augment, Transfer
@@ -116,7 +119,8 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     size = net.latent if transfer.reads == "embedding" else net.pool.size
     head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
     learning = net.blocks() | {"head": head}
-    penalty = penalty_of(transfer, size, learning)
+    make = PENALTIES.get(transfer.mode)  # source-only has none
+    penalty = make(transfer, size, learning) if make else None
     weights = class_weights(source).to(shop.device) if transfer.class_weights else None
 
     def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
@@ -143,30 +147,30 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     def held_out_loss(batch: Tensor) -> Tensor:
         return named(read(images(held_out, batch, Augment())), batch, held_out, 0.0)
 
-    fit(
+    task = Task(
         transfer.mode,
         learning,
-        loss,
-        len(source),
-        transfer,
-        shop.journal,
-        shop.checkpoints,
-        lambda: mean_loss(held_out_loss, len(held_out)),
-        keep_last=True,
+        loss=loss,
+        images=len(source),
+        validate=lambda: mean_loss(held_out_loss, len(held_out)),
+        keep="last",
     )
+    fit(task, transfer, shop.journal, shop.checkpoints)
     if penalty is not None:
         settle(shop, target)
     return head
 
 
-def penalty_of(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:
-    """By the mode; what it learns itself joins what is `learning`."""
-    match transfer.mode:
-        case "dann":
-            domains = domain_classifier(size).to(next(learning["head"].parameters()).device)
-            learning["domains"] = domains
-            return partial(adversarial, domains)
-        case "mmd":
-            estimate = discrepancy_linear if transfer.batch > LARGE else discrepancy
-            return lambda source, target, weight: weight * estimate(source, target)
-    return None
+def _dann(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty:
+    domains = domain_classifier(size).to(next(learning["head"].parameters()).device)
+    learning["domains"] = domains
+    return partial(adversarial, domains)
+
+
+def _mmd(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty:
+    estimate = discrepancy_linear if transfer.batch > LARGE else discrepancy
+    return lambda source, target, weight: weight * estimate(source, target)
+
+
+# Mode → what makes its penalty; modules that the penalty learns join those that are `learning`.
+PENALTIES: dict[str, Callable[[Transfer, int, dict[str, nn.Module]], Penalty]] = {"dann": _dann, "mmd": _mmd}

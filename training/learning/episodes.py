@@ -4,16 +4,21 @@ Prototypical networks (Snell et al. 2017): each step draws an episode, that is s
 some queries; the queries are to be told by the means of the shots, as `prototypes` has it with the cosine.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
-from training.recipe import Transfer
+from training.learning.augment import augmented, erased
+from training.learning.fit import Task, fit
+from training.learning.workshop import Workshop
+from training.recipe import Augment, Transfer
 from training.score.prototypes import SCALE
 
 SYMMETRIES = 8  # of a square
+_VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
 
 
 class Episodes:
@@ -68,3 +73,39 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     images = torch.where(turns % 2 == 1, images.flip(3), images)
     images = torch.where(turns // 2 % 2 == 1, images.flip(2), images)
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
+
+
+def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> None:
+    """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
+    seen = Episodes(train, transfer)
+    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}))
+
+    def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
+        indices, turns = episodes.draw()
+        images = shop.unit(data.images[indices.numpy()])
+        images = augmented(turned(images, turns) if transfer.symmetries else images, augment)
+        with shop.autocast():
+            return episodes.loss(shop.net.read(erased(images, augment), transfer.reads))
+
+    def held_out() -> float:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = [loss(validation, held, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
+        return sum(losses) / len(losses)
+
+    learning = {name: shop.net.blocks()[name] for name in shop.net.blocks_read(transfer.reads)}
+    stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
+    task = Task(
+        "episodes",
+        learning,
+        loss=lambda *_: loss(train, seen, transfer.augment),
+        images=len(train),
+        validate=held_out,
+    )
+    fit(task, stage, shop.journal, shop.checkpoints)
+
+
+def _fitting(data: ImageSet, transfer: Transfer) -> int:
+    """Queries of a class, as many as the rarest has beside its shots."""
+    rarest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
+    return max(1, min(transfer.queries, rarest - transfer.shots))

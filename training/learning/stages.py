@@ -8,7 +8,10 @@ import torch
 from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
-from training.learning.transfer import finetune_decoder, learn_labels, pretrain, workshop
+from training.learning.decoder import finetune_decoder
+from training.learning.labels import METHODS
+from training.learning.pretrain import pretrain
+from training.learning.workshop import workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
@@ -40,7 +43,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     if recipe.transfer.adapts:
         head = adapt(shop, material.source_train, material.source_validation, train, recipe.transfer)
     elif recipe.transfer.mode != "decoder":
-        head = learn_labels(shop, train, validation, recipe.transfer)
+        head = METHODS[recipe.transfer.mode](shop, train, validation, recipe.transfer)
     finetune_decoder(shop, train, validation, recipe.decoder)
     net.pool.cpu()
     final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})

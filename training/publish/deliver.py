@@ -15,16 +15,16 @@ from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.bundle.manifest import Classifier, Metric, Provenance
 from training.data.material import Material
 from training.errors import TrainingError
-from training.learning.fit import Journal
+from training.learning.inference import accuracy_of
+from training.learning.journal import JOURNAL_FILE, Journal
 from training.learning.stages import Learnt
-from training.learning.transfer import JOURNAL_FILE, accuracy_of
 from training.measure import evaluate, likelihood
 from training.progress import say
 from training.publish.card import card
 from training.publish.onnx import OPSET, export, publish, rehearse
 from training.publish.provenance import commit
 from training.publish.quantise import quantised
-from training.recipe import Recipe
+from training.recipe import Recipe, tensors
 from training.report import sections
 from training.score import anomaly, calibrate, drift
 
@@ -34,7 +34,7 @@ MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
 def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
     """The published bundle; its report with pictures stays in `folder`, one without goes along."""
     start = time.monotonic()
-    wanted = anomaly.tensors(recipe.anomaly.distances)
+    wanted = tensors(recipe.anomaly.distances)
     exported = export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, "features" in wanted)
     rest = _rest(recipe, material, labelled=learnt.head is not None)
     notes: list[Metric] = []

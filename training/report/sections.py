@@ -16,7 +16,7 @@ from app.bundle.scoring import probabilities
 from training.compare import results
 from training.data.imageset import ImageSet
 from training.data.material import Material
-from training.learning.transfer import JOURNAL_FILE
+from training.learning.journal import JOURNAL_FILE
 from training.measure import domains, evaluate, review
 from training.measure.evaluate import Outputs
 from training.recipe import Recipe

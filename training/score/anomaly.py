@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.manifest import Anomaly, Distance
-from app.bundle.scoring import NEEDS, AnomalyScorer, References, Space, threshold_at
+from app.bundle.scoring import AnomalyScorer, References, Space, threshold_at
 from training.data.arrays import Rows, chunks
 from training.errors import TrainingError
 from training.measure.components import main_directions
+from training.recipe import parsed_distance, tensors
 
-DEFAULT = ("reconstruction", "embedding.mahalanobis")
 _RIDGE = 1e-3  # of the mean variance, added to every direction: flat ones would divide by nothing
 _RANK = 64  # main directions that are kept of a tensor with more than _WIDE numbers; of others all are
 _WIDE = 256
@@ -49,24 +49,6 @@ class Normals:
         return np.concatenate([scorer.distances(part.encoded, part.errors) for part in self.parts()])
 
 
-def tensors(distances: Sequence[str]) -> set[str]:
-    """Those that the distances take; the reconstruction's errors are none."""
-    return {takes for takes, _ in map(_parsed, distances)} - {"pixels"}
-
-
-def _parsed(distance: str) -> tuple[str, str]:
-    """reconstruction → (pixels, reconstruction); features.residual → (features, residual)."""
-    if distance == "reconstruction":
-        return "pixels", distance
-    tensor, _, measure = distance.partition(".")
-    if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
-        raise ValueError(
-            f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
-            "as in features.residual"
-        )
-    return tensor, measure
-
-
 def fit(
     train: Normals,
     held_out: Normals,
@@ -89,7 +71,7 @@ def fit(
     arrays: dict[str, np.ndarray] = {}
     raw: dict[tuple[str, str], np.ndarray] = {}
     for tensor in sorted(tensors(distances)):
-        measures = {measure for takes, measure in map(_parsed, distances) if takes == tensor}
+        measures = {measure for takes, measure in map(parsed_distance, distances) if takes == tensor}
         points = train.encoded[tensor]
         space = _space(Rows(points, fitted_on), measures, tensor, blocks if tensor == "features" else ())
         arrays |= {f"{tensor}.{name}": array for name, array in space.items()}
@@ -97,7 +79,7 @@ def fit(
         raw |= {(tensor, measure): np.concatenate([part[measure] for part in found]) for measure in measures}
     if train.errors is not None:
         raw["pixels", "reconstruction"] = train.errors[scaled_on]
-    stated = tuple(_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(_parsed, distances))
+    stated = tuple(_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(parsed_distance, distances))
 
     # The threshold is found with the scorer that serves; what it needs to be made is put in its place first.
     unscored = np.zeros(len(held_out))

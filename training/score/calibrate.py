@@ -15,6 +15,7 @@ from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.errors import TrainingError
 from training.measure import evaluate
+from training.recipe import DISTANCES, tensors
 from training.score import anomaly, drift
 
 _NOTE = "The anomaly score was fitted"
@@ -48,7 +49,7 @@ def anomaly_part(
     """(manifest fields, arrays of the reference file) of an anomaly score on what the bundle's own graphs give."""
     if "reconstruction" in distances and bundle.decoder is None:
         raise TrainingError(f"{bundle.name}@{bundle.version} has no decoder: an anomaly score needs one")
-    wanted = anomaly.tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
+    wanted = tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
 
     def read(data: ImageSet) -> anomaly.Normals:
         outputs = evaluate.run(bundle, data, "anomaly", wanted)
@@ -76,7 +77,7 @@ def recalibrate(
     """
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
     stated = bundle.manifest.anomaly.distances if bundle.manifest.anomaly else ()
-    usual = [name for name in anomaly.DEFAULT if name != "reconstruction" or bundle.decoder is not None]
+    usual = [name for name in DISTANCES if name != "reconstruction" or bundle.decoder is not None]
     distances = [distance.name for distance in stated] or usual
     fields, arrays = anomaly_part(bundle, fitted_on, held_out, distances, false_alarm_rate, anomalies)
     classifier = bundle.manifest.classifier

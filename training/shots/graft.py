@@ -23,6 +23,7 @@ from training.measure import evaluate
 from training.progress import say
 from training.publish.card import card_of_shots
 from training.publish.provenance import commit
+from training.recipe import DISTANCES
 from training.score import anomaly, calibrate, drift, latent_map, prototypes
 from training.shots import tasks
 
@@ -238,7 +239,7 @@ def _calibrated(shots: Shots) -> tuple[dict[str, Any], dict[str, np.ndarray], st
     rate = stated.false_alarm_rate if stated else _USUAL_RATE
     if rate * (len(held_out) + 1) < 1:
         rate = _USUAL_RATE
-    usual = [each for each in anomaly.DEFAULT if each != "reconstruction" or base.decoder is not None]
+    usual = [each for each in DISTANCES if each != "reconstruction" or base.decoder is not None]
     distances = [each.name for each in stated.distances] if stated else usual
     fields, arrays = calibrate.anomaly_part(base, fitted_on, held_out, distances, rate)
     arrays |= drift.reference(base, held_out, None)

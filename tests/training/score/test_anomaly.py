@@ -3,7 +3,8 @@ import pytest
 
 from app.bundle.scoring import AnomalyScorer, threshold_at
 from training.errors import TrainingError
-from training.score.anomaly import DEFAULT, Normals, best_rate, fit, tensors
+from training.recipe import DISTANCES
+from training.score.anomaly import Normals, best_rate, fit
 
 RNG = np.random.default_rng(0)
 ALL = ("reconstruction", "embedding.mahalanobis", "features.residual", "features.neighbours", "features.mahalanobis")
@@ -19,7 +20,7 @@ def normals(count: int, shift: float = 0.0) -> Normals:
 
 
 @pytest.mark.parametrize(
-    "distances", [DEFAULT, ALL, ("embedding.neighbours",), ("embedding.local", "embedding.neighbours")]
+    "distances", [DISTANCES, ALL, ("embedding.neighbours",), ("embedding.local", "embedding.neighbours")]
 )
 def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_seen(
     distances: tuple[str, ...],
@@ -39,7 +40,7 @@ def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_
 
 
 def test_a_score_may_be_the_reconstruction_alone() -> None:
-    calibration, arrays = fit(Normals({}, normals(400).errors), Normals({}, normals(200).errors), DEFAULT[:1], 0.05)
+    calibration, arrays = fit(Normals({}, normals(400).errors), Normals({}, normals(200).errors), DISTANCES[:1], 0.05)
     scorer = AnomalyScorer(calibration, arrays, {})
     strange = normals(100, shift=5.0).errors
     assert np.mean([score.anomalous for score in scorer.score({}, strange)]) > 0.9
@@ -71,23 +72,16 @@ def test_copies_of_a_normal_do_not_divide_by_nothing() -> None:
 
 def test_what_cannot_be_calibrated_says_why() -> None:
     with pytest.raises(TrainingError, match="at least 999"):
-        fit(normals(100), normals(100), DEFAULT, 0.001)
+        fit(normals(100), normals(100), DISTANCES, 0.001)
     flat = normals(100)
     flat.encoded["embedding"][:] = 1
     with pytest.raises(TrainingError, match="embedding has no variance"):
-        fit(flat, normals(200), DEFAULT, 0.05)
+        fit(flat, normals(200), DISTANCES, 0.05)
     perfect = Normals(normals(100).encoded, np.zeros(100))
     with pytest.raises(TrainingError, match="the same reconstruction distance"):
-        fit(perfect, normals(200), DEFAULT, 0.05)
+        fit(perfect, normals(200), DISTANCES, 0.05)
     with pytest.raises(TrainingError, match="too few"):
-        fit(normals(3), normals(200), DEFAULT, 0.05)
-
-
-def test_a_distance_that_is_not_known_is_named() -> None:
-    assert tensors(ALL) == {"embedding", "features"}
-    for wrong in ("likelihood", "embedding", "pixels.neighbours", "features.distance", "embedding.reconstruction"):
-        with pytest.raises(ValueError, match=f"^{wrong}: reconstruction, or thumbnail, embedding or features"):
-            tensors((wrong,))
+        fit(normals(3), normals(200), DISTANCES, 0.05)
 
 
 def test_the_best_f1_is_found() -> None:

@@ -1,0 +1,27 @@
+"""Batch normalisation: whose statistics a network carries."""
+
+import torch
+from torch import nn
+
+from training.data.imageset import ImageSet
+from training.learning.workshop import Workshop
+
+_TO_SETTLE_BY = 5000  # images
+
+
+def settle(shop: Workshop, data: ImageSet) -> None:
+    """Batch normalisation takes its statistics from these images, as if the network had been trained on them."""
+    net = shop.net
+    net.encoder.train()
+    norms = [module for module in net.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        some = torch.randperm(len(data))[:_TO_SETTLE_BY]
+        for part in torch.split(some, max(2, len(some) // 20)):
+            if len(part) > 1:
+                net.encode(shop.unit(data.images[part.numpy()]))
+    for norm in norms:
+        norm.momentum = 0.1
+    net.encoder.eval()
