@@ -89,7 +89,7 @@ def ood() -> Iterator[Bar]:
 def integers() -> Iterator[Bar]:
     """The gate that a recipe's `export.int8` has, and what is on the other side of the scales."""
     whole, in_eight_bits = (load(each(DEFAULT.name), threads=1) for each in (bundle, in_integers))
-    chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
+    chosen = recipe.Recipe.stored(whole.manifest.provenance.recipe)
     target = imageset.load(chosen.target, "train", whole.manifest.input)
     _, validation, _ = train_and_held_out(target, chosen.split, chosen.seed)
     test = imageset.load(chosen.target, "test", whole.manifest.input)

@@ -144,7 +144,7 @@ def _measured(bundle: Bundle, given: str | None, part: str) -> tuple[imageset.Im
         train = imageset.load(name, "train", spec)
         return (train if part == "train" else imageset.load(name, "test", spec)), train
     try:
-        trained = recipe.Recipe.model_validate_json(bundle.manifest.provenance.recipe)
+        trained = recipe.Recipe.stored(bundle.manifest.provenance.recipe)
     except ValueError:
         trained = None
     divided = None

@@ -43,7 +43,7 @@ def recipe_of(folder: Path) -> Recipe:
     if not path.is_file():
         raise TrainingError(f"{folder}: no run there: {RECIPE_FILE} is missing; begin one without --resume")
     try:
-        return Recipe.model_validate_json(path.read_text())
+        return Recipe.stored(path.read_text())
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise TrainingError(f"{path}: not a recipe of this Graft: {error}") from None
 
@@ -80,7 +80,7 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             f"{pretrained}: not pretrained to its end; go on with graft-train pretrain RECIPE --resume "
             f"--run {pretrained}"
         )
-    recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
+    recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):

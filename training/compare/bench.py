@@ -24,11 +24,11 @@ from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, workshop
 from training.measure.probes import Probe
 from training.progress import say
-from training.recipe import Recipe, Transfer
+from training.recipe import FullMode, LabelMode, Recipe
 from training.run import recipe_of
 
 BUDGETS: tuple[int | None, ...] = (1, 10, 100, 1000, None)  # labels per class; None is all there are
-_WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
+_WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # the usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels are gone through often
 _DRAWN = 1  # examples that are drawn for each that has a label
 _RESULTS = "results.jsonl"
@@ -153,12 +153,15 @@ class _Bench:
         else:
             shop = self._workshop(own)
         seen = self._with_drawn(labelled) if arm == "generated" else labelled
-        stage = self.recipe.transfer
-        if stage.mode in ("head", "decoder", "random-frozen"):  # made for a head alone
-            stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
+        mode = self.recipe.transfer
+        weighted = isinstance(mode, LabelMode) and mode.class_weights
+        if isinstance(mode, LabelMode) and not mode.freezes:
+            stage = mode.as_full()
+        else:  # its settings were made for a head alone
+            stage = _WHOLE.model_copy(update={"reads": mode.reads, "class_weights": weighted})
         per_epoch = math.ceil(len(seen) / stage.batch)
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
-        stage = stage.model_copy(update={"epochs": epochs, "mode": "full"})
+        stage = stage.model_copy(update={"epochs": epochs})
         torch.manual_seed(self.seed)
         head = finetune(shop, seen, labelled, stage)
         return accuracy_of(shop.net, head, stage.reads, self.material.test)

@@ -14,7 +14,7 @@ from training.errors import TrainingError
 from training.learning.augment import augmented, erased
 from training.learning.fit import Task, fit
 from training.learning.workshop import Workshop
-from training.recipe import Augment, Transfer
+from training.recipe import Augment, EpisodicMode
 from training.score.prototypes import SCALE
 
 SYMMETRIES = 8  # of a square
@@ -24,7 +24,7 @@ _VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
 class Episodes:
     """Draws of a set's images; the random numbers are torch's, so that a run that was cut off goes on with the same."""
 
-    def __init__(self, data: ImageSet, transfer: Transfer) -> None:
+    def __init__(self, data: ImageSet, transfer: EpisodicMode) -> None:
         self._shots, self._queries, self._symmetries = transfer.shots, transfer.queries, transfer.symmetries
         of_class = [torch.from_numpy((data.labels == label).nonzero()[0]) for label in range(len(data.classes))]
         for name, found in zip(data.classes, of_class, strict=True):
@@ -75,7 +75,7 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
 
 
-def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> None:
+def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
     """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
     seen = Episodes(train, transfer)
     held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}))
@@ -105,7 +105,7 @@ def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transf
     fit(task, stage, shop.journal, shop.checkpoints)
 
 
-def _fitting(data: ImageSet, transfer: Transfer) -> int:
+def _fitting(data: ImageSet, transfer: EpisodicMode) -> int:
     """Queries of a class, as many as the rarest has beside its shots."""
     rarest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
     return max(1, min(transfer.queries, rarest - transfer.shots))

@@ -1,6 +1,7 @@
 """The target's labels: a head, and as much of the encoder as the mode says."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from training.learning.objectives import reconstruction
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.recipe import Augment, Transfer
+from training.recipe import Augment, EpisodicMode, GradualMode, LabelMode, MultitaskMode
 
 
-def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
+def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
     """A classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
     seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
     mean, std = _moments(seen)
@@ -47,12 +48,12 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
     return head
 
 
-def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
+def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
     """Head, encoder and decoder together."""
     return finetune(shop, train, validation, transfer, reconstruct=transfer.reconstruction)
 
 
-def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
+def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
     """From the top down: the head, then in each equal share of the epochs a block more, each slower than the last."""
     names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
     slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
@@ -63,7 +64,7 @@ def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Tra
     return finetune(shop, train, validation, transfer, blocks=names, rate_shares=slower, frozen=still_frozen)
 
 
-def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: Transfer) -> Head:
+def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
     """The encoder by episodes, then a head on it as it is."""
     learn_to_learn(shop, train, validation, transfer)
     return train_head(shop, train, validation, transfer)
@@ -73,7 +74,7 @@ def finetune(
     shop: Workshop,
     train: ImageSet,
     validation: ImageSet,
-    transfer: Transfer,
+    transfer: LabelMode,
     *,
     blocks: Sequence[str] | None = None,
     reconstruct: float = 0.0,
@@ -132,8 +133,8 @@ def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
 
 
-# The modes that learn the target's labels.
-METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Transfer], Head]] = {
+# Mode → what learns the target's labels, and takes that mode's settings.
+METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
     "head": train_head,
     "random-frozen": train_head,
     "full": finetune,

@@ -5,7 +5,7 @@ import torch
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.learning.episodes import SYMMETRIES, Episodes, turned
-from training.recipe import Transfer
+from training.recipe import EpisodicMode
 from training.score.prototypes import fit
 
 
@@ -16,7 +16,7 @@ def some(each: int = 20, classes: int = 4) -> ImageSet:
 
 def test_an_episode_has_each_class_once_and_no_image_twice() -> None:
     data = some()
-    episodes = Episodes(data, Transfer(mode="episodic", way=3, shots=2, queries=4))
+    episodes = Episodes(data, EpisodicMode(way=3, shots=2, queries=4))
     torch.manual_seed(0)
     seen = set()
     for _ in range(50):
@@ -32,7 +32,7 @@ def test_an_episode_has_each_class_once_and_no_image_twice() -> None:
 
 def test_with_symmetries_there_are_eight_times_the_classes() -> None:
     data = some(classes=2)
-    episodes = Episodes(data, Transfer(mode="episodic", way=99, shots=1, queries=1, symmetries=True))
+    episodes = Episodes(data, EpisodicMode(way=99, shots=1, queries=1, symmetries=True))
     indices, turns = episodes.draw()
     kinds = {(label, turn) for label, turn in zip(data.labels[indices.numpy()].tolist(), turns.tolist(), strict=True)}
     assert len(kinds) == episodes.way == 2 * SYMMETRIES
@@ -48,7 +48,7 @@ def test_the_symmetries_of_a_square_are_eight_and_the_first_is_none() -> None:
 
 def test_the_loss_is_that_of_the_prototypes_that_serve() -> None:
     """What is trained for is what `graft --distance cosine` does."""
-    episodes = Episodes(some(), Transfer(mode="episodic", way=3, shots=4, queries=2))
+    episodes = Episodes(some(), EpisodicMode(way=3, shots=4, queries=2))
     points = torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0))
     shots, queries = points[:, :4].flatten(0, 1).numpy(), points[:, 4:].flatten(0, 1).numpy()
     learnt = fit(shots, np.repeat(np.arange(3), 4), "cosine")
@@ -59,6 +59,6 @@ def test_the_loss_is_that_of_the_prototypes_that_serve() -> None:
 
 def test_a_class_that_cannot_fill_an_episode_is_named() -> None:
     with pytest.raises(TrainingError, match="a has 20 images to learn from or to be judged by; an episode takes 15"):
-        Episodes(some(), Transfer(mode="episodic", shots=15, queries=6))
+        Episodes(some(), EpisodicMode(shots=15, queries=6))
     with pytest.raises(TrainingError, match="needs two classes"):
-        Episodes(some(classes=1), Transfer(mode="episodic"))
+        Episodes(some(classes=1), EpisodicMode())
