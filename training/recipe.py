@@ -391,6 +391,30 @@ class Recipe(_Part):
             raise ValueError("decoder.augment: the encoder is frozen there, and runs once per image")
         return self
 
+    @property
+    def trains_posterior(self) -> bool:
+        """Whether the published encoder's variances, and a code near the prior, are what was trained for.
+
+        Pretraining does so; an encoder that goes on learning afterwards, without the divergence, undoes it.
+        """
+        kept = self.transfer.pretrains and self.transfer.freezes
+        return self.network.variational and kept and bool(self.objective.beta and self.objective.reconstruction)
+
+    @model_validator(mode="after")
+    def variances_are_trained(self, info: ValidationInfo) -> Self:
+        """Of stored recipes this is not asked: what they trained is published without a variational code."""
+        if not self.network.variational or info.context == STORED:
+            return self
+        if not self.trains_posterior:
+            for name in ("beta", "reconstruction"):
+                if not getattr(self.objective, name):
+                    raise ValueError(f"objective.{name}=0: a variational code is trained by both parts; set it above 0")
+            raise ValueError(
+                f"network.variational: transfer.mode={self.transfer.mode} would publish variances that were not "
+                "trained with the rest of the encoder: set transfer.mode to head or decoder, or variational to false"
+            )
+        return self
+
     @classmethod
     def stored(cls, text: str) -> "Recipe":
         """What a run's folder or a manifest keeps, written by this Graft or by an older one.

@@ -182,3 +182,25 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
     assert (small.network.kind, small.seed) == ("dense", 3)
     with pytest.raises(TrainingError, match=r"recipe fashion-mnist-seed: pretrain\.epochs=0: nothing is learnt before"):
         small.with_parts(pretrain=recipe.Pretrain(epochs=0))
+
+
+@pytest.mark.parametrize("mode", recipe.MODES)
+def test_a_variational_code_is_for_modes_that_keep_the_encoder_as_it_was_pretrained(mode: str) -> None:
+    """In the others the means move on, or are never trained, and the variances do not go along."""
+    if mode in ("head", "decoder"):
+        assert recipe.load("vae", [f"transfer.mode={mode}"]).trains_posterior
+        return
+    with pytest.raises(TrainingError, match=f"network.variational: transfer.mode={mode} would publish variances"):
+        recipe.load("vae", [f"transfer.mode={mode}"])
+    plain = recipe.load("vae", [f"transfer.mode={mode}", "network.variational=false"])
+    assert not plain.trains_posterior
+    before = plain.model_dump_json().replace('"variational":false', '"variational":true')
+    assert not recipe.Recipe.stored(before).trains_posterior, "a run of an older Graft, which is read but not believed"
+
+
+@pytest.mark.parametrize("change", ["objective.beta=0", "objective.reconstruction=0"])
+def test_a_variational_code_is_trained_by_both_parts_of_its_bound(change: str) -> None:
+    others = ["objective.contrast=1", "pretrain.augment.shift=2"]
+    with pytest.raises(TrainingError, match=f"{change}: a variational code is trained by both"):
+        recipe.load("vae", [change, *others])
+    assert not recipe.load("vae", [change, *others, "network.variational=false"]).trains_posterior

@@ -469,6 +469,33 @@ def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: P
     assert "nats" in (tmp_path / "run/report.html").read_text()
 
 
+def test_a_run_whose_variances_were_not_trained_publishes_no_variational_code(recipe: Path, tmp_path: Path) -> None:
+    """An older Graft trained such runs; here the recipe of one is put into the folder of a run."""
+    sets = ["network.kind=dense", "network.variational=true", "network.latent=4", "pretrain.epochs=1"]
+    learnt(recipe, tmp_path / "run", [*sets, "transfer.epochs=1", "decoder.epochs=1"])
+    stated = json.loads((tmp_path / "run/recipe.json").read_text())
+    for mode, trained in (("head", True), ("full", False)):
+        stated["transfer"]["mode"] = mode
+        (tmp_path / "run/recipe.json").write_text(json.dumps(stated))
+        assert main(["export", str(tmp_path / "run"), "--models", str(tmp_path / mode)]) == 0
+        bundle = load(tmp_path / mode / "drawn/1")
+        assert bundle.manifest.variational == trained
+        assert ("generate" in bundle.operations) == trained
+        assert any(metric.name == "negative_elbo" for metric in bundle.manifest.metrics) == trained
+
+
+def test_pretrained_variances_are_not_taken_into_a_mode_that_does_not_keep_them(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["network.kind=dense", "network.variational=true", "network.latent=4", "pretrain.epochs=1"]
+    given = [part for change in sets for part in ("--set", change)]
+    assert main(["pretrain", str(recipe), "--run", str(tmp_path / "first"), *given]) == 0
+    command = ["transfer", str(recipe), "--run", str(tmp_path / "second"), "--from", str(tmp_path / "first")]
+    assert main([*command, "--set", "transfer.mode=full"]) == 2
+    assert "transfer.mode=full would publish variances" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_variational_decoder_is_fine_tuned_on_draws_of_the_code(recipe: Path, tmp_path: Path) -> None:
     """Where draws lie all over the place, they say nothing: garments are all drawn as their mean."""
     chosen = load_recipe(str(recipe), ["network.kind=dense", "network.variational=true", "network.latent=4"])

@@ -42,7 +42,7 @@ def deliver(recipe: Recipe, material: Material, learnt: Learnt, models: Path, fo
     bare = rehearse(recipe.name, exported, rest, {})
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, bare, learnt, material))
-    if recipe.network.variational:
+    if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
     if recipe.export.int8:
         smaller = quantised(exported, material.train)
@@ -117,7 +117,7 @@ def _rest(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
     )
     return {
         "title": recipe.title,
-        "variational": recipe.network.variational,
+        "variational": recipe.trains_posterior,
         "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
         "anomaly": None,
         "reference": None,
