@@ -40,6 +40,7 @@ class Network(_Part):
     hidden: PositiveInt = 512  # dense: between pixels and code
     shortcuts: bool = True  # conv: residual blocks; without, a plain convolution for each
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
+    activation: Literal["linear", "relu", "sigmoid"] = "linear"  # conv and dense: of the code, as it is used
     grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled, for a head that reads them
     maxima: bool = False  # of each cell the largest value, beside the average
     variational: bool = False  # conv and dense
@@ -49,6 +50,12 @@ class Network(_Part):
     def fits(self) -> "Network":
         if self.variational and self.kind not in ("conv", "dense"):
             raise ValueError(f"variational is for conv and dense, not for {self.kind}")
+        if self.activation != "linear" and self.kind not in ("conv", "dense"):
+            raise ValueError(f"activation is for conv and dense, not for {self.kind}")
+        if self.activation != "linear" and self.variational:
+            raise ValueError(
+                f"activation={self.activation}: a variational code is drawn from a normal: leave it linear"
+            )
         if self.weights is not None and not self.kind.startswith("resnet"):
             raise ValueError(f"weights are for resnet18 and resnet50, not for {self.kind}")
         return self
@@ -64,7 +71,7 @@ class Objective(_Part):
     noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of what is added to pixels in 0…1
     mask: Annotated[float, Field(ge=0, lt=1)] = 0  # share of 4×4 patches that are blacked out
     l1: Annotated[float, Field(ge=0)] = 0  # weight of the code's mean magnitude
-    kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean activity from `activity`
+    kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean from `activity`; of a sigmoid code
     activity: Annotated[float, Field(gt=0, lt=1)] = 0.05
     beta: Annotated[float, Field(ge=0)] = 1  # weight of a variational code's divergence from the prior
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
@@ -361,6 +368,15 @@ class Recipe(_Part):
     def int8_is_held_to_an_accuracy(self) -> "Recipe":
         if self.export.int8 and (self.transfer.mode == "decoder" or self.transfer.adapts):
             raise ValueError("export.int8: without labels there is no accuracy to hold it to")
+        return self
+
+    @model_validator(mode="after")
+    def activities_are_shares(self, info: ValidationInfo) -> Self:
+        """Older recipes penalised the sigmoid of a code that nothing else took the sigmoid of: they can be read."""
+        if self.objective.kl and self.network.activation != "sigmoid" and info.context != STORED:
+            raise ValueError(
+                "objective.kl compares mean activities in 0…1: set network.activation=sigmoid, or use objective.l1"
+            )
         return self
 
     @model_validator(mode="after")

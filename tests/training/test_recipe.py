@@ -44,6 +44,8 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("network.kind=alexnet", "network.kind"),
         ("network.variational=true", "variational is for conv and dense"),
         ("network.weights=x.pth", "weights are for resnet18"),
+        ("network.activation=relu", "activation is for conv and dense, not for conv-seed"),
+        ("objective.kl=0.1", "set network.activation=sigmoid, or use objective.l1"),
         ("objective.reconstruction=0", "nothing is left to learn"),
         ("objective.contrast=1", "two views of an image are alike without pretrain.augment"),
         ("pretrain.epochs=0", "nothing is learnt before; set network.weights"),

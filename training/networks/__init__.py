@@ -40,7 +40,7 @@ class Autoencoder:
 
 
 def _dense(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
-    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational)
+    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational, network.activation)
     return encoder, dense.Decoder(shape, network.hidden, network.latent)
 
 
