@@ -4,6 +4,8 @@ Prototypical networks (Snell et al. 2017): each step draws an episode, that is s
 some queries; the queries are to be told by the means of the shots, as `prototypes` has it with the cosine.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from training.learning.augment import augmented, erased
 from training.learning.fit import Task, fit
 from training.learning.workshop import Workshop
 from training.recipe import Augment, EpisodicMode
-from training.score.prototypes import SCALE
+from training.score.prototypes import SCALE, block_scales
 
 SYMMETRIES = 8  # of a square
 _VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
@@ -24,7 +26,9 @@ _VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
 class Episodes:
     """Draws of a set's images; the random numbers are torch's, so that a run that was cut off goes on with the same."""
 
-    def __init__(self, data: ImageSet, transfer: EpisodicMode) -> None:
+    def __init__(self, data: ImageSet, transfer: EpisodicMode, blocks: Sequence[int] = ()) -> None:
+        """`blocks` are the sizes of the maps that a point joins, as in score.prototypes."""
+        self._blocks = blocks
         self._shots, self._queries, self._symmetries = transfer.shots, transfer.queries, transfer.symmetries
         of_class = [torch.from_numpy((data.labels == label).nonzero()[0]) for label in range(len(data.classes))]
         for name, found in zip(data.classes, of_class, strict=True):
@@ -62,8 +66,12 @@ class Episodes:
         points = points.float().reshape(self.way, self.each, -1)
         means = points[:, : self._shots].mean(dim=1)
         centre = means.mean(dim=0)
-        queries = F.normalize(points[:, self._shots :] - centre, dim=2).flatten(0, 1)
-        logits = SCALE * queries @ F.normalize(means - centre, dim=1).T
+        points, means = points - centre, means - centre
+        sizes = self._blocks or (points.shape[2],)
+        scales = block_scales(points[:, : self._shots].flatten(0, 1), sizes)
+        scale = torch.cat([points.new_ones(size) * each for size, each in zip(sizes, scales, strict=True)])
+        queries = F.normalize(points[:, self._shots :] * scale, dim=2).flatten(0, 1)
+        logits = SCALE * queries @ F.normalize(means * scale, dim=1).T
         return F.cross_entropy(logits, torch.arange(self.way).repeat_interleave(self._queries).to(logits.device))
 
 
@@ -77,8 +85,9 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
 
 def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
     """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
-    seen = Episodes(train, transfer)
-    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}))
+    blocks = shop.net.sizes_read(transfer.reads)
+    seen = Episodes(train, transfer, blocks)
+    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
 
     def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
         indices, turns = episodes.draw()

@@ -1,5 +1,6 @@
 """Autoencoders by name. Every encoder takes (N, C, H, W) in 0…1 and gives an Encoded; every decoder takes a code."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ class Autoencoder:
         """What a head takes: `embedding` or `features`."""
         encoded = self.encode(images)
         return encoded.code if tensor == "embedding" else self.pool(encoded.maps)
+
+    def sizes_read(self, tensor: str) -> list[int]:
+        """Of the parts that `embedding` or `features` joins."""
+        return [self.latent] if tensor == "embedding" else [math.prod(shape) for shape in self.pool.shapes]
 
     def blocks(self) -> dict[str, nn.Module]:
         """The encoder's blocks by name, from the pixels up."""

@@ -9,7 +9,7 @@ x and the means μₖ are seen from the middle of the means. Where they join sev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
@@ -43,7 +43,8 @@ def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequ
     points = points.astype(np.float64)
     means = np.stack([points[labels == label].mean(axis=0) for label in range(int(labels.max()) + 1)])
     centre = means.mean(axis=0)
-    scale = _alike(points - centre, blocks or (points.shape[1],))
+    sizes = blocks or (points.shape[1],)
+    scale = np.repeat(block_scales(points - centre, sizes), sizes)
     x, means = (points - centre) * scale, (means - centre) * scale
     if distance == "cosine":
         weight, bias = SCALE * _directions(means).T, np.zeros(len(means))
@@ -110,14 +111,19 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
-def _alike(centred: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
-    """(N, D) → (D,) by which each block's points come to lie, root mean square, at distance one from the middle.
+def block_scales(centred: Any, blocks: Sequence[int]) -> list[Any]:
+    """(N, D), less its centre → a factor for each block: its root mean square distance from the centre becomes 1.
 
-    A block that never varies tells nothing, and is left out.
+    The factor of a block that never varies is 0. An array gives numbers, a torch tensor gives tensors with gradients:
+    episodes are trained by the same rule as prototypes are fitted.
     """
-    parts = np.split(centred, np.cumsum(blocks)[:-1], axis=1)
-    lengths = [float(np.sqrt(np.square(part).sum(axis=1).mean())) for part in parts]
-    return np.repeat([1 / length if length > _TINY else 0.0 for length in lengths], blocks)
+    found, start = [], 0
+    for size in blocks:
+        part = centred[:, start : start + size]
+        length = (part * part).sum(1).mean() ** 0.5
+        found.append(1 / length if length > _TINY else 0.0)
+        start += size
+    return found
 
 
 def _directions(points: np.ndarray) -> np.ndarray:
