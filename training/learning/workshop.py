@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import ranks
+from training.learning import distributed
 from training.learning.checkpoint import Checkpoints
 from training.learning.journal import JOURNAL_FILE, Journal
 from training.networks import Autoencoder, build
@@ -64,5 +66,8 @@ def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untraine
     net = build(network, shape)
     for part in (net.encoder, net.decoder, net.pool):
         part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if ranks.count() > 1 and device.type == "cuda":
+        for part in (net.encoder, net.decoder):
+            distributed.synchronise(part)
     journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
     return Workshop(net, recipe.objective, journal, checkpoints, device, computed_in(recipe.precision, device))
