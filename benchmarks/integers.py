@@ -66,7 +66,7 @@ def _ranges(name: str, whole: Bundle) -> ImageSet:
         height, width, _ = stated.input.shape
         files = photographs(_DRAWN, height, width)(1)
         return ImageSet(np.stack([whole.preprocess(file) for [file] in files]), np.array([], np.int64), ())
-    recipe = Recipe.model_validate_json(stated.provenance.recipe)
+    recipe = Recipe.stored(stated.provenance.recipe)
     target = read_part(stated.provenance.target, "train", stated.input)
     return train_and_held_out(target, recipe.split, recipe.seed)[0]
 

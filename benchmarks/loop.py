@@ -3,7 +3,7 @@
     make bench-training
 
 The peer is what a notebook has: a DataLoader over a dataset of uint8 images that scales each, fp32, channels first.
-Ours is training.learning.transfer.pretrain. All arms on all cores, each in a process of its own, interleaved, the
+Ours is training.learning.pretrain. All arms on all cores, each in a process of its own, interleaved, the
 median of the repetitions.
 """
 
@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from training import malloc
 from training.data.imageset import ImageSet
 from training.learning.checkpoint import Checkpoints
-from training.learning.fit import Journal
-from training.learning.transfer import Workshop, computed_in, pretrain
+from training.learning.journal import Journal
+from training.learning.pretrain import pretrain
+from training.learning.workshop import Workshop, computed_in
 from training.networks import build
 from training.recipe import Network, Objective, Stage
 

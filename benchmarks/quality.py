@@ -33,7 +33,9 @@ from training.data.imageset import ImageSet
 from training.data.material import gather
 from training.data.read import read_part
 from training.data.splits import train_and_held_out
-from training.learning.transfer import pretrain, read, workshop
+from training.learning.inference import read
+from training.learning.pretrain import pretrain
+from training.learning.workshop import workshop
 from training.measure import strangers
 from training.measure.detection import auroc
 from training.measure.intervals import student
@@ -116,7 +118,7 @@ def unlabelled(images: np.ndarray) -> ImageSet:
 def integers() -> Iterator[Bar]:
     """The gate of a recipe's `export.int8`, and the milliseconds that eight bits save."""
     whole, in_eight_bits = (load(each(DEFAULT.name), threads=1) for each in (bundle, in_integers))
-    chosen = recipe.Recipe.model_validate_json(whole.manifest.provenance.recipe)
+    chosen = recipe.Recipe.stored(whole.manifest.provenance.recipe)
     target = read_part(chosen.target, "train", whole.manifest.input)
     _, validation, _ = train_and_held_out(target, chosen.split, chosen.seed)
     test = read_part(chosen.target, "test", whole.manifest.input)

@@ -2,15 +2,17 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -19,10 +21,10 @@ from app.bundle import InputSpec
 from app.bundle.scoring import takes_and_measure
 from training.errors import TrainingError, printable
 
-DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of an anomaly score, where nothing else is said
-
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
+STORED = "stored"  # pydantic's context where a recipe is read that a run or a bundle keeps
+DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
 
 class _Part(BaseModel):
@@ -38,6 +40,7 @@ class Network(_Part):
     hidden: PositiveInt = 512  # dense: between pixels and code
     shortcuts: bool = True  # conv: residual blocks; without, a plain convolution for each
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
+    activation: Literal["linear", "relu", "sigmoid"] = "linear"  # conv and dense: of the code, as it is used
     grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled, for a head that reads them
     maxima: bool = False  # of each cell the largest value, beside the average
     variational: bool = False  # conv and dense
@@ -47,6 +50,12 @@ class Network(_Part):
     def fits(self) -> "Network":
         if self.variational and self.kind not in ("conv", "dense"):
             raise ValueError(f"variational is for conv and dense, not for {self.kind}")
+        if self.activation != "linear" and self.kind not in ("conv", "dense"):
+            raise ValueError(f"activation is for conv and dense, not for {self.kind}")
+        if self.activation != "linear" and self.variational:
+            raise ValueError(
+                f"activation={self.activation}: a variational code is drawn from a normal: leave it linear"
+            )
         if self.weights is not None and not self.kind.startswith("resnet"):
             raise ValueError(f"weights are for resnet18 and resnet50, not for {self.kind}")
         return self
@@ -62,7 +71,7 @@ class Objective(_Part):
     noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of what is added to pixels in 0…1
     mask: Annotated[float, Field(ge=0, lt=1)] = 0  # share of 4×4 patches that are blacked out
     l1: Annotated[float, Field(ge=0)] = 0  # weight of the code's mean magnitude
-    kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean activity from `activity`
+    kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean from `activity`; of a sigmoid code
     activity: Annotated[float, Field(gt=0, lt=1)] = 0.05
     beta: Annotated[float, Field(ge=0)] = 1  # weight of a variational code's divergence from the prior
     warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
@@ -106,65 +115,171 @@ class Pretrain(Stage):
     epochs: NonNegativeInt = 10  # none: network.weights are all the pretraining there is
 
 
-class Transfer(Stage):
-    """How what was learnt comes to the target.
+class _Mode(_Part):
+    """What every mode has."""
 
-    decoder        no labels: encoder frozen, the decoder alone is fine-tuned (as it is, at the end, in every mode)
-    head           encoder frozen, a linear head learns the labels
-    gradual        head first, then the encoder's blocks from the top down, each slower than the one above
-    full           head and the whole encoder
-    multitask      labels and reconstruction together
-    episodic       the encoder learns to tell classes by a few images of each, then a head: a base to graft
-    scratch        as full, without pretraining: what transfer has to beat
-    random-frozen  as head, without pretraining: what features have to beat
+    untrained: ClassVar[bool] = False  # begins with random weights
+    adapts: ClassVar[bool] = False  # the labels are the source's
+    freezes: ClassVar[bool] = False  # the encoder stays as it was pretrained
 
-    The target's images have no labels, or theirs are looked at in the test alone; no pretraining:
-
-    dann           labels of the source, and a classifier of domains that is to be left nothing to tell them by
-    mmd            the same, and the maximum mean discrepancy of the domains as a penalty
-    source-only    labels of the source alone: what these two have to beat
-    """
-
-    mode: Literal[
-        "decoder",
-        "head",
-        "gradual",
-        "full",
-        "multitask",
-        "episodic",
-        "scratch",
-        "random-frozen",
-        "dann",
-        "mmd",
-        "source-only",
-    ] = "head"
     reads: Literal["embedding", "features"] = "features"  # the code, or the pooled maps of every stage
-    class_weights: bool = False  # each class counts alike in the loss, however many images it has
-    slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # gradual: a stage's rate, of that of the stage above
-    reconstruction: Annotated[float, Field(ge=0)] = 1  # multitask: weight of the reconstruction loss
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
-    hidden: NonNegativeInt = 0  # units of a layer between what the head reads and the labels; 0 is a linear head
-    thaw: NonNegativeInt = 0  # gradual: so many blocks from the top down are freed, the rest stay frozen; 0 is all
-    way: Annotated[int, Field(ge=2)] = 10  # episodic: classes of an episode, or as many as there are
-    shots: PositiveInt = 5  # episodic: images of each class that its prototype is the mean of
-    queries: PositiveInt = 10  # episodic: images of each class that are to be told
-    symmetries: bool = False  # episodic: turned and mirrored, a class makes seven more
-    adaptation: Annotated[float, Field(ge=0)] = 1  # dann, mmd: weight of the domains' likeness, once it has risen
 
     @property
     def pretrains(self) -> bool:
-        return self.mode not in ("scratch", "random-frozen") and not self.adapts
+        return not self.untrained and not self.adapts
 
-    @property
-    def adapts(self) -> bool:
-        """Whether the labels are the source's."""
-        return self.mode in ("dann", "mmd", "source-only")
+
+class LabelMode(Stage, _Mode):
+    """What the modes share that learn labels."""
+
+    mode: str
+    class_weights: bool = False  # each class counts alike in the loss, however many images it has
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0  # share of a label's weight that all classes have alike
+    hidden: NonNegativeInt = 0  # units of a layer between what the head reads and the labels; 0 is a linear head
 
     @model_validator(mode="after")
-    def augments_what_learns(self) -> "Transfer":
-        if self.augment != Augment() and self.mode in ("decoder", "head", "random-frozen"):
+    def augments_what_learns(self) -> Self:
+        if self.freezes and self.augment != Augment():
             raise ValueError(f"transfer.augment: with mode {self.mode} the encoder is frozen, and runs once per image")
         return self
+
+    def as_full(self) -> "FullMode":
+        """Head and whole encoder, by the settings that all these modes share."""
+        return FullMode(**{name: getattr(self, name) for name in LabelMode.model_fields if name != "mode"})
+
+
+class DecoderMode(_Mode):
+    """No labels: encoder frozen, the decoder alone is fine-tuned (as it is, at the end, in every mode)."""
+
+    freezes = True
+    mode: Literal["decoder"] = "decoder"
+
+
+class HeadMode(LabelMode):
+    """Encoder frozen, a head learns the labels."""
+
+    freezes = True
+    mode: Literal["head"] = "head"
+
+
+class RandomFrozenMode(LabelMode):
+    """As head, without pretraining: what features have to beat."""
+
+    freezes = True
+    untrained = True
+    mode: Literal["random-frozen"] = "random-frozen"
+
+
+class GradualMode(LabelMode):
+    """Head first, then the encoder's blocks from the top down, each slower than the one above."""
+
+    mode: Literal["gradual"] = "gradual"
+    slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # a block's rate, as a share of the block above
+    thaw: NonNegativeInt = 0  # so many blocks from the top down are freed, the rest stay frozen; 0 is all
+
+
+class FullMode(LabelMode):
+    """Head and the whole encoder."""
+
+    mode: Literal["full"] = "full"
+
+
+class ScratchMode(LabelMode):
+    """As full, without pretraining: what transfer has to beat."""
+
+    untrained = True
+    mode: Literal["scratch"] = "scratch"
+
+
+class MultitaskMode(LabelMode):
+    """Labels and reconstruction together."""
+
+    mode: Literal["multitask"] = "multitask"
+    reconstruction: Annotated[float, Field(ge=0)] = 1  # weight of the reconstruction loss
+
+
+class EpisodicMode(LabelMode):
+    """The encoder learns to tell classes by a few images of each, then a head: a base to graft."""
+
+    mode: Literal["episodic"] = "episodic"
+    way: Annotated[int, Field(ge=2)] = 10  # classes of an episode, or as many as there are
+    shots: PositiveInt = 5  # images of each class that its prototype is the mean of
+    queries: PositiveInt = 10  # images of each class that are classified by the prototypes
+    symmetries: bool = False  # turned and mirrored, a class makes seven more
+
+
+class AdaptMode(LabelMode):
+    """The source's labels; the target's images have none, or theirs are read by the test alone. No pretraining."""
+
+    adapts = True
+
+    @model_validator(mode="after")
+    def is_not_stopped_early(self) -> Self:
+        if self.patience is not None:
+            raise ValueError(f"transfer.patience: with mode {self.mode} no loss tells which epoch is best")
+        return self
+
+
+class DannMode(AdaptMode):
+    """A classifier of domains, which the encoder learns to leave nothing to tell them by."""
+
+    mode: Literal["dann"] = "dann"
+    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the domains' likeness, once it has risen
+
+
+class MmdMode(AdaptMode):
+    """The maximum mean discrepancy of the domains as a penalty."""
+
+    mode: Literal["mmd"] = "mmd"
+    adaptation: Annotated[float, Field(ge=0)] = 1  # as in dann
+
+
+class SourceOnlyMode(AdaptMode):
+    """Labels of the source alone: what dann and mmd have to beat."""
+
+    mode: Literal["source-only"] = "source-only"
+
+
+# How what was learnt comes to the target.
+Transfer = Annotated[
+    DecoderMode
+    | HeadMode
+    | GradualMode
+    | FullMode
+    | MultitaskMode
+    | EpisodicMode
+    | ScratchMode
+    | RandomFrozenMode
+    | DannMode
+    | MmdMode
+    | SourceOnlyMode,
+    Field(discriminator="mode"),
+]
+MODES: dict[str, type[_Mode]] = {kind.model_fields["mode"].default: kind for kind in get_args(get_args(Transfer)[0])}
+
+
+def _own_settings(table: Any, info: ValidationInfo) -> Any:
+    """Refuse a setting that another mode has; a stored recipe loses it, for it had no effect."""
+    if not isinstance(table, dict):
+        return table
+    table = {"mode": HeadMode().mode, **table}
+    if table["mode"] not in list(MODES):
+        return table  # pydantic names the modes
+    own = MODES[table["mode"]].model_fields
+    for name in [name for name in table if name not in own]:
+        owners = [mode for mode, kind in MODES.items() if name in kind.model_fields]
+        if owners and info.context == STORED:
+            del table[name]
+        elif owners:
+            raise ValueError(_not_of_this_mode(name, table["mode"], owners))
+    return table
+
+
+def _not_of_this_mode(name: str, mode: str, owners: list[str]) -> str:
+    if mode == "decoder" and name in Stage.model_fields:
+        return f"transfer.{name}: mode decoder trains the decoder alone; set decoder.{name}, or another transfer.mode"
+    belongs = f"mode {owners[0]}" if len(owners) == 1 else f"modes {', '.join(owners)}"
+    return f"transfer.{name} belongs to {belongs}, and the mode is {mode}: leave it out, or set transfer.mode"
 
 
 class Split(_Part):
@@ -227,7 +342,7 @@ class Recipe(_Part):
     input: Input = Input()
     split: Split = Split()
     pretrain: Pretrain = Pretrain()
-    transfer: Transfer = Transfer()
+    transfer: Annotated[Transfer, BeforeValidator(_own_settings)] = HeadMode()
     decoder: Stage = Stage()
     anomaly: Score = Score()
     export: Export = Export()
@@ -239,9 +354,12 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
-    def adaptation_is_not_stopped_early(self) -> "Recipe":
-        if self.transfer.adapts and self.transfer.patience is not None:
-            raise ValueError(f"transfer.patience: with mode {self.transfer.mode} no loss tells which epoch is best")
+    def activities_are_shares(self, info: ValidationInfo) -> Self:
+        """Older recipes penalised the sigmoid of a code that nothing else took the sigmoid of: they can be read."""
+        if self.objective.kl and self.network.activation != "sigmoid" and info.context != STORED:
+            raise ValueError(
+                "objective.kl compares mean activities in 0…1: set network.activation=sigmoid, or use objective.l1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -252,10 +370,12 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def only_squares_are_transposed(self) -> "Recipe":
-        flips, size = (self.pretrain.augment.flip, self.transfer.augment.flip), (self.input.height, self.input.width)
-        for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", self.transfer.symmetries)):
-            if asked and size[0] != size[1]:
-                raise ValueError(f"{setting} is for squares, not for {size[0]} by {size[1]} pixels")
+        flips = {stage.augment.flip for stage in (self.pretrain, self.transfer) if isinstance(stage, Stage)}
+        symmetries = isinstance(self.transfer, EpisodicMode) and self.transfer.symmetries
+        height, width = self.input.height, self.input.width
+        for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", symmetries)):
+            if asked and height != width:
+                raise ValueError(f"{setting} is for squares, not for {height} by {width} pixels")
         return self
 
     @model_validator(mode="after")
@@ -270,13 +390,52 @@ class Recipe(_Part):
             raise ValueError("decoder.augment: the encoder is frozen there, and runs once per image")
         return self
 
+    @property
+    def trains_posterior(self) -> bool:
+        """Whether the published encoder's variances, and a code near the prior, are what was trained for.
+
+        Pretraining does so; an encoder that goes on learning afterwards, without the divergence, undoes it.
+        """
+        kept = self.transfer.pretrains and self.transfer.freezes
+        return self.network.variational and kept and bool(self.objective.beta and self.objective.reconstruction)
+
+    @model_validator(mode="after")
+    def variances_are_trained(self, info: ValidationInfo) -> Self:
+        """Of stored recipes this is not asked: what they trained is published without a variational code."""
+        if not self.network.variational or info.context == STORED:
+            return self
+        if not self.trains_posterior:
+            for name in ("beta", "reconstruction"):
+                if not getattr(self.objective, name):
+                    raise ValueError(f"objective.{name}=0: a variational code is trained by both parts; set it above 0")
+            raise ValueError(
+                f"network.variational: transfer.mode={self.transfer.mode} would publish variances that were not "
+                "trained with the rest of the encoder: set transfer.mode to head or decoder, or variational to false"
+            )
+        return self
+
+    @classmethod
+    def stored(cls, text: str) -> "Recipe":
+        """What a run's folder or a manifest keeps, written by this Graft or by an older one.
+
+        Older ones list the settings of all modes: those of others than the recipe's own are left out.
+        """
+        return cls.model_validate_json(text, context=STORED)
+
+    def with_parts(self, **parts: Any) -> "Recipe":
+        """The recipe with other parts; they must go together."""
+        return _validated(self.name, self.model_copy(update=parts).model_dump())
+
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(recipe: str, changes: list[str]) -> Recipe:
-    """`recipe` is a name of ours or the path of a TOML file; `changes` are key=value, as in pretrain.epochs=3."""
+    """`recipe` is a name of ours or the path of a TOML file; `changes` are key=value, as in pretrain.epochs=3.
+
+    Where they change the mode, the file's settings that only its own mode has are left out.
+    """
     path = FOLDER / f"{recipe}.toml" if recipe in names() else Path(recipe)
     try:
         fields = tomllib.loads(path.read_text())
@@ -287,12 +446,35 @@ def load(recipe: str, changes: list[str]) -> Recipe:
     except (OSError, ValueError) as error:
         raise TrainingError(f"recipe {path}: {error}") from None
     for change in changes:
+        key, _, value = change.partition("=")
+        if key == "transfer.mode":
+            _leave_mode(fields.get("transfer"), _value(value))
+    for change in changes:
         _set(fields, change)
+    return _validated(recipe, fields)
+
+
+def _validated(name: str, fields: dict[str, Any]) -> Recipe:
     try:
         return Recipe(**fields)
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise TrainingError(f"recipe {recipe}: " + "; ".join(told)) from None
+        messages = [_message(each["loc"], each["msg"]) for each in error.errors()]
+        raise TrainingError(f"recipe {name}: " + "; ".join(messages)) from None
+
+
+def _message(place: tuple[int | str, ...], message: str) -> str:
+    """pydantic's, without the name of the union's member and the class of the error."""
+    keys = [str(key) for depth, key in enumerate(place) if not (depth == 1 and place[0] == "transfer" and key in MODES)]
+    return ": ".join([*([".".join(keys)] if keys else []), message.removeprefix("Value error, ")])
+
+
+def _leave_mode(table: Any, mode: Any) -> None:
+    """Settings that the mode of a file's [transfer] has, and `mode` lacks, are dropped."""
+    before = table.get("mode", HeadMode().mode) if isinstance(table, dict) else None
+    if before in list(MODES) and mode in list(MODES):
+        own, others = MODES[before].model_fields, MODES[mode].model_fields
+        for name in [name for name in table if name in own and name not in others]:
+            del table[name]
 
 
 def _set(fields: dict[str, Any], change: str) -> None:
@@ -308,10 +490,14 @@ def _set(fields: dict[str, Any], change: str) -> None:
         fields = fields.setdefault(table, {})
         if not isinstance(fields, dict):
             raise TrainingError(f"--set {change}: {table} is not a table")
+    fields[last] = _value(value)
+
+
+def _value(text: str) -> Any:
     try:
-        fields[last] = tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        fields[last] = value  # a bare word is a string
+        return text  # a bare word is a string
 
 
 def write(recipe: Recipe, folder: Path) -> None:
@@ -324,6 +510,6 @@ def read(folder: Path) -> Recipe:
     if not path.is_file():
         raise TrainingError(f"{folder}: not a run: {RECIPE_FILE} is missing; start one without --resume")
     try:
-        return Recipe.model_validate_json(path.read_text())
+        return Recipe.stored(path.read_text())
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise TrainingError(f"{path}: not a recipe of this Graft: {error}") from None

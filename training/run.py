@@ -15,9 +15,9 @@ from training import recipe as recipes
 from training.compare import bench, results
 from training.data.material import Material, gather, seen_in_pretraining
 from training.errors import TrainingError
-from training.learning.fit import Journal
+from training.learning.journal import JOURNAL_FILE, Journal
 from training.learning.stages import Learnt, learn, learnt_before
-from training.learning.transfer import CHECKPOINTS, JOURNAL_FILE
+from training.learning.workshop import CHECKPOINTS
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
@@ -85,7 +85,7 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             f"{pretrained}: its pretraining is not finished: resume it with graft-train pretrain RECIPE --resume "
             f"--run {pretrained}"
         )
-    recipe = recipe.model_copy(update={field: getattr(before, field) for field in _OF_PRETRAINING})
+    recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):

@@ -18,7 +18,8 @@ from training import recipe
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.learning.adapt import adapt, discrepancy
-from training.learning.transfer import Workshop, accuracy_of, read, workshop
+from training.learning.inference import accuracy_of, read
+from training.learning.workshop import Workshop, workshop
 from training.measure.intervals import Interval, student
 from training.recipe import Recipe
 

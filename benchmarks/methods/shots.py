@@ -31,8 +31,10 @@ from training.data import named
 from training.data.imageset import ImageSet
 from training.data.read import has_parts, read_part
 from training.data.splits import split
-from training.learning.episodes import SYMMETRIES, turned
-from training.learning.transfer import Workshop, finetune, learn_to_learn, read, workshop
+from training.learning.episodes import SYMMETRIES, learn_to_learn, turned
+from training.learning.inference import read
+from training.learning.labels import finetune
+from training.learning.workshop import Workshop, workshop
 from training.measure.intervals import at_least, student
 from training.recipe import Recipe
 from training.score import prototypes, temperature
@@ -141,8 +143,7 @@ def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str,
 
 
 def name(shop: Workshop, train: ImageSet, validation: ImageSet, chosen: Recipe) -> None:
-    transfer = chosen.transfer
-    finetune(shop, train, validation, transfer, list(shop.net.blocks()), 0.0)
+    finetune(shop, train, validation, chosen.transfer)
 
 
 def eightfold(images: ImageSet) -> ImageSet:

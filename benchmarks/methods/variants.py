@@ -16,15 +16,19 @@ from training import recipe
 from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.data.splits import some_of_each
-from training.learning.transfer import Workshop, in_batches, pretrain, read, workshop
+from training.learning.inference import in_batches, read
+from training.learning.pretrain import pretrain
+from training.learning.workshop import Workshop, workshop
 from training.measure.intervals import student
 from training.measure.probes import Probe
 
 SEEDS = 3
+_LINEAR = ["objective.kl=0", "network.activation=linear"]
 OBJECTIVES = {
-    "plain": ["objective.kl=0"],
-    "denoising": ["objective.kl=0", "objective.noise=0.3"],
+    "plain": [*_LINEAR],
+    "denoising": [*_LINEAR, "objective.noise=0.3"],
     "sparse": [],  # as the recipe has it
+    "l1": ["objective.kl=0", "objective.l1=0.01", "network.activation=relu"],
 }
 # As the recipe, but for a code as wide as the layer before it; larger batches and bf16 for the clock.
 _LEAN = ["network.latent=512", "pretrain.batch=512", "pretrain.rate=2e-3", "pretrain.epochs=10", "precision=bf16"]
@@ -46,7 +50,7 @@ def measure(out: Path) -> Iterator[Bar]:
         for what, values in measures.items():
             mean, low, high = student(values)
             print(f"        {name}, {what}: {mean:.4f} ± {(high - low) / 2:.4f}", flush=True)
-    for name in ("denoising", "sparse"):
+    for name in ("denoising", "sparse", "l1"):
         both = zip(found[name]["probe"], found["plain"]["probe"], strict=True)
         gain = student([one - other for one, other in both])
         print(f"        {name}, probe less the plain one's: {gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})")
@@ -57,8 +61,9 @@ def _measured(shop: Workshop, material: Material, seed: int) -> Iterator[tuple[s
     labelled = material.train.take(some_of_each(material.train, _EACH, seed))
     probe = Probe(read(shop, labelled, "embedding"), labelled.labels, len(labelled.classes), seed)
     yield "probe", probe.accuracy(read(shop, material.test, "embedding"), material.test.labels)
-    spread = read(shop, material.source_test, "embedding").std(axis=0)
-    yield "dead units", float(np.mean(spread < _DEAD * spread.mean()))
+    codes = read(shop, material.source_test, "embedding")
+    yield "dead units", dead_units(codes)
+    yield "units in use", units_in_use(codes)
     digits, rng = material.source_test, np.random.default_rng(0)
     pixels = np.asarray(digits.images)
     sets = {
@@ -68,6 +73,21 @@ def _measured(shop: Workshop, material: Material, seed: int) -> Iterator[tuple[s
         "noise": replace(digits, images=rng.integers(0, 256, pixels.shape, np.uint8)),
     }
     yield from ((f"share left of {name}", share_left(shop, images)) for name, images in sets.items())
+
+
+def dead_units(codes: np.ndarray) -> float:
+    """(N, D) → the share of units whose spread over images is next to nothing beside the others'."""
+    spread = codes.std(axis=0)
+    return float(np.mean(spread < _DEAD * spread.mean()))
+
+
+def units_in_use(codes: np.ndarray) -> float:
+    """(N, D) → the share of units that an image uses, mean over images: 1 where all are alike, 1/D where one is alone.
+
+    (Σ|z|)² / (D Σz²); a normal code has 2/π.
+    """
+    total, squares = np.abs(codes).sum(axis=1), np.square(codes).sum(axis=1)
+    return float(np.mean(np.square(total) / np.maximum(codes.shape[1] * squares, 1e-12)))
 
 
 def shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods.variants import share_left, shuffled
+from benchmarks.methods.variants import dead_units, share_left, shuffled, units_in_use
 from training import recipe
 from training.data.imageset import ImageSet
-from training.learning.transfer import Workshop, workshop
+from training.learning.workshop import Workshop, workshop
 from training.networks import Encoded
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)
@@ -45,3 +45,14 @@ def test_pixels_are_shuffled_alike_in_every_image() -> None:
     order = [int(np.flatnonzero((IMAGES.reshape(50, -1) == column[:, None]).all(0))[0]) for column in flat.T]
     assert sorted(order) == list(range(784)), "each pixel of all images lies in one place"
     assert order != list(range(784))
+
+
+def test_units_that_never_vary_are_dead_and_an_image_uses_those_that_are_not_nothing() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.normal(size=(1000, 8)).astype(np.float32)
+    assert dead_units(codes) == 0
+    assert units_in_use(codes) == pytest.approx(2 / np.pi, abs=0.1)
+    codes[:, :2] = 5
+    assert dead_units(codes) == 0.25
+    assert units_in_use(np.eye(8, dtype=np.float32)) == pytest.approx(1 / 8)
+    assert units_in_use(np.zeros((3, 8), np.float32)) == 0

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ NETWORKS = [
     (Network(kind="conv-seed"), (28, 28, 3)),
     (Network(kind="dense"), GREY),
     (Network(kind="dense", variational=True), COLOUR),
+    (Network(kind="dense", activation="sigmoid"), GREY),
+    (Network(width=8, activation="relu"), GREY),
     (Network(), GREY),
     (Network(width=8, variational=True), COLOUR),
     (Network(width=8), (224, 224, 3)),
@@ -164,3 +167,16 @@ def test_a_head_comes_back_from_its_weights(hidden: int) -> None:
     points = torch.rand(4, 5)
     assert torch.equal(made(points), again(points))
     assert (head.labels_of(again), head.reading(again).in_features) == (3, 5)
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_the_code_is_what_its_activation_makes_of_it(kind: Literal["dense", "conv"]) -> None:
+    codes = {}
+    for activation in ("linear", "relu", "sigmoid"):
+        torch.manual_seed(0)
+        net = build(Network(kind=kind, width=4, activation=activation), GREY)
+        net.encoder.eval()
+        codes[activation] = net.read(torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1)), "embedding")
+    assert torch.equal(codes["relu"], codes["linear"].relu())
+    assert torch.equal(codes["sigmoid"], codes["linear"].sigmoid())
+    assert codes["linear"].min() < 0

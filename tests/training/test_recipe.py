@@ -1,9 +1,16 @@
+import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from support import ROOT
 
 from training import recipe
 from training.errors import TrainingError
+
+MANIFESTS = sorted((ROOT / "models").glob("*/*/manifest.json"))
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -37,6 +44,8 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("network.kind=alexnet", "network.kind"),
         ("network.variational=true", "variational is for conv and dense"),
         ("network.weights=x.pth", "weights are for resnet18"),
+        ("network.activation=relu", "activation is for conv and dense, not for conv-seed"),
+        ("objective.kl=0.1", "set network.activation=sigmoid, or use objective.l1"),
         ("objective.reconstruction=0", "nothing is left to learn"),
         ("objective.contrast=1", "two views of an image are alike without pretrain.augment"),
         ("pretrain.epochs=0", "nothing is learnt before; set network.weights"),
@@ -71,3 +80,122 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").touch()
     with pytest.raises(TrainingError, match="name: Field required"):
         recipe.load(str(tmp_path / "empty.toml"), [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting", "says"),
+    [
+        ("head", "way=20", "transfer.way belongs to mode episodic, and the mode is head: leave it out, or set"),
+        ("full", "thaw=1", "transfer.thaw belongs to mode gradual, and the mode is full"),
+        ("gradual", "reconstruction=1", "transfer.reconstruction belongs to mode multitask"),
+        ("source-only", "adaptation=1", "transfer.adaptation belongs to modes dann, mmd, and the mode is source-only"),
+        ("decoder", "smoothing=0.1", "transfer.smoothing belongs to modes head, "),
+        ("decoder", "epochs=3", "mode decoder trains the decoder alone; set decoder.epochs, or another transfer.mode"),
+        ("head", "wat=20", "transfer.wat: Extra inputs are not permitted"),
+        ("haed", "epochs=3", "'haed' found using 'mode' does not match any of the expected tags: 'decoder', 'head'"),
+        ("[1]", "epochs=3", "recipe .*: transfer: "),
+        ("full", "epochs=0", "recipe .*: transfer.epochs: Input should be greater than 0"),
+    ],
+)
+@pytest.mark.parametrize("given", ["file", "changes"])
+def test_a_setting_of_another_mode_is_refused(mode: str, setting: str, says: str, given: str, tmp_path: Path) -> None:
+    path, plain = tmp_path / "mine.toml", 'name = "mine"\ntitle = "t"\nsource = "a"\ntarget = "b"\n'
+    changes = [f"transfer.mode={mode}", f"transfer.{setting}"]
+    if given == "file":
+        stated = mode if mode.startswith("[") else f'"{mode}"'
+        path.write_text(f"{plain}[transfer]\nmode = {stated}\n{setting}\n")
+        changes = []
+    else:
+        path.write_text(plain)
+    with pytest.raises(TrainingError, match=says) as raised:
+        recipe.load(str(path), changes)
+    assert "Value error" not in str(raised.value)
+
+
+def test_another_mode_leaves_the_settings_of_the_files_mode_behind() -> None:
+    """What both modes have is kept, and what is asked for beside the mode must be its own."""
+    changed = recipe.load("episodic", ["transfer.mode=gradual", "transfer.thaw=1"]).transfer
+    assert (
+        changed.model_dump()
+        == recipe.GradualMode(epochs=4, rate=1e-3, thaw=1, augment=recipe.Augment(shift=2)).model_dump()
+    )
+    assert recipe.load("episodic", ['transfer.mode="decoder"']).transfer == recipe.DecoderMode()
+    with pytest.raises(TrainingError, match="way belongs to mode episodic"):
+        recipe.load("episodic", ["transfer.mode=full", "transfer.way=5"])
+    with pytest.raises(TrainingError, match="with mode head the encoder is frozen"):
+        recipe.load("episodic", ["transfer.mode=head"])
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_line_of_our_recipes_is_in_what_is_loaded(name: str) -> None:
+    def holds(loaded: Any, stated: Any) -> bool:
+        if isinstance(stated, dict):
+            return all(holds(loaded[key], value) for key, value in stated.items())
+        return bool(loaded == (tuple(stated) if isinstance(stated, list) else stated))
+
+    stated = tomllib.loads((recipe.FOLDER / f"{name}.toml").read_text())
+    assert holds(recipe.load(name, []).model_dump(), stated)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.parent.parent.name)
+def test_the_recipe_of_a_committed_bundle_is_read_with_the_same_meaning(path: Path) -> None:
+    """Only settings of other modes are missing from what is read, and only defaults are added."""
+    text = json.loads(path.read_text())["provenance"]["recipe"]
+    stated, loaded = json.loads(text), json.loads(recipe.Recipe.stored(text).model_dump_json())
+    kind = recipe.MODES[stated["transfer"]["mode"]]
+    other_modes = {name for name in stated["transfer"] if name not in kind.model_fields}
+    assert other_modes, "written when a recipe listed the settings of all modes"
+    stated["transfer"] = {name: value for name, value in stated["transfer"].items() if name not in other_modes}
+    added = recipe.Recipe(name="x", title="", source="", target="", transfer={"mode": stated["transfer"]["mode"]})
+    defaults = json.loads(added.model_dump_json())
+
+    def filled(defaults: Any, stated: Any) -> Any:
+        if not isinstance(stated, dict):
+            return stated
+        return {
+            **(defaults or {}),
+            **{name: filled((defaults or {}).get(name), value) for name, value in stated.items()},
+        }
+
+    assert loaded == filled(defaults, stated)
+
+
+@pytest.mark.parametrize("mode", recipe.MODES)
+def test_a_stored_recipe_may_list_what_other_modes_have(mode: str) -> None:
+    own = recipe.MODES[mode]().model_dump()
+    everything = {name: value for kind in recipe.MODES.values() for name, value in kind().model_dump().items()}
+    stated = {"name": "x", "title": "", "source": "a", "target": "b", "transfer": {**everything, "way": 7, **own}}
+    assert recipe.Recipe.stored(json.dumps(stated)).transfer.model_dump() == own
+    assert recipe.Recipe.stored(recipe.Recipe(**{**stated, "transfer": own}).model_dump_json()).transfer.mode == mode
+    stated["transfer"]["wat"] = 1
+    with pytest.raises(ValidationError, match="wat"):
+        recipe.Recipe.stored(json.dumps(stated))
+
+
+def test_parts_that_do_not_go_together_are_refused() -> None:
+    small = recipe.load("seed", []).with_parts(network=recipe.Network(kind="dense"), seed=3)
+    assert (small.network.kind, small.seed) == ("dense", 3)
+    with pytest.raises(TrainingError, match=r"recipe fashion-mnist-seed: pretrain\.epochs=0: nothing is learnt before"):
+        small.with_parts(pretrain=recipe.Pretrain(epochs=0))
+
+
+@pytest.mark.parametrize("mode", recipe.MODES)
+def test_a_variational_code_is_for_modes_that_keep_the_encoder_as_it_was_pretrained(mode: str) -> None:
+    """In the others the means move on, or are never trained, and the variances do not go along."""
+    if mode in ("head", "decoder"):
+        assert recipe.load("vae", [f"transfer.mode={mode}"]).trains_posterior
+        return
+    with pytest.raises(TrainingError, match=f"network.variational: transfer.mode={mode} would publish variances"):
+        recipe.load("vae", [f"transfer.mode={mode}"])
+    plain = recipe.load("vae", [f"transfer.mode={mode}", "network.variational=false"])
+    assert not plain.trains_posterior
+    before = plain.model_dump_json().replace('"variational":false', '"variational":true')
+    assert not recipe.Recipe.stored(before).trains_posterior, "a run of an older Graft, which is read but not believed"
+
+
+@pytest.mark.parametrize("change", ["objective.beta=0", "objective.reconstruction=0"])
+def test_a_variational_code_is_trained_by_both_parts_of_its_bound(change: str) -> None:
+    others = ["objective.contrast=1", "pretrain.augment.shift=2"]
+    with pytest.raises(TrainingError, match=f"{change}: a variational code is trained by both"):
+        recipe.load("vae", [change, *others])
+    assert not recipe.load("vae", [change, *others, "network.variational=false"]).trains_posterior

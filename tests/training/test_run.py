@@ -27,7 +27,8 @@ from training.__main__ import main
 from training.data.folder import read_folder
 from training.data.imageset import ImageSet
 from training.data.material import gather
-from training.learning.transfer import finetune_decoder, workshop
+from training.learning.decoder import finetune_decoder
+from training.learning.workshop import workshop
 from training.networks import build
 from training.publish.onnx import Exported, export, to_onnx
 from training.recipe import Input, Network, Stage
@@ -319,7 +320,8 @@ def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tm
     assert not (tmp_path / "models").exists()
 
 
-SMALL = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2")
+NETWORK = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.epochs=1")
+SMALL = (*NETWORK, "transfer.epochs=2")
 
 
 @pytest.mark.parametrize(
@@ -337,6 +339,8 @@ SMALL = ("network.kind=conv", "network.width=4", "network.latent=8", "pretrain.e
 )
 def test_every_mode_learns_and_is_exported(mode: str, reads: str, recipe: Path, tmp_path: Path) -> None:
     changes = [*SMALL, f"transfer.mode={mode}", f"transfer.reads={reads}", "transfer.class_weights=true"]
+    if mode == "decoder":  # which learns no labels
+        changes = [*NETWORK, "transfer.mode=decoder"]
     weights = learnt(recipe, tmp_path / "run", changes)
     assert ("head" in weights) == (mode != "decoder")
     stages = {json.loads(line)["stage"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()}
@@ -438,7 +442,7 @@ def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path
         (tmp_path / "plain" / part).mkdir(parents=True)
         for path in (images / part).rglob("*.png"):
             shutil.copy(path, tmp_path / "plain" / part / f"{path.parent.name}-{path.name}")
-    changes = [*SMALL, f"target={tmp_path / 'plain'}"]
+    changes = [*NETWORK, f"target={tmp_path / 'plain'}"]
     assert train(recipe, tmp_path, changes) == 2
     assert train(recipe, tmp_path / "again", [*changes, "transfer.mode=decoder"]) == 0
     assert load(tmp_path / "again/models/drawn/1").operations == [
@@ -464,6 +468,33 @@ def test_colour_at_another_size_and_a_variational_code(recipe: Path, tmp_path: P
     found = {metric.name: metric.value for metric in bundle.manifest.metrics}
     assert 0 < found["nll_bound"] <= found["negative_elbo"]
     assert "nats" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_run_whose_variances_were_not_trained_publishes_no_variational_code(recipe: Path, tmp_path: Path) -> None:
+    """An older Graft trained such runs; here the recipe of one is put into the folder of a run."""
+    sets = ["network.kind=dense", "network.variational=true", "network.latent=4", "pretrain.epochs=1"]
+    learnt(recipe, tmp_path / "run", [*sets, "transfer.epochs=1", "decoder.epochs=1"])
+    stated = json.loads((tmp_path / "run/recipe.json").read_text())
+    for mode, trained in (("head", True), ("full", False)):
+        stated["transfer"]["mode"] = mode
+        (tmp_path / "run/recipe.json").write_text(json.dumps(stated))
+        assert main(["export", str(tmp_path / "run"), "--models", str(tmp_path / mode)]) == 0
+        bundle = load(tmp_path / mode / "drawn/1")
+        assert bundle.manifest.variational == trained
+        assert ("generate" in bundle.operations) == trained
+        assert any(metric.name == "negative_elbo" for metric in bundle.manifest.metrics) == trained
+
+
+def test_pretrained_variances_are_not_taken_into_a_mode_that_does_not_keep_them(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["network.kind=dense", "network.variational=true", "network.latent=4", "pretrain.epochs=1"]
+    given = [part for change in sets for part in ("--set", change)]
+    assert main(["pretrain", str(recipe), "--run", str(tmp_path / "first"), *given]) == 0
+    command = ["transfer", str(recipe), "--run", str(tmp_path / "second"), "--from", str(tmp_path / "first")]
+    assert main([*command, "--set", "transfer.mode=full"]) == 2
+    assert "transfer.mode=full would publish variances" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_variational_decoder_is_fine_tuned_on_draws_of_the_code(recipe: Path, tmp_path: Path) -> None:

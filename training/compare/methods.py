@@ -11,11 +11,15 @@ import torch
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.learning import generate
-from training.learning.transfer import Workshop, accuracy_of, finetune, in_batches, pretrain, read, settle, workshop
+from training.learning.inference import accuracy_of, in_batches, read
+from training.learning.labels import finetune
+from training.learning.normalisation import settle
+from training.learning.pretrain import pretrain
+from training.learning.workshop import Workshop, workshop
 from training.measure.probes import Probe
-from training.recipe import Recipe, Transfer
+from training.recipe import FullMode, LabelMode, Recipe
 
-_WHOLE = Transfer(mode="full", epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
+_WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
 _DRAWN = 1  # drawn examples for each labelled one
 
@@ -63,14 +67,17 @@ class Bench:
 
     def train_whole(self, shop: Workshop, images: ImageSet, validation: ImageSet) -> float:
         """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
-        stage = self.recipe.transfer
-        if stage.mode in ("head", "decoder", "random-frozen"):  # whose settings suit a head alone
-            stage = _WHOLE.model_copy(update={"reads": stage.reads, "class_weights": stage.class_weights})
+        mode = self.recipe.transfer
+        weighted = isinstance(mode, LabelMode) and mode.class_weights
+        if isinstance(mode, LabelMode) and not mode.freezes:
+            stage = mode.as_full()
+        else:  # its settings suit a head alone
+            stage = _WHOLE.model_copy(update={"reads": mode.reads, "class_weights": weighted})
         per_epoch = math.ceil(len(images) / stage.batch)
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
-        stage = stage.model_copy(update={"epochs": epochs, "mode": "full"})
+        stage = stage.model_copy(update={"epochs": epochs})
         torch.manual_seed(self.seed)
-        head = finetune(shop, images, validation, stage, list(shop.net.blocks()), reconstruct=0.0)
+        head = finetune(shop, images, validation, stage)
         return accuracy_of(shop.net, head, stage.reads, self.material.test)
 
 

@@ -54,7 +54,7 @@ def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[Im
         return (train if part == "train" else read_part(name, "test", spec)), train
     whole = read_part(name, part, spec)
     with contextlib.suppress(ValueError, TrainingError):  # a recipe of another kind; groups or sizes that do not fit
-        trained = Recipe.model_validate_json(manifest.provenance.recipe)
+        trained = Recipe.stored(manifest.provenance.recipe)
         train, test = _divided(whole, trained.split, trained.seed)
         learnt_from = train.unlabelled(train.classes) if trained.transfer.adapts else train
         if learnt_from.fingerprint() == manifest.provenance.data.get("target/train"):

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from training.data.imageset import ImageSet
 from training.learning.augment import augmented, erased
-from training.learning.fit import fit
-from training.learning.transfer import Workshop, class_weights, mean_loss, settle
+from training.learning.fit import Task, fit
+from training.learning.inference import mean_loss
+from training.learning.labels import class_weights
+from training.learning.normalisation import settle
+from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.recipe import Augment, Transfer
+from training.recipe import AdaptMode, Augment, DannMode, MmdMode
 
 WIDTHS = (0.25, 0.5, 1, 2, 4)  # of the kernels, in medians of the squared distances
 LARGE = 512  # images of a domain in a batch, above which the discrepancy is taken in linear time
@@ -107,7 +110,13 @@ def _off_diagonal(square: Tensor) -> Tensor:
     return square[~torch.eye(len(square), dtype=torch.bool, device=square.device)]
 
 
-def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet, transfer: Transfer) -> Head:
+def adapt(
+    shop: Workshop,
+    source: ImageSet,
+    held_out: ImageSet,
+    target: ImageSet,
+    transfer: AdaptMode,
+) -> Head:
     """The head and the whole encoder: labels of the source, of the target images alone.
 
     The last epoch is kept: which is best for the target, no loss tells that is to be had without its labels.
@@ -116,7 +125,9 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
     size = net.latent if transfer.reads == "embedding" else net.pool.size
     head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
     learning = net.blocks() | {"head": head}
-    penalty = penalty_of(transfer, size, learning)
+    penalty, adaptation = None, 0.0
+    if isinstance(transfer, DannMode | MmdMode):
+        penalty, adaptation = PENALTIES[transfer.mode](transfer, size, learning), transfer.adaptation
     weights = class_weights(source).to(shop.device) if transfer.class_weights else None
 
     def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
@@ -137,36 +148,36 @@ def adapt(shop: Workshop, source: ImageSet, held_out: ImageSet, target: ImageSet
             return named(read(own), batch, source, transfer.smoothing)
         strange = images(target, torch.randint(len(target), (len(batch),)), transfer.augment)
         points, others = read(own), read(strange)
-        weight = transfer.adaptation * strength(progress)
+        weight = adaptation * strength(progress)
         return named(points, batch, source, transfer.smoothing) + penalty(points, others, weight)
 
     def held_out_loss(batch: Tensor) -> Tensor:
         return named(read(images(held_out, batch, Augment())), batch, held_out, 0.0)
 
-    fit(
+    task = Task(
         transfer.mode,
         learning,
-        loss,
-        len(source),
-        transfer,
-        shop.journal,
-        shop.checkpoints,
-        lambda: mean_loss(held_out_loss, len(held_out)),
-        keep_last=True,
+        loss=loss,
+        images=len(source),
+        validate=lambda: mean_loss(held_out_loss, len(held_out)),
+        keep="last",
     )
+    fit(task, transfer, shop.journal, shop.checkpoints)
     if penalty is not None:
         settle(shop, target)
     return head
 
 
-def penalty_of(transfer: Transfer, size: int, learning: dict[str, nn.Module]) -> Penalty | None:
-    """By the mode; what it learns itself joins what is `learning`."""
-    match transfer.mode:
-        case "dann":
-            domains = domain_classifier(size).to(next(learning["head"].parameters()).device)
-            learning["domains"] = domains
-            return partial(adversarial, domains)
-        case "mmd":
-            estimate = discrepancy_linear if transfer.batch > LARGE else discrepancy
-            return lambda source, target, weight: weight * estimate(source, target)
-    return None
+def _dann(transfer: AdaptMode, size: int, learning: dict[str, nn.Module]) -> Penalty:
+    domains = domain_classifier(size).to(next(learning["head"].parameters()).device)
+    learning["domains"] = domains
+    return partial(adversarial, domains)
+
+
+def _mmd(transfer: AdaptMode, size: int, learning: dict[str, nn.Module]) -> Penalty:
+    estimate = discrepancy_linear if transfer.batch > LARGE else discrepancy
+    return lambda source, target, weight: weight * estimate(source, target)
+
+
+# Mode → what makes its penalty; modules that the penalty learns join those that are `learning`.
+PENALTIES: dict[str, Callable[[AdaptMode, int, dict[str, nn.Module]], Penalty]] = {"dann": _dann, "mmd": _mmd}

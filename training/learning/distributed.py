@@ -33,7 +33,7 @@ def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
         return loss_of
     whole = _Whole(modules, loss_of)
     if torch.cuda.is_available():
-        nn.SyncBatchNorm.convert_sync_batchnorm(whole)  # type: ignore[no-untyped-call]
+        synchronise(whole)
     # Blocks that nothing reads learn nothing. Statistics are averaged at the end of the epoch, not taken from rank 0.
     step = DistributedDataParallel(whole, static_graph=True, forward_sync_buffers=False)
 
@@ -45,6 +45,18 @@ def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
         return loss * (len(mine) * ranks.count() / len(batch))
 
     return share
+
+
+def synchronise(module: nn.Module) -> None:
+    """Batch norms take their statistics from the whole batch, over all ranks; only on GPUs does torch have such.
+
+    What is synchronised already stays the same module: a network is converted before its blocks are taken from it, as a
+    norm that is exchanged in a list of blocks would remain as it was where the network calls it.
+    """
+    for parent in list(module.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
 
 
 def mean(value: float) -> float:

@@ -4,22 +4,31 @@ Prototypical networks (Snell et al. 2017): each step draws an episode, that is s
 some queries; the queries are to be told by the means of the shots, as `prototypes` has it with the cosine.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
-from training.recipe import Transfer
-from training.score.prototypes import SCALE
+from training.learning.augment import augmented, erased
+from training.learning.fit import Task, fit
+from training.learning.workshop import Workshop
+from training.recipe import Augment, EpisodicMode
+from training.score.prototypes import SCALE, block_scales
 
 SYMMETRIES = 8  # of a square
+_VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
 
 
 class Episodes:
     """Draws of a set's images; the random numbers are torch's, so that a run that was cut off goes on with the same."""
 
-    def __init__(self, data: ImageSet, transfer: Transfer) -> None:
+    def __init__(self, data: ImageSet, transfer: EpisodicMode, blocks: Sequence[int] = ()) -> None:
+        """`blocks` are the sizes of the maps that a point joins, as in score.prototypes."""
+        self._blocks = blocks
         self._shots, self._queries, self._symmetries = transfer.shots, transfer.queries, transfer.symmetries
         of_class = [torch.from_numpy((data.labels == label).nonzero()[0]) for label in range(len(data.classes))]
         for name, found in zip(data.classes, of_class, strict=True):
@@ -57,8 +66,12 @@ class Episodes:
         points = points.float().reshape(self.way, self.each, -1)
         means = points[:, : self._shots].mean(dim=1)
         centre = means.mean(dim=0)
-        queries = F.normalize(points[:, self._shots :] - centre, dim=2).flatten(0, 1)
-        logits = SCALE * queries @ F.normalize(means - centre, dim=1).T
+        points, means = points - centre, means - centre
+        sizes = self._blocks or (points.shape[2],)
+        scales = block_scales(points[:, : self._shots].flatten(0, 1), sizes)
+        scale = torch.cat([points.new_ones(size) * each for size, each in zip(sizes, scales, strict=True)])
+        queries = F.normalize(points[:, self._shots :] * scale, dim=2).flatten(0, 1)
+        logits = SCALE * queries @ F.normalize(means * scale, dim=1).T
         return F.cross_entropy(logits, torch.arange(self.way).repeat_interleave(self._queries).to(logits.device))
 
 
@@ -68,3 +81,40 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     images = torch.where(turns % 2 == 1, images.flip(3), images)
     images = torch.where(turns // 2 % 2 == 1, images.flip(2), images)
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
+
+
+def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
+    """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
+    blocks = shop.net.sizes_read(transfer.reads)
+    seen = Episodes(train, transfer, blocks)
+    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
+
+    def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
+        indices, turns = episodes.draw()
+        images = shop.unit(data.images[indices.numpy()])
+        images = augmented(turned(images, turns) if transfer.symmetries else images, augment)
+        with shop.autocast():
+            return episodes.loss(shop.net.read(erased(images, augment), transfer.reads))
+
+    def held_out() -> float:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = [loss(validation, held, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
+        return sum(losses) / len(losses)
+
+    learning = {name: shop.net.blocks()[name] for name in shop.net.blocks_read(transfer.reads)}
+    stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
+    task = Task(
+        "episodes",
+        learning,
+        loss=lambda *_: loss(train, seen, transfer.augment),
+        images=len(train),
+        validate=held_out,
+    )
+    fit(task, stage, shop.journal, shop.checkpoints)
+
+
+def _fitting(data: ImageSet, transfer: EpisodicMode) -> int:
+    """Queries of a class, as many as the rarest has beside its shots."""
+    rarest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
+    return max(1, min(transfer.queries, rarest - transfer.shots))

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.data.imageset import ImageSet
-from training.learning.fit import fit
+from training.learning.fit import Task, fit
+from training.learning.inference import in_batches
 from training.learning.objectives import penalty, reconstruction, sample
-from training.learning.transfer import Workshop, in_batches
+from training.learning.workshop import Workshop
 from training.networks import dense
 from training.networks.encoded import Encoded
 from training.recipe import Objective, Stage
@@ -114,4 +115,5 @@ def _learn(shop: Workshop, what: str, generator: Generator, data: ImageSet) -> N
         return generator.loss(shop.unit(data.images[batch.numpy()]), labels[batch], progress)
 
     some = torch.arange(min(len(data), 8 * _STAGE.batch))
-    fit(what, modules, loss, len(data), _STAGE, shop.journal, shop.checkpoints, lambda: loss(some, 1.0).item())
+    task = Task(what, modules, loss=loss, images=len(data), validate=lambda: loss(some, 1.0).item())
+    fit(task, _STAGE, shop.journal, shop.checkpoints)

@@ -33,6 +33,7 @@ def corrupt(objective: Objective, images: Tensor) -> Tensor:
 def penalty(objective: Objective, encoded: Encoded, progress: float, pixels: int) -> Tensor:
     """Sparsity of the code, and of a variational code its divergence from the prior, in the reconstruction's units.
 
+    The code is what decoder and head take, its activation included: units are as sparse as the penalty says.
     `progress` is the share of the stage's steps that are done. The reconstruction is a mean over `pixels`, so the
     divergence, which belongs to the whole image, is divided by them: beta 1 is then the evidence lower bound.
     """
@@ -41,7 +42,7 @@ def penalty(objective: Objective, encoded: Encoded, progress: float, pixels: int
     if objective.l1:
         total = total + objective.l1 * code.abs().mean()
     if objective.kl:
-        active, goal = code.sigmoid().mean(0).clamp(1e-6, 1 - 1e-6), objective.activity
+        active, goal = code.float().mean(0).clamp(1e-6, 1 - 1e-6), objective.activity
         divergence = goal * (goal / active).log() + (1 - goal) * ((1 - goal) / (1 - active)).log()
         total = total + objective.kl * divergence.mean()
     if encoded.log_variance is not None:

@@ -8,12 +8,15 @@ import torch
 from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
-from training.learning.transfer import finetune_decoder, learn_labels, pretrain, workshop
+from training.learning.decoder import finetune_decoder
+from training.learning.labels import METHODS
+from training.learning.pretrain import pretrain
+from training.learning.workshop import workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import Recipe
+from training.recipe import AdaptMode, LabelMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 
@@ -26,21 +29,21 @@ class Learnt:
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
     """The weights, in `folder` too; a stage that is done there is not done again."""
-    untrained = recipe.transfer.mode in ("scratch", "random-frozen")  # weights from elsewhere count too
-    shop = workshop(recipe, material.spec.shape, folder, untrained)
+    mode = recipe.transfer
+    shop = workshop(recipe, material.spec.shape, folder, mode.untrained)
     net = shop.net
     if shop.precision != recipe.precision:
         say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
-    if recipe.transfer.pretrains:
+    if mode.pretrains:
         pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
     train, validation = material.train, material.validation
     head: Head | None = None
-    if recipe.transfer.adapts:
-        head = adapt(shop, material.source_train, material.source_validation, train, recipe.transfer)
-    elif recipe.transfer.mode != "decoder":
-        head = learn_labels(shop, train, validation, recipe.transfer)
+    if isinstance(mode, AdaptMode):
+        head = adapt(shop, material.source_train, material.source_validation, train, mode)
+    elif isinstance(mode, LabelMode):
+        head = METHODS[mode.mode](shop, train, validation, mode)
     finetune_decoder(shop, train, validation, recipe.decoder)
     net.pool.cpu()
     final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})

@@ -50,6 +50,7 @@ class Encoder(encoded.Encoder):
         super().__init__()
         made, latent = stages(shape, network.width, network.most), network.latent
         self.latent, self.maps = latent, list(made)
+        self.activation = encoded.ACTIVATIONS[network.activation]
         channels = [network.stem or shape[2], *(each[0] for each in made)]
         block = Residual if network.shortcuts else plain
         self.stages = nn.ModuleList(
@@ -72,7 +73,8 @@ class Encoder(encoded.Encoder):
             image = stage(image)
             maps.append(image)
         flat = image.flatten(1)
-        return Encoded(self.code(flat), maps, None if self.log_variance is None else self.log_variance(flat))
+        spread = None if self.log_variance is None else self.log_variance(flat)
+        return Encoded(self.activation(self.code(flat)), maps, spread)
 
 
 class Decoder(nn.Module):

@@ -9,9 +9,12 @@ from training.networks.encoded import Encoded
 
 
 class Encoder(encoded.Encoder):
-    def __init__(self, shape: tuple[int, int, int], hidden: int, latent: int, variational: bool) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], hidden: int, latent: int, variational: bool, activation: str = "linear"
+    ) -> None:
         super().__init__()
         self.latent, self.maps = latent, [(hidden,)]
+        self.activation = encoded.ACTIVATIONS[activation]
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), hidden), nn.ReLU())
         self.code = nn.Linear(hidden, latent)
         self.log_variance = nn.Linear(hidden, latent) if variational else None
@@ -22,7 +25,7 @@ class Encoder(encoded.Encoder):
     def forward(self, image: Tensor) -> Encoded:
         hidden = self.hidden(image)
         spread = None if self.log_variance is None else self.log_variance(hidden)
-        return Encoded(self.code(hidden), [hidden], spread)
+        return Encoded(self.activation(self.code(hidden)), [hidden], spread)
 
 
 class Decoder(nn.Module):

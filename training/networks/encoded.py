@@ -1,9 +1,11 @@
 """What an encoder gives, and the pooling of its stage maps."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.bundle.scoring import cells
@@ -15,6 +17,14 @@ class Encoded(NamedTuple):
     code: Tensor  # (N, latent); of a variational encoder, the mean
     maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
     log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
+
+
+# What is made of a code's last linear layer; decoder, head and score take what comes out.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda code: code,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+}
 
 
 class Encoder(nn.Module):

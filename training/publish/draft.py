@@ -10,8 +10,8 @@ from app.bundle import Bundle, assemble, with_references
 from app.bundle.manifest import Classifier, Metric
 from training.data.material import Material
 from training.errors import TrainingError
+from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
-from training.learning.transfer import accuracy_of
 from training.measure import likelihood
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
@@ -63,7 +63,7 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     notes: list[Metric] = []
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
-    if recipe.network.variational:
+    if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
     if recipe.export.int8:
         smaller = Draft.of(recipe.name, quantised(exported, material.train), fields)
@@ -77,7 +77,7 @@ def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any
     """The manifest's fields that do not depend on the graphs, before the score is fitted."""
     return {
         "title": recipe.title,
-        "variational": recipe.network.variational,
+        "variational": recipe.trains_posterior,
         "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
         "anomaly": None,
         "reference": None,

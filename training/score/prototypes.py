@@ -9,7 +9,7 @@ x and the means μₖ are taken relative to the mean of the means. Where x joins
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
@@ -43,7 +43,8 @@ def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequ
     points = points.astype(np.float64)
     means = np.stack([points[labels == label].mean(axis=0) for label in range(int(labels.max()) + 1)])
     centre = means.mean(axis=0)
-    scale = _alike(points - centre, blocks or (points.shape[1],))
+    sizes = blocks or (points.shape[1],)
+    scale = np.repeat(block_scales(points - centre, sizes), sizes)
     x, means = (points - centre) * scale, (means - centre) * scale
     if distance == "cosine":
         weight, bias = SCALE * _directions(means).T, np.zeros(len(means))
@@ -110,11 +111,19 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
-def _alike(centred: np.ndarray, blocks: Sequence[int]) -> np.ndarray:
-    """(N, D) → (D,) factors that bring each block to a root mean square length of 1; 0 for a block without variance."""
-    parts = np.split(centred, np.cumsum(blocks)[:-1], axis=1)
-    lengths = [float(np.sqrt(np.square(part).sum(axis=1).mean())) for part in parts]
-    return np.repeat([1 / length if length > _TINY else 0.0 for length in lengths], blocks)
+def block_scales(centred: Any, blocks: Sequence[int]) -> list[Any]:
+    """(N, D) relative to the centre → a factor per block that brings its root mean square length to 1.
+
+    The factor of a block without variance is 0. An array gives numbers, a torch tensor gives tensors with gradients:
+    episodes train by the rule that fits prototypes.
+    """
+    scales, start = [], 0
+    for size in blocks:
+        part = centred[:, start : start + size]
+        length = (part * part).sum(1).mean() ** 0.5
+        scales.append(1 / length if length > _TINY else 0.0)
+        start += size
+    return scales
 
 
 def _directions(points: np.ndarray) -> np.ndarray:

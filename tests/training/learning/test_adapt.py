@@ -16,15 +16,15 @@ from app.bundle.drawings import GARMENTS
 from training.__main__ import main
 from training.learning.adapt import (
     LARGE,
+    PENALTIES,
     adversarial,
     discrepancy,
     discrepancy_linear,
     domain_classifier,
-    penalty_of,
     reversed_gradient,
     strength,
 )
-from training.recipe import Transfer
+from training.recipe import MmdMode
 
 
 def test_the_schedule_is_the_published_one() -> None:
@@ -106,8 +106,7 @@ def test_both_estimates_are_nothing_on_average_for_one_domain_and_agree_for_two(
 def test_large_batches_are_compared_in_linear_time() -> None:
     source, target = torch.randn(2, 8, 3)
     for batch, estimate in ((LARGE, discrepancy), (LARGE + 1, discrepancy_linear)):
-        penalty = penalty_of(Transfer(mode="mmd", batch=batch), 3, {})
-        assert penalty is not None
+        penalty = PENALTIES["mmd"](MmdMode(batch=batch), 3, {})
         assert penalty(source, target, 0.5) == 0.5 * estimate(source, target)
 
 

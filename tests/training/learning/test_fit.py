@@ -10,21 +10,9 @@ from torch import nn
 
 from training.errors import TrainingError
 from training.learning.checkpoint import Checkpoints
-from training.learning.fit import Journal, fit, rate_at
+from training.learning.fit import Task, fit
+from training.learning.journal import Journal
 from training.recipe import Stage
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
-def test_the_rate_rises_then_falls_to_nothing(schedule: Literal["cosine", "one-cycle"]) -> None:
-    rates = [rate_at(Stage(rate=0.1, schedule=schedule), step, 1000) for step in range(1000)]
-    peak = rates.index(max(rates))
-    assert (peak < 100) == (schedule == "cosine")
-    assert max(rates) == pytest.approx(0.1)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] < 1e-6
-    assert rate_at(Stage(rate=0.1), 0, 1) == 0.1
-    assert {rate_at(Stage(rate=0.1, schedule="constant"), step, 9) for step in range(9)} == {0.1}
 
 
 def test_no_batch_is_a_single_image() -> None:
@@ -40,7 +28,8 @@ def test_no_batch_is_a_single_image() -> None:
         seen.clear()
         with tempfile.TemporaryDirectory() as folder:
             journal, checkpoints = Journal(Path(folder) / "metrics.jsonl"), Checkpoints(Path(folder))
-            fit("line", {"line": line}, loss, images, Stage(epochs=1, batch=4), journal, checkpoints, lambda: 0.0)
+            task = Task("line", {"line": line}, loss, images, validate=lambda: 0.0)
+            fit(task, Stage(epochs=1, batch=4), journal, checkpoints)
         assert sizes == expected
         assert sorted(seen) == list(range(images))
 
@@ -66,7 +55,7 @@ def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = No
         return value
 
     journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
-    fit("line", {"line": line}, loss, len(x), stage, journal, checkpoints, validate)
+    fit(Task("line", {"line": line}, loss, len(x), validate), stage, journal, checkpoints)
     return line
 
 
@@ -92,7 +81,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(tmp_path: Path) -
 
     journal, checkpoints = Journal(tmp_path / "metrics.jsonl"), Checkpoints(tmp_path)
     with pytest.raises(TrainingError, match=r"the loss is nan in step 1 of epoch 1; try a lower rate than 0\.001"):
-        fit("line", {"line": line}, loss, 4, Stage(), journal, checkpoints, lambda: 0.0)
+        fit(Task("line", {"line": line}, loss, 4, lambda: 0.0), Stage(), journal, checkpoints)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop"])
@@ -125,7 +114,8 @@ def test_patience_ends_a_stage_and_the_best_epoch_is_kept(tmp_path: Path) -> Non
         return line(torch.ones(len(batch), 1)).sum()
 
     stage = Stage(epochs=6, rate=0.1, patience=3, schedule="constant")
-    fit("line", {"line": line}, loss, 4, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path), validate)
+    task = Task("line", {"line": line}, loss, 4, validate)
+    fit(task, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path))
     assert len(seen) == 5
     assert torch.equal(line.weight, seen[1])
 
@@ -139,9 +129,9 @@ def test_slower_modules_move_less_and_frozen_ones_not_at_all(tmp_path: Path) -> 
         return torch.stack([module(torch.ones(len(batch), 1)).mean() for module in modules.values()]).sum()
 
     stage = Stage(epochs=1, batch=4, rate=0.1, schedule="constant", optimiser="sgd", momentum=0)
-    slower = {"slow": 0.5}
     journal, checkpoints = Journal(tmp_path / "m"), Checkpoints(tmp_path)
-    fit("x", modules, loss, 4, stage, journal, checkpoints, lambda: 0.0, slower, lambda _: {"frozen"})
+    task = Task("x", modules, loss, 4, lambda: 0.0, rate_shares={"slow": 0.5}, frozen=lambda _: {"frozen"})
+    fit(task, stage, journal, checkpoints)
     moved = {name: module.weight.item() for name, module in modules.items()}
     assert moved == pytest.approx({"top": -0.1, "slow": -0.05, "frozen": 0.0})
     assert all(p.requires_grad for module in modules.values() for p in module.parameters())

@@ -7,7 +7,7 @@ import torch
 from training import recipe
 from training.data.imageset import ImageSet
 from training.learning.generate import adapted, pretrain, untrained, with_drawn
-from training.learning.transfer import Workshop, workshop
+from training.learning.workshop import Workshop, workshop
 
 SHAPE = (8, 8, 1)
 

@@ -54,9 +54,9 @@ def test_l1_is_the_codes_mean_magnitude() -> None:
 
 def test_kl_sparsity_is_nothing_at_the_stated_activity_and_grows_from_there() -> None:
     """The divergence between Bernoulli variables of the wanted and the mean activity."""
-    at = torch.full((5, 3), math.log(0.05 / 0.95))
+    at = torch.tensor([[0.1, 0.05], [0.0, 0.05]])  # a mean of 0.05 each
     assert penalty(Objective(kl=1), Encoded(at, []), 1.0, 10).item() == pytest.approx(0, abs=1e-6)
-    half = penalty(Objective(kl=1), Encoded(torch.zeros(5, 3), []), 1.0, 10).item()
+    half = penalty(Objective(kl=1), Encoded(torch.full((5, 3), 0.5), []), 1.0, 10).item()
     assert half == pytest.approx(0.05 * math.log(0.05 / 0.5) + 0.95 * math.log(0.95 / 0.5), rel=1e-5)
 
 
@@ -146,3 +146,22 @@ def test_reconstruction_and_contrast_are_weighed_against_each_other() -> None:
 
     drawn, told = loss(reconstruction=1, contrast=0), loss(reconstruction=0, contrast=1)
     assert loss(reconstruction=2, contrast=3) == pytest.approx(2 * drawn + 3 * told, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+def test_what_kl_makes_sparse_is_what_decoder_and_head_take(kind: str) -> None:
+    """A unit that the penalty finds quiet is near nothing in the code itself, not only in a sigmoid of it."""
+    torch.manual_seed(0)
+    network = Network(kind=kind, width=4, hidden=16, latent=8, activation="sigmoid")  # type: ignore[arg-type]
+    net, objective, images = build(network, (8, 8, 1)), Objective(kl=3, activity=0.05), torch.rand(64, 1, 8, 8)
+    optimiser = torch.optim.Adam(net.encoder.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = penalty(objective, net.encode(images), 1.0, 64)
+        loss.backward()
+        optimiser.step()
+    assert loss.item() < 0.01
+    code = net.read(images, "embedding")
+    assert code.mean(0).tolist() == pytest.approx([0.05] * 8, abs=0.02)
+    dense = Encoded(torch.full((64, 8), -3.4) + 0.3 * torch.randn(64, 8), [])
+    assert penalty(objective, dense, 1.0, 64).item() > 1, "a dense code that lies low is no sparse one"

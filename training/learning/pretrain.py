@@ -1,0 +1,48 @@
+"""Pretraining: encoder and decoder learn a source's images, without their labels."""
+
+import torch
+from torch import Tensor, nn
+
+from training.data.imageset import ImageSet
+from training.errors import TrainingError
+from training.learning.augment import augmented, erased
+from training.learning.fit import Task, fit
+from training.learning.inference import mean_loss
+from training.learning.objectives import pretraining_loss, projection
+from training.learning.workshop import Workshop
+from training.recipe import Augment, Stage
+
+
+def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
+    """Encoder and decoder, by what the objective asks of the source; its labels are not looked at."""
+    learning: dict[str, nn.Module] = {"encoder": shop.net.encoder, "decoder": shop.net.decoder}
+    projector = None
+    if shop.objective.contrast:
+        if len(validation) < 2:
+            raise TrainingError(f"{len(validation)} validation image has no other to be told from: contrast needs two")
+        projector = learning["projection"] = projection(shop.net.latent).to(shop.device)
+
+    def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:
+        images = shop.unit(data.images[batch.numpy()])
+        if projector is None:
+            images = augmented(images, augment)
+        else:
+            images = torch.cat([augmented(images, augment) for _ in range(2)])
+        with shop.autocast():
+            return pretraining_loss(shop.net, shop.objective, images, erased(images, augment), progress, projector)
+
+    def held_out(batch: Tensor) -> Tensor:
+        if projector is None:
+            return loss(validation, batch, Augment(), 1.0)
+        with torch.random.fork_rng():  # the same views after every epoch, and training draws what it would have drawn
+            torch.manual_seed(0)
+            return loss(validation, batch, stage.augment, 1.0)
+
+    task = Task(
+        "pretrain",
+        learning,
+        loss=lambda batch, progress: loss(train, batch, stage.augment, progress),
+        images=len(train),
+        validate=lambda: mean_loss(held_out, len(validation)),
+    )
+    fit(task, stage, shop.journal, shop.checkpoints)

@@ -1,0 +1,73 @@
+"""What every stage of a run shares: the network, where it is computed, and where its progress is written."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training import ranks
+from training.learning import distributed
+from training.learning.checkpoint import Checkpoints
+from training.learning.journal import JOURNAL_FILE, Journal
+from training.networks import Autoencoder, build
+from training.recipe import Objective, Recipe
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every stage of a run needs: where to write, and how the network is computed."""
+
+    net: Autoencoder
+    objective: Objective
+    journal: Journal
+    checkpoints: Checkpoints
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+
+    def unit(self, images: np.ndarray | Tensor) -> Tensor:
+        """(N, H, W, C) uint8 → (N, C, H, W) float in 0…1: the scaling that the exported encoder has inside.
+
+        The channels stay last in memory, as they lie in the file: convolutions on a CPU like that.
+        """
+        return torch.as_tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+    def kept_in(self, folder: Path) -> "Workshop":
+        """The same network, as it is, its journal and checkpoints elsewhere."""
+        return replace(self, journal=Journal(folder / JOURNAL_FILE), checkpoints=Checkpoints(folder / CHECKPOINTS))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+    """What the recipe asks for; fp32 on a CPU that has no bf16 of its own, where it would take twice as long."""
+    if precision == "bf16" and device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        if not any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            return "fp32"
+    return precision
+
+
+def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
+    """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
+
+    What is not trained is read as it stands: normalisation must not take its statistics from what it reads.
+    """
+    torch.manual_seed(recipe.seed)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Weights of others are training too: a network that is to have none has none.
+    network = recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
+    net = build(network, shape)
+    for part in (net.encoder, net.decoder, net.pool):
+        part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if ranks.count() > 1 and device.type == "cuda":
+        for part in (net.encoder, net.decoder):
+            distributed.synchronise(part)
+    journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
+    return Workshop(net, recipe.objective, journal, checkpoints, device, computed_in(recipe.precision, device))
