@@ -46,8 +46,9 @@ CHANGED: dict[str, str] = {
 def interface(models: Path) -> Json:
     with serving(Settings(models=models)) as client:
         description, page = client.get("/openapi.json").json(), client.get("/metrics").text
+    application = create_app(Settings(models=models))
     return {
-        "routes": routes(create_app(Settings(models=models))),
+        "routes": routes(application),
         "operations": operations(description),
         "schemas": {name: properties(schema) for name, schema in description["components"]["schemas"].items()},
         "command line": {
@@ -57,7 +58,7 @@ def interface(models: Path) -> Json:
             **{f"python -m training {name}": options(training, [name]) for name in options(training, [])["commands"]},
         },
         "settings": {f"{PREFIX}{name.upper()}": str(field.default) for name, field in Settings.model_fields.items()},
-        "metrics": metrics(page),
+        "metrics": metrics(page, labels_within(application.state.metrics)),
         "manifest": {
             "version": SCHEMA_VERSION,
             "manifest": properties(Manifest.model_json_schema()),
@@ -145,11 +146,26 @@ def options(main: Callable[[Sequence[str]], int], command: list[str]) -> Json:
     return found
 
 
-def metrics(page: str) -> Json:
-    """Name → type and labels: names from the page that Prometheus reads, labels from the objects that count."""
-    own = {m._name: sorted(m._labelnames) for m in gc.get_objects() if isinstance(m, MetricWrapperBase)}
+def metrics(page: str, labels: dict[str, list[str]]) -> Json:
+    """Name → type and labels. Names are those of the page for Prometheus, which shows a label once it has values."""
     found = re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE)
-    return {name: {"type": kind, "labels": own.get(name.removesuffix("_total"), [])} for name, kind in found}
+    return {name: {"type": kind, "labels": labels.get(name.removesuffix("_total"), [])} for name, kind in found}
+
+
+def labels_within(holder: object) -> dict[str, list[str]]:
+    """Name → labels of every metric that is reached from the object, however it keeps them."""
+    found: dict[str, list[str]] = {}
+    left, seen = [holder], set[int]()
+    while left:
+        each = left.pop()
+        if id(each) in seen or isinstance(each, type):
+            continue
+        seen.add(id(each))
+        if isinstance(each, MetricWrapperBase):
+            found[each._name] = sorted(each._labelnames)
+        elif isinstance(each, dict | list | tuple | set) or type(each).__module__.startswith(("app.", "prometheus_")):
+            left += gc.get_referents(each)
+    return found
 
 
 def differences(recorded: Json, now: Json, place: str = "") -> Iterator[tuple[str, str]]:
@@ -225,6 +241,16 @@ def test_what_is_new_is_allowed(recorded: Json) -> None:
     more["schemas"]["ClassifyResult"]["hint"] = "optional"
     more["command line"]["python -m training run"]["options"]["--quiet"] = "nothing"
     assert list(differences(recorded, more)) == []
+
+
+def test_labels_are_found_though_the_collector_was_frozen(models: Path) -> None:
+    """As the service does after start: gc.get_objects lists nothing that is frozen."""
+    application = create_app(Settings(models=models))
+    gc.freeze()
+    try:
+        assert labels_within(application.state.metrics)["graft_model_loads"] == ["model", "outcome"]
+    finally:
+        gc.unfreeze()
 
 
 def test_no_path_of_a_machine_is_recorded() -> None:

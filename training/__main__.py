@@ -65,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[..., None], help: str) -> argparse.ArgumentParser:  # noqa: A002 - argparse's word
-        made = parsers.add_parser(function.__name__, help=help)
-        made.set_defaults(command=function)
-        return made
+        subparser = parsers.add_parser(function.__name__, help=help)
+        subparser.set_defaults(command=function)
+        return subparser
 
     _run_arguments(command(commands.run, "train by a recipe, and publish a bundle"), publishes=True)
     _run_arguments(command(commands.pretrain, "only the first part of run: pretrain an autoencoder on the source"))

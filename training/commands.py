@@ -67,9 +67,9 @@ def _train(
             ranks.from_first(lambda: _fetch_missing(chosen))
             from training import run as runs
 
-            made = work(runs, chosen, own)
+            result = work(runs, chosen, own)
             if ranks.first():
-                print(made)
+                print(result)
     except KeyboardInterrupt:
         say_stopped()
         raise

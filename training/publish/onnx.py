@@ -116,28 +116,28 @@ def export(
     """`reads` names the input of the head; the encoder outputs `features` if the head or `features` asks for them."""
     features = features or (head is not None and reads == "features")
     image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
-    embedding, joined = _floats("embedding", net.latent), _floats("features", net.pool.size)
-    taken = joined if reads == "features" else embedding
+    embedding, pooled = _floats("embedding", net.latent), _floats("features", net.pool.size)
+    encoded = (embedding, pooled) if features else (embedding,)
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
-    drawn = _floats("reconstruction", *spec.shape)
     files: dict[str, bytes] = {}
 
-    def graph(name: str, module: nn.Module, taken: TensorSpec, *given: TensorSpec) -> Graph:
-        made = Graph(file=f"{name}.onnx", input=taken, outputs=given)
+    def graph(name: str, module: nn.Module, input: TensorSpec, *outputs: TensorSpec) -> Graph:  # noqa: A002
+        stated = Graph(file=f"{name}.onnx", input=input, outputs=outputs)
         module = module.cpu().eval()
-        files[made.file] = to_onnx(module, made)
-        _require_parity(module, files[made.file], made)
-        return made
+        files[stated.file] = to_onnx(module, stated)
+        _require_parity(module, files[stated.file], stated)
+        return stated
 
-    encoder = graph("encoder", _Encoder(net, features), image, *((embedding, joined) if features else (embedding,)))
-    decoder = graph("decoder", _Decoder(net.decoder), embedding, drawn)
-    labelled = explained = None
+    encoder = graph("encoder", _Encoder(net, features), image, *encoded)
+    decoder = graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape))
+    classifier = explainer = None
     if head is not None:
-        labelled = graph("head", head, taken, _floats("logits", labels_of(head)))
+        logits = _floats("logits", labels_of(head))
+        classifier = graph("head", head, pooled if reads == "features" else embedding, logits)
         if isinstance(head, nn.Linear) and reads == "features" and all(len(each) == 3 for each in maps):
             evidence = _floats("evidence", head.out_features, GRID, GRID)
-            explained = graph("explain", _Explainer(head, maps), joined, evidence)
-    graphs = Graphs(encoder=encoder, decoder=decoder, head=labelled, explain=explained)
+            explainer = graph("explain", _Explainer(head, maps), pooled, evidence)
+    graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(spec, net.latent, maps, graphs, files, {})
 
 
@@ -199,6 +199,6 @@ def _floats(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=(-1, *shape))
 
 
-def _random_input(taken: TensorSpec, size: int) -> Tensor:
-    shape = (size, *taken.shape[1:])
-    return torch.randint(0, 256, shape, dtype=torch.uint8) if taken.dtype == "uint8" else torch.randn(shape)
+def _random_input(tensor: TensorSpec, size: int) -> Tensor:
+    shape = (size, *tensor.shape[1:])
+    return torch.randint(0, 256, shape, dtype=torch.uint8) if tensor.dtype == "uint8" else torch.randn(shape)

@@ -72,14 +72,14 @@ def _static(model: bytes, graph: Graph, batches: list[np.ndarray]) -> bytes:
     """`reduce_range` keeps weights to seven bits: processors without VNNI do not overflow, and agree."""
     level = logging.getLogger().level
     with tempfile.TemporaryDirectory() as folder:
-        given, prepared, made = (str(Path(folder) / f"{name}.onnx") for name in ("given", "prepared", "made"))
-        Path(given).write_bytes(model)
+        source, prepared, target = (str(Path(folder) / f"{name}.onnx") for name in ("source", "prepared", "target"))
+        Path(source).write_bytes(model)
         try:
             logging.getLogger().setLevel(logging.ERROR)  # it advises the preprocessing that is done here
-            quant_pre_process(given, prepared)
+            quant_pre_process(source, prepared)
             quantize_static(
                 prepared,
-                made,
+                target,
                 _Batches(graph.input.name, batches),
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QUInt8,
@@ -90,7 +90,7 @@ def _static(model: bytes, graph: Graph, batches: list[np.ndarray]) -> bytes:
             )
         finally:
             logging.getLogger().setLevel(level)
-        return Path(made).read_bytes()
+        return Path(target).read_bytes()
 
 
 def _steps(model: bytes, graph: Graph, batch: np.ndarray) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Study:
-    """The contents of a report. Of the data, only `drawn`, `to_label` and `to_check` hold images."""
+    """The contents of a report. Of the data, only `reconstructions`, `to_label` and `to_check` hold images."""
 
     manifest: Manifest
     recipe: Recipe
@@ -44,11 +44,11 @@ class Study:
     latent_map: LatentMap
     scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
     by_class: list[ClassScores]  # the hardest class first
-    drawn: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
+    reconstructions: list[tuple[np.ndarray, np.ndarray]]  # images and their reconstructions
     to_label: list[Listed]
     to_check: list[Listed]
     compared: Sequence[Result]
-    between: list[domains.Distance]  # of source and target, where they are two
+    between: list[domains.Distance]  # source and target, if they differ
 
 
 def gather(
@@ -81,7 +81,7 @@ def gather(
         latent_map=bundle.map or latent_map.fit(outputs.encoded["embedding"], labels),
         scores=scores,
         by_class=of_class,
-        drawn=_drawn(bundle, test),
+        reconstructions=_reconstructions(bundle, test),
         to_label=to_label,
         to_check=to_check,
         compared=compared,
@@ -102,12 +102,12 @@ def _scores(bundle: Bundle, material: Material, outputs: Outputs) -> tuple[dict[
     return scores, by_class(bundle.manifest.anomaly.threshold, material.test, outputs.scores, other)
 
 
-def _drawn(bundle: Bundle, test: ImageSet) -> list[tuple[np.ndarray, np.ndarray]]:
+def _reconstructions(bundle: Bundle, test: ImageSet) -> list[tuple[np.ndarray, np.ndarray]]:
     if bundle.decoder is None:
         return []
     images = test.images[_spread(test, _SHOWN)]
-    back = np.rint(bundle.reconstruct(bundle.encode(images)) * 255).astype(np.uint8)
-    return list(zip(images, back, strict=True))
+    decoded = np.rint(bundle.reconstruct(bundle.encode(images)) * 255).astype(np.uint8)
+    return list(zip(images, decoded, strict=True))
 
 
 def _spread(data: ImageSet, count: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def page(study: Study, pictures: bool) -> str:
         ("Against the baselines", compared),
         ("Learning curves", _curves(study.journal)),
         ("Confusion", _confusion(study)),
-        ("Reconstructions", _pairs(study.drawn) if pictures else ""),
+        ("Reconstructions", _pairs(study.reconstructions) if pictures else ""),
         ("Latent map", _latent_map(study)),
         ("How far apart source and target are", _domains(study)),
         ("Anomaly score", _anomaly(study)),
@@ -93,8 +93,8 @@ def _confusion(study: Study) -> str:
     )
 
 
-def _pairs(drawn: list[tuple[np.ndarray, np.ndarray]]) -> str:
-    shown = "".join(f"<figure>{_picture(image)}{_picture(back)}</figure>" for image, back in drawn)
+def _pairs(reconstructions: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    shown = "".join(f"<figure>{_picture(image)}{_picture(decoded)}</figure>" for image, decoded in reconstructions)
     return f'<p>Test images, each beside its reconstruction.</p><div class="pictures">{shown}</div>'
 
 
@@ -166,7 +166,7 @@ def _provenance(study: Study) -> str:
     rows = [
         ("source → target", escape(f"{p.source} → {p.target}")),
         ("input", " × ".join(map(str, m.input.shape))),
-        ("made", escape(p.created)),
+        ("created", escape(p.created)),
         ("source tree", f"<code>{escape(p.commit)}</code>"),
         ("seed", str(p.seed)),
         ("versions", escape(", ".join(f"{name} {number}" for name, number in p.versions.items()))),
