@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     head_timeout_s: float = Field(
         10, ge=0.1, le=3600, description="most seconds for a request's line and headers to arrive; above it 408"
     )
+    keep_alive_s: float = Field(
+        75,
+        ge=0.1,
+        le=3600,
+        description="seconds after an answer until a connection on which nothing is asked is closed",
+    )
     max_connections: int = Field(
         1000,
         ge=1,

@@ -207,7 +207,8 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
         app = app or create_app(settings)
         protocol: Any = "auto"
         if isinstance(getattr(app.state, "hot", None), Hot):  # the service, and no application of a test's own
-            protocol = bounded(settings.head_timeout_s, settings.max_connections, app.state.hot)
+            limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
+            protocol = bounded(app.state.hot, *limits)
         config = uvicorn.Config(app, http=protocol, log_level="critical", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

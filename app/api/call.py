@@ -64,6 +64,12 @@ class Call:
             model.bundle.require(operation)
         return model
 
+    def require_room(self) -> None:
+        """Before a body is read and parsed: under overload a refusal has to be cheap."""
+        admission = self.predictor.admission
+        if admission.images >= admission.most:
+            admission.require(1, self.able().seconds)
+
     async def answered(self, images: Sequence[bytes], plan: Plan) -> Response:
         """What the model gives for the images, shaped."""
         model = self.able(*plan.needs)  # nothing is decoded for one that is not
@@ -157,7 +163,9 @@ def _largest(outputs: Outputs) -> int:
 
 async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None) -> Call:
     """`async`, or FastAPI would make it in a thread."""
-    return Call(request, model, timeout_ms, accept)
+    call = Call(request, model, timeout_ms, accept)
+    call.require_room()
+    return call
 
 
 ACall = Annotated[Call, Depends(_call)]

@@ -71,6 +71,7 @@ class Direct:
 
 async def _operated(operation: Operation, call: Call) -> Response:
     facts().operation = operation.__name__
+    call.require_room()
     images = await read_images(call.request)
     return await call.answered(images, operation(call, images))
 

@@ -3,13 +3,14 @@
 What an application of ASGI costs, FastAPI, its middlewares and ours, a task and its messages, is several times what a
 small model takes. Here a request is a function called with its body, and one called with what its batch gave:
 
-    recognise ─▶ body ─▶ files ─▶ pixels ─▶ batch ···▶ shape ─▶ answer ─▶ count
-        └────────┴────────┴────────┴──────────────────┴─▶ whatever is not plainly good goes on to the others
+    recognise ─▶ body ─▶ room? ─▶ files ─▶ pixels ─▶ batch ···▶ shape ─▶ answer ─▶ count
+        │         │       └─ 429   │        │                     │
+        └─────────┴────────────────┴────────┴─────────────────────┴─▶ whatever is not plainly good: the ordinary path
 
-so that nothing is refused here, and no refusal has a second shape: what this path does not answer with 200 is read anew
-by those that know all of it. What bounds others bounds this one: keys, bodies' bytes, the queue, the deadline, and that
-the caller may leave. How long a body may take, and how many connections there are, is the connection's
-(app/serving/fast_connection.py).
+No refusal has a second shape: what this path does not answer is read anew by those that know all of it, and counted by
+its reason. Only a full queue is said here, before anything is parsed: under overload a refusal has to be cheap. What
+bounds others bounds this one: keys, bodies' bytes, the queue, the deadline, and that the caller may leave. How long a
+body may take, and how many connections there are, is the connection's (app/serving/fast_connection.py).
 """
 
 import asyncio
@@ -29,29 +30,35 @@ from app.api.deadlines import Alarms
 from app.api.dispatch import INFER, inferred
 from app.api.middleware import access
 from app.api.multipart import boundary_of, plain_files
-from app.errors import DeadlinePassed
+from app.api.problems import answer_to
+from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
-from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, Told, identify
+from app.telemetry.metrics import Metrics
+from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, Seldom, Told, identify, in_context
 
 Headers = list[tuple[bytes, bytes]]
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
 _MOST_DIGITS = 9  # of a length
 _MOST_PLANS = 64
 _ELSEWHERE = frozenset(  # headers that ask for what is done there
+    # An upgrade that is asked for is ignored, which takes reading the head anew.
     {b"x-timeout-ms", b"content-encoding", b"transfer-encoding", b"expect", b"origin", b"upgrade"}
 )
 _READ = (b"content-type", b"content-length", b"accept")
 _UNPLAIN = re.compile(r"[^\w./-]", re.ASCII)  # in a path: a query, or what is escaped
 _JSON_LENGTH = b"inference-header-content-length"
+_BETWEEN_TRACEBACKS_S = 60
+
+# Why a request that was recognised here is answered by the ordinary path.
+NOT_PLAIN, REFUSED, SLOW_BODY, LEFT, LATE, FAILED = "not-plain", "refused", "slow-body", "left", "late", "error"
 
 
 class Asker(Protocol):
     """Whoever has asked: called once, one or the other, unless he leaves before."""
 
-    def answer(self, headers: Headers, body: bytes) -> None:
-        """With 200."""
+    def answer(self, status: int, headers: Headers, body: bytes) -> None: ...
 
     def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
         """To the others, for whom it shall be as if it had not been read; they tell of the error, and of the record."""
@@ -93,6 +100,8 @@ class Hot:
         self.usual: Headers = [(b"vary", b"Origin")] if settings.cors_origins else []  # as the middleware has it
         self.timeout_s: float = settings.timeout_ms / 1000
         self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
+        self._metrics: Metrics = app.state.metrics
+        self._seldom = Seldom(_BETWEEN_TRACEBACKS_S)
         self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
 
     def recognised(self, url: bytes, headers: Headers) -> Asked | None:
@@ -120,10 +129,20 @@ class Hot:
         kind, form = content_type.decode("latin-1"), None if accept is None else accept.decode("latin-1")
         return Asked(path, self._operations[path].__name__, kind, form)
 
-    def ask(self, asked: Asked, headers: Headers, body: bytes, asker: Asker) -> "Asking | None":
-        """None where it is for the others."""
+    @property
+    def wait_s(self) -> float:
+        """How long an image that came now would wait, as far as that is known."""
+        each = max((model.seconds for model in self.predictor.repository.all()), default=0.0)
+        return self.predictor.admission.images * each
+
+    def ask(self, asked: Asked, headers: Headers, body: bytes, asker: Asker, since: float) -> "Asking | None":
+        """None where it is for the others; QueueFull is for `refuse`. `since` is when its head was whole."""
         start = perf_counter()
         model = self.predictor.repository.get(asked.model)
+        admission = self.predictor.admission
+        if admission.images >= admission.most or self.room.held + len(body) > self.room.most:
+            admission.require(1, model.seconds)
+            self.room.require(len(body))
         if asked.model is None:
             work = self._operated(asked, body, model)
         else:
@@ -136,15 +155,39 @@ class Hot:
         record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
         record.trace_id = trace_id
         record.decode_s = perf_counter() - start if asked.model is None else 0.0  # /v2's pixels need no decoding
-        asking = Asking(self, asked.path, own, record, start, plan, len(body), asker)
+        asking = Asking(self, asked.path, own, record, since, plan, len(body), asker)
         asking.begin(images, model)
         return asking
+
+    def refuse(self, asked: Asked, headers: Headers, error: QueueFull, asker: Asker, since: float) -> None:
+        """As the others would."""
+        bundle = self.predictor.repository.get(asked.model).bundle
+        own, trace_id = identify(headers)
+        record = Facts(asked.operation, bundle.name, bundle.version, trace_id=trace_id)
+        refusal = in_context(own, record, answer_to, error)
+        answer = refusal if asked.model is None else refusal.of_protocol()
+        timing = record.timing(perf_counter() - since)
+        ours = [*answer.raw_headers, (HEADER, own), (TIMING, timing), *self.usual]
+        asker.answer(answer.status_code, ours, bytes(answer.body))
+        scope = {"method": "POST", "path": asked.path}
+        self.told.of_nobody(scope, own, record, answer.status_code, perf_counter() - since)
+
+    def handed_over(self, reason: str | Exception) -> None:
+        """To the ordinary path; an exception that nothing foresaw has a line in the log."""
+        if isinstance(reason, str):
+            self._metrics.handed_over(reason)
+        elif isinstance(reason, GraftError):
+            self._metrics.handed_over(REFUSED)
+        else:
+            self._metrics.handed_over(FAILED)
+            self._seldom.error("the fast path failed, and the ordinary path answers", reason)
 
     def _operated(self, asked: Asked, body: bytes, model: Model) -> tuple[np.ndarray, Plan] | None:
         files = self._files(asked.content_type, body)
         if not files:
             return None
         plan = self._plan(asked, model, files)
+        self.predictor.admission.require(len(files), model.seconds)
         images = self.predictor.decoded_if_quick(model.bundle, files)
         return None if images is None else (images, plan)
 
@@ -204,35 +247,54 @@ class Asking:
         self._dropped()
         assert asker is not None
         told = f"not answered within {milliseconds:,.0f} ms; the work was dropped"
+        self._hot.handed_over(LATE)
         asker.hand_on(DeadlinePassed(told), self._record)
 
     def _came(self, found: Answered | Exception) -> None:
         self._begun = None
-        if isinstance(found, Exception):  # who takes it from here meets it too, and tells of it
-            self._shaped(None, None)
+        if isinstance(found, Exception):
+            self._failed(found)
         elif values_of(found) <= SHAPED_ON_LOOP:
             try:
                 answer = self._plan.shape(found)
-            except Exception:
-                answer = None
-            self._shaped(found, answer)
+            except Exception as error:
+                self._failed(error)
+            else:
+                self._shaped(found, answer)
         else:
             shaping = asyncio.get_running_loop().run_in_executor(None, self._plan.shape, found)
-            shaping.add_done_callback(lambda s: self._shaped(found, None if s.exception() else s.result()))
+            shaping.add_done_callback(lambda shaping: self._after(found, shaping))
 
-    def _shaped(self, found: Answered | None, answer: Response | None) -> None:
+    def _after(self, found: Answered, shaping: "asyncio.Future[Response]") -> None:
+        error = shaping.exception()
+        if error is None:
+            self._shaped(found, shaping.result())
+        else:
+            self._failed(error if isinstance(error, Exception) else RuntimeError(f"shaping ended in {error!r}"))
+
+    def _failed(self, error: Exception) -> None:
+        """Who takes it from here meets it too, and tells the client of it."""
+        asker = self._asker
+        if asker is not None:
+            self._over()
+            self._hot.handed_over(error)
+            asker.hand_on(None, self._record)
+
+    def _shaped(self, found: Answered, answer: Response) -> None:
         asker = self._asker
         if asker is None:  # who left, or was told that it is too late, while it was shaped
             return
         self._over()
-        if found is None or answer is None:
-            asker.hand_on(None, self._record)
-            return
         record = self._record
         record.queue_s, record.run_s = found.queue_s, found.run_s
-        timing = record.timing(perf_counter() - self._start)
-        headers = [*answer.raw_headers, (HEADER, self._own), (TIMING, timing), *self._hot.usual]
-        asker.answer(headers, bytes(answer.body))
+        try:
+            timing = record.timing(perf_counter() - self._start)
+            headers, body = [*answer.raw_headers, (HEADER, self._own), (TIMING, timing), *self._hot.usual], answer.body
+        except Exception as error:  # what was shaped is no answer
+            self._hot.handed_over(error)
+            asker.hand_on(None, record)
+            return
+        asker.answer(200, headers, bytes(body))
         self._tell(200)
 
     def _tell(self, status: int) -> None:

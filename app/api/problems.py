@@ -50,17 +50,20 @@ class Refusal(JSONResponse):
         self._problem, self._more = body, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not in_protocol(scope):
+        if in_protocol(scope):
+            await self.of_protocol()(scope, receive, send)
+        else:
             await super().__call__(scope, receive, send)
-            return
+
+    def of_protocol(self) -> JSONResponse:
         told = self._problem
         error = told.detail if told.index is None else f"image {told.index}: {told.detail}"
-        await JSONResponse({"error": error}, told.status, self._more)(scope, receive, send)
+        return JSONResponse({"error": error}, told.status, self._more)
 
 
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
+) -> Refusal:
     """The answer; the request's record has it too, for the count and the log."""
     facts().problem = kind
     title = HTTPStatus(status).phrase
@@ -108,7 +111,7 @@ class UnexpectedErrors:
             await answer(scope, receive, send)
 
 
-def answer_to(error: errors.GraftError) -> JSONResponse:
+def answer_to(error: errors.GraftError) -> Refusal:
     """As the table has it; what it lacks is none of the caller's doing, and is raised on."""
     status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
     if status is None:

@@ -22,13 +22,17 @@ class Admission:
         finally:
             self.leave(images)
 
-    def enter(self, images: int, seconds_each: float) -> None:
-        """Whoever enters leaves, too."""
+    def require(self, images: int, seconds_each: float) -> None:
+        """QueueFull where there is no room for so many."""
         if self.images + images > self.most:
             wait = max(1, math.ceil(self.images * seconds_each))
             raise QueueFull(
                 f"{self.images:,} images are waiting, and at most {self.most:,} may; try again in {wait} s", wait
             )
+
+    def enter(self, images: int, seconds_each: float) -> None:
+        """Whoever enters leaves, too."""
+        self.require(images, seconds_each)
         self._count(images)
 
     def leave(self, images: int) -> None:
@@ -50,11 +54,15 @@ class Bytes:
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
 
-    def take(self, more: int) -> None:
+    def require(self, more: int) -> None:
+        """QueueFull where there is no room for so many."""
         if self.held + more > self.most:
             raise QueueFull(
                 f"requests of {self.held:,} bytes are under way, and at most {self.most:,} may; try again in 1 s", 1
             )
+
+    def take(self, more: int) -> None:
+        self.require(more)
         self.held += more
 
     def give_back(self, bytes_taken: int) -> None:

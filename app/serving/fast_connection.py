@@ -13,15 +13,16 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from app.api.fast_path import Asked, Asking, Headers, Hot
+from app.api.fast_path import LEFT, NOT_PLAIN, SLOW_BODY, Asked, Asking, Headers, Hot
 from app.api.middleware.body_limits import CROWDED
-from app.errors import DeadlinePassed
+from app.errors import DeadlinePassed, QueueFull
 from app.serving.connection import Connection
 from app.telemetry.requests import LATE, SINCE, Facts
 
 _MOMENT_S = 0.05  # in which a body comes that its client sends after the head, by itself
+_LONG_S = 1.0  # of a queue; a client that closes its half while it is longer has more likely left than asked
 
 
 class HotConnection(Connection):
@@ -29,6 +30,7 @@ class HotConnection(Connection):
         super().__init__(*args, **named)
         self._hot, self._usual = hot, usual
         self._asked: Asked | None = None  # whose body is still coming
+        self._asked_at = 0.0  # when its head was whole, by perf_counter
         self._body = b""
         self._moment: asyncio.TimerHandle | None = None
         self._turn: _Turn | None = None  # that is under way
@@ -40,11 +42,20 @@ class HotConnection(Connection):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._asked is not None and self._moment is None:
-            self._moment = self.loop.call_later(_MOMENT_S, self._hand_on, True)
+            self._moment = self.loop.call_later(_MOMENT_S, self._hand_on, SLOW_BODY, True)
+
+    @property
+    def _lacks_body(self) -> bool:
+        return self._asked is not None or super()._lacks_body
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """A client that has left says no more than one that has closed its half. While others wait for long, the work
+        of who has left must not be done: his is dropped."""
+        return None if self._hot.wait_s > _LONG_S else super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._asked is not None:
-            self._hand_on(more=True)
+            self._hand_on(LEFT, more=True)
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.leave()
@@ -54,14 +65,14 @@ class HotConnection(Connection):
 
     def shutdown(self) -> None:
         if self._asked is not None:
-            self._hand_on(more=True)
+            self._hand_on(LEFT, more=True)
         super().shutdown()
 
     # Parser callbacks
 
     def on_message_begin(self) -> None:
         """The scope is made where it is needed."""
-        self._in_head, self._head = True, 0
+        self._count_from_here()
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
@@ -73,12 +84,15 @@ class HotConnection(Connection):
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
         ):
-            self._asked = self._hot.recognised(self.url, self.headers)
+            try:
+                self._asked = self._hot.recognised(self.url, self.headers)
+            except Exception as error:
+                self._hot.handed_over(error)
         if self._asked is not None:
-            self._in_head = False
+            self._in_head, self._head, self._asked_at = False, 0, perf_counter()
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
+        HttpToolsProtocol.on_message_begin(self)
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
@@ -87,6 +101,7 @@ class HotConnection(Connection):
         if self._asked is None:
             super().on_body(body)
         else:
+            self._elsewhere += len(body)
             self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
@@ -94,22 +109,34 @@ class HotConnection(Connection):
         if asked is None:
             super().on_message_complete()
             return
-        turn, since = _Turn(self, self.url, self.headers, self._body), perf_counter()
+        turn = _Turn(self, self.url, self.headers, self._body, self._asked_at)
+        full: QueueFull | None = None
         try:
-            turn.asking = self._hot.ask(asked, self.headers, self._body, turn)
-        except Exception:  # who takes it from here meets it too, and tells of it
-            turn.asking = None
-        if turn.asking is None:
-            self._hand_on(more=False, since=since)
-        else:
-            self._forget()
-            self.cycle = self._turn = turn  # type: ignore[assignment]  # as far as uvicorn asks anything of one
+            turn.asking = self._hot.ask(asked, self.headers, self._body, turn, self._asked_at)
+        except QueueFull as error:
+            full = error
+        except Exception as error:  # who takes it from here meets it too, and tells the client of it
+            self._hand_on(error, more=False)
+            return
+        if turn.asking is None and full is None:
+            self._hand_on(NOT_PLAIN, more=False)
+            return
+        self._forget()
+        self.cycle = self._turn = turn  # type: ignore[assignment]  # as far as uvicorn asks anything of one
+        if full is not None:
+            try:
+                self._hot.refuse(asked, self.headers, full, turn, self._asked_at)
+            except Exception as error:
+                self._hot.handed_over(error)
+                if not turn.response_complete:
+                    self.handed_on(turn, None, Facts())
 
-    def _hand_on(self, more: bool, since: float | None = None) -> None:
-        """What has come of a request, to the others; what was tried here counts from `since`."""
+    def _hand_on(self, reason: str | Exception, more: bool) -> None:
+        """What has come of a request, to the others."""
+        self._hot.handed_over(reason)
         url, headers, body = self.url, self.headers, self._body
         self._forget()
-        self.cycle = self._others(url, headers, body, more, {} if since is None else {SINCE: since})
+        self.cycle = self._others(url, headers, body, more, {SINCE: self._asked_at})
 
     def _forget(self) -> None:
         self._asked, self._body = None, b""
@@ -160,11 +187,11 @@ class HotConnection(Connection):
 
     # What became of it
 
-    def answered(self, turn: "_Turn", headers: Headers, body: bytes) -> None:
+    def answered(self, turn: "_Turn", status: int, headers: Headers, body: bytes) -> None:
         self._turn = None
         usual, says = self._usual.of(turn.usual)
         closes = says or not turn.keep_alive
-        parts = [b"HTTP/1.1 200 OK\r\n", usual]
+        parts = [STATUS_LINE[status], usual]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         if closes and not says:
@@ -182,7 +209,7 @@ class HotConnection(Connection):
 
     def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: Facts) -> None:
         self._turn = None
-        state: dict[str, Any] = {SINCE: record.body_read} | ({} if error is None else {LATE: (error, record)})
+        state: dict[str, Any] = {SINCE: turn.since} | ({} if error is None else {LATE: (error, record)})
         cycle = self._others(turn.url, turn.headers, turn.body, False, state)
         cycle.keep_alive = turn.keep_alive
         turn.over()
@@ -194,18 +221,20 @@ class _Turn:
     """A request that is under way; to uvicorn, the cycle of one."""
 
     __slots__ = (
-        "asking", "body", "connection", "disconnected", "headers", "keep_alive", "response_complete", "url", "usual",
+        "asking", "body", "connection", "disconnected", "headers", "keep_alive", "response_complete", "since", "url",
+        "usual",
     )  # fmt: skip
     message_event = asyncio.Event()  # that nobody waits for
+    more_body = False
 
-    def __init__(self, connection: HotConnection, url: bytes, headers: Headers, body: bytes) -> None:
-        self.connection, self.url, self.headers, self.body = connection, url, headers, body
+    def __init__(self, connection: HotConnection, url: bytes, headers: Headers, body: bytes, since: float) -> None:
+        self.connection, self.url, self.headers, self.body, self.since = connection, url, headers, body, since
         self.usual = connection.server_state.default_headers  # of when it came: at the end they say that it is
         self.asking: Asking | None = None
         self.response_complete, self.keep_alive, self.disconnected = False, True, False
 
-    def answer(self, headers: Headers, body: bytes) -> None:
-        self.connection.answered(self, headers, body)
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        self.connection.answered(self, status, headers, body)
 
     def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
         self.connection.handed_on(self, error, record)
@@ -235,6 +264,6 @@ class _Usual:
         return self._written
 
 
-def bounded(seconds: float, most: int, hot: Hot) -> Callable[..., HotConnection]:
+def bounded(hot: Hot, head_s: float, keep_alive_s: float, most: int) -> Callable[..., HotConnection]:
     """What makes a connection's protocol."""
-    return partial(HotConnection, seconds=seconds, most=most, hot=hot, usual=_Usual())
+    return partial(HotConnection, head_s=head_s, keep_alive_s=keep_alive_s, most=most, hot=hot, usual=_Usual())

@@ -64,7 +64,9 @@ def serve(
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
     config = uvicorn.Config(
         app,
-        http=bounded(settings.head_timeout_s, settings.max_connections, app.state.hot),  # type: ignore[arg-type]  # it is only called
+        http=bounded(  # type: ignore[arg-type]  # it is only called
+            app.state.hot, settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
+        ),
         log_level="warning",
         log_config=None,  # ours shows its lines too
         access_log=False,

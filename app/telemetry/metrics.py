@@ -100,6 +100,9 @@ class Metrics(Collector):
         self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
         self._refused = self._counter("graft_requests_refused_total", "Answers that were a problem.", "type")
+        self._handovers = self._counter(
+            "graft_fast_path_handovers_total", "Plain requests that the ordinary path answered.", "reason"
+        )
         self._seconds = self._counter("graft_model_seconds_total", "Of a model's requests.", *_MODEL, "outcome")
         self._request = self._histogram("graft_request_seconds", "A request, until it is sent.", SECONDS, "operation")
         self._queue = self._histogram("graft_queue_seconds", "What a request waited for its run.", SECONDS, *_MODEL)
@@ -159,6 +162,10 @@ class Metrics(Collector):
     def refused(self, kind: str) -> None:
         """`kind` as a problem's type ends: one of the service's own words."""
         self._refused[(kind,)].inc()
+
+    def handed_over(self, reason: str) -> None:
+        """`reason` is one of the fast path's own words."""
+        self._handovers[(reason,)].inc()
 
     def waited(self, model: str | None, version: int | None, seconds: float) -> None:
         self._aside.append((self._queue, self._labels(model, version), seconds))

@@ -5,6 +5,7 @@ A leaf: pure ASGI, app.telemetry.metrics and the standard library.
 
 import json
 import logging
+import math
 import os
 import re
 import textwrap
@@ -13,8 +14,8 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from time import perf_counter
-from typing import Any, Literal
+from time import monotonic, perf_counter
+from typing import Any, Literal, TypeVar
 
 from app.telemetry.metrics import OPERATIONS, UNKNOWN, Metrics
 
@@ -22,6 +23,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Result = TypeVar("Result")
 LogFormat = Literal["text", "json"]
 LogRequests = Literal["errors", "all", "none"]
 
@@ -110,13 +112,9 @@ class Told:
     def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
         """The same, where the request has no context that it ran in."""
         if self._logs(status):
-            Context().run(self._within, scope, own, record, status, seconds)
+            in_context(own, record, self, scope, record, status, seconds)
         else:
             self(scope, record, status, seconds)
-
-    def _within(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
-        _enter(own, record)
-        self(scope, record, status, seconds)
 
     def _logs(self, status: int) -> bool:
         return self._log_requests == "all" or (self._log_requests == "errors" and status >= 400)
@@ -133,6 +131,16 @@ class Told:
             metrics.decoded(model, version, record.decode_s)
         if self._logs(status):
             _log_access(scope, operation, record, status, seconds)
+
+
+def in_context(own: bytes, record: Facts, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Does the work in a context of that request, where no task has one."""
+
+    def entered() -> Result:
+        _enter(own, record)
+        return work(*arguments)
+
+    return Context().run(entered)
 
 
 def _enter(own: bytes, record: Facts) -> None:
@@ -180,6 +188,23 @@ def _log_access(scope: Scope, operation: str, record: Facts, status: int, second
     level = logging.WARNING if status >= 500 else logging.INFO
     known = {name: value for name, value in fields.items() if value is not None}
     log.log(level, "%s %s %d", scope["method"], path, status, extra=known)
+
+
+class Seldom:
+    """Logs exceptions with their tracebacks, one in `seconds`: what fails with every request must not fill the disk."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._until, self._left_out = -math.inf, 0
+
+    def error(self, message: str, error: BaseException) -> None:
+        now = self._clock()
+        if now < self._until:
+            self._left_out += 1
+            return
+        since = f" ({self._left_out:,} more since the last such line)" if self._left_out else ""
+        self._until, self._left_out = now + self._seconds, 0
+        log.error("%s: %s%s", message, type(error).__name__, since, exc_info=error)
 
 
 def configure_logs(kind: LogFormat = "text") -> None:

@@ -135,6 +135,7 @@ def stats(model: AModel, request: Request) -> ModelStatistics:
 )
 async def infer(request: Request, call: ACall) -> Response:
     model = call.able()  # before anything is read
+    call.require_room()
     body = await read(request)
     said, most = request.headers.get(LENGTH), request.app.state.settings.max_images
     work = await parsed(_understood, body, said, model.bundle, most)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,7 @@ def test_the_work_of_a_caller_who_left_is_not_run_and_its_neighbours_are_answere
     with socket.create_connection(address) as leaver:
         leaver.sendall(head.encode() + GOOD)
         until(lambda: held.predictor.admission.images == 2)
+        leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets the connection
     until(lambda: held.predictor.admission.images == 1)  # its room is given back while the model is still busy
     neighbour = held.ask()
     held.gate.set()

@@ -3,21 +3,27 @@
 import asyncio
 import gc
 import json
+import re
+import socket
+import struct
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
+from support import serving
 from uvicorn.server import ServerState
 
-from app.api.fast_path import Asking, Hot
+from app.api.call import Plan
+from app.api.fast_path import Asked, Asking, Headers, Hot
 from app.api.middleware import access
 from app.api.middleware.body_limits import CROWDED
 from app.api.routes import operations
@@ -31,7 +37,7 @@ from app.inference.batcher import Batcher
 from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
-from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts, Told
+from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts, LogRequests, Told
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
@@ -80,7 +86,7 @@ class Line:
         config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
         self.state = ServerState()
-        self._protocol = partial(bounded(5, most, self.hot), config=config, server_state=self.state, app_state={})
+        self._protocol = partial(bounded(self.hot, 5, 5, most), config=config, server_state=self.state, app_state={})
 
     async def __aenter__(self) -> "Line":
         self._life = self.app.router.lifespan_context(self.app)
@@ -299,11 +305,13 @@ def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> No
             return found, line
 
     found, line = asyncio.run(go())
-    assert (found.status, line.others.body, line.others.scope["state"]) == (299, IMAGE, {CROWDED: 1})
+    assert (found.status, line.others.body, line.others.scope["state"][CROWDED]) == (299, IMAGE, 1)
 
 
-def test_where_there_is_no_room_for_a_body_others_say_so(app: FastAPI) -> None:
-    assert asked(app, wire(RAW, IMAGE), room=10)[1].others.body == IMAGE
+def test_where_there_is_no_room_for_a_body_it_is_said_here(app: FastAPI) -> None:
+    found, line = asked(app, wire(RAW, IMAGE), room=10)
+    assert (found.status, line.others.body, line.counted) == (429, None, [("classify", 429)])
+    assert "at most 10 may" in json.loads(found.body)["detail"]
 
 
 @pytest.mark.parametrize("pause", [0.01, 0.1], ids=["within a moment", "later"])
@@ -401,7 +409,9 @@ def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: b
     assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
 
-def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
+@pytest.mark.parametrize("abruptly", [True, False])
+def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: bool) -> None:
+    """Where the queue is long, whoever closes a connection has left: he may as well have closed his half of it."""
     gate = Gate(app)
 
     async def go() -> Line:
@@ -409,7 +419,13 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
             gate.close()
             line.writer.write(wire(RAW, IMAGE))
             await asyncio.to_thread(gate.began.wait, 20)
-            line.writer.close()
+            if abruptly:
+                linger = struct.pack("ii", 1, 0)  # resets the connection
+                line.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                line.writer.transport.abort()
+            else:
+                line.hot.predictor.repository.get(None).seconds = 2.0
+                line.writer.close()
             while line.hot.room.held:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             assert line.hot.predictor.admission.images == 0  # while the model is still at it
@@ -418,6 +434,23 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI) -> None:
 
     line = asyncio.run(go())
     assert (line.counted, line.others.body) == ([("classify", WENT_AWAY)], None)
+
+
+def test_who_closes_his_half_is_answered_however_long_it_takes(app: FastAPI) -> None:
+    gate = Gate(app)
+
+    async def go() -> tuple[Answer, bytes]:
+        async with Line(app) as line:
+            gate.close()
+            line.writer.write(wire(RAW, IMAGE))
+            line.writer.write_eof()
+            await asyncio.to_thread(gate.began.wait, 20)
+            await asyncio.sleep(0.1)  # the end is read
+            gate.open.set()
+            return await line.answer(), await line.reader.read()
+
+    found, rest = asyncio.run(go())
+    assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
 
 
 def test_a_connection_that_is_to_end_ends_after_its_answer(app: FastAPI) -> None:
@@ -482,11 +515,176 @@ def test_who_asks_at_the_end_of_the_server_is_told_of_it_once(app: FastAPI) -> N
     assert asyncio.run(go()).count(b"connection: close") == 1
 
 
-@pytest.mark.parametrize("where", ["decoded_if_quick", "begin"])
-def test_what_nobody_foresaw_is_for_the_others_to_tell_of(app: FastAPI, where: str) -> None:
-    setattr(app.state.hot.predictor, where, None)
-    found, line = asked(app, wire(RAW, IMAGE))
-    assert (found.status, line.others.body) == (299, IMAGE)
+def handed_over(app: FastAPI) -> dict[str, float]:
+    """Requests by the reason for which the ordinary path answered them."""
+    found = re.findall(r'graft_fast_path_handovers_total{reason="(.*)"} (.*)', app.state.metrics.exposition().decode())
+    return {reason: float(count) for reason, count in found}
+
+
+@pytest.mark.parametrize(
+    ("reason", "path", "headers", "body"),
+    [
+        ("not-plain", "/v1/classify", {"content-type": "text/plain"}, IMAGE),
+        ("not-plain", "/v1/classify", RAW, png(garment("bag").resize((300, 300)))),
+        ("not-plain", INFER, *question(parameters={"timeout": 50_000})),
+        ("refused", INFER, {}, b"no JSON"),
+        ("refused", "/v1/classify", RAW | {"accept": "text/html"}, IMAGE),
+        ("refused", "/v2/models/none/infer", *question()),
+    ],
+)
+def test_what_is_handed_on_counts_by_its_reason(
+    app: FastAPI, reason: str, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    found, line = asked(app, wire(headers, body, path))
+    assert (found.status, line.others.body, handed_over(app)) == (299, body, {reason: 1})
+
+
+def test_what_is_answered_here_or_was_never_recognised_is_not_handed_on(app: FastAPI) -> None:
+    asked(app, wire(RAW, IMAGE))
+    asked(app, wire(RAW, IMAGE, "/v1/classify?top_k=1"))
+    assert handed_over(app) == {}
+
+
+def test_a_body_that_comes_late_or_never_counts_by_its_reason(app: FastAPI) -> None:
+    whole = wire(RAW, IMAGE)
+    asked(app, whole[:-5], whole[-5:], pause=0.2)
+    assert handed_over(app) == {"slow-body": 1}
+
+
+def fault(*_: Any) -> Any:
+    raise ZeroDivisionError("of nobody's making")
+
+
+def shapes_nothing(call: Any, images: list[bytes]) -> Plan:
+    return operations.classify(call, images)._replace(shape=lambda _: None)
+
+
+def shapes_badly(call: Any, images: list[bytes]) -> Plan:
+    return operations.classify(call, images)._replace(shape=fault)
+
+
+class Faulty(Hot):
+    def recognised(self, url: bytes, headers: Headers) -> Asked | None:
+        return fault()
+
+
+FAULTS: dict[str, tuple[type[Hot], Callable[..., Any]]] = {
+    "recognising": (Faulty, operations.classify),
+    "planning": (Hot, fault),
+    "shaping": (Hot, shapes_badly),
+    "answering": (Hot, shapes_nothing),
+}
+
+
+@pytest.mark.parametrize(("kind", "operation"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_of_the_fast_path_is_answered_by_the_ordinary_one_counted_and_logged(
+    models: Path, caplog: pytest.LogCaptureFixture, kind: type[Hot], operation: Callable[..., Any]
+) -> None:
+    settings = Settings(models=models)
+    app = create_app(settings)
+    whole = app.state.hot
+    of_all = {"/v1/classify": operation}
+    app.state.hot = kind(app, of_all, fault, whole.room, whole.alarms, access.Keys([]), whole.told)
+    with serving(settings, app) as client:
+        for _ in range(3):
+            answer = client.post("/v1/classify", content=IMAGE, headers=RAW)
+            assert (answer.status_code, len(answer.json()["results"])) == (200, 1)
+        assert 'graft_fast_path_handovers_total{reason="error"} 3.0' in client.get("/metrics").text
+    [line] = [record for record in caplog.records if "the fast path failed" in record.getMessage()]
+    assert line.levelname == "ERROR"
+    assert line.exc_info is not None
+    assert line.exc_info[2] is not None, "the traceback"
+
+
+def test_a_fault_of_the_protocols_fast_path_too(models: Path) -> None:
+    settings = Settings(models=models)
+    app = create_app(settings)
+    whole = app.state.hot
+    app.state.hot = Hot(app, {}, fault, whole.room, whole.alarms, access.Keys([]), whole.told)
+    with serving(settings, app) as client:
+        headers, body = question()
+        assert client.post(INFER, content=body, headers=headers).status_code == 200
+        assert 'graft_fast_path_handovers_total{reason="error"} 1.0' in client.get("/metrics").text
+
+
+# --- a full queue ---------------------------------------------------------------------------------------------
+
+
+REFUSED = [("/v1/classify", *form(IMAGE)), ("/v1/encode", RAW, IMAGE), (INFER, *question())]
+
+
+@pytest.mark.parametrize("log_requests", ["errors", "none"])
+@pytest.mark.parametrize(("path", "headers", "body"), REFUSED)
+def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
+    models: Path,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    headers: dict[str, str],
+    body: bytes,
+    log_requests: LogRequests,
+) -> None:
+    settings = Settings(models=models, log_requests=log_requests, cors_origins="https://shop.example")
+    app = create_app(settings)
+    admission = app.state.predictor.admission
+    headers = headers | {"x-request-id": "mine", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+
+    def counted(client: httpx.Client) -> Counter[str]:
+        lines = client.get("/metrics").text.splitlines()
+        named = [line.rpartition(" ") for line in lines if re.match("graft_(requests|request_seconds_count)", line)]
+        return Counter({name: int(float(count)) for name, _, count in named})
+
+    with caplog.at_level("INFO", "graft"), serving(settings, app) as client:
+        admission.enter(admission.most, 0.001)
+        app.state.predictor.repository.get(None).seconds = 0.0025  # which tells when to try again
+        told = []
+        for extra in ({}, {"x-timeout-ms": "9999"}):  # which asks for the ordinary path
+            before = counted(client)
+            caplog.clear()
+            answer = client.post(path, content=body, headers=headers | extra)
+            after = counted(client)
+            after.subtract(before)
+            lines = [{name: vars(record).get(name) for name in SHOWN} for record in caplog.records]
+            kept = {name: value for name, value in answer.headers.items() if name != "server-timing"}
+            told.append((answer.status_code, kept, answer.content, +after, lines, answer.headers["server-timing"][:10]))
+        admission.leave(admission.most)
+        assert client.post(path, content=body, headers=headers).status_code == 200
+    assert told[0] == told[1]
+    status, kept, content, after, lines, _ = told[0]
+    assert (status, kept["retry-after"], kept["x-request-id"]) == (429, "3", "mine")
+    assert b"1,024 images are waiting" in content
+    assert after['graft_requests_refused_total{type="queue-full"}'] == 1
+    assert sum(after.values()) >= 3
+    assert len(lines) == (log_requests == "errors")
+
+
+SHOWN = ("msg", "levelname", "model", "version", "operation", "problem", "path", "status", "method")
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/classify?top_k=1", "/v1/decode", INFER, INFER + "?a=b"])
+def test_nothing_is_read_of_who_is_refused_because_the_queue_is_full(models: Path, path: str) -> None:
+    """The body is no image, no form and no JSON, which would be told if it were read."""
+    settings = Settings(models=models)
+    app = create_app(settings)
+    admission = app.state.predictor.admission
+    with serving(settings, app) as client:
+        admission.enter(admission.most, 0.001)
+        for headers in ({"content-type": "multipart/form-data; boundary=b"}, {"content-type": "application/json"}):
+            answer = client.post(path, content=b"neither", headers=headers)
+            assert answer.status_code == 429, answer.text
+        admission.leave(admission.most)
+        assert client.post(path, content=b"neither", headers=headers).status_code == 400
+
+
+def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_are_decoded(models: Path) -> None:
+    settings = Settings(models=models)
+    app = create_app(settings)
+    admission = app.state.predictor.admission
+    headers, body = form(IMAGE, IMAGE[:-9])  # the second is broken
+    with serving(settings, app) as client:
+        admission.enter(admission.most - 1, 0.001)
+        assert client.post("/v1/classify", content=body, headers=headers).status_code == 429
+        admission.leave(admission.most - 1)
+        assert client.post("/v1/classify", content=body, headers=headers).status_code == 422
 
 
 def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:

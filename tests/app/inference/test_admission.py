@@ -19,7 +19,11 @@ def test_what_is_beyond_is_refused_with_a_time_to_wait() -> None:
     assert refused.value.retry_after == 12
     assert "8 images are waiting" in str(refused.value)
     with admission.admit(10, 1.0):
-        pass
+        with pytest.raises(QueueFull, match="10 images are waiting"):
+            admission.require(1, 1.0)
+        assert admission.images == 10
+    admission.require(10, 1.0)
+    assert admission.images == 0
 
 
 def test_room_is_given_back_after_a_failure() -> None:

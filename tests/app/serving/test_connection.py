@@ -1,10 +1,13 @@
 """What a client may do to its connection, over real sockets: heads that come slowly or never end, and too many."""
 
 import json
+import re
 import resource
+import shutil
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,18 +15,29 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from load import post
-from support import assert_problem, running
+from support import assert_problem, eventually, running, serving
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
+from app.serving.connection import MOST_HEAD
+from app.settings import Settings
 
 IMAGE = png(garment("bag"))
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: graft\r\n\r\n"
+TENSOR = {"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "data": list(range(24))}
+FAST = post("/v1/classify", IMAGE, "image/png")
+PATHS = {  # by where they are answered
+    "fast": FAST,
+    "with parameters": post("/v1/classify?top_k=1", IMAGE, "image/png"),
+    "v2": post("/v2/models/tiny/infer", json.dumps({"inputs": [TENSOR]}).encode(), "application/json"),
+    "get": HEALTH,
+}
+on_every_path = pytest.mark.parametrize("request_", PATHS.values(), ids=PATHS)
 
 
 @pytest.fixture(scope="module")
 def address(models: Path) -> Iterator[str]:
-    with running(GRAFT_MODELS=str(models), GRAFT_HEAD_TIMEOUT_S="1") as (_, address, _):
+    with running(300, GRAFT_MODELS=str(models), GRAFT_HEAD_TIMEOUT_S="1") as (_, address, _):
         yield address
 
 
@@ -40,15 +54,31 @@ def until_closed(connection: socket.socket) -> bytes:
 
 
 def status_of(connection: socket.socket) -> int:
-    """Of one answer, read whole."""
-    told = b""
-    while b"\r\n\r\n" not in told:
-        told += connection.recv(65536)
-    head, _, body = told.partition(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
-    while len(body) < length:
-        body += connection.recv(65536)
-    return int(told.split()[1])
+    return answer_of(connection)[0]
+
+
+def answer_of(connection: socket.socket) -> tuple[int, bytes]:
+    """(status, body) of one answer; what may follow is left."""
+    with connection.makefile("rb", buffering=0) as told:
+        status = int(told.readline().split()[1])
+        length = 0
+        while (line := told.readline()) != b"\r\n":
+            assert line, "the connection ended within a head"
+            if line.lower().startswith(b"content-length: "):
+                length = int(line.split()[1])
+        body = b""
+        while len(body) < length:
+            body += told.read(length - len(body)) or pytest.fail("the connection ended within an answer")
+        return status, body
+
+
+def with_headers(request: bytes, headers: bytes) -> bytes:
+    line, _, rest = request.partition(b"\r\n")
+    return line + b"\r\n" + headers + rest
+
+
+def in_pieces(data: bytes, size: int) -> Iterable[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
 
 
 def problem_of(told: bytes) -> dict[str, object]:
@@ -110,6 +140,247 @@ def test_a_connection_that_asks_again_in_time_is_kept_and_a_slow_body_is_not_a_s
         time.sleep(1.5)
         kept.sendall(request[-10:])
         assert status_of(kept) == 200
+
+
+@pytest.fixture(scope="module")
+def patient(models: Path) -> Iterator[str]:
+    """A service whose heads may take 2 s, and whose connections may be idle for long."""
+    with running(300, GRAFT_MODELS=str(models), GRAFT_HEAD_TIMEOUT_S="2", GRAFT_KEEP_ALIVE_S="60") as (_, address, _):
+        yield address
+
+
+def answered_on_every_path(address: str, opened: ExitStack) -> list[tuple[socket.socket, bytes]]:
+    """Connections on which a request was answered, and the request."""
+    kept = [(opened.enter_context(connected(address)), request) for request in PATHS.values()]
+    for connection, request in kept:
+        connection.sendall(request)
+        assert status_of(connection) == 200
+    return kept
+
+
+def test_a_head_in_two_pieces_has_its_whole_time_after_a_long_silence(patient: str) -> None:
+    with ExitStack() as opened:
+        kept = answered_on_every_path(patient, opened)
+        for _ in range(2):
+            time.sleep(2.2)
+            for connection, request in kept:
+                connection.sendall(request[:20])
+            time.sleep(0.3)
+            for connection, request in kept:
+                connection.sendall(request[20:])
+                assert status_of(connection) == 200
+
+
+def test_a_head_that_stalls_after_an_answer_is_408(patient: str) -> None:
+    with ExitStack() as opened:
+        kept = answered_on_every_path(patient, opened)
+        time.sleep(1)
+        start = time.monotonic()
+        for connection, request in kept:
+            connection.sendall(request[:20])
+        for connection, _ in kept:
+            assert problem_of(until_closed(connection))["type"] == "urn:graft:problem:head-too-slow"
+            assert time.monotonic() - start >= 1.9
+
+
+@pytest.mark.parametrize(("keep_alive_s", "head_timeout_s"), [(1, 60), (2, 1)])
+def test_a_connection_is_closed_when_nothing_was_asked_for_as_long_as_is_set(
+    models: Path, keep_alive_s: float, head_timeout_s: float
+) -> None:
+    settings = Settings(models=models, keep_alive_s=keep_alive_s, head_timeout_s=head_timeout_s)
+    with serving(settings) as client, ExitStack() as opened:
+        kept = answered_on_every_path(str(client.base_url), opened)
+        for _ in range(2):
+            time.sleep(0.2)
+            answered = time.monotonic()
+            for connection, request in kept:
+                connection.sendall(request)
+                assert status_of(connection) == 200
+        for connection, _ in kept:
+            assert until_closed(connection) == b""
+            assert time.monotonic() - answered >= keep_alive_s - 0.05
+
+
+@pytest.mark.parametrize("size", [None, 40, 1], ids=["at once", "in pieces", "byte by byte"])
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@on_every_path
+def test_an_upgrade_is_ignored(address: str, request_: bytes, protocol: bytes, size: int | None) -> None:
+    """As `curl --http2` asks for it."""
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+    asks = with_headers(request_, upgrade)
+    with connected(address) as plain, connected(address) as upgrading:
+        plain.sendall(request_)
+        expected = answer_of(plain)
+        assert expected[0] == 200
+        upgrading.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in in_pieces(asks * 2 + FAST + asks + HEALTH, size or 1 << 20):
+            upgrading.sendall(piece)
+        found = [answer_of(upgrading) for _ in range(5)]
+    assert [found[at] for at in (0, 1, 3)] == [expected] * 3
+    assert [status for status, _ in found] == [200] * 5
+
+
+def test_an_upgrade_with_a_body_in_chunks_is_ignored(address: str) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+    with connected(address) as upgrading:
+        upgrading.sendall((head + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n" + chunks) * 500 + HEALTH)
+        for _ in range(500):
+            assert b"results" in answer_of(upgrading)[1]
+        assert status_of(upgrading) == 200
+
+
+@pytest.mark.parametrize("target", [b"graft:443", b"/v1/classify"])
+def test_a_tunnel_is_refused_and_nothing_in_it_is_read(address: str, target: bytes) -> None:
+    with connected(address) as tunnel:
+        tunnel.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: graft:443\r\n\r\n" + HEALTH)
+        told = until_closed(tunnel)
+    assert re.match(rb"HTTP/1.1 4\d\d ", told)
+    assert told.count(b"HTTP/1.1") == 1
+
+
+def test_curl_that_asks_for_http_2_is_answered(address: str, tmp_path: Path) -> None:
+    curl = shutil.which("curl")
+    if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("curl is not installed, or was built without HTTP/2")
+    (tmp_path / "bag.png").write_bytes(IMAGE)
+    for path in ("/v1/classify", "/v1/classify?top_k=1"):
+        command = [curl, "--silent", "--show-error", "--http2", "--max-time", "20", "-w", " %{http_code}"]
+        done = subprocess.run(
+            [*command, "-F", f"image=@{tmp_path / 'bag.png'}", address + path], capture_output=True, text=True
+        )
+        assert done.stdout.endswith(" 200"), done.stdout + done.stderr
+
+
+def filled(request: bytes, size: int, by: str) -> bytes:
+    """The request with a head of `size` bytes."""
+    missing = size - request.index(b"\r\n\r\n") - 4
+    match by:
+        case "a long header":
+            return with_headers(request, b"X-Long: " + b"x" * (missing - 10) + b"\r\n")
+        case "spaces":
+            return with_headers(request, b"X-Long:" + b" " * (missing - 10) + b"x\r\n")
+        case "many headers":
+            lines = [b"X-%05d: %s\r\n" % (at, b"x" * 90) for at in range(missing // 101 - 1)]
+            return with_headers(request, b"".join([*lines, b"X: " + b"x" * (missing - 101 * len(lines) - 5) + b"\r\n"]))
+        case _:
+            target = request.split()[1]
+            mark = b"&" if b"?" in target else b"?"
+            return request.replace(target, target + mark + b"x" * (missing - 1), 1)
+
+
+def send_until_answered(connection: socket.socket, data: bytes, size: int) -> None:
+    """Whoever refuses may close before all was sent."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        for piece in in_pieces(data, size):
+            connection.sendall(piece)
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("by", ["a long header", "spaces", "many headers", "a long URL"])
+@on_every_path
+def test_a_head_of_more_than_64_kb_is_431_and_one_of_64_kb_is_not(
+    patient: str, request_: bytes, by: str, size: int
+) -> None:
+    with connected(patient) as kept:
+        for _ in range(2):
+            send_until_answered(kept, filled(request_, MOST_HEAD, by), size)
+            assert status_of(kept) == 200
+    for many in (MOST_HEAD + 1, 300_000):
+        for before in (b"", request_):
+            with connected(patient) as large:
+                large.sendall(before)
+                if before:
+                    assert status_of(large) == 200
+                send_until_answered(large, filled(request_, many, by), size)
+                problem = problem_of(until_closed(large))
+            assert (problem["status"], problem["type"]) == (431, "urn:graft:problem:head-too-large")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_head_that_comes_byte_by_byte_has_the_same_limit(models: Path, more: int) -> None:
+    with serving(Settings(models=models, head_timeout_s=300)) as client, connected(str(client.base_url)) as slow:
+        send_until_answered(slow, filled(FAST, MOST_HEAD + more, "a long header"), 1)
+        assert status_of(slow) == (431 if more else 200)
+
+
+@pytest.mark.parametrize(
+    "before", [HEALTH * 400, FAST * 50, PATHS["with parameters"] * 50], ids=["get", "fast", "others"]
+)
+def test_what_lies_before_a_head_in_its_segment_does_not_count_for_it(patient: str, before: bytes) -> None:
+    """A segment ends within the head of the last request, far below the limit."""
+    last = filled(HEALTH, 40_000, "a long header")
+    with connected(patient) as pipelining:
+        pipelining.sendall(before + last[:20_000])
+        for _ in range(before.count(b"Host: ")):
+            assert status_of(pipelining) == 200
+        pipelining.sendall(last[20_000:])
+        assert status_of(pipelining) == 200
+
+
+def test_headers_after_a_body_in_chunks_are_bounded_too(patient: str) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(patient) as endless:
+        endless.sendall(head + b"1\r\nx\r\n0\r\nX-Long: ")
+        sent = 0
+        try:
+            while sent < 64 << 20:
+                endless.sendall(b"x" * 4096)
+                sent += 4096
+            pytest.fail(f"{sent:,} bytes were taken")
+        except OSError:
+            pass
+    with connected(patient) as good:
+        good.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        good.sendall(head)
+        for byte in IMAGE * 8:  # 8 KB of a body, 40 KB around it, in segments of their own
+            good.sendall(b"1\r\n")
+            good.sendall(bytes([byte]) + b"\r\n")
+        good.sendall(b"0\r\nX-After: short\r\n\r\n")
+        assert status_of(good) in (200, 415, 422)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@on_every_path
+def test_who_closes_his_half_after_asking_is_answered(address: str, request_: bytes, times: int) -> None:
+    with connected(address) as half:
+        half.sendall(request_ * times)
+        half.shutdown(socket.SHUT_WR)
+        assert [status_of(half) for _ in range(times)] == [200] * times
+        assert until_closed(half) == b""
+
+
+@on_every_path
+def test_a_request_takes_from_its_head_on_wherever_it_is_answered(models: Path, request_: bytes) -> None:
+    operation = {b"healthz": "healthz", b"infer": "infer"}.get(request_.split()[1].rpartition(b"/")[2], "classify")
+    head, split, body = request_.partition(b"\r\n\r\n")
+    if not body:
+        head, split, body = head, b"\r\nContent-Length: 2\r\n\r\n", b"{}"
+    with serving(Settings(models=models)) as client, connected(str(client.base_url)) as asking:
+
+        def taken(many: int) -> float:
+            def value(name: str) -> float:
+                found = re.search(
+                    rf'graft_request_seconds_{name}{{operation="{operation}"}} (\S+)', client.get("/metrics").text
+                )
+                return float(found[1]) if found else 0.0
+
+            assert eventually(lambda: value("count") == many)
+            return value("sum")
+
+        before = 0.0
+        for many, pause in enumerate((0.02, 0.2), 1):  # within the time that the fast path waits for a body, and beyond
+            asking.sendall(head + split + body[:1])
+            time.sleep(pause)
+            asking.sendall(body[1:])
+            status = status_of(asking)
+            assert status == 200
+            if request_ is not HEALTH:  # which is answered before its body has come
+                assert taken(many) - before >= pause
+                before = taken(many)
 
 
 def test_a_head_that_does_not_end_is_431(address: str) -> None:

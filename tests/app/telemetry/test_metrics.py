@@ -118,6 +118,7 @@ def test_what_was_never_loaded_and_what_is_no_operation_never_become_labels(metr
 def count_everything(metrics: Metrics) -> None:
     metrics.request("classify", "tiny", 1, 200, 0.1)
     metrics.refused("overloaded")
+    metrics.handed_over("error")
     metrics.waited("tiny", 1, 0.1)
     metrics.decoded("tiny", 1, 0.1)
     metrics.ran("tiny", 1, 1, 0.1)
@@ -260,6 +261,8 @@ def test_whichever_worker_is_asked_tells_of_all() -> None:
         one.does("metrics.request('classify', 'tiny', 1, 200, 0.001)")
         other.does("[metrics.request('classify', 'tiny', 1, 200, 0.001) for _ in range(4)]")
         one.does("metrics.ran('tiny', 1, 8, 0.02), metrics.queued(3), metrics.refused('overloaded')")
+        other.does("metrics.handed_over('error'), metrics.handed_over('late')")
+        one.does("metrics.handed_over('error')")
         other.does("metrics.ran('tiny', 1, 2, 0.02), metrics.queued(4), metrics.scored('tiny', 1, [-1.5])")
         for asked in (one, other):
             samples = asked.samples()
@@ -270,6 +273,8 @@ def test_whichever_worker_is_asked_tells_of_all() -> None:
             assert value(samples, "graft_run_seconds_bucket", **of, le=0.025) == 2
             assert value(samples, "graft_anomaly_score_bucket", **of, le=-1.0) == 1
             assert value(samples, "graft_requests_refused_total", type="overloaded") == 1
+            assert value(samples, "graft_fast_path_handovers_total", reason="error") == 2
+            assert value(samples, "graft_fast_path_handovers_total", reason="late") == 1
             assert value(samples, "graft_queue_images") == 7
             assert value(samples, "graft_model_info", **TINY._asdict()) == 1
             assert value(samples, "graft_build_info", version="1.2.3") == 1
@@ -297,6 +302,8 @@ def test_a_dead_workers_gauges_vanish_and_what_it_counted_stays() -> None:
         [folder] = shared.values()
         other_model = TINY._replace(model="other")
         one.does("metrics.queued(3), metrics.refused('overloaded')")
+        other.does("metrics.handed_over('error'), metrics.handed_over('late')")
+        one.does("metrics.handed_over('error')")
         other.does(f"metrics.queued(4), metrics.refused('overloaded'), metrics.serve([Served{tuple(other_model)!r}])")
         both = one.samples()
         assert value(both, "graft_queue_images") == 7

@@ -24,7 +24,7 @@ from app.bundle.encode import png
 from app.main import create_app
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Facts, LogFormat, Requests, Told, configure_logs, facts, log
+from app.telemetry.requests import Facts, LogFormat, Requests, Seldom, Told, configure_logs, facts, log
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -273,3 +273,18 @@ def test_a_client_that_goes_away_before_its_answer_counts_as_499(models: Path) -
             if 'status="499"' in text:
                 break
     assert re.search(r'graft_requests_total\{.*operation="classify".*status="499".*\} 1\.0', text)
+
+
+def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter((100.0, 100.0, 130.0, 159.0, 160.0, 161.0))
+    seldom = Seldom(60, clock=lambda: next(times))
+    for _ in range(6):
+        try:
+            raise ValueError("odd")
+        except ValueError as error:
+            seldom.error("it failed", error)
+    assert [record.getMessage() for record in caplog.records] == [
+        "it failed: ValueError",
+        "it failed: ValueError (3 more since the last such line)",
+    ]
+    assert all(record.exc_info and record.exc_info[2] for record in caplog.records)
