@@ -4,7 +4,7 @@ asked to end ─▶ not ready, every answer says `Connection: close`
              ─▶ nobody can connect any more; who has is let in
              ─▶ connections that are idle are closed, after a moment in which a request may be on its way
              ─▶ what is in flight is answered, within `drain_s`
-             ─▶ the end; at once where it is asked for again
+             ─▶ the end; at once where it is asked for again. Its status is 1 where a request in flight was not answered
 """
 
 import asyncio
@@ -48,7 +48,8 @@ def serve(
     ready: Callable[[socket.socket], None],
     has_parent: bool = False,
 ) -> int:
-    """Until a signal ends it; the exit status. `ready` is called once requests are answered.
+    """Until a signal ends it; the exit status, 1 where requests were left unanswered. `ready` is called once requests
+    are answered.
 
     A parent may ask more than once for the end, and kills where it is to come at once.
     """
@@ -76,7 +77,7 @@ def serve(
     )
     server = _Server(config, settings.drain_s, lambda: ready(listener), app.state.repository.leave, has_parent)
     server.run([listener])
-    return 0 if server.started else 1
+    return server.status if server.started else 1
 
 
 class _Server(uvicorn.Server):
@@ -90,6 +91,15 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._drain_s, self._ready, self._leave, self._has_parent = drain_s, ready, leave, has_parent
+        self._dropped = 0  # requests that were in flight when their time was over
+
+    @property
+    def status(self) -> int:
+        """To exit with."""
+        return 1 if self._dropped or self._in_flight() else 0
+
+    def _in_flight(self) -> list[Connection]:
+        return [each for each in self.server_state.connections if isinstance(each, Connection) and each.busy]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -104,7 +114,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             if not self._has_parent:
-                os._exit(0)
+                os._exit(self.status)
             return
         self.should_exit = True
         self._leave()
@@ -114,7 +124,7 @@ class _Server(uvicorn.Server):
         """A thread that hangs, in a graph say, would keep the process for good."""
         time.sleep(self._drain_s + _GRACE_S)
         log.warning("not at rest %g s after it was asked to end: ended all the same", self._drain_s + _GRACE_S)
-        os._exit(0)
+        os._exit(self.status)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -139,12 +149,25 @@ class _Server(uvicorn.Server):
         while state.connections and (time.monotonic() < moment or turns < _TURNS):  # of their end nobody tells
             await asyncio.sleep(0.01)
             turns += 1
+        for connection in list(state.connections):
+            connection.shutdown()
+        while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # of this neither
+            await asyncio.sleep(0.01)
+        self._drop()
         left = self._drain_s - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # a float serves as well
         await super().shutdown(sockets)
         for connection in list(state.connections):  # what a connection answers itself uvicorn does not know of
             connection.transport.abort()
         await asyncio.sleep(0)
+
+    def _drop(self) -> None:
+        """What is still in flight when its time is over."""
+        self._dropped = len(self._in_flight())
+        if self._dropped:
+            log.warning("requests not answered within %d s, and dropped: %d", self._drain_s, self._dropped)
+        for connection in self._in_flight():
+            connection.transport.abort()
 
     async def _let_in(self, listeners: Sequence[socket.socket]) -> None:
         """Everybody who has connected: the system turns away whom it has kept waiting when listening ends, and the

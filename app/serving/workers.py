@@ -30,7 +30,8 @@ UNUSABLE = 2  # exit status of a worker that has said in a sentence why no other
 
 
 class Supervisor:
-    """`run` returns the exit status: 0 when a signal asked for the end, else why there can be no workers."""
+    """`run` returns the exit status. When a signal asked for the end: 0, or 1 where a worker dropped a request or was
+    killed; else why there can be no workers."""
 
     def __init__(
         self,
@@ -66,14 +67,16 @@ class Supervisor:
         places = [asyncio.create_task(self._keep(place)) for place in range(self._workers)]
         try:
             ended, _ = await asyncio.wait([self._stop, *places], return_when=asyncio.FIRST_COMPLETED)
-            return 0 if self._stop in ended else ended.pop().result()
         finally:
             door.shut(self._listener)
             self._listener.close()  # the workers hold it too, and let in who has connected
             for place in places:
                 place.cancel()
             await asyncio.gather(*places, return_exceptions=True)
-            await self._end_all()
+            whole = await self._end_all()
+        if self._stop in ended:
+            return 0 if whole else 1
+        return ended.pop().result()
 
     def _signalled(self) -> None:
         if not self._stop.done():
@@ -153,14 +156,16 @@ class Supervisor:
             self._first.set()
             self._ready()
 
-    async def _end_all(self) -> None:
-        """Each worker answers what it has accepted; who takes longer than that may is killed."""
+    async def _end_all(self) -> bool:
+        """Each worker answers what it has accepted; who takes longer than that may is killed. Whether all that served
+        say that they have answered."""
+        serving = list(self._serving)
         for process in self._running:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
         ends = [asyncio.create_task(process.wait()) for process in self._running]
         if not ends:
-            return
+            return True
         _, late = await asyncio.wait(ends, timeout=self._drain_s + GRACE_S)
         if late:
             log.warning("%d workers did not end in %.0f s and are killed", len(late), self._drain_s + GRACE_S)
@@ -168,6 +173,7 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             await asyncio.wait(late)
+        return all(process.returncode == 0 for process in serving)
 
 
 def _fate(code: int) -> str:

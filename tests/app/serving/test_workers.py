@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -125,7 +126,7 @@ def test_a_second_signal_ends_all_at_once(models: Path) -> None:
         assert process.poll() is None, "it waits for the request"
         start = time.monotonic()
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=20) == 1, "a request was dropped"
         assert time.monotonic() - start < 2
         assert not any(worker.is_running() for worker in workers)
 
@@ -240,7 +241,10 @@ def test_a_service_that_never_was_complete_is_given_up_with_those_that_served(
 
 
 def test_a_worker_that_serves_is_not_ended_because_another_cannot_come_back(tmp_path: Path) -> None:
-    code = "if number > 2: sys.exit(7)\nready()\ntime.sleep(60 if number == 1 else 1)"
+    code = (
+        "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
+        "if number > 2: sys.exit(7)\nready()\ntime.sleep(60 if number == 1 else 1)"
+    )
     starts = tmp_path / "starts"
 
     def stop() -> None:
@@ -257,4 +261,19 @@ def test_a_worker_that_serves_is_not_ended_because_another_cannot_come_back(tmp_
 
 def test_a_worker_that_will_not_end_is_killed(tmp_path: Path) -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready(); time.sleep(60)"
-    assert supervise(tmp_path, code, ready=lambda: os.kill(os.getpid(), signal.SIGTERM)) == (0, 1)
+    assert supervise(tmp_path, code, ready=lambda: os.kill(os.getpid(), signal.SIGTERM)) == (1, 1)
+
+
+def test_a_worker_that_says_that_it_dropped_a_request_is_told_of_by_the_exit_status(tmp_path: Path) -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit({}))\nready(); time.sleep(60)"
+    for status in (0, 1):
+        (tmp_path / "starts").unlink(missing_ok=True)
+        ready = partial(os.kill, os.getpid(), signal.SIGTERM)
+        assert supervise(tmp_path, code.format(status), ready=ready) == (status, 1)
+
+
+def test_what_a_stop_cuts_off_in_a_worker_is_told_by_the_exit_status(models: Path) -> None:
+    settings = {"GRAFT_MODELS": str(models), "GRAFT_WORKERS": "2", "GRAFT_DRAIN_S": "1"}
+    with running(**settings) as (process, address, _), half_a_request(address):
+        process.terminate()
+        assert process.wait(timeout=20) == 1
