@@ -93,7 +93,7 @@ class Probe:
             while not self._end.wait(PROBE_S):
                 start = time.perf_counter()
                 connection.sendall(self._request)
-                answer = _Answer()
+                answer = Answer()
                 while not answer.complete:
                     answer.feed(connection.recv(65536))
                 self.times_ms.append((time.perf_counter() - start) * 1000)
@@ -103,7 +103,7 @@ def answered(port: int, request: Request) -> tuple[int, bytes]:
     """(status, body) over a connection of its own."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
         connection.sendall(request.wire)
-        answer = _Answer()
+        answer = Answer()
         while not answer.complete:
             answer.feed(connection.recv(1 << 20))
         return answer.status, answer.body
@@ -134,7 +134,7 @@ class _Client(NamedTuple):
     connection: socket.socket
     wire: bytes
     began: float
-    answer: "_Answer"
+    answer: "Answer"
 
 
 def _at_once(port: int, wires: Sequence[bytes]) -> tuple[list[float], int, float]:
@@ -145,7 +145,7 @@ def _at_once(port: int, wires: Sequence[bytes]) -> tuple[list[float], int, float
         for wire in wires:
             connection = socket.socket()
             connection.setblocking(False)
-            client = _Client(connection, wire, time.perf_counter(), _Answer())
+            client = _Client(connection, wire, time.perf_counter(), Answer())
             connection.connect_ex(("127.0.0.1", port))
             selector.register(connection, selectors.EVENT_WRITE, client)
         while selector.get_map():
@@ -171,7 +171,7 @@ def _at_once(port: int, wires: Sequence[bytes]) -> tuple[list[float], int, float
     return latencies, errors, time.perf_counter() - start
 
 
-class _Answer:
+class Answer:
     """Bytes until a whole answer is there: by its Content-Length, or its last chunk."""
 
     def __init__(self) -> None:

@@ -80,7 +80,7 @@ class Running:
 def running(server: Server, workload: Workload, first: Request, core: int) -> Iterator[Running]:
     """On a free port, pinned to `core` with all its children; ended afterwards, whatever happened."""
     folder = server.bundle(workload.model)
-    port = _free_port()
+    port = free_port()
     command = server.command(port, folder)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
     with tempfile.TemporaryFile() as told:
@@ -163,6 +163,6 @@ def core_busy_s(core: int) -> float:
     return (user + nice + system + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

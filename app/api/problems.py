@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
@@ -40,13 +41,13 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 }
 
 
-class Refusal(JSONResponse):
+class Refusal(Response):
     """A Problem; to who came by the Open Inference Protocol, the shape that it prescribes."""
 
     media_type = "application/problem+json"
 
     def __init__(self, body: Problem, headers: dict[str, str] | None) -> None:
-        super().__init__(body.model_dump(exclude_none=True), body.status, headers)
+        super().__init__(body.model_dump_json(exclude_none=True), body.status, headers)
         self._problem, self._more = body, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +56,7 @@ class Refusal(JSONResponse):
         else:
             await super().__call__(scope, receive, send)
 
-    def of_protocol(self) -> JSONResponse:
+    def of_protocol(self) -> Response:
         told = self._problem
         error = told.detail if told.index is None else f"image {told.index}: {told.detail}"
         return JSONResponse({"error": error}, told.status, self._more)
@@ -129,11 +130,11 @@ def answer_to(error: errors.GraftError) -> Refusal:
 
 
 def install(app: FastAPI) -> None:
-    async def on_graft_error(_: Request, error: Exception) -> JSONResponse:
+    async def on_graft_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, errors.GraftError)
         return answer_to(error)
 
-    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
         detail = {
@@ -146,7 +147,7 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join([*allowed, "HEAD"])
         return problem(status, errors.kebab(status.phrase), detail, headers=headers)
 
-    async def on_bad_query(_: Request, error: Exception) -> JSONResponse:
+    async def on_bad_query(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r:.80}" for e in error.errors()]
         return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(told))

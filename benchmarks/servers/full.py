@@ -1,0 +1,32 @@
+"""Graft with a queue that stays full, or empty. Arguments: port, models, "full" or "empty"."""
+
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from app.main import create_app
+from app.serving.fast_connection import bounded
+from app.settings import Settings
+from app.telemetry.requests import configure_logs
+
+
+def main() -> None:
+    port, models, queue = sys.argv[1:]
+    settings = Settings(models=Path(models))
+    configure_logs()
+    app = create_app(settings)
+    if queue == "full":
+        admission = app.state.predictor.admission
+        admission.enter(admission.most, 0.001)
+    limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
+    config = uvicorn.Config(
+        app, http=bounded(app.state.hot, *limits), log_config=None, access_log=False, ws="none", server_header=False
+    )
+    with socket.create_server(("127.0.0.1", int(port)), backlog=128) as listener:
+        uvicorn.Server(config).run([listener])
+
+
+if __name__ == "__main__":
+    main()
