@@ -7,8 +7,9 @@ from functools import cached_property
 import numpy as np
 
 from app.bundle import scoring
-from app.bundle.decode import PIXELS_CEILING, decode_if_quick
+from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
+from app.bundle.header import PIXELS_CEILING
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick

@@ -5,19 +5,24 @@ everything else. docs/decisions/0002 has the measurement. Both give the same pix
 """
 
 import io
-import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pyspng import _pyspng_c as spng
 
+from app.bundle.header import (
+    PIXELS_CEILING,
+    PNG_MAGIC,
+    Header,
+    read_header,
+    refuse_too_many,
+    require_sound,
+)
 from app.bundle.manifest import InputSpec
 from app.errors import BrokenImage, NotAnImage, TooManyPixels
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-PIXELS_CEILING = 89_478_485  # above it Pillow raises an alarm of its own; no setting goes beyond
 
 # Colour modes whose conversion to 8-bit grey or RGB is agreed. Not here: 32-bit integers and floats (no agreed
 # range), Lab and HSV (no agreed white).
@@ -35,37 +40,17 @@ _ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_MOST_SCANS = 100  # progressive files have some ten
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
 _SPNG_PIXELS = 1 << 20  # above it libspng, which never lets go of Python, would be noticed by everybody else
+_TILE = 512  # pixels on a side: what colours are converted in, so that no whole picture is copied on the way
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # By depth, colour type, compression, filter and interlacing, as IHDR has them: 8-bit grey, 8-bit RGB.
 _SPNG_LAYOUTS = {b"\x08\x00\x00\x00\x00": spng.SPNG_FMT_G8, b"\x08\x02\x00\x00\x00": spng.SPNG_FMT_RGB8}
 
 
-def sniff(data: bytes) -> str:
-    """The format by its first bytes; a declared type or a file name is never asked."""
-    if data.startswith(_PNG_MAGIC):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith((b"II*\x00", b"MM\x00*")):
-        return "TIFF"
-    if data.startswith(b"BM"):
-        return "BMP"
-    if not data:
-        raise NotAnImage("the image is empty: zero bytes")
-    raise NotAnImage(f"not an image that Graft reads ({', '.join(FORMATS)}): it begins with {data[:8]!r}")
-
-
 def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
     """As `decode`, where that surely takes microseconds: a plain PNG of few bytes and few pixels, and nothing else."""
-    if len(data) > _QUICK_BYTES or not data.startswith(_PNG_MAGIC) or _png_pixels(data) > _QUICK_PIXELS:
+    if len(data) > _QUICK_BYTES or not data.startswith(PNG_MAGIC) or _png_pixels(data) > _QUICK_PIXELS:
         return None
     layout = _plain_png_layout(data)
     return None if layout is None else _decode_plain_png(data, layout, max_pixels)
@@ -73,23 +58,17 @@ def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray
 
 def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:
     """The upright picture in the file's own size and colours; an array (H, W, 1 or 3) where libspng made it."""
-    kind = sniff(data)
-    match kind:
-        case "PNG":
-            layout = _plain_png_layout(data)
-            if layout is not None and _png_pixels(data) <= _SPNG_PIXELS:
-                return _decode_plain_png(data, layout, max_pixels)
-            _require_png_end(data)
-        case "JPEG" if data.count(b"\xff\xda") > _MOST_SCANS:
-            raise BrokenImage(f"broken JPEG: more than {_MOST_SCANS} scans; each costs as much as a whole picture")
-        case "WEBP":
-            _refuse_large_webp(data, max_pixels)  # Pillow reserves the canvas as soon as it opens one
-    return _decode_by_pillow(data, kind, spec, max_pixels)
+    if data.startswith(PNG_MAGIC) and _png_pixels(data) <= _SPNG_PIXELS:
+        layout = _plain_png_layout(data)
+        if layout is not None:
+            return _decode_plain_png(data, layout, max_pixels)
+    header = read_header(data, max_pixels)
+    require_sound(data, header)
+    return _decode_by_pillow(data, header, spec, max_pixels)
 
 
 def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:
-    width, height = struct.unpack(">II", data[16:24])
-    _refuse_too_many(width, height, max_pixels)
+    refuse_too_many(int.from_bytes(data[16:20]), int.from_bytes(data[20:24]), max_pixels)
     try:
         pixels: np.ndarray = spng.spng_decode_image_bytes(data, layout)
     except RuntimeError as error:
@@ -97,18 +76,26 @@ def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:
     return pixels
 
 
-def _decode_by_pillow(data: bytes, kind: str, spec: InputSpec, max_pixels: int) -> Image.Image:
+def _decode_by_pillow(data: bytes, header: Header, spec: InputSpec, max_pixels: int) -> Image.Image:
+    kind = header.kind
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            _refuse_too_many(*image.size, max_pixels)
+            if image.width * image.height != header.pixels:  # what was let in by its header must be what is decoded
+                raise BrokenImage(
+                    f"broken {kind}: {image.width} × {image.height} pixels, where its header was read as "
+                    f"{header.width} × {header.height}"
+                )
+            _require_agreed(image.mode)
             if kind == "JPEG":
                 side = 2 * max(spec.height, spec.width)
                 image.draft("L" if spec.channels == 1 else "RGB", (side, side))
             image.load()
+            if kind == "WEBP":  # two canvases and the frame, of no use any more
+                image.fp = image._decoder = None  # type: ignore[attr-defined]
             if kind == "PNG" and "transparency" in image.info:
                 return _with_png_alpha(image, depth=data[24])
             return _upright(image)
-    except TooManyPixels:
+    except (TooManyPixels, BrokenImage, NotAnImage):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooManyPixels(f"the {kind} claims more pixels than the {max_pixels:,} allowed") from None
@@ -122,30 +109,60 @@ def _decode_by_pillow(data: bytes, kind: str, spec: InputSpec, max_pixels: int) 
 
 def in_colours(image: Image.Image, spec: InputSpec) -> Image.Image:
     """Mode L or RGB, as the manifest says: high byte of 16, palette expanded, alpha over the background."""
+    _require_agreed(image.mode)
+    mode = "L" if spec.channels == 1 else "RGB"
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    return _by_tiles(image, mode, lambda tile: _coloured(tile, spec, mode))
+
+
+def _require_agreed(mode: str) -> None:
+    if mode not in _EIGHT_BIT_MODES and not mode.startswith("I;16"):
+        raise NotAnImage(f"pixels of mode {mode} have no agreed range: send 8 or 16 bits of grey, RGB or CMYK")
+
+
+def _coloured(image: Image.Image, spec: InputSpec, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise NotAnImage(f"pixels of mode {image.mode} have no agreed range: send 8 or 16 bits of grey, RGB or CMYK")
+        image = Image.fromarray(_high_bytes(image))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, _BACKGROUNDS[spec.background])
         image.alpha_composite(rgba)
-    mode = "L" if spec.channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def _high_bytes(image: Image.Image) -> np.ndarray:
+    return (np.asarray(image) >> 8).astype(np.uint8)
+
+
+def _by_tiles(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` of each pixel by itself; of large pictures a tile at a time."""
+    width, height = image.size
+    if width * height <= _TILE * _TILE:
+        return convert(image)
+    made = Image.new(mode, image.size)
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            box = (left, top, min(width, left + _TILE), min(height, top + _TILE))
+            made.paste(convert(image.crop(box)), box[:2])
+    return made
 
 
 def _with_png_alpha(image: Image.Image, depth: int) -> Image.Image:
     """The transparent colour brought to the depth of Pillow's pixels: it leaves that in the file's own."""
     colour = image.info["transparency"]
     if image.mode.startswith("I;16"):
-        deep = np.asarray(image)
-        opaque = (deep != colour).astype(np.uint8) * 255
-        return _upright(Image.merge("LA", [Image.fromarray((deep >> 8).astype(np.uint8)), Image.fromarray(opaque)]))
+        return _upright(_by_tiles(image, "LA", lambda tile: _with_deep_alpha(tile, colour)))
     if image.mode in ("1", "L") and depth < 8:
         image.info["transparency"] = colour * (255 // (2**depth - 1))
     if image.mode == "RGB" and depth == 16:
         del image.info["transparency"]  # the low bytes that tell it from its neighbours are gone
     return _upright(image)
+
+
+def _with_deep_alpha(image: Image.Image, colour: int) -> Image.Image:
+    opaque = (np.asarray(image) != colour).astype(np.uint8) * 255
+    return Image.merge("LA", [Image.fromarray(_high_bytes(image)), Image.fromarray(opaque)])
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -178,31 +195,3 @@ def _plain_png_layout(data: bytes) -> Any:
 def _png_pixels(data: bytes) -> int:
     """As IHDR claims."""
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
-
-
-def _require_png_end(data: bytes) -> None:
-    """Pillow stops at the last row and would take a file that lost its tail."""
-    at = 8
-    while at + 12 <= len(data):
-        if data[at + 4 : at + 8] == b"IEND":
-            return
-        at += 12 + int.from_bytes(data[at : at + 4])
-    raise BrokenImage("broken PNG: the file ends before its IEND chunk")
-
-
-def _refuse_large_webp(data: bytes, max_pixels: int) -> None:
-    form = data[12:16]
-    if form == b"VP8X":
-        width, height = 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    elif form == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    else:
-        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-    _refuse_too_many(width, height, max_pixels)
-
-
-def _refuse_too_many(width: int, height: int, max_pixels: int) -> None:
-    allowed = min(max_pixels, PIXELS_CEILING)
-    if width * height > allowed:
-        raise TooManyPixels(f"{width} × {height} = {width * height:,} pixels; at most {allowed:,} are allowed")

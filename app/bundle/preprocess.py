@@ -7,7 +7,8 @@ image is written in docs/preprocessing.md and held by tests/app/bundle/test_prep
 import numpy as np
 from PIL import Image
 
-from app.bundle.decode import PIXELS_CEILING, decode, decode_if_quick, in_colours
+from app.bundle.decode import decode, decode_if_quick, in_colours
+from app.bundle.header import PIXELS_CEILING
 from app.bundle.manifest import InputSpec
 
 _FILTERS = {

@@ -12,6 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it war
 import numpy as np
 import onnxruntime
 
+from app.bundle.cgroup import cpu_quota
 from app.bundle.manifest import Graph, Tensor
 from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
@@ -101,26 +102,11 @@ def started(providers: Sequence[str]) -> list[str]:
 
 
 def cpu_limit(root: Path = Path("/"), affinity: int | None = None) -> int:
-    """Whole CPUs that this process may use: its affinity, and its container's quota (cgroup v2 or v1), rounded up."""
+    """Whole CPUs that this process may use: its affinity, and its container's quota, rounded up."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allowed = affinity or own
-    quota = _cgroup_quota(root)
+    quota = cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    try:
-        limit, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            limit = (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    try:
-        return float(limit) / float(period) if float(limit) > 0 else None
-    except ValueError:  # "max"
-        return None
 
 
 def _tensor(t: onnxruntime.NodeArg) -> tuple[str, str, tuple[int, ...]]:

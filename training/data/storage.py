@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from app.bundle.cgroup import memory_left
 from training import ranks
 from training.errors import TrainingError
 
@@ -105,7 +106,8 @@ def allowance() -> int:
             return int(float(given) * 1e6)
         except ValueError:
             raise TrainingError(f"GRAFT_MEMORY_MB={given}: a number of megabytes is expected") from None
-    return int(_SHARE * min(_free(), _container()))
+    left = memory_left()
+    return int(_SHARE * (_free() if left is None else min(_free(), left)))
 
 
 def _free() -> int:
@@ -114,19 +116,3 @@ def _free() -> int:
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _container() -> float:
-    """What a container's limit leaves; without one, no limit."""
-    for limit, used, parts, cache in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        try:
-            fields = dict(line.split() for line in (root / parts).read_text().splitlines())
-            free = int((root / limit).read_text()) - int((root / used).read_text())
-            return max(0, free + int(fields.get(cache, 0)))  # what was read from files is given back when it is needed
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return float("inf")

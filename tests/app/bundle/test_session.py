@@ -106,25 +106,17 @@ def test_a_graph_that_differs_from_the_manifest_is_refused(encoder: bytes, graph
 
 
 @pytest.mark.parametrize(
-    ("files", "limit"),
-    [
-        ({}, None),
-        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
-        ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
-        ({"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "25000\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ({"sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
-        ({"sys/fs/cgroup/cpu.max": "900000 100000\n"}, None),
-        ({"sys/fs/cgroup/cpu.max": "garbage\n"}, None),
-    ],
+    ("quota", "limit"),
+    [("max 100000", 4), ("50000 100000", 1), ("100000 100000", 1), ("150000 100000", 2), ("900000 100000", 4)],
 )
-def test_threads_follow_the_containers_quota(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu_limit(tmp_path, affinity=4) == (limit or 4)
+def test_threads_follow_the_containers_quota(tmp_path: Path, quota: str, limit: int) -> None:
+    group = tmp_path / "sys/fs/cgroup/graft"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text(quota)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/graft\n")
+    (tmp_path / "proc/self/mountinfo").write_text("1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    assert cpu_limit(tmp_path, affinity=4) == limit
 
 
 def test_a_session_says_what_it_runs_on(encoder: bytes, graph: Graph) -> None:
