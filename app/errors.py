@@ -16,7 +16,8 @@ GraftError
 ├── ImageError                one image; carries its index in the request
 │   ├── NotAnImage            bytes of no format that we read
 │   ├── BrokenImage           a format that we read, and cannot
-│   └── TooManyPixels         by its header; nothing was decoded
+│   ├── TooManyPixels         by its header; nothing was decoded
+│   └── DecoderEnded          the process that decoded it did not live to its end, or could not be started
 ├── RequestError
 │   ├── MalformedRequest
 │   ├── UnsupportedMediaType
@@ -107,6 +108,10 @@ class BrokenImage(ImageError):
 
 
 class TooManyPixels(ImageError):
+    pass
+
+
+class DecoderEnded(ImageError):
     pass
 
 

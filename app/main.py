@@ -21,9 +21,12 @@ from app.api.middleware.head import Head
 from app.api.middleware.root_path import Prefix
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
+from app.bundle import decoder
+from app.bundle.cgroup import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
+from app.inference.decoding import Decoding, Here, Limits
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
@@ -31,6 +34,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Requests, Told
 
 _WRITTEN_S = 0.25  # after which other workers know what is counted here
+_RESERVED = 8  # one part in so many, of the queue and of bodies' bytes, is for requests of one small image
 _DRIFT_S = 10  # between two looks at what was served
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
 
@@ -40,7 +44,11 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     metrics = Metrics(__version__)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
-    decoders = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
+    small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
+    limits = Limits(settings.max_pixels, settings.max_request_pixels, decode_bytes(settings))
+    decoding = Decoding(
+        small, limits, threads, partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else Here
+    )
     chosen = providers.choose(settings.provider)
     repository = Repository(
         settings.models,
@@ -70,7 +78,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         for task in going_on:
             task.cancel()
         repository.close()
-        for each in (pool, decoders):
+        decoding.close()
+        for each in (pool, small):
             each.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
@@ -86,11 +95,12 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     app.state.repository = repository
     app.state.metrics = metrics
     app.state.alarms = Alarms()
-    app.state.predictor = Predictor(
-        repository, Admission(settings.max_queue, metrics.queued), decoders, settings.max_pixels, settings.max_batch
-    )
+    most, largest = settings.max_queue, settings.max_images
+    admission = Admission(most, metrics.queued, reserved=min(most // _RESERVED, most - largest))
+    app.state.predictor = Predictor(repository, admission, decoding, settings.max_batch)
     app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
-    room = Bytes(settings.max_bodies_mb * 1_000_000)
+    most, largest = settings.max_bodies_mb * 1_000_000, settings.max_body_bytes
+    room = Bytes(most, reserved=min(most // _RESERVED, most - largest))
     app.add_middleware(Bodies, room=room, seconds=settings.body_timeout_s, alarms=app.state.alarms)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
     problems.install(app)
@@ -124,3 +134,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
 def threads_each(settings: Settings, cpus: int) -> int:
     """Workers that each took every CPU would wait for one another."""
     return settings.threads or max(1, cpus // settings.workers)
+
+
+def decode_bytes(settings: Settings) -> int:
+    """Each worker's share of what decoding may take."""
+    return (settings.decode_mb * 1_000_000 if settings.decode_mb else decoding_share()) // settings.workers

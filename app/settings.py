@@ -93,6 +93,18 @@ class Settings(BaseSettings):
         ge=1,
         description="most pixels in one image, read from its header before decoding; above it 413 (89 M at the most)",
     )
+    max_request_pixels: int = Field(
+        128_000_000,
+        ge=1,
+        description="most pixels of all images in one request, read from their headers before decoding; above it 413",
+    )
+    decode_mb: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="most MB that all images being decoded may take; unset, a bit more than half of what the "
+        "container may have; an image that could never fit is 413",
+    )
     api_keys: str | None = Field(
         None, description="keys of which a request must carry one, joined by commas; unset, everybody is let in"
     )
@@ -122,6 +134,14 @@ class Settings(BaseSettings):
         one = before.data.get("max_body_mb", 1)
         if most < one:
             raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): there must be room for one")
+        return most
+
+    @field_validator("max_request_pixels")
+    @classmethod
+    def holds_a_whole_image(cls, most: int, before: ValidationInfo) -> int:
+        one = before.data.get("max_pixels", 1)
+        if most < one:
+            raise ValueError(f"an image may have {one:,} pixels (MAX_PIXELS): a request must hold one")
         return most
 
     @field_validator("model_control")

@@ -30,6 +30,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.NotAnImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.DecoderEnded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Unauthorised: HTTPStatus.UNAUTHORIZED,
     errors.CrossOrigin: HTTPStatus.FORBIDDEN,
     errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,

@@ -6,9 +6,12 @@
 cgroup v1 and v2. A group is bound by its own limits and by those of every group above it: the tightest one counts.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+_SHARE = 0.55  # the rest is for the models, for requests' bodies, and for the processes themselves
+_SOME = 4 << 30  # bytes of a machine that does not say
 _NO_LIMIT = 1 << 60  # v1 has no word for "none" but a number near 2⁶³
 
 
@@ -24,10 +27,22 @@ def memory_left(root: Path = Path("/")) -> int | None:
     return None if not left else max(0, min(left))
 
 
+def decoding_share(root: Path = Path("/")) -> int:
+    """Bytes that decoding may take where nobody has said how many: of the container's memory, or of the machine's."""
+    return int(_SHARE * (memory_limit(root) or _machine()))
+
+
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time; None without a quota."""
     quotas = [quota for folder in _folders("cpu", root) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
+
+
+def _machine() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return _SOME
 
 
 def _limit(folder: Path) -> int | None:

@@ -1,24 +1,22 @@
 """One request's images through one model: admit → decode → batch → run."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from app.bundle.bundle import Bundle
+from app.bundle.header import Header
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
 from app.inference.batcher import Done, Item
+from app.inference.decoding import Decoding, Still
 from app.inference.model import Model
 from app.inference.repository import Repository
 
-Result = TypeVar("Result")
 _QUICK_BYTES = 64 << 10  # of several files
 
 
@@ -31,10 +29,6 @@ class Answered:
     queue_s: float
     run_s: float
     batch: int  # images that ran together
-
-
-class _Gone(Exception):
-    """The caller has left: nobody will see this."""
 
 
 class Begun:
@@ -84,25 +78,26 @@ class Begun:
 class Predictor:
     """Room is given back when the work has ended, which may be a little after its caller has left."""
 
-    def __init__(
-        self, repository: Repository, admission: Admission, pool: Executor, max_pixels: int, max_batch: int
-    ) -> None:
-        """`pool` has as many threads as may decode at once: each costs the memory of a whole picture."""
-        self.repository, self.admission = repository, admission
-        self._pool, self._max_pixels, self._max_batch = pool, max_pixels, max_batch
+    def __init__(self, repository: Repository, admission: Admission, decoding: Decoding, max_batch: int) -> None:
+        self.repository, self.admission, self.decoding = repository, admission, decoding
+        self._max_batch = max_batch
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Answered:
         """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
-        count = len(files)
-        with self.admission.admit(count, model.seconds):
+        count, large, bundle = len(files), False, model.bundle
+        headers: Sequence[Header] = ()
+        if not isinstance(files, np.ndarray):
+            headers = await self.decoding.look(files, bundle.manifest.input)
+            large = not self.decoding.is_small(headers, bundle.manifest.input)
+        with self.admission.admit(count, model.seconds, large):
             start = time.perf_counter()
-            images = files if isinstance(files, np.ndarray) else await self._decoded(model.bundle, files)
+            images = files if isinstance(files, np.ndarray) else await self._decoded(bundle, files, headers)
             decode_s = time.perf_counter() - start
             if count <= self._max_batch:
                 done = await model.batcher.submit(Wish(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
-        return Answered(model.bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+        return Answered(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
         """More images than make a batch are several, and others' come in between."""
@@ -137,7 +132,7 @@ class Predictor:
         graphs = {RECONSTRUCTION: model.bundle.reconstruct, LOGITS: model.bundle.logits}
         count = len(next(iter(encoded.values())))
 
-        def run(still: Callable[[], None]) -> Outputs:
+        def run(still: Still) -> Outputs:
             parts = []
             for at in range(0, count, self._max_batch):
                 still()
@@ -146,60 +141,36 @@ class Predictor:
             return _joined(parts)
 
         with self.admission.admit(count, model.seconds):
-            return run(_anyway) if count <= model.most_on_loop else await self._in_thread(run, count)
+            return (
+                run(_anyway)
+                if count <= model.most_on_loop
+                else await self.decoding.in_thread(run, count, self.admission.linger)
+            )
 
-    async def _decoded(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray:
+    async def _decoded(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images
-        return await self._in_thread(lambda still: self._decode(bundle, files, still), len(files))
+        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.linger)
 
     def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
         """(n, H, W, C) uint8, where that surely takes no longer than a change of thread; several only as they are."""
+        limits = self.decoding.limits
         if len(files) == 1:
-            image = bundle.preprocess_if_quick(files[0], self._max_pixels)
+            image = bundle.preprocess_if_quick(files[0], limits.image_pixels)
             return None if image is None else image[None]
-        if sum(map(len, files)) > _QUICK_BYTES:
+        height, width, _ = bundle.manifest.input.shape
+        if sum(map(len, files)) > _QUICK_BYTES or len(files) * height * width > limits.request_pixels:
             return None
         images = np.empty((len(files), *bundle.manifest.input.shape), np.uint8)
         for index, data in enumerate(files):
             try:
-                pixels = bundle.pixels_if_quick(data, self._max_pixels)
+                pixels = bundle.pixels_if_quick(data, limits.image_pixels)
             except ImageError:  # which one it is, is told by who decodes them in order
                 return None
             if pixels is None:
                 return None
             images[index] = pixels
-        return images
-
-    async def _in_thread(self, work: Callable[[Callable[[], None]], Result], images: int) -> Result:
-        """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
-        left = threading.Event()
-
-        def still() -> None:
-            if left.is_set():
-                raise _Gone
-
-        running = self._pool.submit(work, still)
-        ended = asyncio.wrap_future(running)
-        try:
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            left.set()
-            if not running.cancel():
-                over = self.admission.linger(images)
-                ended.add_done_callback(lambda ended: (over(), ended.exception()))  # which is of no use to anybody
-            raise
-
-    def _decode(self, bundle: Bundle, files: Sequence[bytes], still: Callable[[], None]) -> np.ndarray:
-        images = np.empty((len(files), *bundle.manifest.input.shape), np.uint8)
-        for index, data in enumerate(files):
-            still()
-            try:
-                images[index] = bundle.preprocess(data, self._max_pixels)
-            except ImageError as error:
-                error.index = index if len(files) > 1 else None
-                raise
         return images
 
 

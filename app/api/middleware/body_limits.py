@@ -41,7 +41,7 @@ class _Arriving:
         finally:
             alarm.off()
         more = len(message.get("body", b""))
-        self._among.room.take(more)
+        self._among.room.take(more, self._held)
         self._held += more
         self._whole = not message.get("more_body", False)
         return message

@@ -41,3 +41,23 @@ def test_bytes_are_counted_and_what_is_beyond_is_refused_and_not_counted() -> No
     room.take(4)
     room.give_back(10)
     assert room.held == 0
+
+
+def test_several_and_large_images_leave_places_to_single_small_ones() -> None:
+    admission = Admission(10, reserved=2)
+    with admission.admit(8, 0.001):
+        with pytest.raises(QueueFull, match="at most 8"), admission.admit(2, 0.001):
+            pass
+        with pytest.raises(QueueFull, match="at most 8"), admission.admit(1, 0.001, large=True):
+            pass
+        with admission.admit(1, 0.001), admission.admit(1, 0.001):
+            assert admission.images == 10
+
+
+def test_large_bodies_leave_bytes_to_small_ones() -> None:
+    room = Bytes(1_000_000, reserved=100_000)
+    room.take(60_000)
+    room.take(840_000, before=60_000)
+    with pytest.raises(QueueFull, match="at most 900,000"):
+        room.take(10, before=900_000)
+    room.take(50_000)

@@ -1,8 +1,7 @@
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,26 @@ import numpy as np
 import pytest
 
 from app.bundle import load
-from app.bundle.bundle import Bundle
 from app.bundle.drawings import golden_files
+from app.bundle.manifest import InputSpec
 from app.bundle.scoring import classify
 from app.errors import BrokenImage, QueueFull
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS
+from app.inference.decoding import Decodes, Decoding, Here, Limits
 from app.inference.predictor import Answered, Predictor
 from app.inference.repository import Repository
 
 FILES = golden_files()
 
 
-def predictor_of(models: Path, max_queue: int = 100_000, max_batch: int = 32) -> Predictor:
+def predictor_of(
+    models: Path, max_queue: int = 100_000, max_batch: int = 32, make: Callable[[], Decodes] = Here
+) -> Predictor:
     repository = Repository(models, max_batch=max_batch)
     repository.open()
-    return Predictor(repository, Admission(max_queue), ThreadPoolExecutor(2), 1_000_000, max_batch)
+    decoding = Decoding(ThreadPoolExecutor(2), Limits(1_000_000, 100_000_000, 1 << 30), make=make)
+    return Predictor(repository, Admission(max_queue), decoding, max_batch)
 
 
 @pytest.fixture(scope="module")
@@ -118,51 +121,52 @@ def test_more_images_than_make_a_batch_are_several_and_answered_alike(models: Pa
         np.testing.assert_allclose(split.outputs[name], values, atol=1e-5)
 
 
+class Slow(Here):
+    def __init__(self) -> None:
+        self.begun, self.gate = threading.Semaphore(0), threading.Event()
+
+    def decode(self, data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray:
+        self.begun.release()
+        self.gate.wait(10)
+        return super().decode(data, spec, max_pixels, memory)
+
+
 def test_where_the_caller_leaves_decoding_ends_with_the_image_at_hand_and_then_gives_its_room_back(
     models: Path,
 ) -> None:
-    emptied = asyncio.Event()
-    predictor = predictor_of(models)
+    emptied, slow = asyncio.Event(), Slow()
+    predictor = predictor_of(models, make=lambda: slow)
     predictor.admission = Admission(1000, lambda images: None if images else emptied.set())
-    begun, gate = threading.Semaphore(0), threading.Event()
-
-    class Slow(Bundle):
-        def preprocess(self, data: bytes, max_pixels: int = 0) -> np.ndarray:
-            begun.release()
-            gate.wait(10)
-            return super().preprocess(data)
-
-    model = predictor.repository.get(None)
-    model.bundle = Slow(**{each.name: getattr(model.bundle, each.name) for each in fields(model.bundle)})
-    files = FILES * 4
 
     async def leaving() -> None:
-        work = asyncio.ensure_future(predictor.predict(files, model, frozenset({LOGITS})))
-        await asyncio.to_thread(begun.acquire)
+        work = asyncio.ensure_future(asked(predictor, FILES * 4))
+        await asyncio.to_thread(slow.begun.acquire)
         work.cancel()
         await asyncio.wait({work})
-        assert predictor.admission.images == len(files), "the thread is still at it"
-        gate.set()
+        assert predictor.admission.images == 1, "one is still at it"
+        slow.gate.set()
         await asyncio.wait_for(emptied.wait(), 10)
 
     asyncio.run(leaving())
-    assert not begun.acquire(blocking=False), "the next image was decoded for nobody"
+    assert not slow.begun.acquire(blocking=False), "the next image was decoded for nobody"
 
 
 def test_what_has_not_begun_never_does(models: Path) -> None:
-    """Every thread is busy when somebody asks, and leaves again."""
-    predictor = predictor_of(models)
-    gate = threading.Event()
-    busy = [predictor._pool.submit(gate.wait, 10) for _ in range(2)]
+    """The decoder is busy when somebody asks, and leaves again."""
+    slow = Slow()
+    predictor = predictor_of(models, make=lambda: slow)
 
     async def leaving() -> None:
+        first = asyncio.ensure_future(asked(predictor, FILES * 4))
+        await asyncio.to_thread(slow.begun.acquire)
         work = asyncio.ensure_future(asked(predictor, FILES * 4))
         await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.wait({work}, timeout=5)
         assert work.cancelled()
-        assert predictor.admission.images == 0
+        assert predictor.admission.images == len(FILES) * 4
+        slow.gate.set()
+        await first
 
     asyncio.run(leaving())
-    gate.set()
-    assert all(each.result() for each in busy)
+    assert predictor.admission.images == 0

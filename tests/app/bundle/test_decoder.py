@@ -1,0 +1,146 @@
+"""A real process that decodes: the same pixels, the same refusals, and nothing left of it whoever ends how."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+from hostile import DRAWN, bmp_run_length
+from support import ROOT, environment, eventually, spec
+
+from app.bundle.decoder import AVAILABLE, Decoder
+from app.bundle.drawings import golden_files
+from app.bundle.header import PIXELS_CEILING, read_header
+from app.bundle.preprocess import preprocess
+from app.errors import BrokenImage, DecoderEnded, NotAnImage, TooManyPixels
+
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="there is no such process on this system")
+SPEC = spec(31, 29, 3, background="white", resize="pad")
+SLOW = bmp_run_length(1500, 1400)  # a third of a second of Python
+ROOM = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    made = Decoder(patience_s=60)
+    yield made
+    made.close()
+    assert not made.lives
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_pixels_are_the_same_as_here(decoder: Decoder, name: str) -> None:
+    data = DRAWN[name](301, 203)
+    granted = read_header(data).peak_bytes(SPEC)
+    assert np.array_equal(decoder.decode(data, SPEC, PIXELS_CEILING, granted), preprocess(data, SPEC))
+
+
+def test_golden_files_decode_to_the_same_pixels(decoder: Decoder) -> None:
+    for shape in (SPEC, spec(28, 28, 1)):
+        for data in golden_files():
+            assert np.array_equal(decoder.decode(data, shape, PIXELS_CEILING, ROOM), preprocess(data, shape))
+
+
+@pytest.mark.parametrize(
+    ("data", "most", "error"),
+    [
+        (b"no image", PIXELS_CEILING, NotAnImage),
+        (golden_files()[0][:60], PIXELS_CEILING, BrokenImage),
+        (DRAWN["WebP RGB"](100, 100), 9_999, TooManyPixels),
+    ],
+)
+def test_refusals_are_the_same_as_here(decoder: Decoder, data: bytes, most: int, error: type[Exception]) -> None:
+    with pytest.raises(error) as there:
+        decoder.decode(data, SPEC, most, ROOM)
+    with pytest.raises(error) as here:
+        preprocess(data, SPEC, most)
+    assert str(there.value) == str(here.value)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
+def test_an_image_takes_no_more_than_it_is_granted_and_the_next_one_is_decoded(decoder: Decoder) -> None:
+    large = DRAWN["WebP RGBA, lossless"](4000, 4000)
+    with pytest.raises(BrokenImage, match=r"takes more than the 1,000 bytes|broken WEBP"):
+        decoder.decode(large, SPEC, PIXELS_CEILING, 1000)
+    granted = read_header(large).peak_bytes(SPEC)
+    assert decoder.decode(large, SPEC, PIXELS_CEILING, granted).shape == SPEC.shape
+
+
+def test_it_gives_way_and_is_the_first_to_go(decoder: Decoder) -> None:
+    process = psutil.Process(decoder.process_id)
+    decoder.decode(golden_files()[0], SPEC, PIXELS_CEILING, ROOM)
+    assert process.nice() >= min(19, psutil.Process().nice() + 10)
+    assert process.num_threads() == 1
+    if sys.platform.startswith("linux"):
+        with open(f"/proc/{decoder.process_id}/oom_score_adj") as file:
+            assert file.read().strip() == "1000"
+    assert not [name for name in process.environ() if name.startswith("GRAFT_")]
+
+
+def test_one_that_is_killed_says_so() -> None:
+    decoder = Decoder(patience_s=60)
+    decoder.decode(golden_files()[0], SPEC, PIXELS_CEILING, ROOM)
+    killer = threading.Timer(0.1, os.kill, (decoder.process_id, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(DecoderEnded, match="SIGKILL"):
+        _decode_for_long(decoder)
+    assert not decoder.lives
+
+
+def test_one_that_takes_too_long_is_given_up_and_ended() -> None:
+    decoder = Decoder(patience_s=0.01)
+    with pytest.raises(DecoderEnded, match=r"more than 0\.01 s"):
+        decoder.decode(SLOW, SPEC, PIXELS_CEILING, ROOM)
+    assert not decoder.lives
+
+
+def test_closing_it_lets_nobody_wait() -> None:
+    decoder, heard = Decoder(patience_s=60), []
+
+    def ask() -> None:
+        try:
+            _decode_for_long(decoder)
+        except DecoderEnded as error:
+            heard.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    decoder.close()
+    thread.join(20)
+    assert len(heard) == 1
+
+
+def test_it_ends_with_who_started_it_however_that_ends() -> None:
+    code = (
+        "import time; from app.bundle.decoder import Decoder\n"
+        "decoder = Decoder(60); print(decoder.process_id, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert psutil.pid_exists(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert eventually(lambda: not _lives(child))
+
+
+def _decode_for_long(decoder: Decoder) -> None:
+    for _ in range(100):
+        decoder.decode(SLOW, SPEC, PIXELS_CEILING, ROOM)
+
+
+def _lives(process_id: int) -> bool:
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
