@@ -45,7 +45,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
-    limits = Limits(settings.max_pixels, settings.max_request_pixels, decode_bytes(settings))
+    limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
     decoding = Decoding(
         small, limits, threads, partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else Here
     )
@@ -134,8 +134,3 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
 def threads_each(settings: Settings, cpus: int) -> int:
     """Workers that each took every CPU would wait for one another."""
     return settings.threads or max(1, cpus // settings.workers)
-
-
-def decode_bytes(settings: Settings) -> int:
-    """Each worker's share of what decoding may take."""
-    return (settings.decode_mb * 1_000_000 if settings.decode_mb else decoding_share()) // settings.workers

@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     def max_body_bytes(self) -> int:
         return self.max_body_mb * 1_000_000
 
+    def decode_bytes(self, share: int) -> int:
+        """Of each worker; `share` is what all of them may take where nothing was set."""
+        return (share if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
+
     @field_validator("max_bodies_mb")
     @classmethod
     def holds_a_whole_body(cls, most: int, before: ValidationInfo) -> int:

@@ -6,12 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.errors import BodyTooLarge, GraftError, kebab
+from app.bundle.header import read_header
+from app.errors import BodyTooLarge, GraftError, TooManyPixels, kebab
 from app.score.paths import Problem, unreadable
 
 
@@ -24,6 +26,32 @@ def read_file(path: str, most: int) -> bytes:
         raise BodyTooLarge(f"{status.st_size:,} bytes; at most {most:,} are allowed (--max-body-mb)")
     with open(path, "rb") as file:
         return file.read()
+
+
+class Budget:
+    """Bytes that all threads together may take to decode; who has waited longest is next."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """At most `most`."""
+        turn = object()
+        with self._changed:
+            self._waiting.append(turn)
+            self._changed.wait_for(lambda: self._waiting[0] is turn and self.held + size <= self.most)
+            self._waiting.popleft()
+            self.held += size
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.held -= size
+                self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +78,14 @@ class Batches:
         threads: int,
         max_pixels: int,
         max_bytes: int,
+        memory: int,
         read: Callable[[str, int], bytes] = read_file,
     ) -> None:
+        """`memory`, in bytes, bounds what all that is being decoded takes."""
         self._bundle, self._paths, self._done = bundle, paths, done
         self._size, self._threads = size, threads
         self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read
+        self._budget = Budget(memory)
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -90,7 +121,7 @@ class Batches:
             if self._stopped.is_set():
                 break
             try:
-                images[path] = self._bundle.preprocess(self._read_bytes(path, self._max_bytes), self._max_pixels)
+                images[path] = self._preprocessed(self._read_bytes(path, self._max_bytes))
             except OSError as error:
                 problems.append(unreadable(path, error))
             except MemoryError:
@@ -98,3 +129,14 @@ class Batches:
             except GraftError as error:
                 problems.append(Problem(path, kebab(type(error).__name__), str(error)))
         return images, problems
+
+    def _preprocessed(self, data: bytes) -> np.ndarray:
+        header, most = read_header(data, self._max_pixels), self._budget.most
+        needed = header.peak_bytes(self._bundle.manifest.input)
+        if needed > most:
+            raise TooManyPixels(
+                f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
+                f"there are {most:,} for that (--decode-mb)"
+            )
+        with self._budget.hold(needed):
+            return self._bundle.preprocess(data, self._max_pixels)

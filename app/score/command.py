@@ -23,6 +23,7 @@ SETTINGS = {  # of the service, that hold here too, and what they are called bes
     "threads": (),
     "provider": (),
     "max_pixels": (),
+    "decode_mb": (),
     "max_body_mb": (),
 }
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from app.bundle.bundle import Bundle
+from app.bundle.cgroup import decoding_share
+from app.bundle.session import cpu_limit
 from app.bundle.store import load
 from app.errors import CannotScore
 from app.inference import providers
@@ -57,10 +59,18 @@ class Job:
     max_pixels: int
     max_bytes: int
     provider: str  # as the setting has it: each machine finds what it has
+    decode_mb: int | None  # unset, this block's share of the machine that decodes it
 
     @property
     def block(self) -> int:
         return self.batch * BATCHES
+
+    @property
+    def memory(self) -> int:
+        """Other blocks are scored on the same machine, as many as it has CPUs for."""
+        if self.decode_mb is not None:
+            return self.decode_mb * 1_000_000
+        return decoding_share() * self.threads // max(self.threads, cpu_limit())
 
     def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[Problem], str]:
         """One block → its file; the images that have no row, and the execution provider that the graphs ran on."""
@@ -68,7 +78,15 @@ class Job:
         problems: list[Problem] = []
         rows: list[Fields] = []
         reads = Batches(
-            operation.bundle, paths, done, self.batch, self.threads, self.max_pixels, self.max_bytes, storage.read
+            operation.bundle,
+            paths,
+            done,
+            self.batch,
+            self.threads,
+            self.max_pixels,
+            self.max_bytes,
+            self.memory,
+            storage.read,
         )
         for batch in reads:
             found, faults = scored(operation, batch)
@@ -116,6 +134,7 @@ def run(address: str, given: Sequence[str], out: str, operation: Operation, sett
         settings.max_pixels,
         settings.max_body_bytes,
         settings.provider,
+        settings.decode_mb,
     )
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
     there = parquet.done_in(job.out, cells(operation.example(), labels))

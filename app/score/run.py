@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.bundle.cgroup import decoding_share
 from app.bundle.session import cpu_limit
 from app.errors import NotFinite, kebab
 from app.inference.results import Fields
@@ -78,6 +79,7 @@ class Run:
             settings.threads or cpu_limit(),
             settings.max_pixels,
             settings.max_body_bytes,
+            settings.decode_bytes(decoding_share()),
         )
         try:
             for batch in batches:

@@ -1,15 +1,18 @@
 import os
 import threading
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hostile import DRAWN
 from support import draw_folder
 
 from app.bundle import load
 from app.bundle.bundle import Bundle
+from app.bundle.header import read_header
 from app.score.batches import Batch, Batches
 
 
@@ -23,8 +26,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return sorted(map(str, draw_folder(tmp_path_factory.mktemp("drawn") / "drawn", 5, seed=0).rglob("*.png")))
 
 
-def batches(bundle: Any, paths: list[str], done: Collection[str] = (), threads: int = 2) -> Batches:
-    return Batches(bundle, paths, done, size=4, threads=threads, max_pixels=1_000_000, max_bytes=1_000_000)
+def batches(
+    bundle: Any, paths: list[str], done: Collection[str] = (), threads: int = 2, memory: int = 1 << 30
+) -> Batches:
+    return Batches(bundle, paths, done, 4, threads, max_pixels=1_000_000, max_bytes=1_000_000, memory=memory)
 
 
 def flat(found: list[Batch]) -> list[str]:
@@ -81,3 +86,43 @@ def test_only_a_few_batches_are_decoded_ahead(bundle: Bundle, paths: list[str], 
     for taken, _ in enumerate(batches(counting, many, threads=threads), 1):
         assert counting.count <= 4 * (taken + threads)
     assert 4 * taken == len(many)
+
+
+def test_what_is_decoded_at_once_stays_within_the_budget(bundle: Bundle, tmp_path: Path) -> None:
+    """Eight threads, and room for one image and a half."""
+    files = [tmp_path / f"{n}.png" for n in range(12)]
+    for file in files:
+        file.write_bytes(DRAWN["PNG RGBA"](300, 300))
+    needed = read_header(files[0].read_bytes()).peak_bytes(bundle.manifest.input)
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    class Watched:
+        manifest = bundle.manifest
+
+        def preprocess(self, data: bytes, max_pixels: int) -> np.ndarray:
+            nonlocal under_way, most
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            time.sleep(0.01)
+            with lock:
+                under_way -= 1
+            return bundle.preprocess(data, max_pixels)
+
+    paths = [str(file) for file in files]
+    found = list(batches(Watched(), paths, threads=8, memory=needed * 3 // 2))
+    assert flat(found) == paths
+    assert most == 1
+    assert len(flat(list(batches(Watched(), paths, threads=8, memory=needed * 2)))) == len(paths)
+    assert most == 2
+
+
+def test_an_image_that_could_never_fit_is_a_problem_and_the_others_are_scored(bundle: Bundle, tmp_path: Path) -> None:
+    small, large = tmp_path / "a.png", tmp_path / "b.png"
+    small.write_bytes(DRAWN["PNG RGBA"](30, 30))
+    large.write_bytes(DRAWN["PNG RGBA"](900, 900))
+    [batch] = batches(bundle, [str(small), str(large)], memory=6_000_000)
+    assert batch.paths == [str(small)]
+    [problem] = batch.problems
+    assert (problem.path, problem.kind) == (str(large), "too-many-pixels")
+    assert "there are 6,000,000 for that" in problem.detail
