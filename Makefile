@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak audit install-train install-shots
+.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,8 +45,17 @@ format: $(VENV)/dev.stamp ## mend what ruff can mend
 swaps: $(VENV)/dev.stamp ## 200 models swapped under full load: no wrong answer, no memory kept; SWAPS=200
 	@SWAPS=$(or $(SWAPS),200) $(PY) -m pytest -q -s tests/test_swaps.py
 
-soak: $(VENV)/dev.stamp ## good, bad and vanishing clients while models are swapped, for MINUTES=10; a table and a plot in .bench
+soak: $(VENV)/dev.stamp ## good, bad, hostile and vanishing clients while models are swapped, for MINUTES=10; a table and a plot in .bench
 	@PYTHONPATH=tests $(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
+attack: $(VENV)/dev.stamp ## a plain client beside eight that send the costliest pictures there are: SECONDS=30
+	@PYTHONPATH=tests $(PY) -m benchmarks.attack --seconds $(or $(SECONDS),30)
+
+confined: $(VENV)/dev.stamp ## the service in 512 MiB on two CPUs under the worst files that can be drawn: SECONDS=60, root
+	@PYTHONPATH=tests $(PY) -m benchmarks.confined --seconds $(or $(SECONDS),60)
+
+decoding: $(VENV)/dev.stamp ## what decoding costs at the worst, for each format and mode
+	@PYTHONPATH=tests $(PY) -m benchmarks.decoding
 
 install-train: $(VENV)/train.stamp ## what training needs, torch included, into .venv
 

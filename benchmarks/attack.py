@@ -37,7 +37,7 @@ def form(path: str, files: list[bytes]) -> bytes:
     return post(path, body, "multipart/form-data; boundary=x")
 
 
-def hostile_requests(width: int = WIDTH, height: int = HEIGHT) -> list[bytes]:
+def hostile_requests(model: str, width: int = WIDTH, height: int = HEIGHT) -> list[bytes]:
     """Those that are refused and those that are let in; of few bytes all of them."""
     uniform, lossy = DRAWN["WebP RGBA, lossless"], DRAWN["WebP RGB"]
     whole = uniform(width, height)
@@ -52,7 +52,7 @@ def hostile_requests(width: int = WIDTH, height: int = HEIGHT) -> list[bytes]:
         post("/v1/classify", whole, "image/webp"),
         post("/v1/encode", DRAWN["PNG RGBA, interlaced"](width, height), "image/png"),
         post("/v1/classify", json.dumps({"images": [text] * 2}).encode(), "application/json"),
-        post("/v2/models/fashion-mnist/infer", json.dumps({"inputs": [tensor]}).encode(), "application/json"),
+        post(f"/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode(), "application/json"),
         post("/v1/classify", DRAWN["TIFF 16-bit RGBA, one tile"](2000, 2000), "image/tiff"),
         post("/v1/classify", DRAWN["BMP run-length"](2000, 2000), "image/bmp"),
     ]
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--only", type=int, nargs="*", help="which of the hostile requests")
     given = parser.parse_args()
-    requests = hostile_requests()
+    requests = hostile_requests("fashion-mnist")
     if given.only:
         requests = [requests[index] for index in given.only]
     alone, beside, statuses = measured(given.seconds, requests, GRAFT_MODELS=str(ROOT / "models"))

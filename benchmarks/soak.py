@@ -1,4 +1,4 @@
-"""The service for minutes on end, under good, bad and vanishing clients, while its model is swapped every few seconds.
+"""The service for minutes on end, under good, bad, hostile and vanishing clients, its model swapped every few seconds.
 
     make soak MINUTES=10
 
@@ -29,11 +29,13 @@ from test_swaps import FILES, KINDS, Judge, by_folder, lay, probabilities
 
 from app.bundle import load
 from benchmarks.__main__ import machine
+from benchmarks.attack import hostile_requests
 from benchmarks.home import RESULTS
 from benchmarks.load import percentile
 from training.report.charts import HEIGHT, WIDTH, Series, lines
 
 SWAP_S, LOOK_S, WINDOW_S = 5.0, 2.0, 30.0  # between swaps, between looks at the process, over which a p99 is told
+HOSTILE = {200, 413, 429, 504}  # what those pictures may be answered: done, refused, or late
 MOST_SLOPE, MOST_SLOWER = 0.5, 2.0  # MB a minute where noise is less; × the p99 at the start
 
 
@@ -72,6 +74,7 @@ class Soak:
     began: float = field(default_factory=time.monotonic)
     good: int = 0
     bad: Counter[int] = field(default_factory=Counter)
+    hostile: Counter[int] = field(default_factory=Counter)
     unexpected: Counter[str] = field(default_factory=Counter)
     waits: list[tuple[float, float]] = field(default_factory=list)  # of good requests: when answered, seconds
     held: list[Held] = field(default_factory=list)
@@ -88,6 +91,12 @@ class Soak:
             self.waits.append((self.at_s, answer.seconds))
         else:
             self.unexpected[f"{answer.status} to a good request"] += 1
+
+    def hears_hostile(self, _: int, answer: Answer) -> None:
+        if answer.status in HOSTILE:
+            self.hostile[answer.status] += 1
+        else:
+            self.unexpected[f"{answer.status} to a hostile request"] += 1
 
     def hears_bad(self, which: int, answer: Answer) -> None:
         meant = BAD[which][1]
@@ -121,11 +130,13 @@ class Soak:
         first, last = p99s[0][1], p99s[-2][1] if len(p99s) > 2 else p99s[-1][1]  # the last window may be a short one
         early, late = self.held[len(self.held) // 10], self.held[-1]
         bad = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.bad.items()))
+        hostile = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.hostile.items()))
         unexpected = "; ".join(f"{count:,} × {what}" for what, count in self.unexpected.items())
         return [
             ("minutes", f"{self.held[-1].at_s / 60:.1f}", True),
             ("good requests answered", f"{self.good:,}", self.good > 0),
             ("bad requests refused as is due", bad, bool(self.bad)),
+            ("hostile pictures", hostile, bool(self.hostile)),
             ("anything else", unexpected or "0", not self.unexpected),
             ("swaps", f"{self.swaps}", self.swaps > 0),
             ("memory, MB", f"{early.megabytes:.0f} → {late.megabytes:.0f}", True),
@@ -171,6 +182,7 @@ async def soaked(soak: Soak, address: str, models: Path, service: psutil.Process
     loads = [
         Load(address, [post("/v1/classify", file, "image/png") for file in FILES], clients=8, hears=hears_judged),
         Load(address, GOOD, clients=4, hears=soak.hears_good),
+        Load(address, hostile_requests("garments"), clients=2, hears=soak.hears_hostile),
         Load(address, [request for request, _ in BAD], clients=2, kept=False, hears=soak.hears_bad),
     ]
     tasks = [asyncio.create_task(each.run()) for each in loads]

@@ -1,0 +1,158 @@
+"""The service in 512 MiB and on two CPUs, as deploy/ ships it, under the worst files that can be drawn: does it live?
+
+    make confined SECONDS=60
+
+In a control group, which needs root and Linux. Every format and mode, up to the pixels that are allowed there, of
+one colour and so of few bytes, from eight clients; beside them one plain client, every one of whose requests is to be
+answered. What came of it is printed; the exit status says whether it held, 77 that it cannot be measured here.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hostile import DRAWN
+from load import Load, post
+from support import running
+
+from benchmarks.attack import ATTACKERS, PLAIN, Heard, form
+from benchmarks.home import ROOT, Skipped
+
+MEMORY, CPUS = 512 << 20, 2
+MOST_BYTES = 30_000_000
+_V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cgroup.controllers")
+
+
+def shipped() -> dict[str, str]:
+    """The settings of the manifest, but for where things lie."""
+    manifest = yaml.safe_load((ROOT / "deploy/kubernetes/deployment.yaml").read_text())
+    [container] = manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"cpu": str(CPUS), "memory": f"{MEMORY >> 20}Mi"}
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+@contextmanager
+def confined() -> Iterator[Path]:
+    """A group with these limits; this process and all that it starts is in it, until the end."""
+    name = f"graft-{os.getpid()}"
+    v1 = _V1.is_dir()
+    folders = [Path(f"/sys/fs/cgroup/{part}") / name for part in (("memory", "cpu") if v1 else ("",))]
+    limits = {"memory.limit_in_bytes": MEMORY, "cpu.cfs_quota_us": CPUS * 100_000} if v1 else {
+        "memory.max": MEMORY, "memory.swap.max": 0, "cpu.max": f"{CPUS * 100_000} 100000"
+    }  # fmt: skip
+    made: list[Path] = []
+    try:
+        for folder in folders:
+            folder.mkdir()
+            made.append(folder)
+            for file, value in limits.items():
+                if (folder / file).exists():
+                    (folder / file).write_text(str(value))
+        yield folders[0]
+    except OSError as error:
+        raise Skipped(f"no control group can be made here: {error}") from None
+    finally:
+        for folder in made:
+            folder.rmdir()
+
+
+def drawn(most_pixels: int) -> list[bytes]:
+    """In several sizes, the largest first: square, and as wide and as high as may be."""
+    found = []
+    for name, draw in DRAWN.items():
+        for share, across in ((1.0, 1.0), (0.5, 4.0), (0.05, 1.0)):
+            high = math.isqrt(int(share * most_pixels / across))
+            wide = int(share * most_pixels / high) if high else 0
+            if name == "BMP run-length":
+                wide, high = min(wide, 2000), min(high, 2000)
+            data = draw(wide, high)
+            if len(data) <= MOST_BYTES:
+                found.append(data)
+    return found
+
+
+def requests(files: list[bytes]) -> list[bytes]:
+    rng = random.Random(0)
+    asked = [post("/v1/classify", file, "image/png") for file in files]
+    small = [file for file in files if len(file) < 100_000]
+    asked += [form("/v1/predict", rng.sample(small, rng.choice((2, 4, 30)))) for _ in range(30)]
+    rng.shuffle(asked)
+    return asked
+
+
+def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
+    settings = shipped()
+    asked = requests(drawn(int(settings["GRAFT_MAX_PIXELS"])))
+    hostile, plain = Heard(), Heard()
+    with confined() as group:
+        entering = [group, *([Path(str(group).replace("/memory/", "/cpu/"))] if "/memory/" in str(group) else [])]
+        held = [(folder / "cgroup.procs") for folder in entering]
+        home = [Path(str(folder.parent)) / "cgroup.procs" for folder in entering]
+        for file in held:  # whatever is started from now on is born in it
+            file.write_text(str(os.getpid()))
+        try:
+            started = running(seconds + 180, GRAFT_MODELS=str(ROOT / "models"), **settings)
+            process, address, _ = started.__enter__()
+        finally:
+            for file in home:
+                file.write_text(str(os.getpid()))
+        try:
+            threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
+
+            async def both() -> None:
+                loads = [
+                    Load(address, PLAIN, clients=1, hears=plain.hears),
+                    Load(address, asked, clients=ATTACKERS, hears=hostile.hears),
+                ]
+                tasks = [asyncio.create_task(each.run()) for each in loads]
+                await asyncio.sleep(seconds)
+                for each in loads:
+                    each.stopped = True
+                await asyncio.wait(tasks, timeout=45)
+                for each, heard in zip(loads, (plain, hostile), strict=True):
+                    heard.statuses[0] += len(each.lost) + each.refused
+
+            asyncio.run(both())
+            lives = process.poll() is None
+            told = _told(group)
+        finally:
+            started.__exit__(None, None, None)
+    return plain, hostile, told, lives
+
+
+def _told(group: Path) -> dict[str, str]:
+    names = ("memory.max_usage_in_bytes", "memory.peak", "memory.oom_control", "memory.events", "memory.failcnt")
+    return {name: " ".join((group / name).read_text().split()) for name in names if (group / name).exists()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60)
+    given = parser.parse_args()
+    if not (_V1.is_dir() or _V2.exists()) or os.geteuid():
+        print("skipped: control groups need Linux and root", file=sys.stderr)
+        return 77
+    try:
+        plain, hostile, told, lives = measured(given.seconds)
+    except Skipped as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return 77
+    held = lives and +plain.statuses == Counter({200: plain.statuses[200]}) and plain.statuses[200] > 0
+    print(f"plain    {dict(+plain.statuses)}, p50 {plain.p(50):.1f} ms, p99 {plain.p(99):.1f} ms")
+    print(f"hostile  {dict(+hostile.statuses)}")
+    print(f"memory   {told} of {MEMORY:,}")
+    print(f"the process {'lives' if lives else 'DIED'}: {'held' if held else 'NOT HELD'}")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
