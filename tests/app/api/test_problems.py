@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -13,7 +12,6 @@ from app import errors
 from app.api.problems import STATUS, documented
 from app.bundle.drawings import garment
 from app.bundle.encode import png
-from app.inference.admission import Admission
 from app.inference.predictor import Answered, Begun, Predictor
 from app.main import create_app
 from app.settings import Settings
@@ -68,9 +66,8 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
         def begin(self, *_: object) -> Begun:
             raise RuntimeError("secret of the inside")
 
-    app.state.predictor = app.state.hot.predictor = Failing(
-        app.state.repository, Admission(9), ThreadPoolExecutor(1), 9, 9
-    )
+    usual = app.state.predictor
+    app.state.predictor = app.state.hot.predictor = Failing(usual.repository, usual.admission, usual.decoding, 9)
     with caplog.at_level(logging.ERROR), serving(settings, app) as client:
         answer = client.post("/v1/classify", files={"image": png(garment("bag"))})
         body = assert_problem(answer, 500, "internal-server-error")

@@ -34,13 +34,15 @@ def test_a_body_that_does_not_come_is_408_and_its_connection_is_closed(models: P
 
 def test_bodies_beyond_the_room_for_them_are_429_and_the_others_are_answered(models: Path) -> None:
     size = 1_000_000
-    settings = Settings(models=models, max_body_mb=1, max_bodies_mb=2, max_pixels=9)
+    settings = Settings(models=models, max_body_mb=1, max_bodies_mb=3, max_pixels=9)
     with serving(settings) as client:
         first, second = (begin(client, size, b"x" * (size - 1)) for _ in range(2))
         time.sleep(0.2)
-        refused = client.post("/v1/classify", content=b"x" * 1000, headers=RAW)
-        assert "2,000,000 may" in assert_problem(refused, 429, "queue-full")["detail"]
+        refused = client.post("/v1/classify", content=b"x" * size, headers=RAW)
+        assert "2,625,000 may" in assert_problem(refused, 429, "queue-full")["detail"]
         assert int(refused.headers["retry-after"]) >= 1
+        small = client.post("/v1/classify", content=b"x" * 1000, headers=RAW)
+        assert_problem(small, 415, "not-an-image")  # an eighth of the room is for such
         with first, second:
             first.sendall(b"x")
             assert first.recv(4096).startswith(b"HTTP/1.1 415 "), "read whole, and found to be no image"
