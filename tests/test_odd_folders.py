@@ -161,7 +161,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 quick = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
-slow = settings(quick, max_examples=6)
+several = settings(quick, max_examples=12)  # of many commands each
+slow = settings(quick, max_examples=4)
 
 
 @quick
@@ -171,7 +172,7 @@ def test_data(tree: dict[str, Node]) -> None:
         assert told(main, "data", folder, "--side", SIDE)[0] in (0, 2)
 
 
-@quick
+@several
 @given(tree=trees())
 def test_images_for_a_bundle(bundle: Path, tree: dict[str, Node]) -> None:
     with planted(tree) as folder:
@@ -189,7 +190,7 @@ def test_images_for_a_bundle(bundle: Path, tree: dict[str, Node]) -> None:
         assert told(score, folder, "--models", models, "--model", "tiny@1", "--out", models / "out.csv")[0] in (0, 1, 2)
 
 
-@quick
+@several
 @given(tree=trees())
 def test_a_folder_of_images_in_the_place_of_a_bundle_a_run_or_a_recipe(bundle: Path, tree: dict[str, Node]) -> None:
     with planted(tree) as folder:

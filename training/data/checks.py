@@ -1,4 +1,4 @@
-"""What a person should know of a data set before training on it: classes, imbalance, duplicates across parts."""
+"""Warnings about a data set before training: few images, imbalance, unequal parts, duplicates across parts."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,7 +10,7 @@ from training.data.storage import Rows, chunks
 from training.errors import listed
 from training.progress import track
 
-FEW = 10  # images of a class; with fewer its accuracy is an anecdote
+FEW = 10  # images per class below which its accuracy means little
 UNEVEN = 5  # times as many images in the largest class as in the smallest
 NEAR = 4.0  # grey levels of 255, root mean square: the same picture, saved twice
 _THUMBNAIL = 8
@@ -35,14 +35,14 @@ def _counts(part: ImageSet) -> dict[str, int]:
 
 
 def warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
-    """Sentences, each naming what and the mend."""
+    """Sentences, each naming the problem and the remedy."""
     yield from class_warnings(train)
     yield from part_warnings(train, test)
     yield from duplicate_warnings(train, test)
 
 
 def class_warnings(train: ImageSet) -> Iterator[str]:
-    """Of few images, of one class, of classes of unlike size."""
+    """About classes with few images, a single class, and imbalance."""
     if not train.classes:
         return
     counts = _counts(train)
@@ -62,7 +62,7 @@ def class_warnings(train: ImageSet) -> Iterator[str]:
 
 
 def part_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
-    """Of classes that only one part has."""
+    """About classes that only one part has."""
     if not train.classes or not test.classes:
         return
     of_test = [name for name in test.classes if name not in train.classes]
@@ -78,7 +78,7 @@ def part_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
 
 
 def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
-    """Of test images that training has seen."""
+    """About test images that are also in the training part."""
     exact, near = duplicates(train, test)
     for pairs, what in ((exact, "is, to the pixel,"), (near, f"is within {NEAR:g} grey levels of")):
         if pairs:

@@ -1,4 +1,4 @@
-"""Named data sets from their mirrors: the first that gives the right bytes wins; sums are of the unpacked file."""
+"""Download named data sets: mirrors are tried in order; checksums are of the unpacked file."""
 
 import gzip
 import hashlib
@@ -82,7 +82,7 @@ SOURCES = {
 
 
 def download(source: Source, folder: Path, client: httpx.Client) -> None:
-    """Every file that is not there yet, whole and verified, or a TrainingError that says what each mirror did."""
+    """Fetch and verify every missing file, or raise a TrainingError with each mirror's failure."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.files:
         target = folder / f"{file.name}.gz"
@@ -131,7 +131,7 @@ def _fetch(url: str, target: Path, file: RemoteFile, client: httpx.Client) -> No
 
 
 def _unpacked_sum(path: Path, file: RemoteFile) -> str:
-    """Of the gzip's contents, read no further than the file can be long."""
+    """SHA-256 of the unpacked contents; stops reading beyond the expected size."""
     digest = hashlib.sha256()
     try:
         for chunk in _unpack(path, file.size + 1):

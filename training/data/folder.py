@@ -3,8 +3,7 @@
     FOLDER/CLASS/IMAGE    images right in a class's folder
     FOLDER/IMAGE          images without labels, where no folder has any
 
-Nothing else is read: hidden entries, folders within classes, files that are not images, links to nothing. Each kind is
-counted and named.
+Everything else is left out, counted and named: hidden entries, folders inside class folders, other files, broken links.
 """
 
 import os
@@ -22,14 +21,14 @@ from training.errors import TrainingError, listed, printable
 from training.progress import say, track
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-MOST_BROKEN = 0.05  # of a folder's images; above it something else is wrong
-HIDDEN = "hidden"
-OTHER = "not an image by its suffix"
-NO_FILE = "neither a file nor a folder"
-EMPTY = "a folder without images in it"
-NESTED = "a folder within a class's folder"
-CIRCLE = "a link back to a folder that it lies in"
-LOOSE = "an image beside the classes' folders"
+MOST_BROKEN = 0.05  # share of unreadable images above which a folder is refused
+HIDDEN = "hidden entries"
+OTHER = "other files"
+NO_FILE = "broken links and special files"
+EMPTY = "folders without images"
+NESTED = "folders inside class folders"
+CIRCLE = "links back to a parent folder"
+LOOSE = "images beside class folders"
 
 
 @dataclass
@@ -113,7 +112,7 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
     for reason, names in found.left_out.items():
-        say(f"{shown}: left out {len(names):,}, {reason}: {listed(names)}")
+        say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
 
     def read(path: Path) -> np.ndarray | str:
         try:
@@ -135,24 +134,24 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
                 images[index] = result
     broken = dict(sorted(pair for some in ranks.of_all(here) for pair in some.items()))
     names = [printable(str(path.relative_to(folder))) for path, _ in files]
-    told = [f"{names[index]} ({reason})" for index, reason in broken.items()]
+    reasons = [f"{names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
         raise TrainingError(
-            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(told)}; mend or remove them"
+            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}; mend or remove them"
         )
     if broken:
-        say(f"{shown}: left out {len(broken):,} of {len(files):,} images that cannot be read: {listed(told)}")
+        say(f"{shown}: left out unreadable images ({len(broken):,} of {len(files):,}): {listed(reasons)}")
     kept = [index for index in range(len(files)) if index not in broken]
     names, labels = [names[index] for index in kept], np.array([files[index][1] for index in kept], np.int64)
     there = np.unique(labels)  # a class may have lost all of its images
     if len(there) < len(found.classes):
         lost = [name for label, name in enumerate(found.classes) if label not in there]
-        say(f"{shown}: left out {len(lost):,}, a class without an image that can be read: {listed(lost)}")
+        say(f"{shown}: left out classes without a readable image ({len(lost):,}): {listed(lost)}")
     classes = tuple(found.classes[label] for label in there) if found.classes else ()
     labels = np.searchsorted(there, labels) if classes else np.array([], np.int64)
     return ImageSet(without(images, broken), labels, classes, tuple(names))
 
 
 def _but(found: Survey) -> str:
-    told = [f"{len(names):,} {reason}: {listed(names)}" for reason, names in found.left_out.items()]
-    return f" (but {'; '.join(told)})" if told else ""
+    reasons = [f"{reason} ({len(names):,}): {listed(names)}" for reason, names in found.left_out.items()]
+    return f" (but it has {'; '.join(reasons)})" if reasons else ""

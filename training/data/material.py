@@ -1,4 +1,4 @@
-"""The images that a recipe works on, divided so that nothing is measured on what it was chosen by."""
+"""The images of a recipe, split so that no choice is measured on the images it was made by."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Material:
     test: ImageSet  # takes no part in any choice
 
     def fingerprints(self) -> dict[str, str]:
-        """Of everything that was read."""
+        """SHA-256 of every part that was read."""
         parts = {"source/train": self.source, "target/train": self.target, "target/test": self.test}
         return {name: part.fingerprint() for name, part in parts.items()}
 
@@ -88,7 +88,7 @@ def seen_in_pretraining(before: Recipe, material: Material) -> int:
 
 
 def _nobody(_: str) -> None:
-    """The same images were told of when this run's material was gathered, or in the run before."""
+    """Discard notes: they were printed when this material was gathered before."""
 
 
 def _same(source: str, target: str) -> bool:
@@ -116,7 +116,7 @@ def _listed(data: ImageSet) -> str:
 
 
 def _difference(target: ImageSet, test: ImageSet) -> str:
-    """Between the classes of the parts, and the mend."""
+    """How the classes of the two parts differ, and the remedy."""
     mend = "or make the training part's own folder the target: split.test of it is held out"
     for here, there, part, other in ((test, target, "test", "training"), (target, test, "training", "test")):
         lacking = [name for name in here.classes if name not in there.classes]
@@ -131,7 +131,7 @@ def _difference(target: ImageSet, test: ImageSet) -> str:
 def _refuse_what_cannot_end(
     recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
 ) -> None:
-    """What would be found only after hours of training."""
+    """Refuse now what would fail only after training."""
     _refuse_empty(recipe.target, target, {"validation": validation, "calibration": calibration, "the test": test})
     try:
         threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
@@ -149,7 +149,7 @@ def _refuse_empty(name: str, whole: ImageSet, parts: dict[str, ImageSet]) -> Non
 
 
 def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, tell: Callable[[str], None]) -> ImageSet:
-    """A source of unlabelled images often holds the labelled ones too: those that measure are not learnt from."""
+    """The source without the target's held-out images, which an unlabelled source often includes."""
     known = set().union(*(part.hashes() for part in held_out))
     kept = np.array([index for index, key in enumerate(source.hashes()) if key not in known], np.int64)
     if len(kept) == len(source):

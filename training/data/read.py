@@ -52,4 +52,5 @@ def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
 def _tell_beside(folder: Path, parts: list[str]) -> None:
     beside = sorted(set(os.listdir(folder)) - set(parts))
     if beside:
-        say(f"{printable(str(folder))}: left out {len(beside):,}, beside {' and '.join(parts)}: {listed(beside)}")
+        where = f"{printable(str(folder))}: left out entries beside {' and '.join(parts)}"
+        say(f"{where} ({len(beside):,}): {listed(beside)}")

@@ -1,4 +1,4 @@
-"""Dividing a set: seeded, every class in its proportion, no image twice, and no group on both sides."""
+"""Seeded, stratified splits: no image in two parts, no group in two parts."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ from training.recipe import Recipe, Split
 
 
 def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray | None = None) -> tuple[ImageSet, ...]:
-    """(what is left, a set of each size). With `groups`, an id for each image, sizes are met to within a group."""
+    """(the remainder, a set of each size). With `groups`, an id per image, sizes are met to within a group."""
     if sum(sizes) >= len(data):
         raise TrainingError(f"{len(data)} images cannot give {' + '.join(map(str, sizes))} and leave any to train on")
     rng = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray 
 
 
 def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
-    """As the data set itself divides them; or, where it does not, a share of every class is kept back for the test."""
+    """The data set's own parts; without them, a share of every class is held out as the test part."""
     if has_parts(data):
         return read_part(data, "train", spec), read_part(data, "test", spec)
     return _divided(read_part(data, "train", spec), rules, seed)
@@ -74,12 +74,12 @@ def train_and_held_out(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSe
 
 
 def train_and_validation(data: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Of a source, on which nothing is calibrated."""
+    """(train, validation) of a source: it needs no calibration part."""
     return split(data, (min(rules.validation, len(data) // 10),), seed, _groups(data, rules))  # type: ignore[return-value]
 
 
 def some_of_each(data: ImageSet, count: int, seed: int) -> np.ndarray:
-    """Indices, rising, of so many images of every class; of a larger count, the same and more."""
+    """Sorted indices of `count` images per class; a larger count includes those of a smaller one."""
     order = np.random.default_rng(seed).permutation(len(data))
     labels = data.labels[order]
     chosen = [order[labels == label][:count] for label in range(len(data.classes))]
@@ -107,7 +107,7 @@ def _dealt(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _by_group(groups: np.ndarray, sizes: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """Whole groups in random order, a part closed as soon as it has its size."""
+    """(order of images by whole groups, where each part ends): a part ends once it has its size."""
     names, member_of = np.unique(groups, return_inverse=True)
     order: list[np.ndarray] = []
     ends: list[int] = []
@@ -123,7 +123,7 @@ def _by_group(groups: np.ndarray, sizes: tuple[int, ...], rng: np.random.Generat
 
 
 def groups_of(data: ImageSet, rule: str) -> np.ndarray:
-    """An id for each image: by a CSV of `file,group` lines, or by a regular expression's first group on its path."""
+    """An id per image: from a CSV of `file,group` lines, or the first group of a regular expression on its path."""
     if not data.names:
         raise TrainingError(f"split.groups={rule}: only images from a folder have names to group by")
     if rule.endswith(".csv"):

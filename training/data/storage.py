@@ -1,4 +1,4 @@
-"""Arrays that may be larger than memory: above a share of what is free they lie in a temporary file."""
+"""Arrays that may be larger than memory: above a share of the free memory they lie in a temporary file."""
 
 import os
 import tempfile
@@ -13,12 +13,12 @@ from app.bundle.cgroup import memory_left
 from training import ranks
 from training.errors import TrainingError
 
-_SHARE = 0.4  # of the free memory that one array may take; the rest is for the network and what it computes
-_CHUNK = 1 << 26  # bytes that are read at a time where the whole is gone through
+_SHARE = 0.4  # of the free memory for one array; the rest is for the network and its activations
+_CHUNK = 1 << 26  # bytes read at a time when iterating over a whole array
 
 
 class Rows:
-    """Some rows of an array, in an order; read when they are asked for, so that a part of a set is not a copy of it."""
+    """Selected rows of an array, read on access: a subset of a memory-mapped set is not copied."""
 
     def __init__(self, array: "np.ndarray | Rows", rows: np.ndarray) -> None:
         self.array: np.ndarray = array.array if isinstance(array, Rows) else array
@@ -37,12 +37,12 @@ class Rows:
 
 
 def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
-    """A copy of what lies in memory, a view of what lies in a file."""
+    """A copy of rows in memory, a view of rows in a file."""
     return Rows(array, rows) if isinstance(array, np.memmap | Rows) else array[rows]
 
 
 def without(array: np.ndarray, rows: Collection[int]) -> np.ndarray | Rows:
-    """The others: a view of what lies in a file; in memory they move up, as there may be no room for a copy."""
+    """The array without these rows: a view if it lies in a file; in memory moved up in place, without a copy."""
     kept = np.delete(np.arange(len(array)), sorted(rows))
     if isinstance(array, np.memmap) and rows:
         return Rows(array, kept)
@@ -52,14 +52,14 @@ def without(array: np.ndarray, rows: Collection[int]) -> np.ndarray | Rows:
 
 
 def chunks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
-    """The rows in order, as many at a time as are held easily."""
+    """The rows in order, in chunks of at most _CHUNK bytes."""
     row = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
     step = max(1, _CHUNK // row)
     return (array[start : start + step] for start in range(0, len(array), step))
 
 
 def allocate(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """Uninitialised; in memory, or where that is short in a file that goes when the process does."""
+    """Uninitialised, in memory if it fits, else in a temporary file that is removed with the process."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if size <= allowance():
         return np.empty(shape, dtype)
@@ -69,13 +69,13 @@ def allocate(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
 
 @contextmanager
 def shared(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[np.ndarray]:
-    """Of all ranks of a machine, each of which fills its part before it leaves; then it is whole for all."""
+    """One array for all ranks of a machine. Each fills its part inside the `with`; after it the array is complete."""
     if ranks.count() == 1:
         yield allocate(shape, dtype)
         return
     place, _ = ranks.here()
     with _file(shape, dtype) if place == 0 else nullcontext() as file:
-        # The file has no name: others of the machine open it by way of the process that made it.
+        # The file has no name: other ranks open it through /proc of the process that created it.
         made = ranks.of_all(f"/proc/{os.getpid()}/fd/{file.fileno()}" if file else "")
         array = np.memmap(made[ranks.rank() - place], dtype, "r+", shape=shape)
         ranks.of_all(None)
@@ -85,11 +85,11 @@ def shared(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[np.ndarr
 
 @contextmanager
 def _file(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[IO[bytes]]:
-    """Of that size, without a name."""
+    """A temporary file of that size, without a name."""
     size, folder = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, tempfile.gettempdir()
     try:
         with tempfile.TemporaryFile(prefix="graft-", dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not at some later write
+            os.posix_fallocate(file.fileno(), 0, size)  # fails here on a full disk, not at a later write
             yield file
     except OSError as error:
         raise TrainingError(
@@ -99,7 +99,7 @@ def _file(shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[IO[bytes]
 
 
 def allowance() -> int:
-    """Bytes that one array may take in memory: GRAFT_MEMORY_MB, or a share of what this process may still have."""
+    """Bytes that one array may take in memory: GRAFT_MEMORY_MB, or a share of the free memory."""
     given = os.environ.get("GRAFT_MEMORY_MB")
     if given is not None:
         try:

@@ -108,4 +108,4 @@ def test_defects_in_the_test_part_alone_are_told_of(tmp_path: Path, capsys: pyte
     out, err = capsys.readouterr()
     assert [line.split() for line in out.splitlines()[1:3]] == [["good", "11", "12"], ["crack", "0", "13"]]
     assert "note: in the test part only: crack. If these are defects" in out
-    assert err == f"{tmp_path}: left out 1, beside train and test: ground_truth\n"
+    assert err == f"{tmp_path}: left out entries beside train and test (1): ground_truth\n"

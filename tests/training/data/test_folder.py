@@ -45,8 +45,8 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path: Path, capsys
     data = read_folder(tmp_path, spec(28, 28))
     assert len(data) == len(data.labels) == 36
     told = capsys.readouterr().err
-    assert f"{tmp_path}: left out 1 of 37 images that cannot be read: bag/broken.png (not an image" in told
-    assert f"{tmp_path}: left out 1, not an image by its suffix: bag/note.txt" in told
+    assert f"{tmp_path}: left out unreadable images (1 of 37): bag/broken.png (not an image" in told
+    assert f"{tmp_path}: left out other files (1): bag/note.txt" in told
 
 
 def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_what_else_lies_in_a_folder_is_named_by_its_kind_and_left_out(
     data = read_folder(tmp_path, spec(28, 28))
     assert (len(data), data.classes) == (16, tuple(sorted(GARMENTS)))
     assert capsys.readouterr().err.replace(f"{tmp_path}: ", "").splitlines() == [
-        "left out 3, hidden: ._bag, .ipynb_checkpoints, bag/.ipynb_checkpoints",
-        "left out 3, not an image by its suffix: Thumbs.db, bag/Thumbs.db, bag/notes.txt",
-        "left out 3, neither a file nor a folder: bag/gone.png, bag/itself.png, bag/pipe.png",
-        "left out 3, a folder within a class's folder: bag/a folder.png, bag/more, bag/up",
-        "left out 1, a folder without images in it: nothing",
-        "left out 1, a link back to a folder that it lies in: round",
-        "left out 1, an image beside the classes' folders: loose.png",
+        "left out hidden entries (3): ._bag, .ipynb_checkpoints, bag/.ipynb_checkpoints",
+        "left out other files (3): Thumbs.db, bag/Thumbs.db, bag/notes.txt",
+        "left out broken links and special files (3): bag/gone.png, bag/itself.png, bag/pipe.png",
+        "left out folders inside class folders (3): bag/a folder.png, bag/more, bag/up",
+        "left out folders without images (1): nothing",
+        "left out links back to a parent folder (1): round",
+        "left out images beside class folders (1): loose.png",
     ]
 
 
@@ -100,8 +100,7 @@ def test_of_many_names_the_first_are_told(tmp_path: Path, capsys: pytest.Capture
     read_folder(tmp_path, spec(28, 28))
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        "left out 1,000, not an image by its suffix: bag/000.txt, bag/001.txt, bag/002.txt, "
-        "bag/003.txt, bag/004.txt and 995 more"
+        "left out other files (1,000): bag/000.txt, bag/001.txt, bag/002.txt, bag/003.txt, bag/004.txt and 995 more"
     )
 
 
@@ -112,7 +111,7 @@ def test_a_class_that_lost_all_of_its_images_is_none(tmp_path: Path, capsys: pyt
     data = read_folder(tmp_path, spec(28, 28))
     assert data.classes == tuple(sorted(GARMENTS))
     assert np.bincount(data.labels).tolist() == [10] * 4
-    assert "left out 1, a class without an image that can be read: alone" in capsys.readouterr().err
+    assert "left out classes without a readable image (1): alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [b"two\nlines", b"\xff\xfe", b"\x1b[31m", "a\u2028b".encode()])

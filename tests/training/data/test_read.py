@@ -41,7 +41,7 @@ def test_what_lies_beside_the_parts_is_named_once(tmp_path: Path, capsys: pytest
         draw_folder(tmp_path / part, 4, seed=0)
     for part in ("train", "test"):
         read_part(str(tmp_path), part, spec(28, 28))
-    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: left out 1, beside train and test: val"]
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path}: left out entries beside train and test (1): val"]
 
 
 def test_a_training_part_alone_is_read_for_both(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (no_folders, "My shots: images, but no folders of them; put the images of each class"),
     (empty_class, "My shots/hat: no images in it; put some there, or remove the folder"),
     (single_image, "My shots/hat: a single image; 2 are needed"),
-    (broken_file, "1 of 20 images cannot be read, the first My shots/bag/3.png"),
+    (broken_file, "My shots: 1 of 20 images cannot be read: bag/3.png (broken PNG"),
     (name_taken, "models/base/1: this model was not made from shots"),
     (models_is_a_file, "the bundle cannot be written"),
     (nothing_near, "none of its bundles has codes to compare with; name one"),
