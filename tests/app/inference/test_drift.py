@@ -121,7 +121,7 @@ def test_the_service_tells_drift_and_counts_it(tmp_path: Path) -> None:
             "anomaly_score": pytest.approx(body["anomaly_score_stability"]),
         }
         answer = client.get("/v1/models/plain/drift")
-        assert_problem(answer, 409, "operation-unavailable", "plain@1 has no reference to tell drift by")
+        assert_problem(answer, 409, "operation-unavailable", "plain@1 has no reference for drift")
         assert_problem(client.get("/v1/models/none/drift"), 404, "unknown-model")
 
 

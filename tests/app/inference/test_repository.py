@@ -338,7 +338,7 @@ def test_a_folder_that_is_away_takes_no_model_with_it(tmp_path: Path, caplog: py
 
     asyncio.run(looks())
     assert [record.message[:36] for record in caplog.records if record.levelname == "ERROR"] == [
-        "the models folder cannot be read, wh"
+        "the models folder cannot be read, lo"
     ]
 
 
