@@ -18,7 +18,7 @@ RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
 
 
 @dataclass(slots=True)
-class Wish:
+class OutputRequest:
     """The images of one request, or of a part of it, and the outputs that it needs."""
 
     images: np.ndarray  # (n, H, W, C) uint8
@@ -28,15 +28,18 @@ class Wish:
         return len(self.images)
 
 
-def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
-    """For each wish its outputs by name, (n, …) each; there may be more than it needs."""
-    images = wishes[0].images if len(wishes) == 1 else np.concatenate([wish.images for wish in wishes])
+Wish = OutputRequest  # the old name, until app/inference/predictor.py follows
+
+
+def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
+    """For each request its outputs by name, (n, …) each; there may be more than it needs."""
+    images = requests[0].images if len(requests) == 1 else np.concatenate([request.images for request in requests])
     encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images).items()}
-    ends = accumulate(map(len, wishes))
-    spans = [slice(end - len(wish), end) for wish, end in zip(wishes, ends, strict=True)]
+    ends = accumulate(map(len, requests))
+    spans = [slice(end - len(request), end) for request, end in zip(requests, ends, strict=True)]
     answers: list[Outputs] = [
-        {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in wish.outputs}
-        for wish, span in zip(wishes, spans, strict=True)
+        {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in request.outputs}
+        for request, span in zip(requests, spans, strict=True)
     ]
     scorer = bundle.scorer
     reconstructs = {RECONSTRUCTION, ERRORS} | ({DISTANCES} if scorer is not None and scorer.reconstructs else set())
@@ -46,20 +49,20 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
         (RECONSTRUCTION, reconstructs, bundle.reconstruct),
     )
     for name, needed_by, run in graphs:
-        chosen = [index for index, wish in enumerate(wishes) if not needed_by.isdisjoint(wish.outputs)]
+        chosen = [index for index, request in enumerate(requests) if not needed_by.isdisjoint(request.outputs)]
         if chosen:
-            rows = encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen])
+            rows = encoded if len(chosen) == len(requests) else _rows(encoded, [spans[index] for index in chosen])
             values = finite(bundle, name, run(rows))
             results = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
             start = 0
             for index in chosen:
-                span = slice(start, start := start + len(wishes[index]))
+                span = slice(start, start := start + len(requests[index]))
                 answers[index].update({output: array[span] for output, array in results.items()})
-    for wish, span, outputs in zip(wishes, spans, answers, strict=True):
+    for request, span, outputs in zip(requests, spans, answers, strict=True):
         if RECONSTRUCTION in outputs:
-            outputs[ERRORS] = reconstruction_errors(wish.images, outputs[RECONSTRUCTION])
-        if DISTANCES in wish.outputs and scorer is not None:
-            taken = bundle.taken(wish.images, _rows(encoded, [span]), scorer.tensors)
+            outputs[ERRORS] = reconstruction_errors(request.images, outputs[RECONSTRUCTION])
+        if DISTANCES in request.outputs and scorer is not None:
+            taken = bundle.taken(request.images, _rows(encoded, [span]), scorer.tensors)
             outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
     return answers
 

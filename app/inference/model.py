@@ -10,7 +10,16 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.bundle.session import CPU
-from app.inference.answer import DISTANCES, EMBEDDING, EXPLANATION, LOGITS, RECONSTRUCTION, Outputs, Wish, answer
+from app.inference.answer import (
+    DISTANCES,
+    EMBEDDING,
+    EXPLANATION,
+    LOGITS,
+    RECONSTRUCTION,
+    OutputRequest,
+    Outputs,
+    answer,
+)
 from app.inference.batcher import Batcher
 from app.inference.drift import Window
 
@@ -34,8 +43,8 @@ class Model:
         self.seconds = costs.expected(1, everything)  # all outputs of one image
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
-        self.batcher: Batcher[Wish, Outputs] = Batcher(
-            lambda wishes: answer(bundle, wishes) if window is None else window.saw(answer(bundle, wishes)),
+        self.batcher: Batcher[OutputRequest, Outputs] = Batcher(
+            lambda requests: answer(bundle, requests) if window is None else window.saw(answer(bundle, requests)),
             most,
             pool,
             costs.on_loop,
@@ -51,10 +60,10 @@ class _Costs:
         self.encoding = _measured(bundle, [])
         self.beyond = {output: _measured(bundle, [output]) - self.encoding for output in able}
 
-    def on_loop(self, wishes: Sequence[Wish]) -> bool:
+    def on_loop(self, requests: Sequence[OutputRequest]) -> bool:
         """Whether a batch of them is short enough to run on the event loop."""
-        outputs = wishes[0].outputs.union(*(wish.outputs for wish in wishes[1:]))
-        return self.expected(sum(map(len, wishes)), outputs) <= _MOST_ON_LOOP_S
+        outputs = requests[0].outputs.union(*(request.outputs for request in requests[1:]))
+        return self.expected(sum(map(len, requests)), outputs) <= _MOST_ON_LOOP_S
 
     def expected(self, images: int, outputs: Collection[str]) -> float:
         """Seconds for all of these outputs of all of these images."""
@@ -87,10 +96,12 @@ def _best_time(bundle: Bundle, images: int, outputs: Sequence[str]) -> float:
     """This thread's CPU time where possible: another model may be answering under full load meanwhile."""
     on_cpu = bundle.encoder.provider in CPU and sys.platform != "win32"
     clock = time.thread_time if on_cpu else time.perf_counter
-    wish = Wish(np.zeros((images, *bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING, *outputs}))
+    request = OutputRequest(
+        np.zeros((images, *bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING, *outputs})
+    )
     times: list[float] = []
     while len(times) < _TRIES and sum(times) < _TRIED_S:
         start = clock()
-        answer(bundle, [wish])
+        answer(bundle, [request])
         times.append(clock() - start)
     return min(times)

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.errors import CannotScore
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.results import (
     OUTPUT_OF,
     Fields,
@@ -59,7 +59,7 @@ class Operation:
 
     def rows(self, paths: Sequence[str], images: np.ndarray) -> list[Fields]:
         """`images` (n, H, W, C) uint8 → n rows: path, model, and the fields of the API's result."""
-        [outputs] = answer(self.bundle, [Wish(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
+        [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
         model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:

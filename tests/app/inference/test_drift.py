@@ -14,7 +14,7 @@ from app.bundle import Bundle, load, save
 from app.bundle.drift import CONFIDENCES, EMBEDDINGS
 from app.bundle.encode import png
 from app.bundle.scoring import probabilities
-from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Wish, answer
+from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, OutputRequest, answer
 from app.inference.drift import Window
 from app.settings import Settings
 
@@ -51,7 +51,7 @@ def window(bundle: Bundle) -> Window:
 
 def serve(window: Window, bundle: Bundle, rows: np.ndarray, outputs: frozenset[str] = OUTPUTS) -> None:
     for start in range(0, len(rows), 20):
-        batch = [Wish(rows[start + at : start + at + 5], outputs) for at in range(0, 20, 5)]
+        batch = [OutputRequest(rows[start + at : start + at + 5], outputs) for at in range(0, 20, 5)]
         window.saw(answer(bundle, batch))
 
 
