@@ -22,7 +22,9 @@ Output = TypeVar("Output")
 
 
 @dataclass(slots=True)  # not frozen: a frozen one takes twice as long to create
-class Done(Generic[Output]):
+class Completed(Generic[Output]):
+    """The output for one input, with the times of its batch."""
+
     result: Output
     queue_s: float  # from `put` until its batch began
     run_s: float  # of the whole batch
@@ -30,13 +32,17 @@ class Done(Generic[Output]):
 
 
 @dataclass(slots=True, eq=False)
-class Item(Generic[Input, Output]):
+class Pending(Generic[Input, Output]):
     """An input that waits or runs."""
 
     value: Input
-    callback: "Callable[[Done[Output] | Exception], None]"
+    callback: "Callable[[Completed[Output] | Exception], None]"
     since: float  # perf_counter
     dropped: bool = False
+
+
+Done = Completed  # the old names, until app/inference/predictor.py follows
+Item = Pending
 
 
 class Batcher(Generic[Input, Output]):
@@ -60,13 +66,13 @@ class Batcher(Generic[Input, Output]):
         `ran` is called after each batch with its images and seconds.
         """
         self._run, self._most, self._pool, self._on_loop, self._ran = run, most, pool, on_loop, ran
-        self._waiting: deque[Item[Input, Output]] = deque()
+        self._waiting: deque[Pending[Input, Output]] = deque()
         self._busy = False  # a flush is scheduled, or a batch is running in the pool
 
-    async def submit(self, value: Input) -> Done[Output]:
-        future: asyncio.Future[Done[Output]] = asyncio.get_running_loop().create_future()
+    async def submit(self, value: Input) -> Completed[Output]:
+        future: asyncio.Future[Completed[Output]] = asyncio.get_running_loop().create_future()
 
-        def callback(outcome: Done[Output] | Exception) -> None:
+        def callback(outcome: Completed[Output] | Exception) -> None:
             if future.done():  # cancelled in this iteration of the loop
                 return
             if isinstance(outcome, Exception):
@@ -81,16 +87,16 @@ class Batcher(Generic[Input, Output]):
             self.drop(item)
             raise
 
-    def put(self, value: Input, callback: Callable[[Done[Output] | Exception], None]) -> Item[Input, Output]:
+    def put(self, value: Input, callback: Callable[[Completed[Output] | Exception], None]) -> Pending[Input, Output]:
         """`callback` is called on the event loop."""
-        item: Item[Input, Output] = Item(value, callback, time.perf_counter())
+        item: Pending[Input, Output] = Pending(value, callback, time.perf_counter())
         self._waiting.append(item)
         if not self._busy:
             self._busy = True
             self._schedule_flush()  # what this iteration of the loop still adds joins the batch
         return item
 
-    def drop(self, item: Item[Input, Output]) -> None:
+    def drop(self, item: Pending[Input, Output]) -> None:
         """Its callback is never called; if it has not begun, it does not run."""
         item.dropped = True
         with contextlib.suppress(ValueError):  # its batch is running
@@ -118,7 +124,9 @@ class Batcher(Generic[Input, Output]):
         else:
             running.add_done_callback(lambda ran: self._after(items, ran))
 
-    def _after(self, items: list[Item[Input, Output]], ran: "asyncio.Future[tuple[_Outcome[Output], float]]") -> None:
+    def _after(
+        self, items: list[Pending[Input, Output]], ran: "asyncio.Future[tuple[_Outcome[Output], float]]"
+    ) -> None:
         try:
             outcome, ended = ran.result()
         except BaseException as error:  # the pool was shut down, or a library raised SystemExit in the thread
@@ -126,9 +134,9 @@ class Batcher(Generic[Input, Output]):
         self._schedule_flush()
         self._settle(items, outcome, ended)
 
-    def _take(self) -> list[Item[Input, Output]]:
+    def _take(self) -> list[Pending[Input, Output]]:
         """Removes the oldest items that fit in a batch from the queue."""
-        items: list[Item[Input, Output]] = []
+        items: list[Pending[Input, Output]] = []
         images = 0
         while self._waiting:
             item = self._waiting[0]
@@ -138,7 +146,7 @@ class Batcher(Generic[Input, Output]):
             images += len(item.value)
         return items
 
-    def _attempt(self, items: list[Item[Input, Output]]) -> "_Outcome[Output]":
+    def _attempt(self, items: list[Pending[Input, Output]]) -> "_Outcome[Output]":
         """If a batch fails, each of its inputs runs alone, so that only the one at fault fails."""
         began = time.perf_counter()
         try:
@@ -149,7 +157,7 @@ class Batcher(Generic[Input, Output]):
             log.warning("a batch of %d requests failed (%s); running each alone", len(items), type(error).__name__)
         return _Outcome([result for item in items for result in self._attempt([item]).results], began)
 
-    def _settle(self, items: list[Item[Input, Output]], outcome: "_Outcome[Output]", ended: float) -> None:
+    def _settle(self, items: list[Pending[Input, Output]], outcome: "_Outcome[Output]", ended: float) -> None:
         images = sum(len(item.value) for item in items)
         for item, result in zip(items, outcome.results, strict=True):
             if item.dropped:  # the client disconnected while it ran
@@ -158,7 +166,7 @@ class Batcher(Generic[Input, Output]):
                 if isinstance(result, BaseException):
                     item.callback(_as_exception(result))
                 else:
-                    item.callback(Done(result, outcome.began - item.since, ended - outcome.began, images))
+                    item.callback(Completed(result, outcome.began - item.since, ended - outcome.began, images))
             except Exception as error:  # the other items must get their results
                 log.error("unexpected %s in the callback of a result", type(error).__name__, exc_info=error)
         self._ran(images, ended - outcome.began)  # last, so that no caller waits for it
@@ -177,5 +185,5 @@ def _as_exception(error: BaseException) -> Exception:
     return RuntimeError(f"the batch ended in {type(error).__name__}: {error}")
 
 
-def _failed(items: Sequence[Item[Input, Output]], error: BaseException) -> _Outcome[Output]:
+def _failed(items: Sequence[Pending[Input, Output]], error: BaseException) -> _Outcome[Output]:
     return _Outcome([error] * len(items), time.perf_counter())
