@@ -7,10 +7,10 @@ from app.bundle.manifest import MANIFEST_FILE
 from app.bundle.store import names, versions
 
 Key = tuple[str, int]  # name, version
-State = tuple[tuple[str, int, int, int], ...]  # per file: name, inode, bytes, mtime in ns
+FileState = tuple[tuple[str, int, int, int], ...]  # per file: name, inode, bytes, mtime in ns
 
 
-def found(models: Path) -> dict[Key, State]:
+def scan(models: Path) -> dict[Key, FileState]:
     """All versions in the folder, complete or not, with the state of their files."""
     return {
         (name, version): _state(models / name / str(version))
@@ -26,10 +26,10 @@ class Watch:
     tried again until it changes.
     """
 
-    def __init__(self, tried: Mapping[Key, State]) -> None:
+    def __init__(self, tried: Mapping[Key, FileState]) -> None:
         self._tried = self._before = dict(tried)
 
-    def due(self, now: Mapping[Key, State]) -> list[Key]:
+    def due(self, now: Mapping[Key, FileState]) -> list[Key]:
         """For each name the highest version first, so that the served version changes only once."""
         before, self._before = self._before, dict(now)
         self._tried = {key: state for key, state in self._tried.items() if key in now}
@@ -42,7 +42,7 @@ class Watch:
         return sorted(due, key=lambda key: (key[0], -key[1]))
 
 
-def _state(folder: Path) -> State:
+def _state(folder: Path) -> FileState:
     try:
         return tuple(sorted(_file_state(entry) for entry in folder.iterdir()))
     except OSError:  # it was removed meanwhile, is a file, or is not readable

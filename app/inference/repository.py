@@ -18,24 +18,24 @@ from app.bundle.session import CPU
 from app.bundle.store import load
 from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavailable, UnknownModel
 from app.inference.drift import Drift
-from app.inference.folder import Key, Watch, found
+from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
 from app.settings import PREFIX, ModelControl
 from app.telemetry.metrics import Metrics, Served
 from app.telemetry.requests import log
 
 MAX_BATCH = 32  # most images in one run of a graph
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+ModelState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class IndexEntry:
     """A version that is loaded or lies in the folder; `reason`: why it is not loaded, or was last refused."""
 
     name: str
     version: int
-    state: State
+    state: ModelState
     reason: str
 
 
@@ -77,7 +77,7 @@ class Repository:
         self.refused: dict[str, str] = {}  # "name/version" → why
 
     def open(self) -> None:
-        on_disk = found(self.models) if self.models.is_dir() else {}
+        on_disk = scan(self.models) if self.models.is_dir() else {}
         self._watch, self._on_disk = Watch(on_disk), set(on_disk)
         for name, version in sorted(on_disk):
             try:
@@ -105,7 +105,7 @@ class Repository:
         """
         self._require_explicit()
         async with self._one_at_a_time:
-            on_disk = await self._in_thread(lambda: found(self.models))
+            on_disk = await self._in_thread(lambda: scan(self.models))
             self._on_disk = set(on_disk)
             model = await self._try(name, self._version_on_disk(name, version))
             self._put(name, {model.bundle.version: model})
@@ -127,7 +127,7 @@ class Repository:
         """Loads versions that are new or changed and completely copied, and unloads those that were removed."""
         async with self._one_at_a_time:
             try:
-                on_disk = await self._in_thread(lambda: found(self.models))
+                on_disk = await self._in_thread(lambda: scan(self.models))
             except OSError as error:  # a volume that is briefly unavailable must not unload any model
                 if self._read_error != str(error):
                     log.error("the models folder cannot be read, loaded models stay: %s", error)
@@ -144,15 +144,15 @@ class Repository:
                 if len(remaining) < len(loaded):
                     self._put(name, remaining)
 
-    def index(self) -> list[Entry]:
+    def index(self) -> list[IndexEntry]:
         """Sorted by name, then version."""
-        states: dict[Key, State] = dict.fromkeys(self._on_disk, "UNAVAILABLE")
+        states: dict[Key, ModelState] = dict.fromkeys(self._on_disk, "UNAVAILABLE")
         states |= {(served.model, served.version): "UNLOADING" for served in self._freeing}
         states |= {self._loading: "LOADING"} if self._loading else {}
         states |= {(model.bundle.name, model.bundle.version): "READY" for model in self.all()}
         reasons = {"UNAVAILABLE": "not loaded"}
         return [
-            Entry(name, version, state, self.refused.get(f"{name}/{version}", reasons.get(state, "")))
+            IndexEntry(name, version, state, self.refused.get(f"{name}/{version}", reasons.get(state, "")))
             for (name, version), state in sorted(states.items())
         ]
 
