@@ -261,9 +261,9 @@ class AnomalyScorer:
         return threshold_at(self.calibration, false_alarm_rate)
 
     def score(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
-        return self.judge(self.distances(tensors, errors))
+        return self.score_distances(self.distances(tensors, errors))
 
-    def judge(self, distances: np.ndarray, false_alarm_rate: float | None = None) -> list[AnomalyScore]:
+    def score_distances(self, distances: np.ndarray, false_alarm_rate: float | None = None) -> list[AnomalyScore]:
         """(N, distances) raw → N scores, at the bundle's false-alarm rate or another."""
         threshold = self.threshold(false_alarm_rate)
         rate = false_alarm_rate or self._anomaly.false_alarm_rate

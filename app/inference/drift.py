@@ -33,21 +33,21 @@ class Window:
     def __init__(self, bundle: Bundle, reference: DriftReference) -> None:
         self._bundle, self._reference = bundle, reference
         self._latest: deque[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = deque(maxlen=reference.window)
-        self._requests = self._judged = 0
+        self._requests = self._computed = 0
 
-    def saw(self, batch: list[Outputs]) -> list[Outputs]:
+    def add(self, batch: list[Outputs]) -> list[Outputs]:
         self._latest.extend((out[EMBEDDING], out.get(LOGITS), out.get(DISTANCES)) for out in batch)
         self._requests += len(batch)
         return batch
 
     @property
-    def has_news(self) -> bool:
-        """Whether requests have come since the last `judge`."""
-        return self._requests != self._judged
+    def has_new_requests(self) -> bool:
+        """Whether requests have come since the last `compute`."""
+        return self._requests != self._computed
 
-    def judge(self) -> Drift:
+    def compute(self) -> Drift:
         """Takes milliseconds, and longer the first time: do not call it on the event loop."""
-        self._judged, size = self._requests, self._reference.window
+        self._computed, size = self._requests, self._reference.window
         latest = list(self._latest)
         embeddings = _last((embeddings for embeddings, _, _ in latest), size)
         enough = len(embeddings) == size

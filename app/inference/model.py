@@ -44,7 +44,7 @@ class Model:
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(
-            lambda requests: answer(bundle, requests) if window is None else window.saw(answer(bundle, requests)),
+            lambda requests: answer(bundle, requests) if window is None else window.add(answer(bundle, requests)),
             most,
             pool,
             costs.on_loop,

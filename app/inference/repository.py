@@ -164,7 +164,7 @@ class Repository:
             raise OperationUnavailable(
                 f"model {model.name} has no reference for drift: export it again, or run `graft-train calibrate` on it"
             )
-        drift = await asyncio.to_thread(model.drift.judge)
+        drift = await asyncio.to_thread(model.drift.compute)
         self._metrics.drifted(
             model.bundle.name,
             model.bundle.version,
@@ -181,7 +181,7 @@ class Repository:
 
     async def _drift_of_all(self) -> None:
         for model in self.all():
-            if model.drift is not None and model.drift.has_news:
+            if model.drift is not None and model.drift.has_new_requests:
                 await self.drift(model)
 
     # --- lookup ------------------------------------------------------------------------------------------------

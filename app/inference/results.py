@@ -38,7 +38,7 @@ def encode_fields(outputs: Outputs) -> list[Fields]:
 def anomaly_scores(bundle: Bundle, outputs: Outputs, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
     assert bundle.scorer is not None
     try:
-        return bundle.scorer.judge(outputs[DISTANCES], false_alarm_rate)
+        return bundle.scorer.score_distances(outputs[DISTANCES], false_alarm_rate)
     except ValueError as error:
         raise MalformedRequest(f"false_alarm_rate: {error}") from None
 

@@ -47,4 +47,4 @@ def test_it_is_what_the_bundle_itself_gives(bundle: Bundle) -> None:
     assert np.array_equal(found[LOGITS], bundle.logits(encoded))
     assert np.array_equal(found[RECONSTRUCTION], bundle.reconstruct(encoded))
     assert bundle.scorer is not None
-    assert bundle.scorer.judge(found[DISTANCES]) == bundle.anomaly(asked.images)
+    assert bundle.scorer.score_distances(found[DISTANCES]) == bundle.anomaly(asked.images)

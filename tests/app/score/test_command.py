@@ -280,7 +280,10 @@ def test_what_cannot_be_is_said_in_a_sentence_before_anything_is_done(
         (score(models, photos, "--out", out, "--model", "tiny@7"), "tiny@1"),
         (score(tmp_path / "empty", photos, "--out", out), "folder of bundles"),
         (score(models, photos, "--out", out, "--operation", "encode", "--top-k", "2"), "--top-k limits"),
-        (score(models, photos, "--out", out, "--operation", "classify", "--false-alarm-rate", "0.1"), "is for anomaly scores"),
+        (
+            score(models, photos, "--out", out, "--operation", "classify", "--false-alarm-rate", "0.1"),
+            "is for anomaly scores",
+        ),
         (score(models, photos, "--out", out, "--false-alarm-rate", "0.0001"), "9999 are needed"),
         (score(models, photos, "--out", out, "--max-pixels", "0"), "--max-pixels=0"),
         (score(tmp_path / "models", photos, "--out", out), "--operation encode"),
