@@ -12,7 +12,7 @@ from app.bundle.store import load, names, versions
 from app.errors import CannotScore, GraftError, UnknownModel
 from app.inference import providers
 from app.score import parquet
-from app.score.operation import OPERATIONS, Operation
+from app.score.operation import OPERATIONS, BoundOperation
 from app.score.paths import find
 from app.score.run import AGAIN, FORMS, PARQUET, Run, say
 from app.settings import PREFIX, Settings, load_settings
@@ -77,9 +77,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     return load_settings(**{name: getattr(options, name) for name in SETTINGS if hasattr(options, name)})
 
 
-def _operation(options: argparse.Namespace, settings: Settings, chosen: Sequence[str]) -> Operation:
+def _operation(options: argparse.Namespace, settings: Settings, chosen: Sequence[str]) -> BoundOperation:
     bundle = _load(options.model or settings.default_model, settings, chosen)
-    return Operation(bundle, options.operation, options.top_k, options.false_alarm_rate)
+    return BoundOperation(bundle, options.operation, options.top_k, options.false_alarm_rate)
 
 
 def _load(model: str | None, settings: Settings, chosen: Sequence[str]) -> Bundle:

@@ -24,7 +24,7 @@ from app.inference import providers
 from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
-from app.score.operation import Operation
+from app.score.operation import BoundOperation
 from app.score.paths import Problem
 from app.score.problems import as_csv
 from app.score.progress import Progress
@@ -96,11 +96,13 @@ def _bundle(name: str, version: int, files: tuple[tuple[str, bytes], ...], threa
         return load(folder, threads, providers.choose(provider))
 
 
-def _operation(job: Job) -> Operation:
-    return Operation(_bundle(job.name, job.version, job.files, job.threads, job.provider), *job.operation)
+def _operation(job: Job) -> BoundOperation:
+    return BoundOperation(_bundle(job.name, job.version, job.files, job.threads, job.provider), *job.operation)
 
 
-def run(address: str, paths: Sequence[str], out: str, operation: Operation, settings: Settings, strict: bool) -> int:
+def run(
+    address: str, paths: Sequence[str], out: str, operation: BoundOperation, settings: Settings, strict: bool
+) -> int:
     """Scores the images under `paths` into the folder `out`. Returns the exit status."""
     images, unread = storage.find_all(paths)
     bundle = operation.bundle

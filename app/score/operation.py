@@ -23,7 +23,7 @@ OPERATIONS = ("predict", "classify", "anomaly", "encode")
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class BoundOperation:
     """`predict` is classify and anomaly in one pass, where the model has both: the API's without the embedding."""
 
     bundle: Bundle

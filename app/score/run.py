@@ -10,7 +10,7 @@ from app.errors import NotFinite, kebab
 from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
-from app.score.operation import Operation
+from app.score.operation import BoundOperation
 from app.score.paths import Problem
 from app.score.problems import Problems
 from app.score.progress import Progress
@@ -36,7 +36,7 @@ class Run:
     out: Path
     strict: bool
 
-    def score(self, operation: Operation, settings: Settings) -> int:
+    def score(self, operation: BoundOperation, settings: Settings) -> int:
         """Returns the exit status."""
         bundle = operation.bundle
         labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
@@ -65,7 +65,13 @@ class Run:
         return 1 if not rows or (self.strict and problems.count) else 0
 
     def _add_all(
-        self, operation: Operation, settings: Settings, table: Table, problems: Problems, done: set[str], stop: Stop
+        self,
+        operation: BoundOperation,
+        settings: Settings,
+        table: Table,
+        problems: Problems,
+        done: set[str],
+        stop: Stop,
     ) -> int:
         """Scores until all images are done or `stop` was requested. Returns how many have a row or a problem."""
         seen = len(done)
@@ -95,7 +101,7 @@ class Run:
         return seen
 
 
-def scored(operation: Operation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
     """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
     if not batch.paths:
         return [], []
