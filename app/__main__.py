@@ -1,6 +1,6 @@
-"""`python -m app`, and `graft-serve`: starts the service, or says in a sentence why it cannot.
+"""`python -m app` and `graft-serve` start the service, or say in one sentence why it cannot start.
 
-`python -m app score …` does offline what the service does: app/score.
+`python -m app score …` is the offline scorer in app/score.
 """
 
 import argparse
@@ -19,24 +19,24 @@ from app.telemetry.metrics import FOLDER, shared_folder, worker_gone
 from app.telemetry.requests import configure_logs, log
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
-BACKLOG = 2048  # connections that wait to be accepted
+BACKLOG = 2048  # most connections that wait to be accepted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["score"]:
-        from app.score.command import main as score  # each command imports what it needs, and no more
+        from app.score.command import main as score  # here, so that the service does not import it
 
         return score(arguments[1:])
     try:
-        given = vars(_parser().parse_args(arguments))
-        settings = load_settings(**given)
+        options = vars(_parser().parse_args(arguments))
+        settings = load_settings(**options)
         configure_logs(settings.log_format)
-        handed = workers.handed_over()
-        if handed is not None:
-            return _work(settings, *handed)
-        for name, meant in mistyped(os.environ).items():
-            log.warning("%s is no setting, and does nothing: %s was meant?", name, meant)
+        from_parent = workers.handed_over()
+        if from_parent is not None:
+            return _work(settings, *from_parent)
+        for name, similar in mistyped(os.environ).items():
+            log.warning("%s is not a setting and has no effect: did you mean %s?", name, similar)
         if settings.workers > 1:
             return _supervise(settings, arguments)
         return _serve(settings)
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from app.serving.server import serve  # here, as a parent of workers does without it and its 50 MB
+    from app.serving.server import serve  # here, because it takes 50 MB, which a parent of workers need not load
 
     return serve(settings, lambda: _listen(settings), _announce)
 
@@ -60,16 +60,16 @@ def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -
 
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
     listener = _listen(settings)
-    # `-m` looks into the folder it is called in, where another `app` may lie: only if this process does so too.
-    safely = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
-    command = [sys.executable, *safely, "-m", "app", *arguments]
-    with shared_folder() as folder:  # in which the workers count together
+    # `-m` imports from the current folder, which may have another `app`: -P forbids it unless this process does it too.
+    safe_path = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    command = [sys.executable, *safe_path, "-m", "app", *arguments]
+    with shared_folder() as folder:  # of the workers' metrics
 
-        def gone(process: int) -> None:
+        def on_exit(process: int) -> None:
             worker_gone(process, folder[FOLDER])
 
         return workers.Supervisor(
-            command, listener, settings.workers, settings.drain_s, lambda: _announce(listener), gone, folder
+            command, listener, settings.workers, settings.drain_s, lambda: _announce(listener), on_exit, folder
         ).run()
 
 
@@ -82,54 +82,53 @@ def _announce(listener: socket.socket) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    at = f"{settings.host}:{settings.port}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(BACKLOG)  # only now does the system say whether the port is free
+        listener.listen(BACKLOG)  # raises if the port is in use
     except (OSError, UnicodeError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise SettingsInvalid(
-            f"cannot listen on {at}: {reason}; choose another with {PREFIX}HOST and {PREFIX}PORT "
+            f"cannot listen on {settings.host}:{settings.port}: {reason}; set {PREFIX}HOST or {PREFIX}PORT to another "
             f"(make serve PORT={settings.port + 1 if 0 < settings.port < 65535 else 8001})"
         ) from None
     return listener
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A flag for every setting but keys: `--max-body-mb` for GRAFT_MAX_BODY_MB. Values are checked by Settings."""
+    """An option for every setting except keys: `--max-body-mb` for GRAFT_MAX_BODY_MB. Settings checks the values."""
     parser = argparse.ArgumentParser(
         prog="graft-serve",
         description="Serve a folder of Graft bundles over HTTP.",
-        epilog=f"Every flag is also an environment variable: --max-body-mb is {PREFIX}MAX_BODY_MB. Flags win. "
-        f"Keys are no flags, or `ps` would show them: set {', and '.join(SECRETS.values())}. "
-        "`graft-serve score --help` is about files and folders, without a service.",
+        epilog=f"Every option is also an environment variable: --max-body-mb is {PREFIX}MAX_BODY_MB. Options take "
+        f"precedence. Keys are not options, because `ps` would show them: set {', and '.join(SECRETS.values())}. "
+        "To score files and folders without a service, see `graft-serve score --help`.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--version", action="version", version=f"graft {__version__}")
     for name, field in Settings.model_fields.items():
         if name in SECRETS:
-            parser.add_argument(_flag(name), action=_Refused, nargs="?", help=argparse.SUPPRESS)
+            parser.add_argument(_option(name), action=_RefuseKey, nargs="?", help=argparse.SUPPRESS)
             continue
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         metavar = name.rpartition("_")[2].upper()
-        parser.add_argument(_flag(name), metavar=metavar, help=f"{field.description}{default}")
+        parser.add_argument(_option(name), metavar=metavar, help=f"{field.description}{default}")
     return parser
 
 
-def _flag(name: str) -> str:
+def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-class _Refused(argparse.Action):
-    """The key itself is not repeated: what is said here ends in logs."""
+class _RefuseKey(argparse.Action):
+    """The message must not contain the key, because it may end up in logs."""
 
     def __call__(self, _: object, namespace: object, values: object, option_string: str | None = None) -> None:
         raise SettingsInvalid(
-            f"{option_string}: everybody who lists this machine's processes would see the key: "
-            f"set {SECRETS[self.dest]}; then choose another key, as this one has been shown"
+            f"{option_string}: everybody who can list this machine's processes would see the key: "
+            f"set {SECRETS[self.dest]} instead, to a new key, because this one has been exposed"
         )
 
 

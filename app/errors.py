@@ -1,48 +1,48 @@
-"""What can go wrong, named by what happened; nothing here knows HTTP.
+"""All errors, named by what happened. Nothing here knows HTTP: app/api/problems.py maps them to status codes.
 
 GraftError
-├── BundleError               a folder that cannot be served, by name/version/file and field
-│   ├── ManifestInvalid       not JSON, an unknown, missing or ill-typed field
+├── BundleError               a bundle that cannot be loaded or saved; the message begins with name/version/file
+│   ├── ManifestInvalid       not JSON, or a field is unknown, missing or of the wrong type
 │   ├── SchemaTooNew          written by a newer Graft
-│   ├── UnsafePath            a file name that is absolute, has a folder in it, or climbs
-│   ├── BundleFileMissing     listed in the manifest, not in the folder
-│   ├── ChecksumMismatch      not the bytes that were exported
-│   ├── ExternalData          a graph whose weights lie outside it
-│   ├── GraphMismatch         a graph that does not load, or differs from the manifest
-│   ├── ReferenceInvalid      an npz that is none, or whose arrays do not fit the manifest
-│   ├── ProviderMissing       a graph that runs on none of the execution providers asked for
-│   ├── GoldenMismatch        does not reproduce on this machine what it gave at export
-│   └── BundleExists          this version is already there; bundles are never overwritten
-├── ImageError                one image; carries its index in the request
-│   ├── NotAnImage            bytes of no format that we read
-│   ├── BrokenImage           a format that we read, and cannot
-│   ├── TooManyPixels         by its header; nothing was decoded
-│   └── DecoderEnded          the process that decoded it did not live to its end, or could not be started
+│   ├── UnsafePath            a file name that is absolute, contains a folder, or leaves the bundle
+│   ├── BundleFileMissing     listed in the manifest, but not in the folder
+│   ├── ChecksumMismatch      a file differs from what was exported
+│   ├── ExternalData          a graph keeps weights in another file
+│   ├── GraphMismatch         a graph does not load, or differs from the manifest
+│   ├── ReferenceInvalid      not an npz file, or its arrays do not fit the manifest
+│   ├── ProviderMissing       a graph runs on none of the requested execution providers
+│   ├── GoldenMismatch        this machine does not reproduce the golden pairs
+│   └── BundleExists          the version exists already; bundles are never overwritten
+├── ImageError                one image; `index` is its position in the request
+│   ├── NotAnImage            the bytes are not of a supported format
+│   ├── BrokenImage           a supported format, but it does not decode
+│   ├── TooManyPixels         according to the header; nothing was decoded
+│   └── DecoderEnded          the process that decoded it ended, or could not be started
 ├── RequestError
 │   ├── MalformedRequest
 │   ├── UnsupportedMediaType
-│   ├── NotAcceptable         no form of answer that the caller takes
+│   ├── NotAcceptable         the Accept header has no format that the route can send
 │   ├── Unauthorised
-│   ├── CrossOrigin            a page of another origin would change what is served
+│   ├── CrossOrigin           a page of another origin asked for a change
 │   ├── BodyTooLarge
 │   ├── BodyTooSlow
 │   └── TooManyImages
 ├── UnknownModel
-├── LoadingNotAllowed         models come and go by other means than calls
-├── OperationUnavailable      the model lacks the part that the operation needs
-├── PartMissing               the bundle carries no such document or map
-├── QueueFull                 with the seconds after which to try again
+├── LoadingNotAllowed         the settings do not let requests load or unload models
+├── OperationUnavailable      the model lacks a part that the operation needs
+├── PartMissing               the bundle has no such document or map
+├── QueueFull                 has the seconds to wait before a retry
 │   └── TooManyConnections
 ├── DeadlinePassed
-├── NotFinite                 a graph gave numbers that are none, for an image that is one
+├── NotFinite                 a graph returned NaN or infinity
 ├── NotReady
-├── SettingsInvalid           found before the service starts
-└── CannotScore               found before files are scored: by their paths, the output, or the operation
+├── SettingsInvalid           raised before the service starts
+└── CannotScore               the offline scorer cannot run with these paths, output or options
 """
 
 
 class GraftError(Exception):
-    """The message is for the person who can mend it: it names the thing, and where one exists the mend."""
+    """The message is for the person who can fix it: what is wrong, where, and what to do."""
 
 
 class BundleError(GraftError):
@@ -94,7 +94,7 @@ class BundleExists(BundleError):
 
 
 class ImageError(GraftError):
-    """`index` is the image's place in its request; None until a caller that knows it sets it."""
+    """`index` is the image's position in the request; None until the caller that knows it sets it."""
 
     index: int | None = None
 
@@ -116,7 +116,7 @@ class DecoderEnded(ImageError):
 
 
 class RequestError(GraftError):
-    """`index` as for ImageError, where one image's envelope is at fault."""
+    """`index` as for ImageError, if the fault lies in one image's part of the request."""
 
     def __init__(self, message: str, index: int | None = None) -> None:
         super().__init__(message)
@@ -202,5 +202,5 @@ class CannotScore(GraftError):
 
 
 def kebab(name: str) -> str:
-    """As problems are named: NotAnImage → not-an-image; "Method Not Allowed" → method-not-allowed."""
+    """The name of a problem: NotAnImage → not-an-image; "Method Not Allowed" → method-not-allowed."""
     return "".join(f"-{c}" if c.isupper() else c for c in name.replace(" ", "")).lower().lstrip("-")

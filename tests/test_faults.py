@@ -37,7 +37,7 @@ from support import (
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.bundle.store import save
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
 from app.settings import Settings
@@ -164,7 +164,7 @@ def test_a_graph_that_hangs_is_504_in_time_and_others_are_answered(tmp_path: Pat
     with serving(settings, app) as client, ThreadPoolExecutor(8) as callers:
         model = app.state.predictor.repository.get("stuck")
 
-        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+        def run(wishes: Sequence[OutputRequest]) -> list[Outputs]:
             gate.wait(60)
             return answer(model.bundle, wishes)
 

@@ -1,6 +1,6 @@
-"""The contract between training and serving. Usable without a server; training takes all it needs from here.
+"""The contract between training and serving. It works without a server; training imports nothing else of `app`.
 
-`Bundle`, `load` and `save` are imported when they are asked for: a process that only decodes does without onnxruntime.
+`Bundle`, `load` and `save` are imported on first use: a process that only decodes needs no onnxruntime.
 """
 
 from importlib import import_module

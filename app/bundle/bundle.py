@@ -17,59 +17,59 @@ from app.bundle.session import Session
 from app.errors import OperationUnavailable, PartMissing
 
 CARD_FILE, REPORT_FILE = "card.md", "report.html"
-_NEEDS = {  # what an operation cannot do without
+_NEEDS = {  # operation → the part that it needs, as messages name it
     "classify": "head",
     "reconstruct": "decoder",
     "anomaly": "anomaly calibration",
     "decode": "decoder",
     "generate": "variational code",
-    "explain": "head that reads places",
+    "explain": "head that reads feature maps",
 }
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `load` gives: verified, and in the state in which it is served. N is the batch everywhere."""
+    """A bundle that `load` has verified. N is the batch size in every shape."""
 
     name: str
     version: int
-    digest: str  # of the manifest, which holds the digests of all else; embeddings compare only within one
+    digest: str  # SHA-256 of the manifest, which lists those of all files; embeddings compare only within one digest
     manifest: Manifest
     encoder: Session
     decoder: Session | None
     head: Session | None
     explainer: Session | None
     scorer: scoring.AnomalyScorer | None
-    drift: DriftReference | None  # absent from bundles of earlier days
+    drift: DriftReference | None  # older bundles have none
     map: LatentMap | None
-    documents: Mapping[str, bytes]  # of card.md and report.html those that it has
+    documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
         """One encoded file → (H, W, C) uint8."""
         return preprocess(data, self.manifest.input, max_pixels)
 
     def preprocess_if_quick(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
-        """The same, where that surely takes microseconds."""
+        """As `preprocess`; None where it could take longer than microseconds."""
         return preprocess_if_quick(data, self.manifest.input, max_pixels)
 
     def pixels_if_quick(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
-        """The same again, where nothing is to be done but to decode it."""
+        """As `preprocess_if_quick`; None also where the image needs more than decoding."""
         pixels = decode_if_quick(data, max_pixels)
         return pixels if pixels is not None and pixels.shape == self.manifest.input.shape else None
 
     def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """(N, H, W, C) uint8 → `embedding` (N, D) and, where the bundle has them, `features`."""
+        """(N, H, W, C) uint8 → the encoder's outputs: `embedding` (N, D) and, in some bundles, `features`."""
         return self.encoder.run(images)
 
     def reconstruct(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
-        """What `encode` gave → (N, H, W, C) float32 in 0…1."""
+        """The encoder's outputs → (N, H, W, C) float32 in 0…1."""
         graph = self.manifest.graphs.decoder
         if self.decoder is None or graph is None:
             raise self._lacks(_NEEDS["reconstruct"], "reconstruct")
         return self.decoder.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def logits(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
-        """What `encode` gave → (N, K) float32."""
+        """The encoder's outputs → (N, K) float32."""
         graph = self.manifest.graphs.head
         if self.head is None or graph is None:
             raise self._lacks(_NEEDS["classify"], "classify")
@@ -92,12 +92,12 @@ class Bundle:
     def taken(
         self, images: np.ndarray, encoded: dict[str, np.ndarray], tensors: Collection[str]
     ) -> dict[str, np.ndarray]:
-        """Of the tensors that anomaly distances may take, (N, D) each, the named ones."""
-        found = {name: values for name, values in encoded.items() if name in tensors}
-        return found | {"thumbnail": scoring.thumbnails(images)} if "thumbnail" in tensors else found
+        """The named input tensors of the anomaly distances, (N, D) each."""
+        taken = {name: values for name, values in encoded.items() if name in tensors}
+        return taken | {"thumbnail": scoring.thumbnails(images)} if "thumbnail" in tensors else taken
 
     def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
-        """What `encode` gave → (N, labels, rows, columns): each place's share of each logit; the bias is left out."""
+        """The encoder's outputs → (N, labels, rows, columns): each cell's share of each logit, without the bias."""
         graph = self.manifest.graphs.explain
         if self.explainer is None or graph is None:
             raise self._lacks(_NEEDS["explain"], "explain")
@@ -118,7 +118,7 @@ class Bundle:
 
     @cached_property
     def operations(self) -> Sequence[str]:
-        has = {
+        available = {
             "classify": self.head is not None,
             "encode": True,
             "reconstruct": self.decoder is not None,
@@ -128,28 +128,28 @@ class Bundle:
             "generate": self.decoder is not None and self.manifest.variational,
             "explain": self.explainer is not None,
         }
-        return [operation for operation, able in has.items() if able]
+        return [operation for operation, there in available.items() if there]
 
     def require(self, operation: str) -> None:
-        """Raise if the bundle lacks what the operation needs."""
+        """Raises OperationUnavailable if the bundle lacks what the operation needs."""
         if operation not in self.operations:
             raise self._lacks(_NEEDS[operation], operation)
 
     @property
     def parts(self) -> list[str]:
-        """What it carries for people to look at, or to be looked at by."""
-        has = {
+        """The optional parts that have a route of their own."""
+        available = {
             "card": CARD_FILE in self.documents,
             "report": REPORT_FILE in self.documents,
             "map": self.map is not None,
             "drift": self.drift is not None,
         }
-        return [part for part, there in has.items() if there]
+        return [part for part, there in available.items() if there]
 
     def require_part(self, part: str) -> None:
         if part not in self.parts:
             raise PartMissing(
-                f"model {self.name}@{self.version} carries no {part}; it carries: {', '.join(self.parts) or 'none'}"
+                f"model {self.name}@{self.version} has no {part}; it has: {', '.join(self.parts) or 'none'}"
             )
 
     def _lacks(self, part: str, operation: str) -> OperationUnavailable:

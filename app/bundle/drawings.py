@@ -1,11 +1,11 @@
-"""Pictures drawn by code: golden inputs, and the samples that documents and pages show. No data set is quoted."""
+"""Pictures drawn by code: the golden inputs, and the samples on pages and in docs. None comes from a data set."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from app.bundle.encode import png
 
-# Outlines on a 28 × 28 grid, light on dark as Fashion-MNIST has them: (grey level, polygon) painted in order.
+# Outlines on a 28 × 28 grid, light on dark like Fashion-MNIST: (grey level, polygon), painted in this order.
 _GARMENTS: dict[str, list[tuple[int, list[tuple[float, float]]]]] = {
     "t-shirt": [
         (
@@ -46,7 +46,7 @@ GARMENTS = tuple(_GARMENTS)
 
 
 def garment(kind: str, side: int = 28) -> Image.Image:
-    """A grey silhouette; drawn four times as large and averaged, so that its edges are soft."""
+    """A grey silhouette, drawn at four times the size and averaged down for soft edges."""
     large = Image.new("L", (4 * side, 4 * side))
     pen = ImageDraw.Draw(large)
     for level, outline in _GARMENTS[kind]:
@@ -55,7 +55,7 @@ def garment(kind: str, side: int = 28) -> Image.Image:
 
 
 def rings() -> Image.Image:
-    """What no garment looks like."""
+    """An image outside the domain of garments."""
     return Image.fromarray(_rings()[10:38, 18:46])
 
 
@@ -65,12 +65,12 @@ def _rings() -> np.ndarray:
 
 
 def samples() -> dict[str, Image.Image]:
-    """By the name of the file in app/web/samples."""
+    """File name (without suffix) in app/web/samples → image."""
     return {**{kind: garment(kind) for kind in GARMENTS}, "rings": rings()}
 
 
 def golden_files() -> list[bytes]:
-    """PNGs of every kind whose pixels must come out the same everywhere: each colour mode, larger and smaller."""
+    """PNGs that must decode to the same pixels on every machine: every colour mode, larger and smaller than inputs."""
     y, x = np.mgrid[0:48, 0:64]
     ramp = (x * 4).astype(np.uint8)
     circles = _rings()

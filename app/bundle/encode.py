@@ -1,4 +1,4 @@
-"""Pictures → the bytes of a PNG."""
+"""Images → PNG bytes."""
 
 import io
 
@@ -19,7 +19,7 @@ def stretched(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:
-    """(H, W, 1 or 3) uint8; brought down to `longest` pixels on the longer side, where it has more."""
+    """(H, W, 1 or 3) uint8 → PNG; a longer side of more than `longest` pixels is scaled down to it."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if longest is not None:
         image.thumbnail((longest, longest))

@@ -1,6 +1,6 @@
-"""The manifest: everything that serving may know of a bundle, checked before anything is believed.
+"""The manifest: all that serving knows of a bundle, validated before anything in it is used.
 
-Name and version come from the folder, never from the file, so that a bundle can be renamed by moving it.
+Name and version come from the folder, never from the file, so a bundle is renamed by moving its folder.
 """
 
 import hashlib
@@ -22,26 +22,26 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Strict(BaseModel):
-    """Every field is written down, absent parts as null: a default would be a guess made by the reader."""
+    """Every field is required and absent parts are null: with defaults, the reader would have to guess."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class InputSpec(Strict):
-    """How the bytes of a file become the encoder's (H, W, C) uint8. Fields with one choice say what is done."""
+    """How a file's bytes become the encoder's (H, W, C) uint8. A field with one choice documents what is done."""
 
     height: PositiveInt
     width: PositiveInt
     channels: Literal[1, 3]
-    resize: Literal["stretch", "pad", "crop"]  # pad and crop keep the aspect and centre the picture
-    filter: Literal["box", "bilinear", "bicubic", "lanczos"]  # all average over the source area when they shrink
-    background: Literal["black", "white"]  # what shows through alpha, and fills the padding
-    orientation: Literal["apply"]  # EXIF orientation is obeyed
-    sixteen_bit: Literal["high_byte"]  # of each sample, in grey and colour alike
+    resize: Literal["stretch", "pad", "crop"]  # pad and crop keep the aspect ratio and centre the image
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"]  # each averages over the source area when it shrinks
+    background: Literal["black", "white"]  # behind alpha, and as padding
+    orientation: Literal["apply"]  # the EXIF orientation is applied
+    sixteen_bit: Literal["high_byte"]  # of each sample, grey or colour
     palette: Literal["expand"]
     cmyk: Literal["convert"]  # to RGB by Pillow's formula; colour profiles are ignored
     animation: Literal["first_frame"]
-    jpeg: Literal["reduced"]  # decoded at the smallest DCT scale that leaves two pixels for each one needed
+    jpeg: Literal["reduced"]  # decoded at the smallest DCT scale of at least twice the needed size
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,7 +49,7 @@ class InputSpec(Strict):
 
 
 class Tensor(Strict):
-    """Shapes begin with -1, the batch."""
+    """The first axis is -1, the batch."""
 
     name: str
     dtype: Literal["uint8", "float32"]
@@ -63,9 +63,9 @@ class Graph(Strict):
 
 
 class Graphs(Strict):
-    """`image` → encoder → `embedding` (and `features`); the others name which of the two they take.
+    """`image` → encoder → `embedding` (and `features`); each other graph names which of the two is its input.
 
-    `explain` gives the head's logits, less the bias, as sums over places: (N, labels, rows, columns).
+    `explain` returns (N, labels, rows, columns); the sum over rows and columns is the head's logits without the bias.
     """
 
     encoder: Graph
@@ -74,7 +74,7 @@ class Graphs(Strict):
     explain: Graph | None
 
     def tensors(self) -> list[str]:
-        """The names of all that the graphs give."""
+        """The names of all graph outputs."""
         return [tensor.name for _, graph in self if graph is not None for tensor in graph.outputs]
 
 
@@ -86,26 +86,27 @@ class Classifier(Strict):
     @classmethod
     def distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(labels)) < len(labels):
-            raise ValueError("classifier.labels: the same label twice")
+            raise ValueError("classifier.labels: two labels are equal")
         return labels
 
 
 class Distance(Strict):
-    """How far an image lies from the normals that the score was fitted on, by one measure.
+    """One measure of the distance between an image and the training normals.
 
     reconstruction  mean over pixels and channels of (reconstruction - image / 255)²; takes `pixels`
     mahalanobis     √‖z / spread‖²
-    residual        √(‖x‖² - ‖z‖²), what the normals' main directions leave unexplained
-    neighbours      mean distance of z from its nearest references
-    local           the same, each distance divided by the root of the reference's reach, its own from its nearest
+    residual        √(‖x‖² - ‖z‖²), the part outside the normals' principal directions
+    neighbours      mean distance between z and its nearest references
+    local           the same, each distance divided by the root of the reference's reach: its mean distance from the
+                    references nearest to it
 
-    x = (tensor - mean) · weight, z = x · basis, with the arrays of `takes` in the reference file. `embedding` and
-    `features` are the encoder's; `thumbnail` is the image itself, as app.bundle.scoring.thumbnails makes it small.
+    x = (tensor - mean) · weight and z = x · basis, with the reference file's arrays for the tensor `takes`.
+    `embedding` and `features` are encoder outputs; `thumbnail` is the image shrunk by app.bundle.scoring.thumbnails.
     """
 
     measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours", "local"]
     takes: Literal["pixels", "thumbnail", "embedding", "features"]
-    mean: float  # of the distances of training normals that no array was fitted on
+    mean: float  # over training normals that were not used to fit the arrays; so is std
     std: Annotated[float, Field(ge=1e-12)]
 
     @property
@@ -114,22 +115,22 @@ class Distance(Strict):
 
 
 class Anomaly(Strict):
-    """score = sum over the distances of (distance - mean) / std. The higher, the more anomalous."""
+    """score = sum over the distances of (distance - mean) / std. A higher score is more anomalous."""
 
     distances: Annotated[tuple[Distance, ...], Field(min_length=1)]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     threshold: float  # the score above which p ≤ false_alarm_rate
-    calibrated_on: PositiveInt  # held-out normals; their sorted scores are in the reference file
-    quantiles: dict[str, float]  # of those scores, for a person to read
+    calibrated_on: PositiveInt  # number of held-out normals; the reference file has their sorted scores
+    quantiles: dict[str, float]  # of those scores, for people to read
 
 
 class Golden(Strict):
-    """Drawn images with the pixels and outputs they gave at export; re-run at every load."""
+    """Drawn images with their pixels and outputs at export; every load runs them again."""
 
     file: str
     images: PositiveInt
-    pixels: Annotated[int, Field(ge=0, le=1)]  # grey levels a decoded pixel may differ by
-    # By tensor, what a value may differ by, as a share of the tensor's largest magnitude, or of 1 if that is less.
+    pixels: Annotated[int, Field(ge=0, le=1)]  # grey levels by which a decoded pixel may differ
+    # Tensor → by how much a value may differ, as a share of max(1, the tensor's largest magnitude).
     outputs: dict[str, Annotated[float, Field(gt=0, le=0.05)]]
 
 
@@ -145,7 +146,7 @@ class Provenance(Strict):
     seed: int
     source: str
     target: str
-    data: dict[str, Sha256]  # fingerprint of every array that was read
+    data: dict[str, Sha256]  # array → fingerprint, for every array that training read
     created: str
     commit: str
     versions: dict[str, str]
@@ -157,8 +158,9 @@ class Manifest(Strict):
     title: str
     input: InputSpec
     latent_size: PositiveInt
-    variational: bool  # codes lie around zero with unit spread: what is drawn so can be decoded
-    feature_maps: tuple[tuple[PositiveInt, ...], ...]  # what `features` joins: (channels, rows, columns), or (numbers,)
+    variational: bool  # embeddings are about N(0, I), so samples of N(0, I) can be decoded
+    # The shapes that `features` concatenates: (channels, rows, columns), or (numbers,).
+    feature_maps: tuple[tuple[PositiveInt, ...], ...]
     graphs: Graphs
     classifier: Classifier | None
     anomaly: Anomaly | None
@@ -167,10 +169,10 @@ class Manifest(Strict):
     metrics: tuple[Metric, ...]
     provenance: Provenance
     files: dict[str, Sha256]
-    seal: Sha256  # of all the rest: a changed temperature or threshold is found as a changed weight is
+    seal: Sha256  # of all other fields: a changed temperature or threshold is detected like a changed weight
 
     @model_validator(mode="after")
-    def files_are_summed(self) -> "Manifest":
+    def files_are_listed(self) -> "Manifest":
         for field, file in self.named_files():
             if file not in self.files:
                 raise ValueError(f"{field}: {file!r} is not in files")
@@ -180,43 +182,45 @@ class Manifest(Strict):
     def anomaly_can_be_computed(self) -> "Manifest":
         if self.anomaly and self.reference is None:
             raise ValueError("anomaly: needs reference")
-        given = {"thumbnail"} | {tensor.name for tensor in self.graphs.encoder.outputs}
+        tensors = {"thumbnail"} | {tensor.name for tensor in self.graphs.encoder.outputs}
         for distance in self.anomaly.distances if self.anomaly else ():
             if (distance.measure == "reconstruction") != (distance.takes == "pixels"):
-                raise ValueError("anomaly.distances: reconstruction takes pixels, and nothing else does")
+                raise ValueError("anomaly.distances: reconstruction takes pixels, and no other measure does")
             if distance.takes == "pixels" and self.graphs.decoder is None:
                 raise ValueError("anomaly.distances: reconstruction needs graphs.decoder")
-            if distance.takes != "pixels" and distance.takes not in given:
-                raise ValueError("anomaly.distances.takes: the encoder does not give it")
+            if distance.takes != "pixels" and distance.takes not in tensors:
+                raise ValueError(f"anomaly.distances.takes: the encoder has no output {distance.takes!r}")
         return self
 
     @model_validator(mode="after")
     def head_and_labels_agree(self) -> "Manifest":
         head, explain, classifier = self.graphs.head, self.graphs.explain, self.classifier
         if (head is None) != (classifier is None):
-            raise ValueError("graphs.head and classifier come together or not at all")
+            raise ValueError("graphs.head and classifier: one is null and the other is not")
         if head and classifier and head.outputs[0].shape[-1] != len(classifier.labels):
-            raise ValueError("classifier.labels: not as many as the head's outputs")
+            raise ValueError(
+                f"classifier.labels: {len(classifier.labels)} labels for a head of {head.outputs[0].shape[-1]} outputs"
+            )
         if explain and (head is None or explain.outputs[0].shape[1:-2] != head.outputs[0].shape[1:]):
-            raise ValueError("graphs.explain: its output is not (N, labels, rows, columns), of the head's labels")
+            raise ValueError("graphs.explain: its output must be (N, labels, rows, columns), with the head's labels")
         return self
 
     @model_validator(mode="after")
     def graphs_agree(self) -> "Manifest":
         graphs = self.graphs
         if set(self.golden.outputs) != set(graphs.tensors()):
-            raise ValueError("golden.outputs: not the tensors that the graphs give")
+            raise ValueError("golden.outputs: differs from the outputs of the graphs")
         if graphs.encoder.input.shape != (-1, *self.input.shape):
             raise ValueError("graphs.encoder.input.shape: differs from input")
-        given = {t.name: t for t in graphs.encoder.outputs}
-        if given.get("embedding") is None or given["embedding"].shape != (-1, self.latent_size):
-            raise ValueError("graphs.encoder.outputs: no embedding of latent_size")
-        joined = sum(math.prod(each) for each in self.feature_maps)
-        if joined != (given["features"].shape[-1] if "features" in given else 0):
-            raise ValueError("feature_maps: they do not add up to the encoder's features")
+        tensors = {tensor.name: tensor for tensor in graphs.encoder.outputs}
+        if tensors.get("embedding") is None or tensors["embedding"].shape != (-1, self.latent_size):
+            raise ValueError("graphs.encoder.outputs: has no embedding of latent_size")
+        joined = sum(math.prod(shape) for shape in self.feature_maps)
+        if joined != (tensors["features"].shape[-1] if "features" in tensors else 0):
+            raise ValueError("feature_maps: the shapes do not add up to the encoder's features")
         for part, graph in (("decoder", graphs.decoder), ("head", graphs.head), ("explain", graphs.explain)):
-            if graph and given.get(graph.input.name) != graph.input:
-                raise ValueError(f"graphs.{part}.input: the encoder does not give it")
+            if graph and tensors.get(graph.input.name) != graph.input:
+                raise ValueError(f"graphs.{part}.input: is not an output of the encoder")
         return self
 
     def named_files(self) -> list[tuple[str, str]]:
@@ -227,7 +231,7 @@ class Manifest(Strict):
 
     @classmethod
     def sealed(cls, **fields: Any) -> "Manifest":
-        """From all fields but the seal, which is set here."""
+        """From all fields but the seal, which is computed here."""
         unsealed = cls(**fields, seal="0" * 64)
         return unsealed.model_copy(update={"seal": seal_of(unsealed.model_dump(mode="json"))})
 
@@ -239,19 +243,19 @@ class Manifest(Strict):
         """`where` (name/version) begins every message."""
         file = f"{where}/{MANIFEST_FILE}"
         try:
-            raw: Any = json.loads(text, object_pairs_hook=_without_repeats)
+            raw: Any = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
         except (ValueError, RecursionError) as error:
             raise ManifestInvalid(f"{file}: not JSON: {error}") from None
         if not isinstance(raw, dict):
-            raise ManifestInvalid(f"{file}: a JSON object is expected")
+            raise ManifestInvalid(f"{file}: must be a JSON object")
         schema = raw.get("schema_version")
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise SchemaTooNew(
                 f"{file}: schema_version {schema} is newer than {SCHEMA_VERSION}, the newest that this Graft reads: "
-                "upgrade Graft, or export the bundle again with this one"
+                "upgrade Graft, or export the bundle again with this version of it"
             )
         if type(schema) is not int or schema != SCHEMA_VERSION:
-            raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema of Graft")
+            raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema version of Graft")
         for field, name in _file_names(raw):
             refuse_unsafe(name, f"{file}: field {field}")
         try:
@@ -267,18 +271,18 @@ class Manifest(Strict):
 
 def seal_of(raw: dict[str, Any]) -> str:
     """SHA-256 of the manifest without its seal, as JSON with sorted keys and no white space."""
-    rest = {name: value for name, value in raw.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    unsealed = {name: value for name, value in raw.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("the same key twice in one object")
     return dict(pairs)
 
 
 def _file_names(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(field, name) of every file that a manifest of whatever shape speaks of."""
+    """(field, file name) for every file that the manifest names; the manifest need not be valid yet."""
     graphs, golden, files = (raw.get(field) for field in ("graphs", "golden", "files"))
     for part, graph in graphs.items() if isinstance(graphs, dict) else ():
         if isinstance(graph, dict) and isinstance(graph.get("file"), str):
@@ -291,7 +295,7 @@ def _file_names(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def refuse_unsafe(name: str, where: str) -> None:
-    """A bundle names files in its own folder and nowhere else, on any operating system."""
+    """Raises UnsafePath unless `name` stays in the bundle's own folder, on every operating system."""
     for path in (PurePosixPath(name), PureWindowsPath(name)):
         if path.is_absolute() or path.drive or path.root:
             raise UnsafePath(f"{where}: {name!r} is an absolute path")

@@ -1,4 +1,4 @@
-"""Raw outputs → typed results. Pure numpy: training calibrates with the functions that serving scores with."""
+"""Graph outputs → typed results. Pure numpy: training calibrates with the same functions that serving uses."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from app.bundle.manifest import Anomaly
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """`ranked` is (label, probability), the likeliest first."""
+    """`ranked` holds (label, probability), the most probable first."""
 
     index: int
     ranked: list[tuple[str, float]]
@@ -32,7 +32,7 @@ class AnomalyScore:
     threshold: float
     anomalous: bool
     p_value: float
-    distances: dict[str, float]  # raw, by name: reconstruction, embedding.mahalanobis, …
+    distances: dict[str, float]  # name → raw distance: reconstruction, embedding.mahalanobis, …
 
     @property
     def reconstruction_error(self) -> float | None:
@@ -40,7 +40,7 @@ class AnomalyScore:
 
     @property
     def latent_distance(self) -> float | None:
-        """The first that the manifest names of those that are not the reconstruction's."""
+        """The manifest's first distance other than reconstruction."""
         return next((value for name, value in self.distances.items() if name != "reconstruction"), None)
 
 
@@ -48,14 +48,14 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     """(N, K) logits → (N, K) float64 rows that sum to one."""
     powers = logits.astype(np.float64)
     powers /= temperature
-    powers -= np.maximum.reduce(powers, axis=1, keepdims=True)  # what numpy's max is behind a wrapper; likewise sum
+    powers -= np.maximum.reduce(powers, axis=1, keepdims=True)  # np.max without its wrapper's cost; same for np.sum
     np.exp(powers, out=powers)
     powers /= np.add.reduce(powers, axis=1, keepdims=True)
     return np.asarray(powers)
 
 
 def likeliest_first(rows: np.ndarray) -> np.ndarray:
-    """(N, K) probabilities or logits → (N, K) indices; of equals the first label's."""
+    """(N, K) probabilities or logits → (N, K) label indices, descending; ties keep the order of the labels."""
     return np.asarray(np.negative(rows).argsort(axis=1, kind="stable"))
 
 
@@ -69,19 +69,19 @@ def classify(logits: np.ndarray, labels: tuple[str, ...], temperature: float) ->
 
 
 def reconstruction_errors(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 and float32 in 0…1 → (N,) mean squared error, in units of the full scale."""
+    """(N, H, W, C) uint8 and (N, H, W, C) float32 in 0…1 → (N,) mean squared errors on the scale 0…1."""
     difference = reconstructions - images.astype(np.float32) / 255.0
     return np.asarray(np.mean(np.square(difference), axis=(1, 2, 3), dtype=np.float64))
 
 
-THUMBNAIL = 14  # cells a side, at most
+THUMBNAIL = 14  # most cells per side
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 → (N, D) float32: roots of the grey levels in 0…1, averaged over a grid of 14×14 cells.
+    """(N, H, W, C) uint8 → (N, D) float32: square roots of the grey levels in 0…1, averaged over 14 × 14 cells.
 
-    The root lets the difference of two dark greys count as much as that of two bright ones. Sides of fewer pixels keep
-    them; a cell of a side that 14 does not divide shares its border pixels with its neighbours.
+    The square root weights differences of dark greys like those of bright greys. A side of fewer than 14 pixels keeps
+    them all; where 14 does not divide the side, neighbouring cells share their border pixels.
     """
     count, height, width, channels = images.shape
     rows = cells(height, THUMBNAIL) @ _ROOTS[images].reshape(count, height, -1)
@@ -95,7 +95,7 @@ def thumbnail_size(height: int, width: int, channels: int) -> int:
 
 @cache
 def cells(side: int, most: int) -> np.ndarray:
-    """(cells, side): row i averages the i-th of equal, where need be overlapping, spans."""
+    """(cells, side) matrix: row i averages the i-th of equal spans, which overlap where `side` does not divide."""
     count = min(most, side)
     matrix = np.zeros((count, side), np.float32)
     for cell in range(count):
@@ -106,35 +106,35 @@ def cells(side: int, most: int) -> np.ndarray:
 
 
 _ROOTS = np.sqrt(np.arange(256, dtype=np.float32) / 255)
-_SMALLEST_RATE = 1e-15  # whose images could still be counted
-NEAREST = 3  # references whose distances are averaged, or as many as there are
-_PLACES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK", "reach": "R"}
-NEEDS = {  # arrays of a space, by measure
+_SMALLEST_RATE = 1e-15  # keeps the number of needed images an integer that prints
+NEAREST = 3  # references whose distances are averaged; fewer if there are fewer
+_AXES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK", "reach": "R"}
+NEEDS = {  # measure → the arrays of its Space
     "mahalanobis": ("mean", "weight", "basis", "spread"),
     "residual": ("mean", "weight", "basis"),
     "neighbours": ("mean", "weight", "basis", "references"),
     "local": ("mean", "weight", "basis", "references", "reach"),
 }
-_COMPARED = 1 << 22  # distances to references that are held at a time
+_COMPARED = 1 << 22  # most distances to references in memory at a time
 
 
 def takes_and_measure(distance: str) -> tuple[str, str]:
-    """Of a distance's name: features.residual → (features, residual), reconstruction → (pixels, reconstruction)."""
+    """Distance name → parts: features.residual → (features, residual), reconstruction → (pixels, reconstruction)."""
     if distance == "reconstruction":
         return "pixels", distance
     tensor, _, measure = distance.partition(".")
     if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
         raise ValueError(
             f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
-            "as in features.residual"
+            "is expected, as in features.residual"
         )
     return tensor, measure
 
 
 class Space:
-    """Where one tensor's normals lie: main directions, their spread, and a few of the normals themselves.
+    """The normals in the space of one tensor: principal directions, their spread, and some normals as references.
 
-    `mean` and `weight` (D,), `basis` (D, K) of orthonormal columns, `spread` (K,), `references` (R, K), `reach` (R,).
+    `mean` and `weight` (D,), `basis` (D, K) with orthonormal columns, `spread` (K,), `references` (R, K), `reach` (R,).
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
@@ -142,51 +142,51 @@ class Space:
         self._references = References(arrays["references"]) if "references" in arrays else None
 
     def distances(self, points: np.ndarray, measures: set[str]) -> dict[str, np.ndarray]:
-        """(N, D) → (N,) for each measure."""
+        """(N, D) → measure → (N,) distances."""
         x = (points - self._arrays["mean"]) * self._arrays["weight"]
         z = x @ self._arrays["basis"]
         inside = np.square(z).sum(axis=1)
-        found = {}
+        distances = {}
         if "mahalanobis" in measures:
-            found["mahalanobis"] = np.sqrt(np.square(z / self._arrays["spread"]).sum(axis=1))
+            distances["mahalanobis"] = np.sqrt(np.square(z / self._arrays["spread"]).sum(axis=1))
         if "residual" in measures:
-            found["residual"] = np.sqrt(np.maximum(np.square(x).sum(axis=1) - inside, 0))
+            distances["residual"] = np.sqrt(np.maximum(np.square(x).sum(axis=1) - inside, 0))
         if self._references is not None and "neighbours" in measures:
-            found["neighbours"] = self._references.nearest(z)
+            distances["neighbours"] = self._references.nearest(z)
         if self._references is not None and "local" in measures:
-            found["local"] = self._references.nearest(z, self._arrays["reach"])
-        return {measure: values.astype(np.float64) for measure, values in found.items()}
+            distances["local"] = self._references.nearest(z, self._arrays["reach"])
+        return {measure: values.astype(np.float64) for measure, values in distances.items()}
 
 
 class References:
-    """Points (R, K) that others are held against."""
+    """Points (R, K) from which the distances of other points are measured."""
 
     def __init__(self, points: np.ndarray) -> None:
         self._points, self._norms = points, np.square(points).sum(axis=1)
 
     def nearest(self, z: np.ndarray, reach: np.ndarray | None = None) -> np.ndarray:
-        """(N, K) → (N,) mean distances from the nearest; with `reach` each is divided by its reference's root of it."""
-        found = np.empty(len(z))
-        for part in self._parts(len(z)):
-            squared = self._squared(z[part])
-            found[part] = _mean_of_least(squared if reach is None else squared / reach)
-        return found
+        """(N, K) → (N,) mean distances from the nearest; `reach` divides each by the root of its reference's reach."""
+        means = np.empty(len(z))
+        for chunk in self._chunks(len(z)):
+            squared = self._squared(z[chunk])
+            means[chunk] = _mean_of_least(squared if reach is None else squared / reach)
+        return means
 
     def reach(self) -> np.ndarray:
-        """(R,) of each reference itself, of more than three: its mean distance from the nearest others."""
-        found = np.empty(len(self._points))
-        for part in self._parts(len(found)):
-            squared = self._squared(self._points[part])
-            np.fill_diagonal(squared[:, part], np.inf)
-            found[part] = _mean_of_least(squared)
-        return found
+        """(R,) mean distance of each reference from the nearest others; needs more than three references."""
+        means = np.empty(len(self._points))
+        for chunk in self._chunks(len(means)):
+            squared = self._squared(self._points[chunk])
+            np.fill_diagonal(squared[:, chunk], np.inf)
+            means[chunk] = _mean_of_least(squared)
+        return means
 
-    def _parts(self, rows: int) -> Iterator[slice]:
+    def _chunks(self, rows: int) -> Iterator[slice]:
         step = max(1, _COMPARED // len(self._points))
         return (slice(start, start + step) for start in range(0, rows, step))
 
     def _squared(self, z: np.ndarray) -> np.ndarray:
-        """(N, K) → (N, R); rounded, what is next to nothing may lie below it."""
+        """(N, K) → (N, R) squared distances; rounding may leave small ones below zero."""
         return np.asarray(np.square(z).sum(axis=1)[:, None] + self._norms - 2 * z @ self._points.T)
 
 
@@ -197,36 +197,36 @@ def _mean_of_least(squared: np.ndarray) -> np.ndarray:
 
 
 def p_values(scores: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """Conformal: the share of held-out normals, the image itself counted among them, that score as high.
+    """Conformal p-values: the share of held-out normals, plus the image itself, with at least this score.
 
-    `calibration` is sorted, rising.
+    `calibration` is sorted in ascending order.
     """
     as_high = len(calibration) - np.searchsorted(calibration, scores, side="left")
     return np.asarray((1 + as_high) / (len(calibration) + 1))
 
 
 def threshold_at(calibration: np.ndarray, false_alarm_rate: float) -> float:
-    """The score above which, and only above which, the p-value is at most the rate; `calibration` is sorted."""
+    """The t for which score > t exactly where p-value ≤ rate; `calibration` is sorted in ascending order."""
     allowed_above = int(np.floor(false_alarm_rate * (len(calibration) + 1) + 1e-9)) - 1
     if allowed_above < 0:
         needed = math.ceil(1 / max(false_alarm_rate, _SMALLEST_RATE)) - 1
         raise ValueError(
-            f"{len(calibration)} held-out normals cannot hold a false-alarm rate of {false_alarm_rate}: "
+            f"{len(calibration)} held-out normals are too few for a false-alarm rate of {false_alarm_rate}: "
             f"at least {needed} are needed"
         )
-    allowed_above = min(allowed_above, len(calibration) - 1)  # a rate that rounds to one
+    allowed_above = min(allowed_above, len(calibration) - 1)  # the rate may round to one
     return float(calibration[len(calibration) - 1 - allowed_above])
 
 
 class AnomalyScorer:
-    """The manifest's distances with their numbers: `calibration_scores` and `<tensor>.<array>` of the reference."""
+    """The manifest's distances with the reference file's arrays: `calibration_scores` and `<tensor>.<array>`."""
 
     def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
-        """`sizes` are those of the tensors that distances can take. A ValueError names the array that does not fit."""
+        """`sizes`: tensor that a distance may take → its size. Raises ValueError naming the array that does not fit."""
         self._anomaly = anomaly
         self.calibration = numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
         if (np.diff(self.calibration) < 0).any():
-            raise ValueError("array calibration_scores: not in rising order")
+            raise ValueError("array calibration_scores: not sorted in ascending order")
         self._measures: dict[str, set[str]] = {}
         for distance in anomaly.distances:
             self._measures.setdefault(distance.takes, set()).add(distance.measure)
@@ -239,15 +239,15 @@ class AnomalyScorer:
         }
 
     def distances(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> np.ndarray:
-        """(N, distances of the manifest), raw. `errors` are the reconstruction's, where they are among them."""
-        found: dict[tuple[str, str], np.ndarray] = {}
+        """(N, distances) raw, in the manifest's order. `errors` (N,) are needed if reconstruction is one of them."""
+        columns: dict[tuple[str, str], np.ndarray] = {}
         for tensor, space in self._spaces.items():
             for measure, values in space.distances(tensors[tensor], self._measures[tensor]).items():
-                found[tensor, measure] = values
+                columns[tensor, measure] = values
         if self.reconstructs:
             assert errors is not None
-            found["pixels", "reconstruction"] = errors
-        return np.stack([found[distance.takes, distance.measure] for distance in self._anomaly.distances], axis=1)
+            columns["pixels", "reconstruction"] = errors
+        return np.stack([columns[distance.takes, distance.measure] for distance in self._anomaly.distances], axis=1)
 
     def combine(self, distances: np.ndarray) -> np.ndarray:
         """(N, distances) → (N,) scores."""
@@ -255,45 +255,43 @@ class AnomalyScorer:
         return np.asarray(((distances - mean) / std).sum(axis=1))
 
     def threshold(self, false_alarm_rate: float | None) -> float:
-        """Of another rate than the bundle's own; a ValueError says why it cannot be held."""
+        """The threshold for this rate, None for the bundle's own. Raises ValueError if the normals are too few."""
         if false_alarm_rate is None:
             return self._anomaly.threshold
         return threshold_at(self.calibration, false_alarm_rate)
 
     def score(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> list[AnomalyScore]:
-        return self.judge(self.distances(tensors, errors))
+        return self.score_distances(self.distances(tensors, errors))
 
-    def judge(self, distances: np.ndarray, false_alarm_rate: float | None = None) -> list[AnomalyScore]:
-        """What `distances` gave → the verdicts, at the bundle's false-alarm rate or another."""
-        a = self._anomaly
+    def score_distances(self, distances: np.ndarray, false_alarm_rate: float | None = None) -> list[AnomalyScore]:
+        """(N, distances) raw → N scores, at the bundle's false-alarm rate or another."""
         threshold = self.threshold(false_alarm_rate)
-        rate = false_alarm_rate or a.false_alarm_rate
+        rate = false_alarm_rate or self._anomaly.false_alarm_rate
         scores = self.combine(distances)
-        chances = p_values(scores, self.calibration)
-        named = [distance.name for distance in a.distances]
+        names = [distance.name for distance in self._anomaly.distances]
         return [
             AnomalyScore(
-                float(s),
+                float(score),
                 threshold,
                 bool(p <= rate),
                 float(p),
-                dict(zip(named, map(float, row), strict=True)),
+                dict(zip(names, map(float, row), strict=True)),
             )
-            for s, p, row in zip(scores, chances, distances, strict=True)
+            for score, p, row in zip(scores, p_values(scores, self.calibration), distances, strict=True)
         ]
 
 
 def numbers(reference: dict[str, np.ndarray], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The array, of finite numbers; None in `shape` is any size."""
+    """The array of this name. Raises ValueError unless it is finite floats of this shape, where None is any size."""
     array = reference.get(name)
     if array is not None and array.dtype.kind == "f" and _fits(array.shape, shape) and np.isfinite(array).all():
         return array
-    told = ", ".join("any" if size is None else str(size) for size in shape)
-    raise ValueError(f"array {name}: finite numbers of shape ({told}) are expected")
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(f"array {name}: must be finite floats of shape ({sizes})")
 
 
-def _fits(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
-    return len(found) == len(stated) and all(s in (None, f) for f, s in zip(found, stated, strict=True))
+def _fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(actual) == len(expected) and all(e in (None, a) for a, e in zip(actual, expected, strict=True))
 
 
 def _space_arrays(
@@ -303,11 +301,11 @@ def _space_arrays(
     sizes = {"D": size, "K": basis.shape[1], "R": None}
     arrays = {}
     for name in sorted({array for measure in measures for array in NEEDS[measure]}):
-        arrays[name] = numbers(reference, f"{tensor}.{name}", tuple(sizes[place] for place in _PLACES[name]))
+        arrays[name] = numbers(reference, f"{tensor}.{name}", tuple(sizes[axis] for axis in _AXES[name]))
     if "spread" in arrays and not (arrays["spread"] > 0).all():
-        raise ValueError(f"array {tensor}.spread: not all above zero")
+        raise ValueError(f"array {tensor}.spread: must be above zero everywhere")
     if "references" in arrays and not len(arrays["references"]):
-        raise ValueError(f"array {tensor}.references: empty")
+        raise ValueError(f"array {tensor}.references: must not be empty")
     if "reach" in arrays and not (len(arrays["reach"]) == len(arrays["references"]) and (arrays["reach"] > 0).all()):
         raise ValueError(f"array {tensor}.reach: not a number above zero for each of {tensor}.references")
     return arrays

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: it warns of a telemetry id otherwise
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which otherwise warns about a telemetry id
 
 import numpy as np
 import onnxruntime
@@ -18,12 +18,12 @@ from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
 _ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 CPU = ("CPUExecutionProvider",)
-# TF32 keeps 10 bits of a float32's mantissa: a golden pair is not to be reproduced with it.
+# TF32 keeps 10 bits of a float32's mantissa, too few to reproduce the golden pairs.
 _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
 class Session:
-    """One graph: (N, …) array in, one (N, …) array for each output that the manifest names, in its order."""
+    """One graph: (N, …) array in, one (N, …) array out per output, in the manifest's order."""
 
     def __init__(
         self,
@@ -34,30 +34,30 @@ class Session:
         providers: Sequence[str] = CPU,
         optimise: bool = True,
     ) -> None:
-        """`where` (name/version/file) begins every message; not optimised, every node is run as it is written."""
+        """`where` (name/version/file) begins every message; `optimise=False` runs the graph's nodes as they are."""
         for weight, location in external_data(model, where):
             raise ExternalData(
                 f"{where}: weight {weight!r} lies outside the graph, in {location!r}: "
-                "a bundle keeps its weights inside; export with external_data=False"
+                "a bundle's graphs must contain their weights; export with external_data=False"
             )
         try:
             self._session = _open(model, threads, providers, optimise)
-        except Exception as error:  # onnxruntime's own classes share no base
-            raise GraphMismatch(f"{where}: onnxruntime cannot load it: {error}") from error
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise GraphMismatch(f"{where}: onnxruntime cannot load the graph: {error}") from error
         if self.provider not in providers:
             raise ProviderMissing(
-                f"{where}: onnxruntime fell back to {self.provider} from {', '.join(providers)}; its log says why"
+                f"{where}: onnxruntime fell back from {', '.join(providers)} to {self.provider}; its log says why"
             )
-        given = [_tensor(t) for t in self._session.get_inputs()], [_tensor(t) for t in self._session.get_outputs()]
-        stated = [_signature(graph.input)], [_signature(t) for t in graph.outputs]
-        if given != stated:
-            raise GraphMismatch(f"{where}: the graph takes and gives {given}, the manifest says {stated}")
+        actual = [_tensor(t) for t in self._session.get_inputs()], [_tensor(t) for t in self._session.get_outputs()]
+        expected = [_signature(graph.input)], [_signature(t) for t in graph.outputs]
+        if actual != expected:
+            raise GraphMismatch(f"{where}: the graph's inputs and outputs are {actual}, the manifest says {expected}")
         self._input = graph.input.name
         self._outputs = [t.name for t in graph.outputs]
 
     @property
     def provider(self) -> str:
-        """What runs the graph, which may be less than what was asked for: onnxruntime falls back without an error."""
+        """The execution provider that runs the graph; onnxruntime may have fallen back to it without an error."""
         return str(self._session.get_providers()[0])
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
@@ -69,17 +69,17 @@ def _open(model: bytes, threads: int, providers: Sequence[str], optimise: bool =
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.enable_mem_pattern = False  # a plan for each size of a batch: for large images hundreds of MB, and no speed
+    options.enable_mem_pattern = False  # it keeps a plan per batch size: hundreds of MB for large images, no faster
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the CPU alone
-    asked = [(name, _OPTIONS.get(name, {})) for name in providers]
-    with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints of its fallbacks
-        return onnxruntime.InferenceSession(model, options, providers=asked, enable_fallback=CPU[0] in providers)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU
+    requested = [(name, _OPTIONS.get(name, {})) for name in providers]
+    with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints its fallbacks to stdout
+        return onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=CPU[0] in providers)
 
 
 # --- providers -------------------------------------------------------------------------------------------------
-# An ONNX graph of one node, y = Identity(x): what a provider needs in order to start, and nothing else.
+# The smallest ONNX graph that a provider can start with: one node, y = Identity(x).
 _PROBE = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -87,17 +87,17 @@ _PROBE = (
 
 
 def compiled_in() -> list[str]:
-    """The providers that this onnxruntime has. That they start here is another matter: see `started`."""
+    """The providers of this onnxruntime build. Whether they start on this machine: `started`."""
     with contextlib.redirect_stdout(sys.stderr):
-        onnxruntime.preload_dlls()  # CUDA's libraries where pip put them; nothing where there are none
+        onnxruntime.preload_dlls()  # loads CUDA's libraries from pip packages, if there are any
     return list(onnxruntime.get_available_providers())
 
 
 def started(providers: Sequence[str]) -> list[str]:
-    """Those that a session really gets when it asks for `providers`; without the driver, say, the CPU's alone."""
+    """The providers that a session really gets when it asks for `providers`: without a driver, only the CPU's."""
     try:
         return list(_open(_PROBE, 1, providers).get_providers())
-    except Exception:  # where onnxruntime does not fall back it raises, by classes that share no base
+    except Exception:  # onnxruntime's exceptions share no base class
         return []
 
 
@@ -119,8 +119,8 @@ def _signature(tensor: Tensor) -> tuple[str, str, tuple[int, ...]]:
 
 
 # --- external data ---------------------------------------------------------------------------------------------
-# The service does without the onnx package (and its size); what it needs of the format is which messages may
-# hold a TensorProto, by field number, and the two fields of a TensorProto that speak of other files:
+# The service does not depend on the onnx package, because of its size. It only needs to know which messages can
+# contain a TensorProto, by field number, and the two fields of a TensorProto that refer to other files:
 #
 #   ModelProto ── 7 graph ── GraphProto ── 1 node, 5 initializer, 15 sparse_initializer
 #              ├─ 20 training_info ── 1, 2 graph
@@ -140,7 +140,7 @@ _MOST_NESTED = 64
 
 
 def external_data(model: bytes, where: str) -> Iterator[tuple[str, str]]:
-    """(weight, location) of every tensor that keeps its data in another file."""
+    """(weight, location) of every tensor whose data lies in another file."""
     try:
         yield from _external(memoryview(model), "model", 0)
     except (IndexError, ValueError, RecursionError) as error:
@@ -149,7 +149,7 @@ def external_data(model: bytes, where: str) -> Iterator[tuple[str, str]]:
 
 def _external(message: memoryview, kind: str, depth: int) -> Iterator[tuple[str, str]]:
     if depth > _MOST_NESTED:
-        raise ValueError("nested too deep")
+        raise ValueError("messages are nested too deeply")
     if kind == "tensor":
         yield from _external_tensor(message)
         return
@@ -170,17 +170,17 @@ def _external_tensor(message: memoryview) -> Iterator[tuple[str, str]]:
             if entry.get(1) == "location":
                 location = entry.get(2, "")
         elif field == 14 and isinstance(value, int):
-            external = external or value & 0xFFFFFFFF == 1  # an enum has 32 bits; what is above is cut off
+            external = external or value & 0xFFFFFFFF == 1  # parsers truncate an enum to 32 bits
     if external:
         yield name, location
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """(field number, value) of a protobuf message; length-delimited values as views, nothing is copied."""
+    """(field number, value) pairs of a protobuf message; length-delimited values are views, not copies."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
-        if not 8 <= key < 1 << 32:  # other readers cut a longer key to 32 bits, and would see another field
+        if not 8 <= key < 1 << 32:  # other parsers truncate a longer key to 32 bits and would read another field
             raise ValueError(f"field key {key}")
         match key & 7:
             case 0:
@@ -191,7 +191,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
             case 2:
                 length, at = _varint(message, at)
                 if length > len(message) - at:
-                    raise ValueError("a field runs past the end")
+                    raise ValueError("a field extends past the end of its message")
                 yield key >> 3, message[at : at + length]
                 at += length
             case 5:
@@ -208,4 +208,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number of more than ten bytes")
+    raise ValueError("a varint has more than ten bytes")

@@ -1,4 +1,4 @@
-"""Bundles on disk: models/<name>/<version>/. Loaded only when whole, saved only whole."""
+"""Bundles on disk, in models/<name>/<version>/. A bundle is loaded only if it is complete, and saved atomically."""
 
 import hashlib
 import io
@@ -29,9 +29,9 @@ _ARRAYS_LIMIT = 1 << 30
 
 
 def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CPU) -> Bundle:
-    """The bundle in models/<name>/<version>/, after every check; `threads` None is the container's CPU limit.
+    """The bundle in models/<name>/<version>/, fully verified; `threads` None means the container's CPU limit.
 
-    Nothing is believed before it is verified, and files are read once: what was summed is what runs.
+    Each file is read once, so that the bytes that run are the bytes whose checksum was verified.
     """
     name, version = _identity(folder)
     where = f"{name}/{version}"
@@ -63,7 +63,7 @@ def _assemble(
     threads: int | None = None,
     providers: Sequence[str] = CPU,
 ) -> Bundle:
-    """The bundle of files that are in memory; its golden pairs are not run here."""
+    """A bundle from files in memory; this does not run its golden pairs."""
     where = f"{name}/{version}"
 
     def session(graph: Graph | None) -> Session | None:
@@ -134,14 +134,17 @@ def save(
     version: int | None = None,
     tolerances: dict[str, float] | None = None,
 ) -> Path:
-    """Write models/<name>/<version>/ so that it is there whole or not at all; `version` None is the next one.
+    """Writes models/<name>/<version>/ atomically; `version` None takes the next free number.
 
-    `fields` are the manifest's, without `golden`, `files` and `seal`, which are made here. `tolerances` are those of
-    golden tensors, where they differ from golden.TOLERANCE. The bundle is loaded
-    from the temporary folder, golden pairs and all, before it is given its name; one that is there is never touched.
+    `fields` are the manifest's without `golden`, `files` and `seal`, which are computed here. `tolerances`: golden
+    tensor → tolerance, where it differs from golden.TOLERANCE. The bundle is written to a temporary folder and loaded
+    from there, golden pairs included, before it gets its name. An existing version is never overwritten.
     """
     if not _NAME.fullmatch(name):
-        raise BundleError(f"{name!r} cannot name a bundle: a to z, 0 to 9, dot, dash and underscore, 64 at most")
+        raise BundleError(
+            f"{name!r} cannot name a bundle: use at most 64 of a to z, 0 to 9, dot, dash and underscore, "
+            "beginning with a letter or digit"
+        )
     for file in files:
         refuse_unsafe(file, f"{name}: field files")
 
@@ -164,25 +167,25 @@ def save(
 
 
 def _give_version(staged: Path, home: Path, version: int | None) -> Path:
-    """The rename that makes the bundle visible; where another export takes the number first, the next is tried."""
+    """Renames the folder, which makes the bundle visible; tries the next number if another export took this one."""
     while True:
         target = home / str(version or max(versions(home), default=0) + 1)
         try:
-            if target.exists():  # a rename would replace an empty folder
+            if target.exists():  # rename() would replace an empty folder
                 raise FileExistsError
             staged.rename(target)
         except OSError:
             if not target.exists():
                 raise
             if version is not None:
-                raise BundleExists(f"{home.name}/{version} is already there: bundles are never overwritten") from None
+                raise BundleExists(f"{home.name}/{version} already exists: bundles are never overwritten") from None
         else:
             _sync(home)
             return target
 
 
 def versions(home: Path) -> list[int]:
-    """The versions that models/<name>/ has, or claims to have, rising; entries of other names are not ours."""
+    """The version numbers in models/<name>/, ascending, complete or not; entries with other names are ignored."""
     return sorted(int(entry.name) for entry in home.iterdir() if _VERSION.fullmatch(entry.name))
 
 
@@ -193,20 +196,22 @@ def names(models: Path) -> list[str]:
 def _identity(folder: Path) -> tuple[str, str]:
     name, version = folder.parent.name, folder.name
     if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
-        raise BundleError(f"{name}/{version}: a bundle lies in <name>/<version>/, the version a whole number from 1")
+        raise BundleError(
+            f"{name}/{version}: not the folder of a bundle, which is <name>/<version>/ with a whole number from 1"
+        )
     return name, version
 
 
 def _read(folder: Path, file: str, where: str, limit: int | None = None) -> bytes:
     path = folder / file
     try:
-        if not path.is_file():  # a pipe or device would never end
+        if not path.is_file():  # reading a pipe or device might never end
             raise FileNotFoundError
         if limit is not None and path.stat().st_size > limit:
             raise ManifestInvalid(f"{where}/{file}: larger than {limit:,} bytes")
         return path.read_bytes()
     except FileNotFoundError:
-        raise BundleFileMissing(f"{where}/{file}: not there, or not a file") from None
+        raise BundleFileMissing(f"{where}/{file}: missing, or not a file") from None
     except OSError as error:
         raise BundleFileMissing(f"{where}/{file}: cannot be read: {error.strerror}") from None
 
@@ -215,10 +220,10 @@ def _arrays(data: bytes, where: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(member.file_size for member in archive.infolist()) > _ARRAYS_LIMIT:
-                raise ValueError(f"unpacks to more than {_ARRAYS_LIMIT:,} bytes")
+                raise ValueError(f"it unpacks to more than {_ARRAYS_LIMIT:,} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as stored:
             return dict(stored)
-    except Exception as error:  # zip, zlib and numpy errors share no base; a claim of terabytes is a MemoryError
+    except Exception as error:  # zip, zlib and numpy errors share no base; a shape of terabytes is a MemoryError
         raise ReferenceInvalid(f"{where}: not an npz file of plain arrays: {error}") from None
 
 

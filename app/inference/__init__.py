@@ -1,1 +1,1 @@
-"""Which models there are, and how a request's images pass through one. Knows nothing of HTTP."""
+"""The loaded models, and the way of a request's images through one of them. Knows nothing of HTTP."""

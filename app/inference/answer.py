@@ -1,4 +1,4 @@
-"""What a batch of images gives, of mixed wishes: the encoder runs once over all, the rest on the rows that need it."""
+"""Runs a batch of mixed requests: the encoder once over all images, the other graphs on the rows that need them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from app.errors import NotFinite
 
 Outputs = dict[str, np.ndarray]
 EMBEDDING, LOGITS, EXPLANATION = "embedding", "logits", "explanation"
-PROBABILITIES, ORDER = "probabilities", "order"  # come with logits
+PROBABILITIES, ORDER = "probabilities", "order"  # computed together with the logits
 RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
 
 
 @dataclass(slots=True)
-class Wish:
-    """One request's images, and the outputs that it asks for."""
+class OutputRequest:
+    """The images of one request, or of a part of it, and the outputs that it needs."""
 
     images: np.ndarray  # (n, H, W, C) uint8
     outputs: frozenset[str]
@@ -28,15 +28,18 @@ class Wish:
         return len(self.images)
 
 
-def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
-    """For each wish at least its outputs, each (n, …)."""
-    images = wishes[0].images if len(wishes) == 1 else np.concatenate([wish.images for wish in wishes])
+Wish = OutputRequest  # the old name, until app/inference/predictor.py follows
+
+
+def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
+    """For each request its outputs by name, (n, …) each; there may be more than it needs."""
+    images = requests[0].images if len(requests) == 1 else np.concatenate([request.images for request in requests])
     encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images).items()}
-    ends = accumulate(map(len, wishes))
-    spans = [slice(end - len(wish), end) for wish, end in zip(wishes, ends, strict=True)]
-    found: list[Outputs] = [
-        {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in wish.outputs}
-        for wish, span in zip(wishes, spans, strict=True)
+    ends = accumulate(map(len, requests))
+    spans = [slice(end - len(request), end) for request, end in zip(requests, ends, strict=True)]
+    answers: list[Outputs] = [
+        {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in request.outputs}
+        for request, span in zip(requests, spans, strict=True)
     ]
     scorer = bundle.scorer
     reconstructs = {RECONSTRUCTION, ERRORS} | ({DISTANCES} if scorer is not None and scorer.reconstructs else set())
@@ -45,36 +48,36 @@ def answer(bundle: Bundle, wishes: Sequence[Wish]) -> list[Outputs]:
         (EXPLANATION, {EXPLANATION}, bundle.explain),
         (RECONSTRUCTION, reconstructs, bundle.reconstruct),
     )
-    for name, by, run in graphs:
-        chosen = [index for index, wish in enumerate(wishes) if not by.isdisjoint(wish.outputs)]
+    for name, needed_by, run in graphs:
+        chosen = [index for index, request in enumerate(requests) if not needed_by.isdisjoint(request.outputs)]
         if chosen:
-            rows = encoded if len(chosen) == len(wishes) else _rows(encoded, [spans[index] for index in chosen])
+            rows = encoded if len(chosen) == len(requests) else _rows(encoded, [spans[index] for index in chosen])
             values = finite(bundle, name, run(rows))
-            ran = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
+            results = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
             start = 0
             for index in chosen:
-                span = slice(start, start := start + len(wishes[index]))
-                found[index].update({each: array[span] for each, array in ran.items()})
-    for wish, span, outputs in zip(wishes, spans, found, strict=True):
+                span = slice(start, start := start + len(requests[index]))
+                answers[index].update({output: array[span] for output, array in results.items()})
+    for request, span, outputs in zip(requests, spans, answers, strict=True):
         if RECONSTRUCTION in outputs:
-            outputs[ERRORS] = reconstruction_errors(wish.images, outputs[RECONSTRUCTION])
-        if DISTANCES in wish.outputs and scorer is not None:
-            taken = bundle.taken(wish.images, _rows(encoded, [span]), scorer.tensors)
+            outputs[ERRORS] = reconstruction_errors(request.images, outputs[RECONSTRUCTION])
+        if DISTANCES in request.outputs and scorer is not None:
+            taken = bundle.taken(request.images, _rows(encoded, [span]), scorer.tensors)
             outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
-    return found
+    return answers
 
 
 def finite(bundle: Bundle, name: str, values: np.ndarray) -> np.ndarray:
-    """The values; a NotFinite where not all are numbers, of which everything that follows would be made up."""
-    total = float(np.add.reduce(values, axis=None))  # not finite if one of them is not; to look at each takes longer
+    """Returns the values. Raises NotFinite if they contain NaN or infinity: all results would be meaningless."""
+    total = float(np.add.reduce(values, axis=None))  # a finite sum proves that all are finite, faster than isfinite
     if not isfinite(total) and not np.isfinite(values).all():
-        raise NotFinite(f"model {bundle.name}@{bundle.version} gives {name} that is not finite")
+        raise NotFinite(f"model {bundle.name}@{bundle.version} returned {name} that is not finite")
     return values
 
 
 def _ranked(bundle: Bundle, logits: np.ndarray) -> Outputs:
-    """Of all rows at once: numpy takes as long for one."""
-    assert bundle.manifest.classifier is not None  # there is one exactly when there is a head
+    """Probabilities and label order, for all rows at once: numpy takes as long for one row."""
+    assert bundle.manifest.classifier is not None  # the manifest has one exactly when there is a head
     rows = probabilities(logits, bundle.manifest.classifier.temperature)
     return {PROBABILITIES: rows, ORDER: likeliest_first(rows)}
 

@@ -1,4 +1,4 @@
-"""What a model was served lately, held to its reference: whoever answers only keeps what was computed anyway."""
+"""Compares what a model was sent lately with its reference. Requests only store outputs that they computed anyway."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -11,51 +11,52 @@ from app.bundle.drift import DriftReference, stability
 from app.bundle.scoring import probabilities
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Outputs
 
-ALARM = 0.01  # p-value below which images are said to have drifted
-_FEWEST = 50  # values whose stability is told
+ALARM = 0.01  # images with a p-value below this have drifted
+_FEWEST = 50  # fewest values for a population stability
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """None is not known: too few images yet, or none on which that was asked."""
+    """None means unknown: too few images yet, or no request for that output."""
 
-    images: int  # that were looked at
-    window: int  # that it takes
+    images: int  # compared
+    window: int  # needed for a discrepancy
     discrepancy: float | None
     p_value: float | None
     confidence: float | None  # population stability
-    anomaly_score: float | None  # likewise
+    anomaly_score: float | None  # population stability
 
 
 class Window:
-    """The latest requests' codes, logits and distances, of at most `window` requests: no more is kept of them."""
+    """Embeddings, logits and distances of the latest requests, at most `window` of them; nothing else is stored."""
 
     def __init__(self, bundle: Bundle, reference: DriftReference) -> None:
         self._bundle, self._reference = bundle, reference
         self._latest: deque[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = deque(maxlen=reference.window)
-        self._requests = self._told = 0
+        self._requests = self._computed = 0
 
-    def saw(self, batch: list[Outputs]) -> list[Outputs]:
-        self._latest.extend((each[EMBEDDING], each.get(LOGITS), each.get(DISTANCES)) for each in batch)
+    def add(self, batch: list[Outputs]) -> list[Outputs]:
+        self._latest.extend((out[EMBEDDING], out.get(LOGITS), out.get(DISTANCES)) for out in batch)
         self._requests += len(batch)
         return batch
 
     @property
-    def has_news(self) -> bool:
-        """Since it was last judged."""
-        return self._requests != self._told
+    def has_new_requests(self) -> bool:
+        """Whether requests have come since the last `compute`."""
+        return self._requests != self._computed
 
-    def judge(self) -> Drift:
-        """Milliseconds, and more the first time: not for the event loop."""
-        self._told, size = self._requests, self._reference.window
+    def compute(self) -> Drift:
+        """Takes milliseconds, and longer the first time: do not call it on the event loop."""
+        self._computed, size = self._requests, self._reference.window
         latest = list(self._latest)
-        codes = _last((codes for codes, _, _ in latest), size)
-        far, chance = self._reference.discrepancy(codes) if len(codes) == size else (None, None)
+        embeddings = _last((embeddings for embeddings, _, _ in latest), size)
+        enough = len(embeddings) == size
+        discrepancy, p_value = self._reference.discrepancy(embeddings) if enough else (None, None)
         return Drift(
-            len(codes),
+            len(embeddings),
             size,
-            far,
-            chance,
+            discrepancy,
+            p_value,
             self._confidence(_last((logits for _, logits, _ in latest), size)),
             self._anomaly_score(_last((distances for _, _, distances in latest), size)),
         )
@@ -73,10 +74,10 @@ class Window:
         return stability(scorer.combine(distances), scorer.calibration)
 
 
-def _last(parts: Iterable[np.ndarray | None], most: int) -> np.ndarray:
-    """The last rows of all, those that are not finite left out."""
-    there = [part for part in parts if part is not None]
-    if not there:
+def _last(batches: Iterable[np.ndarray | None], most: int) -> np.ndarray:
+    """The last `most` finite rows."""
+    present = [batch for batch in batches if batch is not None]
+    if not present:
         return np.empty((0, 0))
-    rows = np.concatenate(there)
+    rows = np.concatenate(present)
     return np.asarray(rows[np.isfinite(rows).all(axis=1)][-most:])

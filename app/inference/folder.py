@@ -1,4 +1,4 @@
-"""What lies in the models folder, and when it lies still: for whoever loads what comes while requests are answered."""
+"""The models folder: which versions it has, and which are completely copied and due to be loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +7,11 @@ from app.bundle.manifest import MANIFEST_FILE
 from app.bundle.store import names, versions
 
 Key = tuple[str, int]  # name, version
-State = tuple[tuple[str, int, int, int], ...]  # of each file: name, inode, bytes, time of its last change
+FileState = tuple[tuple[str, int, int, int], ...]  # per file: name, inode, bytes, mtime in ns
 
 
-def found(models: Path) -> dict[Key, State]:
-    """Every version's folder, whole or not."""
+def scan(models: Path) -> dict[Key, FileState]:
+    """All versions in the folder, complete or not, with the state of their files."""
     return {
         (name, version): _state(models / name / str(version))
         for name in names(models)
@@ -20,17 +20,17 @@ def found(models: Path) -> dict[Key, State]:
 
 
 class Watch:
-    """Which versions to load: those that are new or have changed, once two looks in a row find them the same.
+    """Finds versions to load: new or changed ones, once two polls in a row see the same files.
 
-    What is being copied changes from look to look, and has no manifest until somebody writes one. What was tried is not
+    A version that is still being copied changes between polls, or has no manifest yet. A version that was tried is not
     tried again until it changes.
     """
 
-    def __init__(self, tried: Mapping[Key, State]) -> None:
+    def __init__(self, tried: Mapping[Key, FileState]) -> None:
         self._tried = self._before = dict(tried)
 
-    def due(self, now: Mapping[Key, State]) -> list[Key]:
-        """Of each name the highest version first, so that what answers changes once."""
+    def due(self, now: Mapping[Key, FileState]) -> list[Key]:
+        """For each name the highest version first, so that the served version changes only once."""
         before, self._before = self._before, dict(now)
         self._tried = {key: state for key, state in self._tried.items() if key in now}
         due = [
@@ -42,13 +42,13 @@ class Watch:
         return sorted(due, key=lambda key: (key[0], -key[1]))
 
 
-def _state(folder: Path) -> State:
+def _state(folder: Path) -> FileState:
     try:
-        return tuple(sorted(_of(entry) for entry in folder.iterdir()))
-    except OSError:  # it went while we looked, is a file, or may not be read
+        return tuple(sorted(_file_state(entry) for entry in folder.iterdir()))
+    except OSError:  # it was removed meanwhile, is a file, or is not readable
         return ()
 
 
-def _of(file: Path) -> tuple[str, int, int, int]:
-    known = file.stat()
-    return file.name, known.st_ino, known.st_size, known.st_mtime_ns
+def _file_state(file: Path) -> tuple[str, int, int, int]:
+    status = file.stat()
+    return file.name, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,7 +1,7 @@
-"""Which bundles are loaded, and which of them a request means. They come and go while requests are answered.
+"""The loaded bundles, and the lookup of the one that a request names. Bundles load and unload under traffic.
 
-A version is read, verified and warmed in a thread, and swapped in by one assignment on the event loop. What it
-replaces is kept alive by the requests that run on it, and freed with the last of them.
+A version is read, verified and warmed up in a thread, then swapped in by one assignment on the event loop. The version
+that it replaces lives until the last request on it is answered, and is freed then.
 """
 
 import asyncio
@@ -18,32 +18,32 @@ from app.bundle.session import CPU
 from app.bundle.store import load
 from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavailable, UnknownModel
 from app.inference.drift import Drift
-from app.inference.folder import Key, Watch, found
+from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
 from app.settings import PREFIX, ModelControl
 from app.telemetry.metrics import Metrics, Served
 from app.telemetry.requests import log
 
-MAX_BATCH = 32  # images that one run of a graph takes
-State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
-Found = TypeVar("Found")
+MAX_BATCH = 32  # most images in one run of a graph
+ModelState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A version that is loaded, or lies in the folder; `reason` says why it is not, or was refused when last tried."""
+class IndexEntry:
+    """A version that is loaded or lies in the folder; `reason`: why it is not loaded, or was last refused."""
 
     name: str
     version: int
-    state: State
+    state: ModelState
     reason: str
 
 
 class Repository:
-    """`open` loads every version there is; a bundle that is refused is logged, remembered, and not served.
+    """`open` loads every version in the folder; a refused bundle is logged and listed in `refused`, and not served.
 
-    After that, by `control`: nothing changes (none), `poll` follows the folder, or `load` and `unload` are obeyed
-    (explicit). All of it belongs to one event loop.
+    Later changes depend on `control`: "none" allows none, "poll" follows the folder, "explicit" allows `load` and
+    `unload`. A Repository belongs to one event loop.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Repository:
         control: ModelControl = "none",
         on_freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`pool` runs the batches that would keep the event loop too long; `on_freed` runs in a thread after the last
-        request of a version that was unloaded."""
+        """`pool` runs the batches that would block the event loop for too long. `on_freed` is called in a thread when
+        an unloaded version has been freed."""
         self.models, self.control = models, control
         self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
@@ -70,16 +70,16 @@ class Repository:
         self._one_at_a_time = asyncio.Lock()
         self._loaded: dict[str, dict[int, Model]] = {}
         self._loading: Key | None = None
-        self._freeing: list[Served] = []  # no longer asked, but at work for requests that came before
-        self._lying: set[Key] = set()  # in the folder, when it was last looked at
+        self._freeing: list[Served] = []  # replaced, but still answering earlier requests
+        self._on_disk: set[Key] = set()  # at the last look at the folder
         self._watch = Watch({})
-        self._unseen: str | None = None  # why the last look found nothing
+        self._read_error: str | None = None  # of the last look at the folder
         self.refused: dict[str, str] = {}  # "name/version" → why
 
     def open(self) -> None:
-        lying = found(self.models) if self.models.is_dir() else {}
-        self._watch, self._lying = Watch(lying), set(lying)
-        for name, version in sorted(lying):
+        on_disk = scan(self.models) if self.models.is_dir() else {}
+        self._watch, self._on_disk = Watch(on_disk), set(on_disk)
+        for name, version in sorted(on_disk):
             try:
                 model = self._build(name, version)
             except BundleError as error:
@@ -87,32 +87,32 @@ class Repository:
             else:
                 self._accept(model)
                 self._loaded.setdefault(name, {})[version] = model
-        self._tell()
+        self._publish_served()
 
     def leave(self) -> None:
-        """Not ready any more: this process is about to end. Requests are answered as before."""
+        """Reports not ready, because this process is about to end. Requests are still answered."""
         self.leaving = True
 
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    # --- while requests are answered ---------------------------------------------------------------------------
+    # --- changes under traffic ---------------------------------------------------------------------------------
 
     async def load(self, name: str, version: int | str | None = None) -> Model:
-        """From here on this version answers for the name, and no other does; None is the highest in the folder.
+        """Makes this version the only one of its name; None means the highest in the folder.
 
-        One that is loaded already is read anew. A BundleError says why it was refused; then nothing has changed.
+        A version that is loaded already is read again. Raises BundleError if it is refused; then nothing changes.
         """
         self._require_explicit()
         async with self._one_at_a_time:
-            lying = await self._in_thread(lambda: found(self.models))
-            self._lying = set(lying)
-            model = await self._try(name, self._meant(name, version))
+            on_disk = await self._in_thread(lambda: scan(self.models))
+            self._on_disk = set(on_disk)
+            model = await self._try(name, self._version_on_disk(name, version))
             self._put(name, {model.bundle.version: model})
             return model
 
     async def unload(self, name: str) -> None:
-        """Every version; returns when none answers any more, though requests may still run on them."""
+        """Unloads every version of the name: new requests do not reach them, running ones end normally."""
         self._require_explicit()
         async with self._one_at_a_time:
             if name not in self._loaded:
@@ -120,75 +120,75 @@ class Repository:
             self._put(name, {})
 
     async def poll(self, seconds: float) -> None:
-        """Until it is cancelled."""
-        await again_and_again(seconds, self.look, "a look at the models folder failed; there will be another")
+        """Calls `look` every `seconds`, until it is cancelled."""
+        await again_and_again(seconds, self.look, "the models folder could not be checked; will try again")
 
     async def look(self) -> None:
-        """Loads what has come or changed and lies still, and unloads what has gone."""
+        """Loads versions that are new or changed and completely copied, and unloads those that were removed."""
         async with self._one_at_a_time:
             try:
-                lying = await self._in_thread(lambda: found(self.models))
-            except OSError as error:  # a volume that is away for a moment takes no model with it
-                if self._unseen != str(error):
-                    log.error("the models folder cannot be read, what is loaded stays: %s", error)
-                self._unseen = str(error)
+                on_disk = await self._in_thread(lambda: scan(self.models))
+            except OSError as error:  # a volume that is briefly unavailable must not unload any model
+                if self._read_error != str(error):
+                    log.error("the models folder cannot be read, loaded models stay: %s", error)
+                self._read_error = str(error)
                 return
-            self._unseen, self._lying = None, set(lying)
-            self.refused = {f"{n}/{v}": self.refused[f"{n}/{v}"] for n, v in lying if f"{n}/{v}" in self.refused}
-            for name, version in self._watch.due(lying):
-                with contextlib.suppress(BundleError):  # `_try` has told of it
+            self._read_error, self._on_disk = None, set(on_disk)
+            self.refused = {f"{n}/{v}": self.refused[f"{n}/{v}"] for n, v in on_disk if f"{n}/{v}" in self.refused}
+            for name, version in self._watch.due(on_disk):
+                with contextlib.suppress(BundleError):  # `_try` has logged it
                     model = await self._try(name, version)
                     self._put(name, {**self._loaded.get(name, {}), version: model})
             for name, loaded in list(self._loaded.items()):
-                here = {version: model for version, model in loaded.items() if (name, version) in lying}
-                if len(here) < len(loaded):
-                    self._put(name, here)
+                remaining = {version: model for version, model in loaded.items() if (name, version) in on_disk}
+                if len(remaining) < len(loaded):
+                    self._put(name, remaining)
 
-    def index(self) -> list[Entry]:
-        """By name, then version, rising."""
-        states: dict[Key, State] = dict.fromkeys(self._lying, "UNAVAILABLE")
+    def index(self) -> list[IndexEntry]:
+        """Sorted by name, then version."""
+        states: dict[Key, ModelState] = dict.fromkeys(self._on_disk, "UNAVAILABLE")
         states |= {(served.model, served.version): "UNLOADING" for served in self._freeing}
         states |= {self._loading: "LOADING"} if self._loading else {}
         states |= {(model.bundle.name, model.bundle.version): "READY" for model in self.all()}
-        otherwise = {"UNAVAILABLE": "not loaded"}
+        reasons = {"UNAVAILABLE": "not loaded"}
         return [
-            Entry(name, version, state, self.refused.get(f"{name}/{version}", otherwise.get(state, "")))
+            IndexEntry(name, version, state, self.refused.get(f"{name}/{version}", reasons.get(state, "")))
             for (name, version), state in sorted(states.items())
         ]
 
     # --- drift -------------------------------------------------------------------------------------------------
 
     async def drift(self, model: Model) -> Drift:
-        """Judged in a thread, and told to the metrics."""
+        """Computes the model's drift in a thread, and sets the metrics to it."""
         if model.drift is None:
             raise OperationUnavailable(
-                f"model {model.name} has no reference to tell drift by: export it again, or `graft-train calibrate` it"
+                f"model {model.name} has no reference for drift: export it again, or run `graft-train calibrate` on it"
             )
-        found = await asyncio.to_thread(model.drift.judge)
+        drift = await asyncio.to_thread(model.drift.compute)
         self._metrics.drifted(
             model.bundle.name,
             model.bundle.version,
-            found.discrepancy,
-            found.p_value,
-            confidence=found.confidence,
-            anomaly_score=found.anomaly_score,
+            drift.discrepancy,
+            drift.p_value,
+            confidence=drift.confidence,
+            anomaly_score=drift.anomaly_score,
         )
-        return found
+        return drift
 
     async def watch_drift(self, seconds: float) -> None:
-        """Until it is cancelled."""
-        await again_and_again(seconds, self._judge_all, "drift could not be judged; it is tried again")
+        """Updates the drift of models that had requests every `seconds`, until it is cancelled."""
+        await again_and_again(seconds, self._drift_of_all, "drift could not be computed; will try again")
 
-    async def _judge_all(self) -> None:
+    async def _drift_of_all(self) -> None:
         for model in self.all():
-            if model.drift is not None and model.drift.has_news:
+            if model.drift is not None and model.drift.has_new_requests:
                 await self.drift(model)
 
-    # --- what a request means ----------------------------------------------------------------------------------
+    # --- lookup ------------------------------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here; those that come although they should not are answered too."""
+        """Whether requests should be sent here. If not, those that come are answered all the same where possible."""
         return not self.leaving and bool(self._loaded) and (self._default is None or self._default in self._loaded)
 
     @property
@@ -196,29 +196,29 @@ class Repository:
         return self._default or min(self._loaded, default=None)
 
     def all(self) -> list[Model]:
-        """By name, then version, rising."""
+        """Sorted by name, then version."""
         return [versions[number] for _, versions in sorted(self._loaded.items()) for number in sorted(versions)]
 
     def get(self, model: str | None) -> Model:
-        """`model` is name, name@version, or None for the default; without a version the highest is meant."""
+        """`model` is name, name@version, or None for the default. Without a version, the highest is used."""
         wanted = model or self.default
         if wanted is None:
-            raise NotReady("no model is loaded")
+            raise NotReady("no model is loaded; put a bundle into the models folder")
         name, at, version = wanted.partition("@")
         loaded = self._loaded.get(name)
         if loaded is None:
             raise self._unknown(name) if model else NotReady(f"the default model, {name}, is not loaded")
         if not at:
             return loaded[max(loaded)]
-        named = next((loaded[number] for number in loaded if str(number) == version), None)
-        if named is None:
-            raise UnknownModel(f"model {name!r} has no version {version[:20]!r}; loaded: {self._listed()}")
-        return named
+        match = next((loaded[number] for number in loaded if str(number) == version), None)
+        if match is None:
+            raise UnknownModel(f"model {name!r} has no version {version[:20]!r}; loaded: {self._loaded_names()}")
+        return match
 
     def _unknown(self, name: str) -> UnknownModel:
-        return UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._listed()}")
+        return UnknownModel(f"there is no model {name[:100]!r}; loaded: {self._loaded_names()}")
 
-    def _listed(self) -> str:
+    def _loaded_names(self) -> str:
         return ", ".join(model.name for model in self.all()) or "none"
 
     # --- loading and freeing -----------------------------------------------------------------------------------
@@ -226,18 +226,18 @@ class Repository:
     def _require_explicit(self) -> None:
         if self.control != "explicit":
             raise LoadingNotAllowed(
-                f"models are not loaded and unloaded by calls here: {PREFIX}MODEL_CONTROL is {self.control}"
+                f"requests cannot load or unload models here: {PREFIX}MODEL_CONTROL is {self.control}, not explicit"
             )
 
-    def _meant(self, name: str, version: int | str | None) -> int:
-        there = sorted(number for each, number in self._lying if each == name)
-        if not there:
+    def _version_on_disk(self, name: str, version: int | str | None) -> int:
+        numbers = sorted(number for other, number in self._on_disk if other == name)
+        if not numbers:
             raise UnknownModel(f"the models folder has no model {name[:100]!r}")
         if version is None:
-            return there[-1]
-        if str(version) not in map(str, there):
-            told = ", ".join(map(str, there))
-            raise UnknownModel(f"the models folder has no version {str(version)[:20]!r} of {name}; it has {told}")
+            return numbers[-1]
+        if str(version) not in map(str, numbers):
+            present = ", ".join(map(str, numbers))
+            raise UnknownModel(f"the models folder has no version {str(version)[:20]!r} of {name}; it has {present}")
         return int(version)
 
     async def _try(self, name: str, version: int) -> Model:
@@ -252,19 +252,19 @@ class Repository:
         self._accept(model)
         return model
 
-    async def _in_thread(self, work: Callable[[], Found]) -> Found:
-        return await asyncio.get_running_loop().run_in_executor(self._loader, work)
+    async def _in_thread(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, function)
 
     def _build(self, name: str, version: int) -> Model:
-        """Verified, golden pairs and all, and warm; a BundleError says why not."""
+        """A verified and warmed-up model. Raises nothing but BundleError."""
         try:
             bundle = load(self.models / name / str(version), self._threads, self._providers)
             return Model(bundle, self._max_batch, self._pool, self._metrics.ran)
         except BundleError:
             raise
         except Exception as error:
-            log.exception("unexpected, while %s/%d was loaded", name, version)
-            raise BundleError(f"{name}/{version}: {type(error).__name__}; the log has it") from None
+            log.exception("unexpected %s while loading %s/%d", type(error).__name__, name, version)
+            raise BundleError(f"{name}/{version}: unexpected {type(error).__name__}; see the log") from None
 
     def _refuse(self, name: str, version: int, error: BundleError) -> None:
         self._metrics.tried(name, "refused")
@@ -276,35 +276,36 @@ class Repository:
         bundle, milliseconds = model.bundle, 1000 * model.seconds
         self._metrics.tried(bundle.name, "loaded")
         self.refused.pop(f"{bundle.name}/{bundle.version}", None)
-        told = "loaded %s %s on %s, %.2f ms an image"
-        log.info(told, model.name, bundle.digest[:12], bundle.encoder.provider, milliseconds)
+        provider = bundle.encoder.provider
+        log.info("loaded %s %s on %s, %.2f ms per image", model.name, bundle.digest[:12], provider, milliseconds)
 
     def _put(self, name: str, versions: dict[int, Model]) -> None:
-        """From here on these answer for the name, and no others do."""
+        """Replaces the served versions of the name."""
         before = self._loaded.get(name, {})
         loaded = {**self._loaded, name: versions}
-        self._loaded = {each: models for each, models in loaded.items() if models}
+        self._loaded = {name: models for name, models in loaded.items() if models}
         loop = asyncio.get_running_loop()
         for version, model in before.items():
             if versions.get(version) is not model:
                 served = _served(model)
                 self._freeing.append(served)
                 weakref.finalize(model.bundle, _call, loop, partial(self._freed, served)).atexit = False
-        self._tell()
+        self._publish_served()
 
     def _freed(self, served: Served) -> None:
-        """The last request that ran on it has been answered."""
+        """Called when the last request on this version has been answered."""
         self._freeing.remove(served)
-        self._tell()
-        with contextlib.suppress(RuntimeError):  # that the process is about to end
+        self._publish_served()
+        with contextlib.suppress(RuntimeError):  # the loader has shut down, as the process is about to end
             self._loader.submit(self._on_freed)
         log.info("unloaded %s@%d %s", served.model, served.version, served.digest[:12])
 
-    def _tell(self) -> None:
+    def _publish_served(self) -> None:
         self._metrics.serve([*map(_served, self.all()), *self._freeing])
 
 
 async def again_and_again(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
+    """Awaits `do()` every `seconds`, until it is cancelled; an exception is logged with the message `failed`."""
     while True:
         await asyncio.sleep(seconds)
         try:
@@ -318,7 +319,7 @@ def _served(model: Model) -> Served:
     return Served(bundle.name, bundle.version, bundle.digest, bundle.encoder.provider)
 
 
-def _call(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
-    """On the loop, from whichever thread, unless it has ended."""
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Calls it on the loop, from any thread, unless the loop is closed."""
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(what)
+        loop.call_soon_threadsafe(callback)

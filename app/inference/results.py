@@ -1,4 +1,4 @@
-"""A batch's outputs → results of an operation: fields for the API and the offline scorer, tensors for /v2."""
+"""Outputs of a batch → results of an operation: fields for the API and the offline scorer, tensors for /v2."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILIT
 
 Fields = dict[str, Any]
 
-# Operation → the output that it reads.
+# Operation → the output that it needs.
 OUTPUT_OF = {"encode": EMBEDDING, "classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES}
 
 
@@ -38,7 +38,7 @@ def encode_fields(outputs: Outputs) -> list[Fields]:
 def anomaly_scores(bundle: Bundle, outputs: Outputs, false_alarm_rate: float | None) -> list[scoring.AnomalyScore]:
     assert bundle.scorer is not None
     try:
-        return bundle.scorer.judge(outputs[DISTANCES], false_alarm_rate)
+        return bundle.scorer.score_distances(outputs[DISTANCES], false_alarm_rate)
     except ValueError as error:
         raise MalformedRequest(f"false_alarm_rate: {error}") from None
 
@@ -61,13 +61,13 @@ def in_domain_fields(score: scoring.AnomalyScore) -> Fields:
 
 
 def merge(fields: Sequence[Fields], more: Sequence[Fields]) -> None:
-    """Adds to each image's fields, in place."""
-    for each, other in zip(fields, more, strict=True):
-        each.update(other)
+    """Adds `more` to the fields of each image, in place."""
+    for row, addition in zip(fields, more, strict=True):
+        row.update(addition)
 
 
 def probabilities(bundle: Bundle, outputs: Outputs) -> np.ndarray:
-    """(N, labels); they come with the logits of images, and are computed from those of embeddings."""
+    """(N, labels). A batch of images has them already; for embeddings they are computed from the logits."""
     if PROBABILITIES in outputs:
         return outputs[PROBABILITIES]
     assert bundle.manifest.classifier is not None

@@ -1,1 +1,1 @@
-"""`python -m app score`: what the service does, over files and folders, without one."""
+"""`python -m app score`: the offline scorer. It gives the service's results for files and folders, without a server."""

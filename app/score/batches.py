@@ -1,4 +1,4 @@
-"""Files → decoded batches, a few ahead of those that are being run."""
+"""Files → decoded batches, prefetched in threads."""
 
 import os
 import stat
@@ -18,9 +18,9 @@ from app.score.paths import Problem, unreadable
 
 
 def read_file(path: str, most: int) -> bytes:
-    """All of it; where it is larger than `most`, that is seen without reading."""
+    """The file's bytes. Raises BodyTooLarge for one of more than `most` bytes, without reading it."""
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):  # a pipe or device would never end
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or device might never end
         raise OSError("not a file")
     if status.st_size > most:
         raise BodyTooLarge(f"{status.st_size:,} bytes; at most {most:,} are allowed (--max-body-mb)")
@@ -62,11 +62,11 @@ class Batch:
 
 
 class Batches:
-    """In the order of `paths`, without those of which all images are among `done`.
+    """Batches of `size` in the order of `paths`, without batches whose paths are all in `done`.
 
-    What runs together does not depend on where an earlier run was stopped: results may differ in their last digits
-    by how many images share a batch, and a run that goes on must end as one that was never stopped. So images that
-    are done come along where one of their batch is not; the caller leaves them out of what it writes.
+    The size of a batch can change the last digits of its results, and a resumed run must give the results of an
+    uninterrupted one. So the batches do not depend on `done`: a batch with one new path also contains its done paths,
+    and the caller does not write those again.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Batches:
         images, problems = self._decoded([path for path in paths if path not in self._done])
         if images:
             images |= self._decoded([path for path in paths if path in self._done])[0]
-        found = [path for path in paths if path in images]
-        stacked = np.empty((len(found), *self._bundle.manifest.input.shape), np.uint8)
-        for index, path in enumerate(found):
+        decoded = [path for path in paths if path in images]
+        stacked = np.empty((len(decoded), *self._bundle.manifest.input.shape), np.uint8)
+        for index, path in enumerate(decoded):
             stacked[index] = images[path]
-        return Batch(found, stacked, problems)
+        return Batch(decoded, stacked, problems)
 
     def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Problem]]:
         images, problems = {}, []

@@ -1,4 +1,4 @@
-"""What is asked of the model, and the rows that it gives."""
+"""An operation bound to a bundle and its options: images → rows of results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.errors import CannotScore
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.results import (
     OUTPUT_OF,
     Fields,
@@ -23,10 +23,8 @@ OPERATIONS = ("predict", "classify", "anomaly", "encode")
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """`predict` is classify and anomaly in one pass, as far as the model is able: the API's, without embedding and
-    pictures.
-    """
+class BoundOperation:
+    """`predict` is classify and anomaly in one pass, where the model has both: the API's without the embedding."""
 
     bundle: Bundle
     name: str
@@ -34,19 +32,19 @@ class Operation:
     false_alarm_rate: float | None
 
     def __post_init__(self) -> None:
-        """A CannotScore or OperationUnavailable, before any file is read."""
+        """Raises CannotScore or OperationUnavailable, before any image is read."""
         bundle = self.bundle
         bundle.require(self.name)
         if not self._parts:
             raise CannotScore(
-                f"model {bundle.name}@{bundle.version} has neither head nor anomaly calibration: --operation encode"
+                f"model {bundle.name}@{bundle.version} has neither head nor anomaly calibration; use --operation encode"
             )
         if self.top_k is not None and "classify" not in self._parts:
-            raise CannotScore(f"--top-k is about probabilities, and {self.name} gives none: leave it out")
+            raise CannotScore(f"--top-k limits probabilities, and {self.name} returns none: leave it out")
         if self.false_alarm_rate is None:
             return
         if "anomaly" not in self._parts or bundle.scorer is None:
-            raise CannotScore(f"--false-alarm-rate is about anomaly scores, and {self.name} gives none: leave it out")
+            raise CannotScore(f"--false-alarm-rate is for anomaly scores, and {self.name} returns none: leave it out")
         try:
             bundle.scorer.threshold(self.false_alarm_rate)
         except ValueError as error:
@@ -54,29 +52,31 @@ class Operation:
 
     @property
     def _parts(self) -> list[str]:
-        able = self.bundle.operations
-        return [part for part in ("classify", "anomaly") if part in able] if self.name == "predict" else [self.name]
+        available = self.bundle.operations
+        if self.name == "predict":
+            return [part for part in ("classify", "anomaly") if part in available]
+        return [self.name]
 
     def rows(self, paths: Sequence[str], images: np.ndarray) -> list[Fields]:
-        """`images` (n, H, W, C) uint8 → for each its path, the model, and what a result of the API holds."""
-        [found] = answer(self.bundle, [Wish(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
+        """`images` (n, H, W, C) uint8 → n rows: path, model, and the fields of the API's result."""
+        [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
         model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:
-            merge(rows, self._results(part, found))
+            merge(rows, self._results(part, outputs))
         return rows
 
     def example(self) -> Fields:
-        """A row as all are, but for its values: what a file of them must look like."""
+        """A row for a black image: it shows the columns that every row has."""
         [row] = self.rows([""], np.zeros((1, *self.bundle.manifest.input.shape), np.uint8))
         return row
 
-    def _results(self, part: str, found: Outputs) -> list[Fields]:
+    def _results(self, part: str, outputs: Outputs) -> list[Fields]:
         if part == "classify":
-            return classify_fields(self.bundle, found, self.top_k)
+            return classify_fields(self.bundle, outputs, self.top_k)
         if part == "encode":
-            return encode_fields(found)
-        scores = anomaly_scores(self.bundle, found, self.false_alarm_rate)
+            return encode_fields(outputs)
+        scores = anomaly_scores(self.bundle, outputs, self.false_alarm_rate)
         fields = [_without_none(anomaly_fields(score)) for score in scores]
         if self.name == "predict":
             merge(fields, [in_domain_fields(score) for score in scores])

@@ -1,4 +1,4 @@
-"""Which files are meant by the paths that a person gives."""
+"""Paths on the command line → image files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that is no image that can be scored; `kind` as the API names it."""
+    """A file that could not be scored; `kind` is the API's name of the problem, such as not-an-image."""
 
     path: str
     kind: str
@@ -23,26 +23,26 @@ def unreadable(path: str, error: OSError) -> Problem:
     return Problem(path, "unreadable", (error.strerror or str(error)).lower())
 
 
-def find(given: Sequence[str]) -> tuple[list[str], list[Problem]]:
-    """The images, each once, in the order given and sorted within a folder; and the folders that cannot be read.
+def find(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """The images, and the folders that cannot be read. Each image is listed once, sorted within its folder.
 
-    A folder's images are known by their suffixes, what is named itself is one.
+    Files in a folder are images if they have one of SUFFIXES; a file that `paths` names always is.
     """
-    missing = [path for path in given if not os.path.exists(path)]
+    missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise CannotScore(f"{missing[0]}: there is no such file or folder")
     problems: list[Problem] = []
     images: dict[str, None] = {}
-    for path in (str(Path(path)) for path in given):
+    for path in (str(Path(path)) for path in paths):
         images.update(dict.fromkeys(_walk(path, problems) if os.path.isdir(path) else [path]))
     if not images:
-        why = f"; {problems[0].path}: {problems[0].detail}" if problems else ""
-        raise CannotScore(f"{', '.join(given)}: no image in it ({' '.join(SUFFIXES)}), nor in folders below it{why}")
+        reason = f"; {problems[0].path}: {problems[0].detail}" if problems else ""
+        raise CannotScore(f"{', '.join(paths)}: no image ({' '.join(SUFFIXES)}) in it or in folders below it{reason}")
     return list(images), problems
 
 
 def _walk(top: str, problems: list[Problem]) -> Iterator[str]:
-    """Links are followed; one that leads back to a folder that it lies in is not."""
+    """The images below `top`. Symbolic links are followed, except one to a folder that contains it."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
     while waiting:
         path, above = waiting.pop()

@@ -1,32 +1,32 @@
-"""What a person sees while files are scored: one line on a terminal, a plain line now and then elsewhere."""
+"""Progress on standard error: one line that is rewritten on a terminal, a new line every ten seconds elsewhere."""
 
 import time
 from collections.abc import Callable
 from typing import TextIO
 
-_EVERY_S = {True: 0.1, False: 10.0}  # on a terminal, and elsewhere
+_EVERY_S = {True: 0.1, False: 10.0}  # is a terminal → seconds
 
 
 class Progress:
     def __init__(self, total: int, before: int, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        """`before` of the `total` were done by an earlier run; the rate is of the others."""
+        """`before`: images that an earlier run has scored; they do not count for the rate."""
         self._total, self._before, self._stream, self._clock = total, before, stream, clock
         self._terminal = stream.isatty()
-        self._start = self._told = clock()
+        self._start = self._printed = clock()
 
     def tell(self, done: int) -> None:
-        """`done` of the total, those from before among them."""
+        """`done` includes the images of an earlier run."""
         now = self._clock()
-        if now - self._told < _EVERY_S[self._terminal]:
+        if now - self._printed < _EVERY_S[self._terminal]:
             return
-        self._told = now
+        self._printed = now
         rate = max(1e-9, (done - self._before) / (now - self._start))
         line = f"{done:,} of {self._total:,} images, {rate:,.0f}/s, {_span((self._total - done) / rate)} left"
         self._stream.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
 
     def clear(self) -> None:
-        """Leaves the terminal's line to what comes next."""
+        """Clears the line on a terminal for the next message."""
         if self._terminal:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""Rows of results as lines of a file, and back: JSON as the API has it, CSV flat."""
+"""Rows of results ↔ lines of a file. JSON lines have the API's fields, CSV has flat columns."""
 
 import csv
 import io
@@ -8,19 +8,19 @@ from typing import BinaryIO, Protocol
 
 from app.inference.results import Fields
 
-Cells = dict[str, str]  # a row as text by column: what CSV holds, and by what two runs are compared
-_ALIASES = ("reconstruction_error", "latent_distance")  # of distances, that the API names beside the rest
+Cells = dict[str, str]  # column → text, as in CSV; two runs are compared by it
+_ALIASES = ("reconstruction_error", "latent_distance")  # fields of the API that repeat entries of `distances`
 
 
 def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
-    """One value for each column: `p:<label>`, in the order of `labels`, where every label has its probability."""
+    """Column → value. Probabilities become columns `p:<label>` in the order of `labels`, or JSON if top_k cut them."""
     columns: Fields = {}
     for name, value in row.items():
         if name == "model":
             columns |= {"model": value["name"], "version": value["version"], "digest": value["digest"]}
         elif name == "probabilities":
-            whole = set(value) == set(labels)
-            columns |= {f"p:{label}": value[label] for label in labels} if whole else {name: _json(value)}
+            complete = set(value) == set(labels)
+            columns |= {f"p:{label}": value[label] for label in labels} if complete else {name: _json(value)}
         elif name == "distances":
             columns |= {f"distance:{distance}": number for distance, number in value.items()}
         elif name == "embedding":
@@ -35,13 +35,13 @@ def cells(row: Fields, labels: tuple[str, ...]) -> Cells:
 
 
 def as_text(columns: Fields) -> Cells:
-    """As JSON has them, but for text, which is as it is."""
+    """Values as JSON, except strings, which stay as they are."""
     return {name: _text(value) for name, value in columns.items()}
 
 
 def _text(value: object) -> str:
     if isinstance(value, float):
-        return repr(value)  # as JSON, in a tenth of the time
+        return repr(value)  # equals JSON, in a tenth of the time
     return value if isinstance(value, str) else _json(value)
 
 
@@ -51,13 +51,13 @@ class Form(Protocol):
     def lines(self, rows: Iterable[Fields]) -> bytes: ...
 
     def read(self, file: BinaryIO) -> Iterator[tuple[Cells, int]]:
-        """Each whole row, and where it ends; the first may be a head, whose cells are empty. Ends before what is none.
+        """Yields (row, offset of its end) for each complete row; stops before the first bytes that are not one.
 
-        A row is whole when its line break is there.
+        A row is complete if its line break is there. The first may be a header, with empty cells.
         """
 
     def begins(self, torn: bytes, example: Cells) -> bool:
-        """Whether a file of ours may begin so: nothing else is ever cut off."""
+        """Whether a file of this format can begin with `torn`: only then may it be truncated."""
 
 
 class Csv:
@@ -73,7 +73,7 @@ class Csv:
     def read(self, file: BinaryIO) -> Iterator[tuple[Cells, int]]:
         end = 0
 
-        def whole_lines() -> Iterator[str]:
+        def complete_lines() -> Iterator[str]:
             nonlocal end
             for line in file:
                 if not line.endswith(b"\n"):
@@ -81,7 +81,7 @@ class Csv:
                 end += len(line)
                 yield line.decode("utf-8", "surrogateescape")
 
-        records = csv.reader(whole_lines(), strict=True)
+        records = csv.reader(complete_lines(), strict=True)
         columns: list[str] | None = None
         try:
             for record in records:
@@ -116,12 +116,12 @@ class JsonLines:
             yield cells(row, self._labels), end
 
     def begins(self, torn: bytes, example: Cells) -> bool:
-        ours = b'{"path": '
-        return torn[: len(ours)] == ours[: len(torn)]
+        start = b'{"path": '
+        return torn[: len(start)] == start[: len(torn)]
 
 
 def json_rows(file: BinaryIO) -> Iterator[tuple[Fields, int]]:
-    """Each whole row, and the bytes that it takes."""
+    """Yields (row, its length in bytes) for each complete row, up to the first line that is not one."""
     for line in file:
         if not line.endswith(b"\n"):
             return
@@ -133,13 +133,13 @@ def json_rows(file: BinaryIO) -> Iterator[tuple[Fields, int]]:
         yield row, len(line)
 
 
-_json = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps makes one for every call
+_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would create an encoder per call
 
 
 def _bytes(row: Fields) -> bytes:
     try:
         return _json(row).encode()
-    except UnicodeEncodeError:  # a file name that is no UTF-8: escaped, it is JSON all the same
+    except UnicodeEncodeError:  # a file name that is not UTF-8; escaped, it is valid JSON
         return json.dumps(row).encode()
 
 

@@ -1,4 +1,4 @@
-"""From paths to a file of results: decode ahead, run, add the rows, say how far it is."""
+"""Images → a file of results: decode, run, append the rows, report the progress."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from app.errors import NotFinite, kebab
 from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
-from app.score.operation import Operation
+from app.score.operation import BoundOperation
 from app.score.paths import Problem
 from app.score.problems import Problems
 from app.score.progress import Progress
@@ -22,7 +22,7 @@ from app.settings import Settings
 
 PARQUET = ".parquet"
 FORMS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
-AGAIN = "go on with the same command"
+AGAIN = "run the same command again to resume"
 
 
 def say(text: str) -> None:
@@ -31,44 +31,50 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    given: Sequence[str]  # paths as they were given, of which these images are
-    images: Sequence[str]
-    unread: Sequence[Problem]  # folders
+    paths: Sequence[str]  # as on the command line
+    images: Sequence[str]  # the files under `paths`
+    unread: Sequence[Problem]  # folders under `paths` that cannot be read
     out: Path
     strict: bool
 
-    def score(self, operation: Operation, settings: Settings) -> int:
-        """The exit status."""
+    def score(self, operation: BoundOperation, settings: Settings) -> int:
+        """Returns the exit status."""
         bundle = operation.bundle
         labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
         example = operation.example()
-        gathers = self.out.suffix == PARQUET
-        rows_file = self.out.with_name(f"{self.out.name}.partial.jsonl") if gathers else self.out
-        turned = parquet.done(self.out, cells(example, labels)) if gathers else set()
+        to_parquet = self.out.suffix == PARQUET
+        rows_file = self.out.with_name(f"{self.out.name}.partial.jsonl") if to_parquet else self.out
+        converted = parquet.done(self.out, cells(example, labels)) if to_parquet else set()
         with Stop() as stop, Table(rows_file, FORMS[self.out.suffix](labels), cells(example, labels)) as table:
-            done = {path for path in self.images if path in table.done or parquet.named(path) in turned}
-            problems = Problems(self.out, self.given)
+            done = {path for path in self.images if path in table.done or parquet.named(path) in converted}
+            problems = Problems(self.out, self.paths)
             problems.add(self.unread)
-            already = f", {len(done):,} of them already" if done else ""
+            already = f", {len(done):,} of them already scored" if done else ""
             model = f"{bundle.name}@{bundle.version} on {bundle.encoder.provider}"
             say(f"{len(self.images):,} images by {model} into {self.out}{already}")
             seen = self._add_all(operation, settings, table, problems, done, stop)
             if seen < len(self.images):
                 assert stop.number is not None
-                say(f"stopped at {seen:,} of {len(self.images):,} images, in {rows_file}: {AGAIN}")
+                say(f"stopped at {seen:,} of {len(self.images):,} images, in {rows_file}; {AGAIN}")
                 return 128 + stop.number
-            if gathers:
+            if to_parquet:
                 parquet.turn(rows_file, self.out, example, labels)
-        made = len(self.images) - (problems.count - len(self.unread))
-        told = f"; {problems.count:,} could not be: {problems.path}" if problems.count else ""
-        say(f"{made:,} images scored{told}")
+        rows = len(self.images) - (problems.count - len(self.unread))
+        failed = f"; {problems.count:,} failed, see {problems.path}" if problems.count else ""
+        say(f"{rows:,} images scored{failed}")
         print(self.out)
-        return 1 if not made or (self.strict and problems.count) else 0
+        return 1 if not rows or (self.strict and problems.count) else 0
 
     def _add_all(
-        self, operation: Operation, settings: Settings, table: Table, problems: Problems, done: set[str], stop: Stop
+        self,
+        operation: BoundOperation,
+        settings: Settings,
+        table: Table,
+        problems: Problems,
+        done: set[str],
+        stop: Stop,
     ) -> int:
-        """How many images have their row or their problem, when all have or a stop was asked for."""
+        """Scores until all images are done or `stop` was requested. Returns how many have a row or a problem."""
         seen = len(done)
         progress = Progress(len(self.images), seen, sys.stderr)
         batches = Batches(
@@ -84,11 +90,11 @@ class Run:
         try:
             for batch in batches:
                 rows, faults = scored(operation, batch)
-                fresh = [row for row in rows if row["path"] not in done]
-                found = [*batch.problems, *(each for each in faults if each.path not in done)]
-                table.add(fresh)
-                problems.add(found)
-                seen += len(fresh) + len(found)
+                new_rows = [row for row in rows if row["path"] not in done]
+                new_problems = [*batch.problems, *(fault for fault in faults if fault.path not in done)]
+                table.add(new_rows)
+                problems.add(new_problems)
+                seen += len(new_rows) + len(new_problems)
                 progress.tell(seen)
                 if stop.number is not None:
                     break
@@ -97,8 +103,8 @@ class Run:
         return seen
 
 
-def scored(operation: Operation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
-    """Where a batch gives what is no number, each of its images is run alone: the one at fault is a problem."""
+def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+    """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
     if not batch.paths:
         return [], []
     try:

@@ -1,4 +1,4 @@
-"""Where a cluster's images lie and its results go: paths that its machines share, or object storage. Needs pyarrow."""
+"""Files of a cluster run: on paths that all machines share, or in object storage. Needs pyarrow."""
 
 import os
 import threading
@@ -12,25 +12,25 @@ from app.score.paths import SUFFIXES, Problem, find
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is a URI, as in s3://bucket/folder, and not a path."""
+    """Whether it is a URI such as s3://bucket/folder, not a local path."""
     return "://" in path
 
 
 class Roots:
-    """File systems by root: scheme://bucket or host. Each is built once, as it has connections and credentials of its
-    own, and is used by all threads.
+    """Root (scheme://bucket or scheme://host) → file system. Each is built once and shared by all threads, because it
+    has its own connections and credentials.
     """
 
     def __init__(self, build: Callable[[str], tuple[Any, str]]) -> None:
-        """`build` takes a root's URI and gives its file system and the path of the root in it."""
+        """`build`: URI of a root → (its file system, the root's path in it)."""
         self._build, self._built = build, dict[str, tuple[Any, str]]()
         self._lock = threading.Lock()
 
     def find(self, uri: str) -> tuple[Any, str]:
-        """The file system, and the path in it."""
+        """URI → (file system, path in it)."""
         parts = urlsplit(uri)
         root = f"{parts.scheme}://{parts.netloc}"
-        with self._lock:  # or the first images, which come together, would each build one
+        with self._lock:  # otherwise the threads of the first images would each build one
             if root not in self._built:
                 self._built[root] = self._build(f"{root}/")
             system, top = self._built[root]
@@ -40,15 +40,15 @@ class Roots:
 def _from_uri(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
-    found: tuple[Any, str] = fs.FileSystem.from_uri(uri)
-    return found
+    system_and_path: tuple[Any, str] = fs.FileSystem.from_uri(uri)
+    return system_and_path
 
 
 _ROOTS = Roots(_from_uri)
 
 
 def filesystem(path: str, roots: Roots = _ROOTS) -> tuple[Any, str]:
-    """pyarrow's file system, and the path in it. Keys and endpoints are its environment's: AWS_… and the like."""
+    """Path or URI → (pyarrow file system, path in it). Keys and endpoints come from the environment: AWS_… etc."""
     if not is_remote(path):
         from pyarrow import fs
 
@@ -56,21 +56,21 @@ def filesystem(path: str, roots: Roots = _ROOTS) -> tuple[Any, str]:
     refuse_secrets(path)
     try:
         return roots.find(path)
-    except (ValueError, OSError, NotImplementedError) as error:  # pyarrow's own are of these
-        raise CannotScore(f"{path}: {_in_short(error)}") from None
+    except (ValueError, OSError, NotImplementedError) as error:  # the bases of pyarrow's exceptions
+        raise CannotScore(f"{path}: {_first_line(error)}") from None
 
 
 def refuse_secrets(uri: str) -> None:
-    """They would stand in every row."""
+    """Every row has the path of its image, and so would show the keys."""
     parts = urlsplit(uri)
     if parts.username or parts.query:
-        raise CannotScore(f"{parts.scheme}://…: keys and options belong into the environment, not into the path")
+        raise CannotScore(f"{parts.scheme}://…: the path has keys or options; set them in the environment instead")
 
 
-def find_all(given: Sequence[str]) -> tuple[list[str], list[Problem]]:
-    """As `find`, of paths and URIs."""
-    images, problems = find(local) if (local := [path for path in given if not is_remote(path)]) else ([], [])
-    for uri in filter(is_remote, given):
+def find_all(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
+    """As `paths.find`, for paths and URIs."""
+    images, problems = find(local) if (local := [path for path in paths if not is_remote(path)]) else ([], [])
+    for uri in filter(is_remote, paths):
         images += _below(uri)
     return list(dict.fromkeys(os.path.abspath(path) if not is_remote(path) else path for path in images)), problems
 
@@ -84,15 +84,15 @@ def _below(uri: str) -> list[str]:
             return [uri]
         files = system.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
-        raise CannotScore(f"{uri}: {_in_short(error)}") from None
-    found = [file.path for file in files if file.type == fs.FileType.File and file.path.lower().endswith(SUFFIXES)]
-    if not found:
-        raise CannotScore(f"{uri}: no image in it ({' '.join(SUFFIXES)}), nor below it")
-    return [f"{urlsplit(uri).scheme}://{quote(path)}" for path in sorted(found)]
+        raise CannotScore(f"{uri}: {_first_line(error)}") from None
+    images = [file.path for file in files if file.type == fs.FileType.File and file.path.lower().endswith(SUFFIXES)]
+    if not images:
+        raise CannotScore(f"{uri}: no image ({' '.join(SUFFIXES)}) in it or in folders below it")
+    return [f"{urlsplit(uri).scheme}://{quote(path)}" for path in sorted(images)]
 
 
 def read(path: str, most: int, roots: Roots = _ROOTS) -> bytes:
-    """As batches.read_file, of paths and URIs."""
+    """As batches.read_file, for paths and URIs."""
     if not is_remote(path):
         return read_file(path, most)
     system, inside = filesystem(path, roots)
@@ -103,7 +103,7 @@ def read(path: str, most: int, roots: Roots = _ROOTS) -> bytes:
 
 
 def write(path: str, data: bytes) -> None:
-    """Whole or not at all: object storage shows nothing else, and a file gets its name last."""
+    """Writes atomically: object storage does so itself, and a local file is renamed when it is complete."""
     system, inside = filesystem(path)
     if system.type_name != "local":
         with system.open_output_stream(inside) as file:
@@ -117,5 +117,5 @@ def write(path: str, data: bytes) -> None:
     os.replace(writing, inside)
 
 
-def _in_short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]

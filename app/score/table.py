@@ -1,4 +1,4 @@
-"""The file that results are added to: every row whole or not there, and what an earlier run wrote is kept."""
+"""The file that rows are appended to, each completely or not at all. Rows of an earlier run are kept."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ from app.score.rows import Cells, Form
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs that write one file are not told of each other
+except ImportError:  # Windows; there, two runs that write one file are not detected
     fcntl = None  # type: ignore[assignment]
 
-ANEW = "give another --out, or remove it to begin anew"
-_MOST_TORN = 16 << 20  # bytes of a line
+ANEW = "give another --out, or remove it to start again"
+_MOST_TORN = 16 << 20  # most bytes of an incomplete last line
 
 
 class Table:
-    """`done` are the paths that it had rows of when it was opened; those of another model or options are refused."""
+    """`done`: the paths with a row when the file was opened. Raises CannotScore if another model or options made it."""
 
     def __init__(self, path: Path, form: Form, example: Cells) -> None:
         self.path, self._form = path, form
@@ -43,7 +43,7 @@ class Table:
         self._file.close()
 
     def add(self, rows: list[Fields]) -> None:
-        """All of them or, where the disk is full, none."""
+        """Appends all rows, or none if the disk is full."""
         self._write(self._form.lines(rows))
 
     def _lock(self) -> None:
@@ -53,26 +53,27 @@ class Table:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotScore(f"{self.path}: another run is writing it; wait for it, or give another --out") from None
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             pass
 
     def _resumed(self, example: Cells) -> set[str]:
+        """The paths with a row. Truncates an incomplete last line, and writes the header into an empty file."""
         done: set[str] = set()
-        head, first, whole = None, None, 0
+        head, first, complete = None, None, 0
         with self.path.open("rb") as file:
             for cells, end in self._form.read(file):
-                head, whole = head or cells, end
+                head, complete = head or cells, end
                 if path := cells.get("path"):
                     first = first or cells
                     done.add(path)
-            file.seek(whole)
+            file.seek(complete)
             torn = file.read(_MOST_TORN)
-        if found := first or head:
-            refuse_other(self.path, found, example)
-        if b"\n" in torn or len(torn) == _MOST_TORN or not (found or self._form.begins(torn, example)):
-            raise CannotScore(f"{self.path}: after {len(done):,} rows comes what no run has written; {ANEW}")
-        self._file.truncate(whole)
-        if not found:
+        if row := first or head:
+            refuse_other(self.path, row, example)
+        if b"\n" in torn or len(torn) == _MOST_TORN or not (row or self._form.begins(torn, example)):
+            raise CannotScore(f"{self.path}: after {len(done):,} rows come lines that are not of this command; {ANEW}")
+        self._file.truncate(complete)
+        if not row:
             self._write(self._form.head(example))
         return done
 
@@ -88,37 +89,40 @@ class Table:
             raise
 
 
-def refuse_other(path: Path, found: Cells, example: Cells) -> None:
-    """Unless the row, or the head above rows that are to come, was made as the example was."""
-    if not found.keys() >= {"path", "model", "version", "digest"}:
-        raise CannotScore(f"{path} is no output of this command; {ANEW}")
-    theirs, ours = ([row[name] for name in ("model", "version", "digest")] for row in (found, example))
-    if found["path"] and theirs != ours:
-        named = [f"{name}@{version} ({digest[:12]}…)" for name, version, digest in (theirs, ours)]
+def refuse_other(path: Path, row: Cells, example: Cells) -> None:
+    """Raises CannotScore unless `row`, or the header of a file without rows, was made like `example`."""
+    if not row.keys() >= {"path", "model", "version", "digest"}:
+        raise CannotScore(f"{path} was not written by this command; {ANEW}")
+    before, now = ([cells[name] for name in ("model", "version", "digest")] for cells in (row, example))
+    if row["path"] and before != now:
+        models = [f"{name}@{version} ({digest[:12]}…)" for name, version, digest in (before, now)]
         raise CannotScore(
-            f"{path} was made by {named[0]}, and this run is of {named[1]}: "
-            f"go on with --model {theirs[0]}@{theirs[1]} as it was, or {ANEW}"
+            f"{path} was made by {models[0]}, but this run has {models[1]}: "
+            f"resume with --model {before[0]}@{before[1]} as it was, or {ANEW}"
         )
-    operations = [_operation(row) for row in (found, example)]
+    operations = [_operation(cells) for cells in (row, example)]
     if operations[0] != operations[1]:
         raise CannotScore(
-            f"{path} was made with --operation {operations[0]}, and this run has {operations[1]}: "
-            f"go on with --operation {operations[0]}, or {ANEW}"
+            f"{path} was made with --operation {operations[0]}, but this run has {operations[1]}: "
+            f"resume with --operation {operations[0]}, or {ANEW}"
         )
-    if list(found) != list(example):
-        of_labels = "probabilities" in found.keys() ^ example.keys()
-        why = "made with another --top-k" if of_labels else "its columns are not those that this run gives"
-        raise CannotScore(f"{path}: {why}; go on as it was begun, or {ANEW}")
-    if not found["path"]:
+    if list(row) != list(example):
+        top_k_differs = "probabilities" in row.keys() ^ example.keys()
+        reason = "made with another --top-k" if top_k_differs else "its columns differ from those of this run"
+        raise CannotScore(f"{path}: {reason}; resume with the options of the first run, or {ANEW}")
+    if not row["path"]:
         return
-    if found.get("threshold") != example.get("threshold"):
+    if row.get("threshold") != example.get("threshold"):
         raise CannotScore(
-            f"{path} was judged by the threshold {found['threshold']}, and this run would by {example['threshold']}: "
-            f"go on with the --false-alarm-rate of then, or {ANEW}"
+            f"{path} was made with the threshold {row['threshold']}, but this run has {example['threshold']}: "
+            f"resume with the --false-alarm-rate of the first run, or {ANEW}"
         )
-    then, now = (len(json.loads(row.get("probabilities", "{}"))) for row in (found, example))
-    if then != now:
-        raise CannotScore(f"{path} was made with --top-k {then}, and this run has {now}: go on with {then}, or {ANEW}")
+    top_k = [len(json.loads(cells.get("probabilities", "{}"))) for cells in (row, example)]
+    if top_k[0] != top_k[1]:
+        raise CannotScore(
+            f"{path} was made with --top-k {top_k[0]}, but this run has {top_k[1]}: "
+            f"resume with --top-k {top_k[0]}, or {ANEW}"
+        )
 
 
 def _operation(row: Cells) -> str:

@@ -1,7 +1,7 @@
-"""What Prometheus is told, true under several worker processes too. A leaf: prometheus_client and the standard library.
+"""Prometheus metrics, correct with several workers too. A leaf: imports prometheus_client and the standard library.
 
-Workers share a folder (`shared_folder`): prometheus_client keeps the numbers of each in files there, and whichever
-worker is asked adds them all up. Without such a folder they live in memory, in a registry of each Metrics' own.
+Workers share a folder (`shared_folder`): prometheus_client keeps each worker's values in files there, and the worker
+that answers a scrape adds them up. Without such a folder, each Metrics keeps its values in a registry of its own.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from prometheus_client.values import MutexValue, ValueClass
 
 __all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served", "shared_folder", "worker_gone"]
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own name; it looks when it is imported
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 UNKNOWN = "-"
 _ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
 OPERATIONS = frozenset(_ON_IMAGES | {"models", "drift", "healthz", "readyz", "metrics"})
@@ -37,21 +37,21 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 _MODEL = ("model", "version")
-_ROOM = {  # bytes, by how prometheus_client names the files
+_FILE_SIZES = {  # prometheus_client's file name → bytes
     "histogram": 1 << 18,
     "counter": 1 << 16,
     **{f"gauge_{mode}": 1 << 16 for mode in ("livemax", "livemin", "livesum")},
 }
-_LEAST = ("process_start_time_seconds", "process_max_fds")  # of several workers' the lowest; all else is added up
+_MINIMUM = ("process_start_time_seconds", "process_max_fds")  # the lowest of all workers; all others are summed
 
-_MOST_ASIDE = 1000
+_MOST_PENDING = 1000
 
 Kind = TypeVar("Kind", bound=MetricWrapperBase)
 Labels = tuple[str | int, ...]
 
 
 class Served(NamedTuple):
-    """A model that is loaded and answers."""
+    """A loaded model."""
 
     model: str
     version: int
@@ -60,7 +60,7 @@ class Served(NamedTuple):
 
 
 class _Children(dict[Labels, Kind], Generic[Kind]):
-    """A metric's children by the values of their labels, kept: finding one anew costs more than counting."""
+    """Label values → the metric's child. A cache: looking up a child costs more than incrementing it."""
 
     def __init__(self, metric: Kind, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -72,69 +72,75 @@ class _Children(dict[Labels, Kind], Generic[Kind]):
         return child
 
     def forget(self, model: str, version: int) -> None:
-        for labels in list(self):  # another thread may be adding some
+        for labels in list(self):  # a copy, because other threads may add to it
             if self._at is not None and labels[self._at : self._at + len(_MODEL)] == (model, version):
                 del self[labels]
                 self._metric.remove(*labels)
 
 
 class Metrics(Collector):
-    """One per app. No label's value is a client's own word: a model that was never loaded counts as "-".
+    """One per app. Label values never come from a client: a model that is not loaded counts as "-".
 
-    What is counted is laid aside, and written by `write`: whenever somebody asks, when much has gathered, and, where
-    other workers may be asked, again and again. A count costs half a microsecond, an observation one and a half, with
-    workers two to three times that; a hundred written together cost little more than one.
+    Values are first appended to `_pending`. `write` adds them to the metrics: at each scrape, when many are pending,
+    and periodically if other workers may be scraped. Incrementing a counter directly costs 0.5 µs and observing 1.5 µs,
+    two to three times that with workers; writing a hundred together costs little more than one.
     """
 
     def __init__(self, version: str) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, of which nobody asks
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series, and nobody uses them
         self._own = CollectorRegistry()
         self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
         if self._folder:
             os.makedirs(self._folder, exist_ok=True)
-            _take_room(self._folder)
-        self._aside: deque[tuple[_Children[Counter] | _Children[Histogram], Labels, float]] = deque()
-        self._under_way = 0
+            _reserve_space(self._folder)
+        self._pending: deque[tuple[_Children[Counter] | _Children[Histogram], Labels, float]] = deque()
+        self._images_queued = 0
         self._children: list[_Children[Counter] | _Children[Histogram] | _Children[Gauge]] = []
         self._served: frozenset[Served] = frozenset()
         self._versions: set[tuple[str, int]] = set()
-        self._requests = self._counter("graft_requests_total", "Requests.", "operation", *_MODEL, "status")
-        self._refused = self._counter("graft_requests_refused_total", "Answers that were a problem.", "type")
+        self._requests = self._counter("graft_requests_total", "Answered requests.", "operation", *_MODEL, "status")
+        self._refused = self._counter("graft_requests_refused_total", "Requests answered with a problem.", "type")
         self._handovers = self._counter(
             "graft_fast_path_handovers_total", "Plain requests that the ordinary path answered.", "reason"
         )
-        self._seconds = self._counter("graft_model_seconds_total", "Of a model's requests.", *_MODEL, "outcome")
-        self._request = self._histogram("graft_request_seconds", "A request, until it is sent.", SECONDS, "operation")
-        self._queue = self._histogram("graft_queue_seconds", "What a request waited for its run.", SECONDS, *_MODEL)
-        self._decode = self._histogram("graft_decode_seconds", "Decoding a request's images.", SECONDS, *_MODEL)
-        self._run = self._histogram("graft_run_seconds", "One run of a model.", SECONDS, *_MODEL)
-        self._images = self._histogram("graft_batch_images", "Images in one run.", IMAGES, *_MODEL)
-        self._score = self._histogram("graft_anomaly_score", "Each image's anomaly score.", SCORES, *_MODEL)
-        self._confidence = self._histogram("graft_confidence", "Each image's confidence.", CONFIDENCES, *_MODEL)
-        self._loads = self._counter("graft_model_loads_total", "Versions that were tried.", "model", "outcome")
-        self._far = self._kept_gauge(
-            "graft_drift_discrepancy", "Of latest codes from held-out ones.", "livemax", *_MODEL
+        self._seconds = self._counter(
+            "graft_model_seconds_total", "Total duration of a model's requests.", *_MODEL, "outcome"
         )
-        self._chance = self._kept_gauge("graft_drift_p_value", "Of that discrepancy.", "livemin", *_MODEL)
+        self._request = self._histogram(
+            "graft_request_seconds", "Duration of a request until its answer is sent.", SECONDS, "operation"
+        )
+        self._queue = self._histogram("graft_queue_seconds", "A request's wait for its batch.", SECONDS, *_MODEL)
+        self._decode = self._histogram("graft_decode_seconds", "Decoding of a request's images.", SECONDS, *_MODEL)
+        self._run = self._histogram("graft_run_seconds", "Duration of one batch.", SECONDS, *_MODEL)
+        self._images = self._histogram("graft_batch_images", "Images in one batch.", IMAGES, *_MODEL)
+        self._score = self._histogram("graft_anomaly_score", "Anomaly score of each image.", SCORES, *_MODEL)
+        self._confidence = self._histogram("graft_confidence", "Confidence of each image.", CONFIDENCES, *_MODEL)
+        self._loads = self._counter("graft_model_loads_total", "Attempts to load a version.", "model", "outcome")
+        self._discrepancy = self._labelled_gauge(
+            "graft_drift_discrepancy", "Squared discrepancy of latest from held-out embeddings.", "livemax", *_MODEL
+        )
+        self._p_value = self._labelled_gauge(
+            "graft_drift_p_value", "p-value of graft_drift_discrepancy.", "livemin", *_MODEL
+        )
         text = "Population stability index of the latest images."
-        self._stability = self._kept_gauge("graft_drift_stability", text, "livemax", *_MODEL, "of")
-        self._queued = self._gauge("graft_queue_images", "Images under way: read, and not yet answered.", "livesum")
-        self._info = self._gauge("graft_model_info", "A model that is loaded.", "livemax", *Served._fields)
-        self._gauge("graft_build_info", "The service.", "livemax", "version").labels(version).set(1)
+        self._stability = self._labelled_gauge("graft_drift_stability", text, "livemax", *_MODEL, "of")
+        self._queued = self._gauge("graft_queue_images", "Images of admitted, unanswered requests.", "livesum")
+        self._info = self._gauge("graft_model_info", "1 for each loaded model.", "livemax", *Served._fields)
+        self._gauge("graft_build_info", "1; the label is Graft's version.", "livemax", "version").labels(version).set(1)
 
     @property
     def shared(self) -> bool:
-        """Whether other workers may be asked for what is counted here."""
+        """Whether other workers may answer a scrape for this one."""
         return self._folder is not None
 
     def serve(self, models: Iterable[Served]) -> None:
-        """What is loaded from now on, all of it: told again whenever that changes. What is not has no series."""
-        self.write()  # under the names of those that were loaded
+        """Call it with all loaded models whenever they change. Other models have no series."""
+        self.write()  # pending values belong to the models that were loaded so far
         now = frozenset(models)
-        for gone in self._served - now:
-            self._info.labels(*gone).set(0)  # from files nothing can be removed: `collect` leaves it out
+        for removed in self._served - now:
+            self._info.labels(*removed).set(0)  # nothing can be removed from the files: `collect` filters zeros
             if not self._folder:
-                self._info.remove(*gone)
+                self._info.remove(*removed)
         for served in now:
             self._info.labels(*served).set(1)
         before, self._versions = self._versions, {(served.model, served.version) for served in now}
@@ -152,15 +158,15 @@ class Metrics(Collector):
         if operation not in OPERATIONS:
             operation = UNKNOWN
         labels = self._labels(model, version)
-        aside = self._aside
-        aside.append((self._requests, (operation, *labels, status), 1))
-        aside.append((self._seconds, (*labels, "success" if status < 400 else "failure"), seconds))
-        aside.append((self._request, (operation,), seconds))
-        if len(aside) > _MOST_ASIDE:
+        pending = self._pending
+        pending.append((self._requests, (operation, *labels, status), 1))
+        pending.append((self._seconds, (*labels, "success" if status < 400 else "failure"), seconds))
+        pending.append((self._request, (operation,), seconds))
+        if len(pending) > _MOST_PENDING:
             self.write()
 
     def refused(self, kind: str) -> None:
-        """`kind` as a problem's type ends: one of the service's own words."""
+        """`kind` is the last part of the problem's type, such as not-an-image."""
         self._refused[(kind,)].inc()
 
     def handed_over(self, reason: str) -> None:
@@ -168,16 +174,16 @@ class Metrics(Collector):
         self._handovers[(reason,)].inc()
 
     def waited(self, model: str | None, version: int | None, seconds: float) -> None:
-        self._aside.append((self._queue, self._labels(model, version), seconds))
+        self._pending.append((self._queue, self._labels(model, version), seconds))
 
     def decoded(self, model: str | None, version: int | None, seconds: float) -> None:
-        self._aside.append((self._decode, self._labels(model, version), seconds))
+        self._pending.append((self._decode, self._labels(model, version), seconds))
 
     def ran(self, model: str, version: int, images: int, seconds: float) -> None:
-        """One run, which may have answered several requests."""
+        """One batch, which may hold images of several requests."""
         labels = self._labels(model, version)
-        self._aside.append((self._images, labels, images))
-        self._aside.append((self._run, labels, seconds))
+        self._pending.append((self._images, labels, images))
+        self._pending.append((self._run, labels, seconds))
 
     def scored(self, model: str, version: int, scores: Iterable[float]) -> None:
         self._finite(self._score, self._labels(model, version), scores)
@@ -188,29 +194,29 @@ class Metrics(Collector):
     def drifted(
         self, model: str, version: int, discrepancy: float | None, p_value: float | None, **stability: float | None
     ) -> None:
-        """What is None stays what it was. `stability` by what it is of."""
+        """None leaves a gauge as it is. `stability`: output → its population stability index."""
         labels = self._labels(model, version)
         if UNKNOWN in labels:  # unloaded meanwhile
             return
-        for gauges, value in ((self._far, discrepancy), (self._chance, p_value)):
+        for gauges, value in ((self._discrepancy, discrepancy), (self._p_value, p_value)):
             if value is not None:
                 gauges[labels].set(value)
-        for of, value in stability.items():
+        for output, value in stability.items():
             if value is not None:
-                self._stability[(*labels, of)].set(value)
+                self._stability[(*labels, output)].set(value)
 
     def queued(self, images: int) -> None:
-        """How many wait now, in this process."""
-        self._under_way = images
+        """The images that are queued in this process now."""
+        self._images_queued = images
 
     def write(self) -> None:
-        """What was laid aside, each series once."""
-        self._queued.set(self._under_way)
-        aside, series = self._aside, defaultdict[tuple[int, Labels], list[float]](list)
+        """Adds the pending values to the metrics, those of each series together."""
+        self._queued.set(self._images_queued)
+        pending, series = self._pending, defaultdict[tuple[int, Labels], list[float]](list)
         kinds: dict[int, _Children[Counter] | _Children[Histogram]] = {}
-        with contextlib.suppress(IndexError):  # the end; another thread may be adding to it, or writing too
+        with contextlib.suppress(IndexError):  # empty; other threads may append or write at the same time
             while True:
-                children, labels, value = aside.popleft()
+                children, labels, value = pending.popleft()
                 kinds[id(children)] = children
                 series[id(children), labels].append(value)
         for (kind, labels), values in series.items():
@@ -221,9 +227,9 @@ class Metrics(Collector):
                 _observe(child, values)
 
     def exposition(self) -> bytes:
-        """In Prometheus' text format, `CONTENT_TYPE`. Reads files, where there are workers: not for the event loop.
+        """Prometheus text of `CONTENT_TYPE`. With workers it reads files: do not call it on the event loop.
 
-        What other workers have laid aside is not in it yet.
+        Pending values of other workers are not included.
         """
         return generate_latest(self)
 
@@ -237,7 +243,7 @@ class Metrics(Collector):
             yield from _processes([os.getpid()])
 
     def of(self, model: str, version: int) -> list[Sample]:
-        """What is counted of one model, of all workers together. Not for the event loop either."""
+        """The samples of one model, over all workers. Do not call it on the event loop."""
         wanted = {"model": model, "version": str(version)}.items()
         return [sample for family in self.collect() for sample in family.samples if wanted <= sample.labels.items()]
 
@@ -246,8 +252,8 @@ class Metrics(Collector):
 
     def _finite(self, histograms: _Children[Histogram], labels: Labels, values: Iterable[float]) -> None:
         for value in values:
-            if isfinite(value):  # one that is not would spoil the sum for good
-                self._aside.append((histograms, labels, value))
+            if isfinite(value):  # NaN would make the histogram's sum NaN for ever
+                self._pending.append((histograms, labels, value))
 
     def _counter(self, name: str, text: str, *labels: str) -> _Children[Counter]:
         children = _Children(Counter(name, text, labels, registry=self._own), labels)
@@ -259,17 +265,17 @@ class Metrics(Collector):
         self._children.append(children)
         return children
 
-    def _kept_gauge(self, name: str, text: str, of_workers: str, *labels: str) -> _Children[Gauge]:
-        children = _Children(self._gauge(name, text, of_workers, *labels), labels)
+    def _labelled_gauge(self, name: str, text: str, mode: str, *labels: str) -> _Children[Gauge]:
+        children = _Children(self._gauge(name, text, mode, *labels), labels)
         self._children.append(children)
         return children
 
-    def _gauge(self, name: str, text: str, of_workers: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self._own, multiprocess_mode=of_workers)  # type: ignore[arg-type]
+    def _gauge(self, name: str, text: str, mode: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self._own, multiprocess_mode=mode)  # type: ignore[arg-type]
 
 
 def _observe(histogram: Histogram, values: Sequence[float]) -> None:
-    """As many calls of `observe` would; by its own parts, for it takes one value at a time."""
+    """Equals a call of `observe` per value, which takes one value at a time; so it sets the histogram's parts."""
     bounds = histogram._upper_bounds
     for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
         histogram._buckets[bucket].inc(count)
@@ -278,42 +284,42 @@ def _observe(histogram: Histogram, values: Sequence[float]) -> None:
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[dict[str, str]]:
-    """For the parent of workers: what to add to their environment, so that they count together. Removed at the end."""
+    """For the parent of workers: the variables that let its workers share metrics. The folder is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="graft-metrics-") as folder:
         yield {FOLDER: folder}
 
 
-def _take_room(folder: str) -> None:
-    """Of this process's files as much as some ten versions take: they are mapped, and a process that writes to what a
-    full disk has no room for is killed, without a word. An OSError says beforehand that there is none."""
-    for kind, size in _ROOM.items():
+def _reserve_space(folder: str) -> None:
+    """Allocates this process's files with space for about ten versions. They are memory-mapped: on a full disk, a later
+    write would kill the process with SIGBUS. This raises OSError instead."""
+    for kind, size in _FILE_SIZES.items():
         path = os.path.join(folder, f"{kind}_{os.getpid()}.db")
         try:
             with open(path, "ab") as file:
                 if not file.tell():
                     file.write(bytes(size))
         except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None  # writing does not say where
+            raise OSError(error.errno, error.strerror, path) from None  # an error of write() has no path
 
 
 def worker_gone(pid: int, folder: str) -> None:
-    """For the parent, once for each worker that ended: its gauges vanish, what it counted stays."""
+    """For the parent, once for each worker that ended: removes its gauges and keeps its counts."""
     mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
 
 
 def _live(folder: str) -> list[int]:
-    """The workers that write there and are not yet told to be gone."""
-    found = (re.fullmatch(r"gauge_livemax_(\d+)\.db", name) for name in os.listdir(folder))
-    return [int(match[1]) for match in found if match]
+    """The workers with files in the folder, for which `worker_gone` was not called yet."""
+    matches = (re.fullmatch(r"gauge_livemax_(\d+)\.db", name) for name in os.listdir(folder))
+    return [int(match[1]) for match in matches if match]
 
 
 def _of_loaded(families: Iterable[Metric]) -> Iterator[Metric]:
-    """Without what was counted of versions that no worker has any more: files forget nothing."""
-    known = list(families)
-    [told] = [family for family in known if family.name == "graft_model_info"]
-    told.samples = [sample for sample in told.samples if sample.value]
-    loaded = {(UNKNOWN, UNKNOWN)} | {(s.labels["model"], s.labels["version"]) for s in told.samples}
-    for family in known:
+    """Removes the samples of versions that no worker has loaded: nothing can be removed from the files."""
+    families = list(families)
+    [info] = [family for family in families if family.name == "graft_model_info"]
+    info.samples = [sample for sample in info.samples if sample.value]
+    loaded = {(UNKNOWN, UNKNOWN)} | {(s.labels["model"], s.labels["version"]) for s in info.samples}
+    for family in families:
         family.samples = [
             sample
             for sample in family.samples
@@ -323,13 +329,13 @@ def _of_loaded(families: Iterable[Metric]) -> Iterator[Metric]:
 
 
 def _processes(pids: Iterable[int]) -> Iterator[Metric]:
-    """Memory, CPU, files and start, as every Prometheus client names them, of all workers together."""
-    together: dict[str, Metric] = {}
+    """The standard process_… metrics (memory, CPU, file descriptors, start), over all workers."""
+    combined: dict[str, Metric] = {}
     for pid in pids:
         for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
-            before = together.setdefault(family.name, family)
+            before = combined.setdefault(family.name, family)
             if before is not family:
-                combine = min if family.name in _LEAST else operator.add
+                combine = min if family.name in _MINIMUM else operator.add
                 total = combine(before.samples[0].value, family.samples[0].value)
                 before.samples = [before.samples[0]._replace(value=total)]
-    yield from together.values()
+    yield from combined.values()

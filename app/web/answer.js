@@ -1,4 +1,4 @@
-// One image's answer, told: classes, pictures, anomaly, code, place on the map, timing, the same in curl.
+// Shows the results of one image: classes, pictures, anomaly, embedding, place on the map, timing, the curl command.
 
 import { element, hasKey, milliseconds, percent, root } from "./api.js";
 import { addressOf, COLOURS, errors, gauge, overlay, points, reasons, strip } from "./paint.js";
@@ -9,7 +9,7 @@ const place = document.getElementById("answer");
 const part = (name) => place.querySelector(`[data-part="${name}"]`);
 const figure = (name) => place.querySelector(`[data-figure="${name}"]`);
 
-// What is asked of the model for each image, and what `curl` shows.
+// The path and query of the request for each image; the curl command shows the same.
 export function request(model) {
   const able = model.operations;
   const query = new URLSearchParams({ model: `${model.name}@${model.version}` });
@@ -48,7 +48,7 @@ export const tell = (problem) => [element("strong", { textContent: problem.messa
 function classes(result) {
   part("classes").hidden = result.label === undefined;
   if (result.label === undefined) return;
-  const ranked = Object.entries(result.probabilities).sort(([, a], [, b]) => b - a); // names that are numbers lose their order
+  const ranked = Object.entries(result.probabilities).sort(([, a], [, b]) => b - a); // JavaScript reorders numeric keys
   const bars = place.querySelector(".bars");
   const shown = ranked.slice(0, MOST_BARS);
   while (bars.children.length > shown.length) bars.lastChild.remove();
@@ -70,18 +70,18 @@ function anomaly(result, model) {
   const section = part("anomaly");
   section.hidden = result.score === undefined;
   if (section.hidden) return;
-  const told = model.manifest.anomaly;
+  const calibration = model.manifest.anomaly;
   section.classList.toggle("odd", result.anomalous);
-  section.parentElement[result.anomalous ? "prepend" : "append"](section); // what makes a label doubtful comes before it
+  section.parentElement[result.anomalous ? "prepend" : "append"](section); // an anomaly comes first, because it casts doubt on the label
   section.querySelector("h2").textContent = judgement(result);
-  const words = asHigh(result.p_value, told.calibrated_on);
-  const rate = `${Number((100 * told.false_alarm_rate).toPrecision(2))} %`;
+  const words = asHigh(result.p_value, calibration.calibrated_on);
+  const rate = `${Number((100 * calibration.false_alarm_rate).toPrecision(2))} %`;
   section.querySelector("p").textContent =
     `${words} (p = ${Number(result.p_value.toPrecision(2))}). The score is ${signed(result.score)}; above ` +
     `${signed(result.threshold)} an image is called anomalous, as ${rate} of normal ones are. It adds up, in standard deviations, ` +
-    `${told.distances.map((distance) => summand(distance, result.distances)).join(", ")}.`;
-  const said = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
-  section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, told.quantiles, said));
+    `${calibration.distances.map((distance) => summand(distance, result.distances)).join(", ")}.`;
+  const label = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
+  section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, calibration.quantiles, label));
 }
 
 const TAKEN = { pixels: "the drawing", embedding: "its code", features: "the vector of its features", thumbnail: "its thumbnail" };
@@ -93,15 +93,15 @@ const MEASURED = {
   local: (what) => `how far ${what} is from the nearest normal ones, relative to how far apart those lie`,
 };
 
-// One distance of the score in words, in its own standard deviations, as the manifest sums them. A kind that is not
-// known here is shown by its name.
+// One distance of the score in words, with its value in standard deviations, of which the score is the sum. A distance
+// that has no words here is shown by its name.
 function summand({ measure, takes, mean, std }, distances) {
   const name = takes === "pixels" ? measure : `${takes}.${measure}`;
   const said = takes in TAKEN && measure in MEASURED ? MEASURED[measure](TAKEN[takes]) : name;
   return `${said} (${signed((distances[name] - mean) / std)})`;
 }
 
-// A p-value in words; the image itself counts as one of the held-out ones.
+// A p-value in words. The p-value counts the image itself as one of the held-out images.
 export function asHigh(p, heldOut) {
   const count = Math.round(p * (heldOut + 1)) - 1;
   if (count <= 0) return `None of ${heldOut.toLocaleString("en")} held-out normal images scores as high`;
@@ -161,9 +161,9 @@ function code({ embedding }) {
   const canvas = place.querySelector(".strip");
   strip(canvas, embedding);
   const [low, high] = [Math.min(...embedding), Math.max(...embedding)];
-  const told = `${embedding.length} numbers, from ${signed(low)} to ${signed(high)}`;
-  canvas.setAttribute("aria-label", told);
-  part("code").querySelector("p").textContent = `${told}. Alike images have alike codes.`;
+  const summary = `${embedding.length} numbers, from ${signed(low)} to ${signed(high)}`;
+  canvas.setAttribute("aria-label", summary);
+  part("code").querySelector("p").textContent = `${summary}. Alike images have alike codes.`;
 }
 
 function timing({ times, elapsed }) {
@@ -184,7 +184,7 @@ const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
 function shell(item, model) {
   const key = hasKey() ? ' -H "Authorization: Bearer $GRAFT_KEY"' : "";
-  // curl reads ; and , in a file's name as its own, unless the name stands in double quotes.
+  // curl treats ; and , in a file name as syntax, unless the name is in double quotes.
   const file = /[;,"\\]/.test(item.name) ? `"${item.name.replace(/["\\]/g, "\\$&")}"` : item.name;
   const [command, answer] = part("curl").querySelectorAll("code");
   command.textContent = `curl${key} -F ${quoted(`image=@${file}`)} \\\n  ${quoted(new URL(request(model), root).href)}`;

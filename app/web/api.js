@@ -1,9 +1,9 @@
-// Speaks to the service: addresses, the key, problems as sentences, timings.
+// Requests to the service: addresses, the API key, problems as sentences, timings.
 
 const KEY = "graft-key";
 const MOST_TRIES = 5;
 
-// This file lies in <root>/web/, under whatever path a proxy puts the root.
+// This file is served at <root>/web/api.js; a proxy may put the root below any path.
 export const root = new URL("..", import.meta.url);
 
 const SAID = {
@@ -37,7 +37,7 @@ export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 let asking = null;
 
-// One dialog, however many requests wait for it. The key stays in this tab, and goes when the tab does.
+// One dialog for all requests that wait for a key. sessionStorage keeps the key until the tab is closed.
 function askForKey(wrong) {
   asking ??= new Promise((resolve) => {
     const field = element("input", { type: "password", autocomplete: "off", required: true });
@@ -51,11 +51,11 @@ function askForKey(wrong) {
     const dialog = element("dialog", { id: "key" }, form);
     dialog.setAttribute("aria-labelledby", "key-title");
     dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "use" ? field.value.trim() : "";
-      if (given) sessionStorage.setItem(KEY, given);
+      const key = dialog.returnValue === "use" ? field.value.trim() : "";
+      if (key) sessionStorage.setItem(KEY, key);
       dialog.remove();
       asking = null;
-      resolve(Boolean(given));
+      resolve(Boolean(key));
     });
     document.body.append(dialog);
     dialog.showModal();
@@ -65,12 +65,12 @@ function askForKey(wrong) {
 
 function send(path, options, key) {
   const headers = new Headers(options.headers);
-  // A header holds bytes: a key that is not ASCII goes as UTF-8.
+  // Headers takes one character per byte: the key's UTF-8 bytes.
   if (key !== null) headers.set("Authorization", `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`);
   return fetch(new URL(path, root), { ...options, headers });
 }
 
-// `ask` is false where a key may be missing without anybody being asked for it.
+// With `ask: false`, a missing key is an error, and the dialog is not shown.
 export async function call(path, { ask = true, ...options } = {}) {
   for (let tries = 1; ; tries += 1) {
     const key = sessionStorage.getItem(KEY);
@@ -89,14 +89,14 @@ export async function call(path, { ask = true, ...options } = {}) {
       await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(wait || 1, 10)));
       continue;
     }
-    const told = await answer.json().catch(() => ({ title: `The service answers ${answer.status}` }));
-    throw new Problem(told, wait);
+    const body = await answer.json().catch(() => ({ title: `The service answers ${answer.status}` }));
+    throw new Problem(body, wait);
   }
 }
 
 export const json = async (path, options) => (await call(path, options)).json();
 
-// Server-Timing: queue;dur=0.1, decode;dur=0.2 → {queue: 0.1, decode: 0.2}, in milliseconds.
+// Server-Timing: queue;dur=0.1, decode;dur=0.2 → {queue: 0.1, decode: 0.2}, in milliseconds
 export function timings(answer) {
   const parts = (answer.headers.get("Server-Timing") || "").split(",");
   return Object.fromEntries(parts.map((part) => part.trim().split(";dur=")).filter((pair) => pair.length === 2)

@@ -1,4 +1,4 @@
-// A picture from the camera: a phone's own, where there is one to ask; else in a dialog of the page.
+// Takes a photo in a dialog of this page. On a phone (`inDialog` is false), the page opens the phone's camera app instead.
 
 const dialog = document.getElementById("camera");
 const video = dialog.querySelector("video");

@@ -1,4 +1,4 @@
-// Draws openapi.json, which is made from the routes themselves. Text is only ever set as text.
+// Renders openapi.json, which is generated from the routes. Its texts are set as textContent, never as HTML.
 
 import { element, json, root } from "./api.js";
 
@@ -15,7 +15,7 @@ function block(words) {
   return made;
 }
 
-// A schema as the JSON it describes: {"name": string, …}
+// Schema → the shape of its JSON: {"name": string, …}
 function sketch(schema, all, depth = 0) {
   if (!schema || depth > 6) return "…";
   if (schema.$ref) return sketch(all[schema.$ref.split("/").pop()], all, depth);

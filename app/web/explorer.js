@@ -1,4 +1,4 @@
-// Between two images: their codes mixed, and what lies between drawn by the model as the slider moves.
+// Interpolates between the embeddings of two images and shows the decoded image as the slider moves.
 
 import { call, element } from "./api.js";
 import { pictureOf } from "./answer.js";
@@ -6,13 +6,13 @@ import { pictureOf } from "./answer.js";
 const section = document.getElementById("explorer");
 const slider = document.getElementById("mix");
 const picture = section.querySelector(".middle img");
-const told = section.querySelector("output");
+const output = section.querySelector("output");
 const ends = { from: null, to: null };
 let model = null, items = [], wanted = null, busy = false;
 
 slider.addEventListener("input", draw);
 
-// The images that have codes of the model that is chosen.
+// Offers the images that have embeddings of the chosen model.
 export function offer(all, chosen) {
   model = chosen;
   section.hidden = !model.operations.includes("decode");
@@ -50,18 +50,18 @@ function choice(end, item) {
 function draw() {
   const share = slider.value / 100;
   const [from, to] = [ends.from.result.embedding, ends.to.result.embedding];
-  told.textContent = `${100 - slider.value} % ${ends.from.name}, ${slider.value} % ${ends.to.name}`;
+  output.textContent = `${100 - slider.value} % ${ends.from.name}, ${slider.value} % ${ends.to.name}`;
   wanted = from.map((value, index) => value + share * (to[index] - value));
   decode();
 }
 
-// One request at a time, always for where the slider is last.
+// Runs one request at a time, for the slider's latest position.
 async function decode() {
   if (busy) return;
   busy = true;
   try {
     while (wanted !== null) {
-      const body = JSON.stringify({ embeddings: [wanted] }), of = told.textContent;
+      const body = JSON.stringify({ embeddings: [wanted] }), of = output.textContent;
       wanted = null;
       const headers = { "Content-Type": "application/json", Accept: "image/png" };
       const answer = await call(`v1/decode?model=${model.name}@${model.version}`, { method: "POST", headers, body });
@@ -74,7 +74,7 @@ async function decode() {
       picture.parentElement.style.aspectRatio = `${model.input[1]} / ${model.input[0]}`;
     }
   } catch (problem) {
-    told.textContent = `${problem.message} ${problem.detail}`;
+    output.textContent = `${problem.message} ${problem.detail}`;
   } finally {
     busy = false;
   }

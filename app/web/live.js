@@ -1,6 +1,6 @@
-// Prometheus' text format → what one model did since the service started.
+// Prometheus text → what one model did since the service started.
 
-// [{name, labels, value}], of the series of one model.
+// Text → [{name, labels, value}], only the series of one model.
 export function series(text, model, version) {
   const found = [];
   for (const line of text.split("\n")) {
@@ -15,7 +15,7 @@ export function series(text, model, version) {
 const total = (all, name, where = () => true) =>
   all.filter((each) => each.name === name && where(each.labels)).reduce((sum, { value }) => sum + value, 0);
 
-// {count, mean, bins: [{below, count}]}: of each bin how many values lie in it, not how many lie below its end.
+// → {count, mean, bins: [{below, count}]}. A bin's count is its own, not cumulative as in Prometheus.
 export function histogram(all, name) {
   const bins = all.filter((each) => each.name === `${name}_bucket`)
     .map(({ labels, value }) => ({ below: labels.le === "+Inf" ? Infinity : Number(labels.le), count: value })).sort((a, b) => a.below - b.below);
@@ -24,7 +24,7 @@ export function histogram(all, name) {
   return { count, mean: count ? total(all, `${name}_sum`) / count : 0, bins };
 }
 
-// The end of the bin in which the share of the values is reached.
+// The upper bound of the bin in which the cumulative count reaches the share.
 export function quantile({ count, bins }, share) {
   let below = 0;
   return bins.find((bin) => { below += bin.count; return below >= share * count; })?.below ?? Infinity;

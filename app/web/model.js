@@ -1,15 +1,15 @@
-// A model's page: what its manifest, card and report say, and what it has done here.
+// A model's page: its manifest, card and report, and its live metrics.
 
 import { call, element, json, milliseconds, percent, Problem, root, sentence } from "./api.js";
 import { quantile, series, summary } from "./live.js";
 import { svg } from "./paint.js";
 
-const EVERY = 5000; // milliseconds between two looks at /metrics
+const EVERY = 5000; // milliseconds between two requests of /metrics
 const at = (id) => document.getElementById(id);
 const name = decodeURIComponent(location.pathname.split("/").filter(Boolean).pop());
 
 const SHARE = (value) => percent(value, 2);
-const TILES = { // name of a metric: [as people say it, how it is written]
+const TILES = { // metric → [text, format of its value]
   accuracy: ["named rightly", SHARE],
   balanced_accuracy: ["rightly, each class counting alike", SHARE],
   macro_f1: ["macro F1", SHARE],
@@ -45,7 +45,7 @@ function tiles({ metrics, milliseconds: each }) {
     element("li", { className: "card", title: how }, element("strong", { textContent: value }), element("span", { textContent: said }))));
 }
 
-// Classes of the same size count alike as it is.
+// Whether balanced accuracy equals accuracy: the classes have the same size, so it is not worth a tile.
 const even = (metrics, balanced) => Math.abs(metrics.find((each) => each.name === "accuracy")?.value - balanced.value) < 5e-5;
 
 function facts(model) {
@@ -66,7 +66,7 @@ function facts(model) {
     element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
 }
 
-// As much of Markdown as cards have: a heading, paragraphs, tables, code.
+// Renders the Markdown that cards use: headings, paragraphs, tables and inline code.
 function prose(text) {
   const words = (line) => line.split(/(`[^`]+`)/).map((word) => /^`.+`$/.test(word) ? element("code", { textContent: word.slice(1, -1) }) : word);
   const cells = (line) => line.replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
@@ -86,7 +86,7 @@ async function card(model, full) {
   at("card").hidden = false;
 }
 
-// In a frame that may run nothing: whoever made the bundle wrote it.
+// Shown in a sandboxed frame without scripts, because the report comes with the bundle and is not trusted.
 async function report(model, full) {
   if (!model.parts.includes("report")) return;
   const frame = at("report").querySelector("iframe");
@@ -153,7 +153,7 @@ function tellDrift({ images, window, drifted, p_value, discrepancy, confidence_s
     element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
 }
 
-// A bar for each bin, with where bins end written below; a line where the threshold lies.
+// A bar per bin, with the upper bounds below; bins above the threshold have another colour.
 function chart(title, { count, bins }, threshold) {
   const most = Math.max(1, ...bins.map((bin) => bin.count)), width = 400 / Math.max(1, bins.length);
   const parts = bins.flatMap((bin, index) => [
@@ -162,8 +162,8 @@ function chart(title, { count, bins }, threshold) {
     index % 3 || bin.below === Infinity ? "" : svg("text", { x: (index + 1) * width, y: 126, "text-anchor": "middle" }, String(bin.below)),
   ]);
   const said = count ? `${title} of ${count.toLocaleString("en")} images` : `${title}: no image yet`;
-  const told = threshold === undefined ? said : `${said}; anomalous above ${threshold.toFixed(2)}`;
-  return element("figure", {}, svg("svg", { viewBox: "0 0 400 132", role: "img", "aria-label": told }, svg("path", { class: "axis", d: "M0 110.5H400" }), ...parts), element("figcaption", { textContent: told }));
+  const caption = threshold === undefined ? said : `${said}; anomalous above ${threshold.toFixed(2)}`;
+  return element("figure", {}, svg("svg", { viewBox: "0 0 400 132", role: "img", "aria-label": caption }, svg("path", { class: "axis", d: "M0 110.5H400" }), ...parts), element("figcaption", { textContent: caption }));
 }
 
 begin().catch((problem) => {

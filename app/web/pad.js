@@ -1,4 +1,4 @@
-// Drawing with a pointer: strokes of one width and colour, on the background that the model is used to.
+// Draws strokes with the pointer, on the background colour of the model's input.
 
 export class Pad {
   constructor(canvas, { brush, ink, undo, wipe }, changed) {
@@ -10,7 +10,7 @@ export class Pad {
     wipe.addEventListener("click", () => { this.strokes = []; this.redraw(); });
   }
 
-  // The model's own shape, as large as the page shows it.
+  // Takes the aspect ratio of the model's input, at the size that the page shows.
   reshape([height, width], background) {
     const longest = 280;
     this.canvas.width = Math.round(longest * Math.min(1, width / height));

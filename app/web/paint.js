@@ -1,20 +1,20 @@
-// Pictures that the page draws itself: maps over images, codes, scales, points.
+// Graphics that the page draws: heatmaps over images, embeddings as strips, the score's gauge, the latent map.
 
 const FOR = [232, 106, 0], AGAINST = [0, 114, 178], ODD = [236, 28, 96];
-// Told apart by people who see colours differently too (Okabe and Ito), as in a bundle's report.
+// Distinct for colour-blind people too (Okabe and Ito); a bundle's report uses the same.
 export const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a6761d", "#7570b3", "#66a61e", "#e7298a"];
 
 export const blobOf = (base64) => new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type: "image/png" });
 export const addressOf = (base64) => `data:image/png;base64,${base64}`;
 
-// 128 is indifference; towards white it speaks for the label, towards black against it.
+// Grey level → RGBA. 128 is neutral, lighter speaks for the label, darker against it.
 export const reasons = (grey) => {
   const share = (grey - 127.5) / 127.5;
   return [...(share > 0 ? FOR : AGAINST), 235 * Math.abs(share) ** 0.8];
 };
 export const errors = (grey) => [...ODD, 240 * (grey / 255) ** 0.9];
 
-// A grey PNG in base64, each level as the colour that `colour` gives it.
+// Draws a grey PNG (base64) on the canvas; `colour` maps a grey level to RGBA.
 export async function overlay(canvas, base64, colour) {
   const bitmap = await createImageBitmap(blobOf(base64));
   canvas.width = bitmap.width;
@@ -27,7 +27,7 @@ export async function overlay(canvas, base64, colour) {
   pen.putImageData(picture, 0, 0);
 }
 
-// Each number a cell: blue below zero, orange above, paler the nearer to it.
+// A cell per number: blue below zero, orange above, paler near zero.
 export function strip(canvas, code) {
   const most = Math.max(...code.map(Math.abs)) || 1;
   const rows = Math.max(1, Math.ceil(code.length / 64));
@@ -48,7 +48,7 @@ export function svg(tag, attributes = {}, ...children) {
   return made;
 }
 
-// The score on a line: where nine of ten normal images lie, where the threshold is, where this one falls.
+// The score on a line, with the range of nine in ten normal images and the threshold.
 export function gauge(score, threshold, quantiles, said) {
   const width = 400, from = 8, to = width - 8;
   const normal = Object.fromEntries(Object.entries(quantiles).map(([share, value]) => [Number(share), value]));
@@ -73,7 +73,7 @@ export function gauge(score, threshold, quantiles, said) {
   return svg("svg", { viewBox: `0 0 ${width} 54`, role: "img", "aria-label": said }, ...parts);
 }
 
-// Reference points in the colours of their labels; `mark` moves the mark among them, to the edge where it falls outside.
+// The latent map's points in the colours of their labels. `mark` moves the image's mark, at most to the map's edge.
 export function points(map, coloured) {
   const width = 400, height = 280, margin = 14;
   const axis = (index, from, to) => {

@@ -1,4 +1,4 @@
-// The page: images come in, one model looks at all of them, the answers are shown.
+// The playground: takes images, sends each to the chosen model, and shows the results.
 
 import { call, element, json, Problem, percent, root, timings } from "./api.js";
 import { fallsWhere, headline, pictureOf, request, show, tell } from "./answer.js";
@@ -6,7 +6,7 @@ import { inDialog, photograph } from "./camera.js";
 import { offer } from "./explorer.js";
 import { Pad } from "./pad.js";
 
-const AT_ONCE = 6; // requests; the service makes batches of what comes together
+const AT_ONCE = 6; // concurrent requests, which the service batches
 const SAMPLES = [["sneaker", "a sneaker"], ["t-shirt", "a t-shirt"], ["trouser", "trousers"], ["bag", "a bag"], ["rings", "rings"]];
 const at = (id) => document.getElementById(id);
 
@@ -41,7 +41,7 @@ const named = () => models.find((each) => each.name === at("model").value && Str
 async function choose(summary) {
   const address = `v1/models/${summary.name}@${summary.version}`;
   const chosen = await json(address);
-  if (named() !== summary) return; // another one was chosen meanwhile
+  if (named() !== summary) return; // the user chose another model meanwhile
   model = chosen;
   if (model.parts.includes("map")) mapped(model, `${address}/map`);
   at("about").href = new URL(`models/${model.name}@${model.version}`, root);
@@ -54,7 +54,7 @@ async function choose(summary) {
   offer(items, model);
 }
 
-// The map may come after the first answers.
+// The map may arrive after the first results.
 async function mapped(chosen, address) {
   chosen.map = await json(address);
   if (model === chosen && selected?.state === "done") fallsWhere(selected.result, model);
@@ -111,10 +111,10 @@ async function look(item, asked) {
   const file = item.file;
   try {
     const answer = await call(request(asked), { method: "POST", body: form });
-    const told = await answer.json();
+    const body = await answer.json();
     if (asked !== model || item.state !== "asked" || file !== item.file) return;
     const times = timings(answer);
-    Object.assign(item, { state: "done", answer: told, result: told.results[0], digest: told.model.digest, times, problem: null });
+    Object.assign(item, { state: "done", answer: body, result: body.results[0], digest: body.model.digest, times, problem: null });
     item.elapsed = performance.now() - item.begun;
   } catch (problem) {
     if (asked !== model || item.state !== "asked" || file !== item.file) return;
@@ -145,7 +145,7 @@ function tellOf(item) {
   at("said").textContent = item.state === "failed" ? `${item.problem.message} ${item.problem.detail}` : item.result ? headline(item.result) : "";
 }
 
-// ---- several of them
+// ---- the grid of several images
 
 const ORDERS = {
   came: () => 0,
@@ -199,7 +199,7 @@ at("clear").addEventListener("click", () => {
   at("choose").focus();
 });
 
-// ---- where images come from
+// ---- files, camera, clipboard, drag and drop, samples
 
 at("choose").addEventListener("click", () => at("files").click());
 for (const input of [at("files"), at("shot")]) {
@@ -257,7 +257,7 @@ const pad = new Pad(at("pad").querySelector("canvas"), { brush: at("brush"), ink
   sending = false;
 });
 
-// The drawing stays one image, however often it changes.
+// A changed drawing replaces its image instead of adding another.
 async function redrawn(file) {
   if (!drawing) {
     [drawing] = add([file]);
@@ -276,17 +276,17 @@ at("draw").addEventListener("click", () => {
   const open = at("pad").hidden;
   at("pad").hidden = !open;
   at("draw").setAttribute("aria-expanded", String(open));
-  document.body.classList.add("looking"); // now, so that nothing moves under the first stroke
+  document.body.classList.add("looking"); // now, because it moves the layout, which must not happen at the first stroke
 });
 
-// ---- the rest
+// ---- copying, errors, start
 
 at("answer").querySelector("[data-copy]").addEventListener("click", async (event) => {
   const button = event.currentTarget, code = button.closest("section").querySelector("code");
   try {
     await navigator.clipboard.writeText(code.textContent);
     button.textContent = "Copied";
-  } catch { // no clipboard without https: it is marked, so that one key copies it
+  } catch { // there is no clipboard without https: select the text, so that the user can copy it
     getSelection().selectAllChildren(code);
     button.textContent = "Marked: copy it";
   }

@@ -18,7 +18,7 @@ from support import assert_problem, serving
 from app.api.call import shaped
 from app.bundle.drawings import garment
 from app.bundle.encode import png
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
 from app.settings import Settings
@@ -36,7 +36,7 @@ class Held:
         self.predictor = app.state.predictor
         model = self.predictor.repository.get(None)
 
-        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+        def run(wishes: Sequence[OutputRequest]) -> list[Outputs]:
             self.gate.wait(20)
             self.batches.append(sum(map(len, wishes)))
             return answer(model.bundle, wishes)

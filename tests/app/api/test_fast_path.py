@@ -32,7 +32,7 @@ from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from app.errors import DeadlinePassed
 from app.inference.admission import Bytes
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
@@ -381,7 +381,7 @@ class Gate:
     def close(self) -> None:
         model = self._app.state.hot.predictor.repository.get(None)
 
-        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+        def run(wishes: Sequence[OutputRequest]) -> list[Outputs]:
             self.began.set()
             self.open.wait(20)
             return answer(model.bundle, wishes)
@@ -688,7 +688,7 @@ def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_
 
 
 def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
-    def failing(_: Sequence[Wish]) -> list[Outputs]:
+    def failing(_: Sequence[OutputRequest]) -> list[Outputs]:
         raise ValueError("of nobody's making")
 
     async def go() -> tuple[Answer, Line]:

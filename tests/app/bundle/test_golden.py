@@ -46,7 +46,7 @@ def test_outputs_may_differ_by_the_tolerance_of_their_scale(
     if passes:
         verify(stored, SPEC, see, run, "m/1/golden.npz")
     else:
-        with pytest.raises(GoldenMismatch, match=r"embedding is (off by|not finite)"):
+        with pytest.raises(GoldenMismatch, match=r"embedding (is off by|must be finite)"):
             verify(stored, SPEC, see, run, "m/1/golden.npz")
 
 
@@ -81,7 +81,7 @@ def test_arrays_that_are_not_what_they_should_be_are_named(
 
 def test_a_golden_image_that_cannot_be_decoded_here_is_a_mismatch(stored: dict[str, np.ndarray]) -> None:
     stored["files"][: stored["lengths"][0]] = 0
-    with pytest.raises(GoldenMismatch, match="cannot be decoded here"):
+    with pytest.raises(GoldenMismatch, match="does not decode on this machine"):
         verify(stored, SPEC, see, run, "m/1/golden.npz")
 
 

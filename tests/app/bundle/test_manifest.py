@@ -136,8 +136,8 @@ EXPLAIN = {
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("classifier", None, "come together"),
-        ("classifier.labels", ["a", "b"], "not as many"),
+        ("classifier", None, "one is null"),
+        ("classifier.labels", ["a", "b"], "2 labels for a head of 3 outputs"),
         ("reference", None, "anomaly"),
         ("latent_size", 7, "embedding"),
         ("input.height", 9, "graphs.encoder.input.shape"),
@@ -151,10 +151,10 @@ EXPLAIN = {
         ("golden.file", "other.npz", "'other.npz' is not in files"),
         ("classifier.temperature", 0, "classifier.temperature"),
         ("classifier.temperature", 5e-324, "classifier.temperature"),
-        ("classifier.labels", ["a", "b", "a"], "the same label twice"),
+        ("classifier.labels", ["a", "b", "a"], "two labels are equal"),
         ("graphs.head.outputs", [], "graphs.head.outputs"),
         ("golden.outputs", {"embedding": 1e300}, "golden.outputs.embedding"),
-        ("golden.outputs", {"embedding": 1e-4}, "golden.outputs: not the tensors"),
+        ("golden.outputs", {"embedding": 1e-4}, "golden.outputs: differs from"),
         ("latent_size", "5", "latent_size"),
         ("golden.pixels", True, "golden.pixels"),
         ("golden.pixels", 255, "golden.pixels"),

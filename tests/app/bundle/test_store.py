@@ -93,7 +93,7 @@ def test_no_flipped_byte_of_the_manifest_goes_unseen(folder: Path) -> None:
 @pytest.mark.parametrize("file", ["encoder.onnx", "golden.npz", "manifest.json"])
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    with pytest.raises(BundleFileMissing, match=rf"^tiny/1/{file}: not there"):
+    with pytest.raises(BundleFileMissing, match=rf"^tiny/1/{file}: missing"):
         load(folder)
 
 
@@ -142,7 +142,7 @@ def test_versions_rise_and_nothing_is_overwritten(tmp_path: Path) -> None:
     assert save_tiny(tmp_path, version=7).name == "7"
     assert save_tiny(tmp_path).name == "8"
     before = (tmp_path / "tiny/7/manifest.json").read_bytes()
-    with pytest.raises(BundleExists, match="tiny/7 is already there"):
+    with pytest.raises(BundleExists, match="tiny/7 already exists"):
         save_tiny(tmp_path, version=7, seed=5)
     assert (tmp_path / "tiny/7/manifest.json").read_bytes() == before
     assert versions(tmp_path / "tiny") == [1, 2, 7, 8]

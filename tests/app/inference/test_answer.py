@@ -5,10 +5,10 @@ import pytest
 
 from app.bundle import load
 from app.bundle.bundle import Bundle
-from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, LOGITS, RECONSTRUCTION, Outputs, Wish, answer
+from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, LOGITS, RECONSTRUCTION, OutputRequest, Outputs, answer
 
 RNG = np.random.default_rng(0)
-WISHES = ({LOGITS}, {EMBEDDING}, {DISTANCES}, {RECONSTRUCTION, LOGITS}, {LOGITS, ERRORS, DISTANCES}, set())
+REQUESTS = ({LOGITS}, {EMBEDDING}, {DISTANCES}, {RECONSTRUCTION, LOGITS}, {LOGITS, ERRORS, DISTANCES}, set())
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,10 @@ def bundle(models: Path) -> Bundle:
     return load(models / "tiny/1")
 
 
-def wish(bundle: Bundle, count: int, outputs: set[str]) -> Wish:
-    return Wish(RNG.integers(0, 256, (count, *bundle.manifest.input.shape), dtype=np.uint8), frozenset(outputs))
+def request(bundle: Bundle, count: int, outputs: set[str]) -> OutputRequest:
+    return OutputRequest(
+        RNG.integers(0, 256, (count, *bundle.manifest.input.shape), dtype=np.uint8), frozenset(outputs)
+    )
 
 
 def assert_alike(found: Outputs, alone: Outputs) -> None:
@@ -26,23 +28,23 @@ def assert_alike(found: Outputs, alone: Outputs) -> None:
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_a_mixed_batch_gives_each_wish_what_it_gets_alone(bundle: Bundle) -> None:
-    wishes = [wish(bundle, count, outputs) for count, outputs in zip((1, 2, 3, 1, 4, 1), WISHES, strict=True)]
-    for together, each in zip(answer(bundle, wishes), wishes, strict=True):
+def test_a_mixed_batch_gives_each_request_what_it_gets_alone(bundle: Bundle) -> None:
+    requests = [request(bundle, count, outputs) for count, outputs in zip((1, 2, 3, 1, 4, 1), REQUESTS, strict=True)]
+    for together, each in zip(answer(bundle, requests), requests, strict=True):
         assert_alike(together, answer(bundle, [each])[0])
         assert each.outputs <= set(together)
 
 
-def test_what_nobody_wishes_is_not_computed(bundle: Bundle) -> None:
-    [found] = answer(bundle, [wish(bundle, 2, {EMBEDDING})])
+def test_what_nobody_requests_is_not_computed(bundle: Bundle) -> None:
+    [found] = answer(bundle, [request(bundle, 2, {EMBEDDING})])
     assert set(found) == {EMBEDDING}
 
 
 def test_it_is_what_the_bundle_itself_gives(bundle: Bundle) -> None:
-    asked = wish(bundle, 5, {LOGITS, DISTANCES, ERRORS})
+    asked = request(bundle, 5, {LOGITS, DISTANCES, ERRORS})
     [found] = answer(bundle, [asked])
     encoded = bundle.encode(asked.images)
     assert np.array_equal(found[LOGITS], bundle.logits(encoded))
     assert np.array_equal(found[RECONSTRUCTION], bundle.reconstruct(encoded))
     assert bundle.scorer is not None
-    assert bundle.scorer.judge(found[DISTANCES]) == bundle.anomaly(asked.images)
+    assert bundle.scorer.score_distances(found[DISTANCES]) == bundle.anomaly(asked.images)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.inference.batcher import Batcher, Done
+from app.inference.batcher import Batcher, Completed
 from app.telemetry.requests import request_id
 
 Words = tuple[str, ...]
@@ -40,16 +40,16 @@ def batcher(loud: Loud, most: int = 4, most_on_loop: int = 0) -> Batcher[Words, 
     return Batcher(loud, most, ThreadPoolExecutor(1), lambda works: sum(map(len, works)) <= most_on_loop)
 
 
-async def ask(to: Batcher[Words, Words], *works: Words) -> list[Done[Words] | BaseException]:
+async def ask(to: Batcher[Words, Words], *works: Words) -> list[Completed[Words] | BaseException]:
     return await asyncio.gather(*(to.submit(work) for work in works), return_exceptions=True)
 
 
 @pytest.mark.parametrize("most_on_loop", [0, 100])
 def test_what_waits_runs_together_and_each_gets_its_own(loud: Loud, most_on_loop: int) -> None:
     found = asyncio.run(ask(batcher(loud, 4, most_on_loop), ("a",), ("b", "c"), ("d",), ("e",)))
-    assert [done.result for done in found if isinstance(done, Done)] == [("A",), ("B", "C"), ("D",), ("E",)]
+    assert [done.result for done in found if isinstance(done, Completed)] == [("A",), ("B", "C"), ("D",), ("E",)]
     assert loud.batches == [[("a",), ("b", "c"), ("d",)], [("e",)]]
-    assert [done.batch for done in found if isinstance(done, Done)] == [4, 4, 4, 1]
+    assert [done.batch for done in found if isinstance(done, Completed)] == [4, 4, 4, 1]
 
 
 def test_images_are_counted_and_a_work_larger_than_a_batch_runs_alone(loud: Loud) -> None:
@@ -81,7 +81,7 @@ def test_short_batches_run_on_the_loop_and_long_ones_do_not(loud: Loud) -> None:
 def test_a_failing_work_fails_alone(loud: Loud, most_on_loop: int) -> None:
     found = asyncio.run(ask(batcher(loud, 8, most_on_loop), ("a",), ("bad",), ("b",)))
     assert isinstance(found[1], ValueError)
-    assert [done.result for done in found if isinstance(done, Done)] == [("A",), ("B",)]
+    assert [done.result for done in found if isinstance(done, Completed)] == [("A",), ("B",)]
 
 
 def test_who_left_before_the_run_costs_nothing_and_harms_nobody(loud: Loud) -> None:
@@ -131,7 +131,7 @@ def test_nobody_is_left_waiting_when_the_pool_is_gone(loud: Loud) -> None:
 
 
 def test_queue_and_run_are_told_apart(loud: Loud) -> None:
-    async def behind() -> Done[Words]:
+    async def behind() -> Completed[Words]:
         loud.gate.clear()
         to = batcher(loud)
         first = asyncio.ensure_future(to.submit(("a",)))
@@ -170,14 +170,14 @@ def test_nobody_is_left_waiting_by_an_exception_that_no_future_takes(error: Base
             raise error
         return list(works)
 
-    async def both() -> list[Done[Words] | BaseException]:
+    async def both() -> list[Completed[Words] | BaseException]:
         to = Batcher(run, 1, ThreadPoolExecutor(1), lambda _: on_loop)
         return await asyncio.wait_for(ask(to, ("bad",), ("good",)), 5)
 
     failed, done = asyncio.run(both())
     assert isinstance(failed, RuntimeError)
     assert type(error).__name__ in str(failed)
-    assert isinstance(done, Done)
+    assert isinstance(done, Completed)
 
 
 def test_what_was_given_up_is_not_kept(loud: Loud) -> None:

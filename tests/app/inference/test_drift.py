@@ -14,7 +14,7 @@ from app.bundle import Bundle, load, save
 from app.bundle.drift import CONFIDENCES, EMBEDDINGS
 from app.bundle.encode import png
 from app.bundle.scoring import probabilities
-from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Wish, answer
+from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, OutputRequest, answer
 from app.inference.drift import Window
 from app.settings import Settings
 
@@ -51,45 +51,45 @@ def window(bundle: Bundle) -> Window:
 
 def serve(window: Window, bundle: Bundle, rows: np.ndarray, outputs: frozenset[str] = OUTPUTS) -> None:
     for start in range(0, len(rows), 20):
-        batch = [Wish(rows[start + at : start + at + 5], outputs) for at in range(0, 20, 5)]
-        window.saw(answer(bundle, batch))
+        batch = [OutputRequest(rows[start + at : start + at + 5], outputs) for at in range(0, 20, 5)]
+        window.add(answer(bundle, batch))
 
 
 def test_before_there_are_enough_images_nothing_is_said_of_the_codes(window: Window, bundle: Bundle) -> None:
-    assert not window.has_news
-    empty = window.judge()
+    assert not window.has_new_requests
+    empty = window.compute()
     assert (empty.images, empty.window, empty.p_value, empty.confidence) == (0, 400, None, None)
     serve(window, bundle, images(np.random.default_rng(1), 380))
-    assert window.has_news
-    some = window.judge()
+    assert window.has_new_requests
+    some = window.compute()
     assert (some.images, some.p_value, some.discrepancy) == (380, None, None)
     assert some.confidence is not None
-    assert not window.has_news
+    assert not window.has_new_requests
 
 
 def test_the_latest_images_are_judged_and_no_more_are_kept(window: Window, bundle: Bundle) -> None:
     rng = np.random.default_rng(2)
     serve(window, bundle, images(rng, 4000))
-    alike = window.judge()
+    alike = window.compute()
     assert alike.images == 400
     assert alike.p_value is not None
     assert alike.p_value > 0.01
     serve(window, bundle, images(rng, 400, brightest=160))
-    other = window.judge()
+    other = window.compute()
     assert other.p_value == 0.001
     assert other.confidence is not None
     assert alike.confidence is not None
     assert other.anomaly_score is not None
     assert len(window._latest) == 400
     serve(window, bundle, images(rng, 400))
-    assert window.judge().p_value == pytest.approx(alike.p_value, abs=1)
-    assert (window.judge().p_value or 0) > 0.001, "it is over when it is over"
+    assert window.compute().p_value == pytest.approx(alike.p_value, abs=1)
+    assert (window.compute().p_value or 0) > 0.001, "it is over when it is over"
 
 
 def test_what_was_not_asked_for_is_not_judged_and_what_is_no_number_is_left_out(window: Window, bundle: Bundle) -> None:
     serve(window, bundle, images(np.random.default_rng(3), 400), frozenset({EMBEDDING}))
-    window.saw([{EMBEDDING: np.full((3, 5), np.nan, np.float32)}])
-    found = window.judge()
+    window.add([{EMBEDDING: np.full((3, 5), np.nan, np.float32)}])
+    found = window.compute()
     assert (found.confidence, found.anomaly_score) == (None, None)
     assert found.images == 400
     assert found.p_value is not None
@@ -121,7 +121,7 @@ def test_the_service_tells_drift_and_counts_it(tmp_path: Path) -> None:
             "anomaly_score": pytest.approx(body["anomaly_score_stability"]),
         }
         answer = client.get("/v1/models/plain/drift")
-        assert_problem(answer, 409, "operation-unavailable", "plain@1 has no reference to tell drift by")
+        assert_problem(answer, 409, "operation-unavailable", "plain@1 has no reference for drift")
         assert_problem(client.get("/v1/models/none/drift"), 404, "unknown-model")
 
 

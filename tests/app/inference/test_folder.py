@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 from support import save_tiny
 
-from app.inference.folder import Key, State, Watch, found
+from app.inference.folder import FileState, Key, Watch, scan
 
 
-def laid(models: Path, key: Key) -> State:
-    return found(models)[key]
+def laid(models: Path, key: Key) -> FileState:
+    return scan(models)[key]
 
 
-def whole(number: int = 0) -> State:
+def whole(number: int = 0) -> FileState:
     return (("manifest.json", 1, 10, number),)
 
 
@@ -20,7 +20,7 @@ def test_every_version_is_found_and_what_is_none_is_left_alone(tmp_path: Path) -
     (tmp_path / "tiny/2").mkdir()
     (tmp_path / "tiny/3").touch()
     (tmp_path / "README.md").touch()
-    states = found(tmp_path)
+    states = scan(tmp_path)
     assert {key: bool(state) for key, state in states.items()} == {
         ("tiny", 1): True,
         ("tiny", 2): False,
@@ -74,7 +74,7 @@ def test_a_version_that_went_and_came_back_as_it_was_is_due_again() -> None:
 
 def test_a_folder_without_a_manifest_is_not_due_however_long_it_lies() -> None:
     watch = Watch({})
-    copied: State = (("encoder.onnx", 1, 10, 0),)
+    copied: FileState = (("encoder.onnx", 1, 10, 0),)
     assert [watch.due({("a", 1): copied}) for _ in range(3)] == [[]] * 3
 
 

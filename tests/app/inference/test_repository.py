@@ -11,7 +11,7 @@ import pytest
 from support import save_tiny
 
 from app.errors import ChecksumMismatch, LoadingNotAllowed, NotReady, UnknownModel
-from app.inference.answer import EMBEDDING, Wish
+from app.inference.answer import EMBEDDING, OutputRequest
 from app.inference.model import Model
 from app.inference.repository import Repository
 from app.settings import ModelControl
@@ -85,8 +85,8 @@ def answered_by(repository: Repository, model: str | None = None) -> str:
     return repository.get(model).name
 
 
-def wish(model: Model) -> Wish:
-    return Wish(np.zeros((1, *model.bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING}))
+def request(model: Model) -> OutputRequest:
+    return OutputRequest(np.zeros((1, *model.bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING}))
 
 
 async def settle(repository: Repository) -> None:
@@ -132,8 +132,8 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
         await repository.load("tiny", 1)
         assert answered_by(repository, "tiny") == "tiny@1"
         assert states(repository) == [("tiny", 1, "READY"), ("tiny", 2, "UNLOADING")]
-        done = await begun.batcher.submit(wish(begun))
-        assert np.array_equal(done.result[EMBEDDING], begun.bundle.encode(wish(begun).images)[EMBEDDING])
+        done = await begun.batcher.submit(request(begun))
+        assert np.array_equal(done.result[EMBEDDING], begun.bundle.encode(request(begun).images)[EMBEDDING])
         assert told() == {"1", "2"}
         assert await asyncio.to_thread(freed.acquire, timeout=30), "tiny@1 as it was before it was read anew"
         assert not freed.acquire(blocking=False)
@@ -338,7 +338,7 @@ def test_a_folder_that_is_away_takes_no_model_with_it(tmp_path: Path, caplog: py
 
     asyncio.run(looks())
     assert [record.message[:36] for record in caplog.records if record.levelname == "ERROR"] == [
-        "the models folder cannot be read, wh"
+        "the models folder cannot be read, lo"
     ]
 
 

@@ -99,7 +99,7 @@ def test_a_folder_becomes_a_table_with_a_row_for_each_image(models: Path, photos
     done = score(models, "photos", "--out", out, cwd=photos.parent)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}\n"
-    assert "25 images scored; 2 could not be" in done.stderr  # the large one is within the service's own limit
+    assert "25 images scored; 2 failed" in done.stderr  # the large one is within the service's own limit
     rows = rows_of(out)
     kinds = sorted(path.name for path in photos.iterdir() if path.is_dir())
     named = [f"photos/{kind}/{number}.png" for kind in kinds for number in range(6)]
@@ -123,7 +123,7 @@ def test_what_is_no_image_is_listed_as_the_api_names_it(models: Path, photos: Pa
     only = [photos / name for name in BROKEN]
     none = score(models, *only, "--out", tmp_path / "none.csv", "--max-pixels", "1000000")
     assert none.returncode == 1
-    assert "0 images scored; 3 could not be" in none.stderr
+    assert "0 images scored; 3 failed" in none.stderr
 
 
 @pytest.mark.parametrize("operation", ["classify", "anomaly", "encode", "predict"])
@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_goes_on_to_what_it_would_have_been(
             file.truncate(out.stat().st_size - 7)  # in the middle of its last row
     else:
         assert out.read_bytes().endswith(b"\n")
-        assert "go on with the same command" in first.stderr
+        assert "run the same command again to resume" in first.stderr
     second = score(models, many, "--out", out)
     assert second.returncode == 0
     assert "of them already" in second.stderr
@@ -272,15 +272,18 @@ def test_what_cannot_be_is_said_in_a_sentence_before_anything_is_done(
     foreign.write_text("what a person keeps")
     cases = [
         (score(models, photos, tmp_path / "none", "--out", out), "none: there is no such file or folder"),
-        (score(models, tmp_path / "empty", "--out", out), "no image in it"),
+        (score(models, tmp_path / "empty", "--out", out), "no image ("),
         (score(models, photos, "--out", tmp_path / "results.txt"), ".csv, .jsonl, .parquet"),
         (score(models, photos, "--out", tmp_path / "no" / "results.csv"), "there is no folder"),
-        (score(models, photos, "--out", foreign), "no run has written"),
+        (score(models, photos, "--out", foreign), "lines that are not of this command"),
         (score(models, photos, "--out", out, "--model", "other"), "tiny@1"),
         (score(models, photos, "--out", out, "--model", "tiny@7"), "tiny@1"),
         (score(tmp_path / "empty", photos, "--out", out), "folder of bundles"),
-        (score(models, photos, "--out", out, "--operation", "encode", "--top-k", "2"), "--top-k is about"),
-        (score(models, photos, "--out", out, "--operation", "classify", "--false-alarm-rate", "0.1"), "is about"),
+        (score(models, photos, "--out", out, "--operation", "encode", "--top-k", "2"), "--top-k limits"),
+        (
+            score(models, photos, "--out", out, "--operation", "classify", "--false-alarm-rate", "0.1"),
+            "is for anomaly scores",
+        ),
         (score(models, photos, "--out", out, "--false-alarm-rate", "0.0001"), "9999 are needed"),
         (score(models, photos, "--out", out, "--max-pixels", "0"), "--max-pixels=0"),
         (score(tmp_path / "models", photos, "--out", out), "--operation encode"),
@@ -305,7 +308,7 @@ def test_a_full_disk_ends_it_in_a_sentence_and_what_was_written_stays(
 
     done = score(models, photos, "--out", out, before=little_room)
     assert done.returncode == 2
-    assert "what was written stays" in done.stderr
+    assert "the rows written so far are kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert 0 < len(rows_of(out)) < 25
     assert out.read_bytes().endswith(b"\n")

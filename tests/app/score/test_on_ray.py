@@ -114,7 +114,7 @@ def test_a_node_that_is_killed_loses_nothing_and_nothing_is_scored_twice(
     cluster.stdin.flush()
     assert cluster.stdout.readline() == "gone\n"
     assert len(parts(out)) < 11, "it was killed in the middle"
-    assert "703 images scored; 1 could not be" in end_of(process)
+    assert "703 images scored; 1 failed" in end_of(process)
     assert_each_once(out, images)
 
 
@@ -227,7 +227,7 @@ def test_a_gpu_that_the_cluster_has_not_is_a_sentence(models: Path, tmp_path: Pa
     assert "graft: on Ray: GRAFT_PROVIDER=gpu: this onnxruntime has no 'gpu'" in error
     preferred = scoring(models, folder, tmp_path / "c.parquet", "local", {"GRAFT_PROVIDER": "prefer-gpu"})
     error = end_of(preferred)
-    assert "the cluster has no GPU: its CPUs score" in error
+    assert "the cluster has no GPU; scoring on its CPUs" in error
     assert f"the graphs ran on {CPU[0]}" in error
 
 
@@ -282,7 +282,7 @@ def test_a_worker_obeys_the_provider(models: Path, tmp_path: Path) -> None:
 
 def test_keys_do_not_stand_in_paths() -> None:
     for path in ("s3://me:secret@bucket/photos", "s3://bucket/photos?secret_key=secret"):
-        with pytest.raises(CannotScore, match="belong into the environment") as raised:
+        with pytest.raises(CannotScore, match="set them in the environment") as raised:
             storage.refuse_secrets(path)
         assert "secret" not in str(raised.value)
 

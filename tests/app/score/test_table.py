@@ -92,7 +92,7 @@ def test_nor_is_what_somebody_added(out: Path) -> None:
     ("changes", "says"),
     [
         ({"model": {"name": "tiny", "version": 1, "digest": "e" * 64}}, r"eeeeeeeeeeee….*dddddddddddd…"),
-        ({"threshold": 3.5}, "threshold 3.5.*by 2.5"),
+        ({"threshold": 3.5}, "threshold 3.5.*has 2.5"),
         ({"probabilities": {"cat": 0.75}}, "another --top-k"),
     ],
 )

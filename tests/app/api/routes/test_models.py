@@ -54,7 +54,7 @@ def test_what_a_bundle_carries_to_be_looked_at(tmp_path: Path) -> None:
         assert client.get("/v1/models/bare").json()["parts"] == []
         for part in ("card", "report", "map"):
             answer = client.get(f"/v1/models/bare/{part}")
-            assert_problem(answer, 404, "part-missing", f"bare@1 carries no {part}; it carries: none")
+            assert_problem(answer, 404, "part-missing", f"bare@1 has no {part}; it has: none")
 
 
 @pytest.mark.parametrize("name", ["none", "tiny@9", "..%2Ftiny", "%00"])

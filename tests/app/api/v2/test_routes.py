@@ -21,7 +21,7 @@ from app.api import pictures
 from app.bundle import load
 from app.bundle.drawings import garment, golden_files
 from app.bundle.encode import png
-from app.inference.answer import Outputs, Wish, answer
+from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
 from app.settings import Settings
@@ -241,14 +241,14 @@ class Held:
     def __init__(self, models: Path, **settings: Any) -> None:
         given = Settings(models=models, max_queue=4, max_images=4, **settings)
         self.app = create_app(given)
-        self.gate, self.batches = threading.Event(), list[list[Wish]]()
+        self.gate, self.batches = threading.Event(), list[list[OutputRequest]]()
         self._serving = serving(given, self.app)
 
     def __enter__(self) -> "Held":
         self.client = self._serving.__enter__()
         model = self.app.state.repository.get(None)
 
-        def run(wishes: Sequence[Wish]) -> list[Outputs]:
+        def run(wishes: Sequence[OutputRequest]) -> list[Outputs]:
             self.gate.wait(20)
             self.batches.append(list(wishes))
             return answer(model.bundle, wishes)
