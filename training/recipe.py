@@ -65,16 +65,16 @@ class Objective(_Part):
     """reconstruction + contrast + corruption + penalty, each absent at zero."""
 
     loss: Literal["bce", "mse"] = "bce"
-    reconstruction: Annotated[float, Field(ge=0)] = 1  # weight of the loss of the image that is drawn back
-    contrast: Annotated[float, Field(ge=0)] = 0  # weight of telling by their codes which two views are of one image
-    temperature: Annotated[float, Field(gt=0)] = 0.2  # of contrast: the lower, the more the nearest others count
-    noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of what is added to pixels in 0…1
+    reconstruction: Annotated[float, Field(ge=0)] = 1  # weight of the reconstruction loss
+    contrast: Annotated[float, Field(ge=0)] = 0  # weight of the contrastive loss of two views of an image
+    temperature: Annotated[float, Field(gt=0)] = 0.2  # of contrast: the lower, the more the most similar images count
+    noise: Annotated[float, Field(ge=0)] = 0  # standard deviation of noise added to pixels in 0…1
     mask: Annotated[float, Field(ge=0, lt=1)] = 0  # share of 4×4 patches that are blacked out
     l1: Annotated[float, Field(ge=0)] = 0  # weight of the code's mean magnitude
     kl: Annotated[float, Field(ge=0)] = 0  # weight of the divergence of units' mean from `activity`; of a sigmoid code
     activity: Annotated[float, Field(gt=0, lt=1)] = 0.05
     beta: Annotated[float, Field(ge=0)] = 1  # weight of a variational code's divergence from the prior
-    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from nothing
+    warm_up: Annotated[float, Field(ge=0, le=1)] = 0.2  # share of the steps over which beta rises from 0
 
     @model_validator(mode="after")
     def asks_for_something(self) -> "Objective":
@@ -84,7 +84,7 @@ class Objective(_Part):
 
 
 class Augment(_Part):
-    """What may happen to an image on its way into training, drawn anew each time; each absent by default."""
+    """Random changes of training images; none by default."""
 
     # Left and right exchanged; any of left, right, top and bottom; or, of squares, rows and columns as well.
     flip: Literal["none", "across", "both", "any"] = "none"
@@ -240,7 +240,7 @@ class SourceOnlyMode(AdaptMode):
     mode: Literal["source-only"] = "source-only"
 
 
-# How what was learnt comes to the target.
+# How the pretrained network is transferred to the target.
 Transfer = Annotated[
     DecoderMode
     | HeadMode
@@ -283,12 +283,12 @@ def _not_of_this_mode(name: str, mode: str, owners: list[str]) -> str:
 
 
 class Split(_Part):
-    """Seeded, by class. The test part takes no part in any choice."""
+    """Seeded, stratified by class. The test part is used for no choice."""
 
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share kept back where the data set has no test part of its own
     validation: PositiveInt = 5000  # of the training part, at most; and no more than a tenth of it
     calibration: PositiveInt = 5000  # the same; and no more than a fifth
-    groups: str | None = None  # images that belong together: a CSV of file,group, or a regular expression on the path
+    groups: str | None = None  # keeps images together: a CSV of file,group, or a regular expression on the path
 
 
 class Score(_Part):

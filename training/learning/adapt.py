@@ -1,7 +1,7 @@
-"""A target without labels: the source's labels, and whatever makes the two domains look alike to the head.
+"""Domain adaptation to a target without labels: the source's labels, and a penalty on differences of the domains.
 
     dann   a classifier of domains reads what the head reads, through a layer that reverses gradients: it learns to tell
-           source from target, the encoder to leave it nothing to tell by (Ganin et al. 2016)
+           source from target, the encoder to make them indistinguishable (Ganin et al. 2016)
     mmd    the maximum mean discrepancy of the two domains is a penalty (Long et al. 2015, Gretton et al. 2012)
 
 Both hold back at first, by the schedule that was published with DANN. Each domain is normalised by its own batches, and
@@ -119,7 +119,7 @@ def adapt(
 ) -> Head:
     """The head and the whole encoder: labels of the source, of the target images alone.
 
-    The last epoch is kept: which is best for the target, no loss tells that is to be had without its labels.
+    The last epoch is kept: without labels of the target no loss tells which epoch is best for it.
     """
     net = shop.net
     size = net.latent if transfer.reads == "embedding" else net.pool.size

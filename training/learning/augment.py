@@ -1,4 +1,4 @@
-"""What may happen to images on their way into training: each draws for itself, as a recipe's `augment` says."""
+"""Augmentation: random changes of training images, drawn for each image, by a recipe's `augment`."""
 
 import math
 
@@ -14,7 +14,7 @@ _LONGEST_CROP = 1.35  # of the part that a crop enlarges, against the image's ow
 
 
 def augmented(images: Tensor, augment: Augment) -> Tensor:
-    """(N, C, H, W) in 0…1 → the same, changed; the given images stay as they are. What is erased, `erased` does."""
+    """(N, C, H, W) in 0…1 → changed copies. Erasing is separate, in `erased`."""
     if augment.flip != "none":
         images = _flipped(images, 3)
     if augment.flip in ("both", "any"):
@@ -33,7 +33,7 @@ def augmented(images: Tensor, augment: Augment) -> Tensor:
 
 
 def erased(images: Tensor, augment: Augment) -> Tensor:
-    """What the encoder is shown; what is to be drawn back are the images as they were given."""
+    """The encoder's input; the reconstruction target stays whole."""
     return _erased(images, augment.erase) if augment.erase else images
 
 
@@ -42,7 +42,7 @@ def _flipped(images: Tensor, axis: int) -> Tensor:
 
 
 def _half(images: Tensor) -> Tensor:
-    """(N, 1, 1, 1): which images are chosen, each as likely as not."""
+    """(N, 1, 1, 1): True for a random half of the images."""
     return torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
 
 

@@ -1,4 +1,4 @@
-"""A run's state on disk, so that a run that was killed goes on as if it had not been."""
+"""A run's state on disk: a run that was killed resumes to the same weights."""
 
 import os
 from pathlib import Path
@@ -23,8 +23,8 @@ class Reached(NamedTuple):
 class Checkpoints:
     """`last.pt` holds the end of the last whole epoch, `best.pt` the epoch with the lowest validation loss.
 
-    Everything that the next epoch depends on is in them: weights, optimiser, random state, and the name of the stage.
-    Stages that are finished leave `<stage>.pt`, their modules' weights. Rank 0 writes them, and reads for all.
+    They hold everything that the next epoch depends on: weights, optimiser, random state, and the name of the stage.
+    A finished stage leaves `<stage>.pt`, its modules' weights. Rank 0 writes and reads for all ranks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,12 +39,12 @@ class Checkpoints:
             "optimiser": optimiser.state_dict(),
             "random": _random_state(),
         }
-        if reached.since_best == 0:  # first: a kill in between then repeats the epoch, and keeps its best
+        if reached.since_best == 0:  # first: if killed between the two writes, the epoch is repeated
             self._write(BEST, {"stage": stage, "modules": state["modules"]})
         self._write(LAST, state)
 
     def resume(self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer) -> Reached:
-        """How far a stage came that was interrupted; nowhere, for a new one."""
+        """Restore an interrupted stage; a new one begins at epoch 0."""
         state = self._read(LAST)
         if state is None or state["stage"] != stage:
             return Reached()
@@ -63,7 +63,7 @@ class Checkpoints:
         self._write(f"{stage}.pt", {"modules": modules_state, "random": _random_state()})
 
     def finished(self, stage: str, modules: dict[str, nn.Module]) -> bool:
-        """Whether the stage is done; then its weights, and the random state after it, are back."""
+        """Whether the stage is done; if so, its weights and the random state after it are restored."""
         state = self._read(f"{stage}.pt")
         if state is None:
             return False
@@ -76,7 +76,7 @@ class Checkpoints:
 
     @staticmethod
     def write(path: Path, state: dict[str, Any]) -> None:
-        """Whole or not at all: a kill in the middle leaves the one before."""
+        """Atomic: a process killed while writing leaves the previous file."""
         if not ranks.first():
             return
         temporary = path.with_name(f".{path.name}")

@@ -1,4 +1,4 @@
-"""The decoder alone: how an encoder that has settled is drawn from."""
+"""Fine-tuning the decoder on the codes of an encoder that no longer changes."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from training.recipe import Stage
 
 
 def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """The decoder learns to draw the target from the frozen encoder's code; of a variational one from its draws."""
+    """Reconstruct the target's images from the frozen encoder's codes; from samples of a variational code."""
 
     def joined(images: Tensor) -> Tensor:
         """(N, latent), or (N, 2 · latent): the means, then the log variances."""

@@ -1,4 +1,4 @@
-"""A batch shared out among ranks; on a process alone, each of these is what it would be without."""
+"""Batches shared among ranks; with one process every function here does nothing special."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Loss = Callable[[Tensor, float], Tensor]  # (indices of a batch's images, share 
 
 
 def shuffled(images: int) -> Tensor:
-    """One order for all; what each draws after it is its own, and the same again where a run is resumed."""
+    """The same order on all ranks; after it each rank draws its own random numbers, the same again in a resumed run."""
     if ranks.count() > 1:
         torch.set_rng_state(ranks.from_first(torch.get_rng_state))
     order = torch.randperm(images)
@@ -24,7 +24,7 @@ def shuffled(images: int) -> Tensor:
 
 
 def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
-    """`loss_of`, of this rank's share of a batch: backward() leaves on all the gradients of the whole batch.
+    """The loss of this rank's share of a batch: backward() leaves the gradients of the whole batch on all ranks.
 
     What it gives is weighted, so that the mean over ranks is the mean over the batch, however it divides. Normalisation
     takes its statistics from the whole batch on GPUs, and from each rank's share on CPUs, where torch has no other.
@@ -65,7 +65,7 @@ def mean(value: float) -> float:
 
 
 def agree(modules: dict[str, nn.Module]) -> None:
-    """On the running statistics, of which each rank has those of its own shares."""
+    """Average the running statistics, which each rank has of its own share."""
     if ranks.count() == 1:
         return
     for module in modules.values():

@@ -1,7 +1,7 @@
-"""Learning to learn: an encoder is trained on tasks of a few images, so that it serves for classes it has not seen.
+"""Episodic training: the encoder learns from tasks of a few images each, to serve classes it has not seen.
 
 Prototypical networks (Snell et al. 2017): each step draws an episode, that is some classes, of each a few shots and
-some queries; the queries are to be told by the means of the shots, as `prototypes` has it with the cosine.
+some queries; the queries are classified by the means of the shots, as score.prototypes does with the cosine.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
 
 
 class Episodes:
-    """Draws of a set's images; the random numbers are torch's, so that a run that was cut off goes on with the same."""
+    """Draws episodes from a set, with torch's random numbers: a resumed run draws the same ones."""
 
     def __init__(self, data: ImageSet, transfer: EpisodicMode, blocks: Sequence[int] = ()) -> None:
         """`blocks` are the sizes of the maps that a point joins, as in score.prototypes."""
@@ -54,7 +54,7 @@ class Episodes:
         return self.way * self.each
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """(indices of `way` · `each` images, class after class, and how each is to be turned)."""
+        """(indices of `way` · `each` images, class after class, and the symmetry of each)."""
         kinds = torch.randperm(self._kinds)[: self.way]
         chosen = [self._of_class[int(kind) % len(self._of_class)] for kind in kinds]
         indices = torch.cat([found[torch.randperm(len(found))[: self.each]] for found in chosen])
@@ -62,7 +62,7 @@ class Episodes:
         return indices, turns.repeat_interleave(self.each)
 
     def loss(self, points: Tensor) -> Tensor:
-        """(way · each, D), in the order of `draw` → the mean cross-entropy of telling the queries."""
+        """(way · each, D), in the order of `draw` → the mean cross-entropy of classifying the queries."""
         points = points.float().reshape(self.way, self.each, -1)
         means = points[:, : self._shots].mean(dim=1)
         centre = means.mean(dim=0)
@@ -76,7 +76,7 @@ class Episodes:
 
 
 def turned(images: Tensor, turns: Tensor) -> Tensor:
-    """(N, C, H, H), each in one of the SYMMETRIES ways in which a square falls on itself, 0 as it is."""
+    """(N, C, H, H), each image under one of the eight symmetries of a square; 0 leaves it as it is."""
     turns = turns.to(images.device).view(-1, 1, 1, 1)
     images = torch.where(turns % 2 == 1, images.flip(3), images)
     images = torch.where(turns // 2 % 2 == 1, images.flip(2), images)
@@ -84,7 +84,7 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
-    """The encoder, by episodes; a validation loss is the mean over the same episodes each time."""
+    """Train the encoder by episodes; the validation loss is the mean over the same episodes after each epoch."""
     blocks = shop.net.sizes_read(transfer.reads)
     seen = Episodes(train, transfer, blocks)
     held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
@@ -115,6 +115,6 @@ def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transf
 
 
 def _fitting(data: ImageSet, transfer: EpisodicMode) -> int:
-    """Queries of a class, as many as the rarest has beside its shots."""
+    """Queries per class: as many as the rarest class has images besides its shots, at most those of the recipe."""
     rarest = int(np.bincount(data.labels, minlength=len(data.classes)).min())
     return max(1, min(transfer.queries, rarest - transfer.shots))

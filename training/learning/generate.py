@@ -1,4 +1,4 @@
-"""Labelled examples that nobody took, drawn by a class-conditional variational autoencoder (Sohn et al. 2015).
+"""Synthetic labelled examples, drawn by a class-conditional variational autoencoder (Sohn et al. 2015).
 
 It learns p(x | y) = ∫ p(x | z, y) p(z) dz from a source, and is adapted to the few labelled images of a target. What is
 minimised is the bound of an image x of class y, as everywhere a mean over its P pixels:
@@ -68,7 +68,7 @@ def pretrain(shop: Workshop, generator: Generator, source: ImageSet) -> None:
 
 
 def adapted(shop: Workshop, generator: Generator, target: ImageSet) -> Generator:
-    """The same, going on with other classes, which are all alike to it at first."""
+    """The generator trained further on other classes, which all start with the same weights."""
     made = replace(copy.deepcopy(generator), classes=len(target.classes))
     before = made.decoder.layers[0]
     assert isinstance(before, nn.Linear)
@@ -105,7 +105,7 @@ def with_drawn(shop: Workshop, generator: Generator, target: ImageSet, each: int
 
 
 def _learn(shop: Workshop, what: str, generator: Generator, data: ImageSet) -> None:
-    """What tells the best epoch are the images that are learnt from: of few labels none is spared."""
+    """The best epoch is chosen by the training images themselves: few labels leave none to hold out."""
     modules: dict[str, nn.Module] = {"encoder": generator.encoder, "decoder": generator.decoder}
     for module in modules.values():
         module.to(shop.device)

@@ -18,7 +18,7 @@ _BATCH = 1024  # nothing is learnt, so its size is only a matter of memory
 
 
 def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) -> np.ndarray:
-    """(N, …) → (N, D) float32 of the function over all rows, nothing learnt; a machine's ranks share the work."""
+    """(N, …) → (N, D) float32: the function over all rows, without gradients; a machine's ranks share the work."""
 
     def of(part: np.ndarray) -> np.ndarray:
         return function(torch.from_numpy(part)).float().cpu().numpy()
@@ -31,18 +31,18 @@ def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) ->
 
 
 def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
-    """Of a loss that takes the indices of some rows; each rank has some of the batches."""
+    """`loss` takes the indices of some rows; each rank computes some of the batches."""
     mine = torch.split(torch.arange(rows), _BATCH)[ranks.rank() :: ranks.count()]
     return distributed.mean(sum(loss(part).item() * len(part) for part in mine)) * ranks.count() / rows
 
 
 def read(shop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
-    """(N, D) float32 of the encoder as it stands."""
+    """(N, D) float32: `embedding` or `features` of every image."""
     return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), data.images)
 
 
 def accuracy_of(net: Autoencoder, head: Head, tensor: str, data: ImageSet) -> float:
-    """In torch, as trained; what is exported is held to it."""
+    """In torch, as trained; the exported graphs must agree with it."""
 
     def logits(images: Tensor) -> Tensor:
         return head(net.read(images.permute(0, 3, 1, 2).float() / 255, tensor))  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ from training.recipe import Augment, EpisodicMode, GradualMode, LabelMode, Multi
 
 
 def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
-    """A classifier on what the frozen encoder gives; it learns on standardised input, and is folded back."""
+    """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
     seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
     mean, std = _moments(seen)
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
@@ -54,7 +54,7 @@ def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: M
 
 
 def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
-    """From the top down: the head, then in each equal share of the epochs a block more, each slower than the last."""
+    """The head first; each equal share of the epochs then frees the next block down, slower than the last."""
     names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
     slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
 
@@ -102,7 +102,7 @@ def finetune(
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
     for block in net.blocks().values():
-        block.requires_grad_(False)  # what learns, `fit` frees
+        block.requires_grad_(False)  # `fit` frees those that learn
     if reconstruct:
         learning["decoder"] = net.decoder
     task = Task(
@@ -121,13 +121,13 @@ def finetune(
 
 
 def class_weights(data: ImageSet) -> Tensor:
-    """Each class's share of the loss becomes the same: weights inverse to its images, one on average over images."""
+    """Weights inverse to the images of a class, 1 on average over images: each class has the same share of the loss."""
     counts = np.bincount(data.labels, minlength=len(data.classes))
     return torch.from_numpy(len(data) / (np.maximum(counts, 1) * len(data.classes))).float()
 
 
 def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(D,) mean and standard deviation, a part at a time."""
+    """(D,) mean and standard deviation, computed in chunks."""
     mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)

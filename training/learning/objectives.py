@@ -1,4 +1,4 @@
-"""reconstruction + contrast + corruption + penalty: what pretraining asks for, composed from a recipe's numbers."""
+"""Pretraining objectives: reconstruction + contrast + penalty on corrupted images, weighted by the recipe."""
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,14 @@ _BETWEEN, _PROJECTED = 128, 64  # numbers in a projection's middle and at its en
 
 
 def reconstruction(objective: Objective, logits: Tensor, images: Tensor) -> Tensor:
-    """The mean over pixels. Cross-entropy takes grey levels for probabilities, and is steadier near black and white."""
+    """Mean over pixels. Cross-entropy takes grey levels as probabilities; its gradients stay steady near 0 and 1."""
     if objective.loss == "bce":
         return F.binary_cross_entropy_with_logits(logits, images)
     return F.mse_loss(logits.sigmoid(), images)
 
 
 def corrupt(objective: Objective, images: Tensor) -> Tensor:
-    """Noise is added and patches are blacked out; the loss still asks for the clean image."""
+    """Add noise and black out patches; the loss is against the clean image."""
     if objective.noise:
         images = (images + objective.noise * torch.randn_like(images)).clamp(0, 1)
     if objective.mask:
@@ -54,14 +54,14 @@ def penalty(objective: Objective, encoded: Encoded, progress: float, pixels: int
 
 
 def sample(encoded: Encoded) -> Tensor:
-    """The code itself; of a variational encoder while it learns, a draw around it (reparameterised)."""
+    """The code; of a variational encoder, a sample around it (reparameterised)."""
     if encoded.log_variance is None:
         return encoded.code
     return encoded.code + (0.5 * encoded.log_variance).exp() * torch.randn_like(encoded.code)
 
 
 def projection(latent: int) -> nn.Module:
-    """What contrast is measured through, and no longer needed afterwards: the code may keep what views differ in."""
+    """Contrast is measured through this layer, which is dropped afterwards: the code may keep what views differ in."""
     return nn.Sequential(
         nn.Linear(latent, _BETWEEN), nn.BatchNorm1d(_BETWEEN), nn.ReLU(), nn.Linear(_BETWEEN, _PROJECTED)
     )
@@ -85,10 +85,9 @@ def pretraining_loss(
     progress: float,
     projector: nn.Module | None = None,
 ) -> Tensor:
-    """(N, C, H, W) in 0…1 → what pretraining minimises: from what is `shown`, corrupted, the images are drawn.
+    """(N, C, H, W) in 0…1 → the pretraining loss: `images` are reconstructed from `shown`, which is corrupted first.
 
-    With a `projector` the images are two views of each, as `contrast` has them, and every code is to tell which belong
-    together.
+    With a `projector`, `images` holds two views of each image in the order of `contrast`, whose loss is added.
     """
     encoded = net.encode(corrupt(objective, shown))
     loss = penalty(objective, encoded, progress, images[0].numel())

@@ -14,7 +14,7 @@ from training.recipe import Augment, Stage
 
 
 def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """Encoder and decoder, by what the objective asks of the source; its labels are not looked at."""
+    """Train encoder and decoder by the recipe's objective, on images alone."""
     learning: dict[str, nn.Module] = {"encoder": shop.net.encoder, "decoder": shop.net.decoder}
     projector = None
     if shop.objective.contrast:
@@ -34,7 +34,7 @@ def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage
     def held_out(batch: Tensor) -> Tensor:
         if projector is None:
             return loss(validation, batch, Augment(), 1.0)
-        with torch.random.fork_rng():  # the same views after every epoch, and training draws what it would have drawn
+        with torch.random.fork_rng():  # the same views after every epoch; training's own random numbers are untouched
             torch.manual_seed(0)
             return loss(validation, batch, stage.augment, 1.0)
 

@@ -28,7 +28,7 @@ class Learnt:
 
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
-    """The weights, in `folder` too; a stage that is done there is not done again."""
+    """Train all stages and keep the weights in `folder`; stages that are finished there are not repeated."""
     mode = recipe.transfer
     shop = workshop(recipe, material.spec.shape, folder, mode.untrained)
     net = shop.net
@@ -52,7 +52,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
 
 
 def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
-    """What a run left behind."""
+    """The weights of a finished run."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise TrainingError(

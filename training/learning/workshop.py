@@ -32,12 +32,12 @@ class Workshop:
     def unit(self, images: np.ndarray | Tensor) -> Tensor:
         """(N, H, W, C) uint8 → (N, C, H, W) float in 0…1: the scaling that the exported encoder has inside.
 
-        The channels stay last in memory, as they lie in the file: convolutions on a CPU like that.
+        The memory format stays channels-last, as images are stored: convolutions on a CPU are faster that way.
         """
         return torch.as_tensor(images).to(self.device).permute(0, 3, 1, 2).float() / 255
 
     def kept_in(self, folder: Path) -> "Workshop":
-        """The same network, as it is, its journal and checkpoints elsewhere."""
+        """The same network, with journal and checkpoints in another folder."""
         return replace(self, journal=Journal(folder / JOURNAL_FILE), checkpoints=Checkpoints(folder / CHECKPOINTS))
 
     def autocast(self) -> torch.autocast:
@@ -45,7 +45,7 @@ class Workshop:
 
 
 def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
-    """What the recipe asks for; fp32 on a CPU that has no bf16 of its own, where it would take twice as long."""
+    """The recipe's precision; fp32 on a CPU without bf16 instructions, where bf16 would take twice as long."""
     if precision == "bf16" and device.type == "cpu":
         able = torch.cpu.get_capabilities()
         if not any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
@@ -56,12 +56,12 @@ def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Lit
 def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
     """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
 
-    What is not trained is read as it stands: normalisation must not take its statistics from what it reads.
+    Modules start in evaluation mode: reading images with an untrained network must not change its batch statistics.
     """
     torch.manual_seed(recipe.seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Weights of others are training too: a network that is to have none has none.
+    # Published weights are training too: an untrained network does not load them.
     network = recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
     net = build(network, shape)
     for part in (net.encoder, net.decoder, net.pool):

@@ -24,7 +24,7 @@ class Autoencoder:
         return self.encoder(images)  # type: ignore[no-any-return]
 
     def read(self, images: Tensor, tensor: str) -> Tensor:
-        """What a head takes: `embedding` or `features`."""
+        """A head's input: `embedding` or `features`."""
         encoded = self.encode(images)
         return encoded.code if tensor == "embedding" else self.pool(encoded.maps)
 
@@ -37,7 +37,7 @@ class Autoencoder:
         return {f"encoder.{index}": block for index, block in enumerate(self.encoder.blocks())}
 
     def blocks_read(self, tensor: str) -> list[str]:
-        """The names of those that a head on `embedding` or `features` learns through."""
+        """The blocks that gradients of a head on `embedding` or `features` reach."""
         aside = {id(getattr(self.encoder, "log_variance", None))}
         if tensor == "features":
             aside.add(id(getattr(self.encoder, "code", None)))

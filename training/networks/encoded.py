@@ -1,4 +1,4 @@
-"""What an encoder gives, and the pooling of its stage maps."""
+"""An encoder's outputs, and the pooling of its stage maps."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Encoder(nn.Module):
-    """What every network's encoder has beside `forward`, which gives an Encoded."""
+    """The interface of every encoder; `forward` returns an Encoded."""
 
     latent: int
     maps: list[tuple[int, ...]]  # shapes of Encoded.maps, without the batch
@@ -43,8 +43,8 @@ class Pool(nn.Module):
 
     Where `maxima` are asked for, each cell's largest value comes beside its average.
 
-    Adaptive average pooling written as one matrix product, for any size: onnxruntime knows those, and training is
-    spared the thousands of tiny ones that rows and columns apart would be.
+    Adaptive average pooling as one matrix product, for any size: onnxruntime runs it, and it is faster in training than
+    pooling rows and columns separately.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], grid: int = GRID, maxima: bool = False) -> None:

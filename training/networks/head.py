@@ -1,4 +1,4 @@
-"""Heads: (N, size) of what the encoder gives → (N, labels) logits; linear, or with a hidden layer."""
+"""Heads: (N, size) encoder outputs → (N, labels) logits; linear, or with a hidden layer."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def make(size: int, labels: int, hidden: int) -> Head:
 
 
 def like(state: Mapping[str, Tensor]) -> Head:
-    """Of the sizes that a state dict has, with its weights."""
+    """A head with the sizes and weights of a state dict."""
     deep = "0.weight" in state
     first, last = (state["0.weight"], state["2.weight"]) if deep else (state["weight"], state["weight"])
     made = make(first.shape[1], last.shape[0], first.shape[0] if deep else 0)
@@ -28,7 +28,7 @@ def labels_of(head: Head) -> int:
 
 
 def reading(head: Head) -> nn.Linear:
-    """The layer that takes what the encoder gives."""
+    """The first layer, which takes the encoder's outputs."""
     return _layer(head, 0)
 
 
