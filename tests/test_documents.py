@@ -27,7 +27,9 @@ from app.bundle import load
 from app.settings import Settings
 from training import recipe
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
+PAGES = sorted(
+    path for folder in (".", "docs", "docs/decisions", "benchmarks", "app/web") for path in (ROOT / folder).glob("*.md")
+)
 README = (ROOT / "README.md").read_text()
 
 
@@ -67,6 +69,19 @@ def test_formulas_survive_markdown(page: Path) -> None:
     for formula in re.findall(r"\$([^$]*)\$", text):
         assert re.fullmatch(r"\S(?:.*\S)?", formula), formula
         assert not re.search(r"\\[^a-zA-Z]", formula), formula
+
+
+def test_the_map_of_contributing_leads_to_files_for_the_ten_commonest_changes() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## To change X, open Y\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 10
+    for change, *columns in rows:
+        opened, tested = (re.findall(r"`([^`]+)`", column) for column in columns)
+        assert opened, change
+        assert tested, change
+        for name in (*opened, *tested):
+            path = ROOT / name
+            assert path.is_dir() if name.endswith("/") else path.is_file(), f"{change}: {name}"
 
 
 def test_make_help_lists_every_target() -> None:
@@ -153,7 +168,7 @@ def test_the_api_pages_examples_print_what_the_page_says(served: str, tmp_path: 
 
     answer = json.loads(printed("sh", "-ec", shell.replace("curl ", "curl -sS ")))
     assert [result["label"] for result in answer["results"]] == ["Bag", "Sneaker"]
-    assert (tmp_path / "drawn-back.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
     assert printed(sys.executable, "-c", python) == python.rpartition("# ")[2].strip()
     node = shutil.which("node")
     if node is None:
