@@ -20,9 +20,10 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks.bars import Bar
+from benchmarks import page
+from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
-from benchmarks.home import Skipped
+from benchmarks.home import ROOT, Skipped, made
 from benchmarks.integers import in_integers
 from training import malloc, recipe
 from training.compare import results as comparison
@@ -36,6 +37,8 @@ from training.report.sections import auroc
 from training.score import anomaly
 
 DEFAULT = Path("models/fashion-mnist")
+PARTS = "served,ood,int8,frozen,one-class,neu"
+PAGE = ROOT / "docs" / "quality.md"
 
 
 def newest() -> Bundle:
@@ -177,10 +180,9 @@ def _some(normals: anomaly.Normals, rows: np.ndarray) -> anomaly.Normals:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", default="served,ood,int8,frozen,one-class,neu", help="some of these, joined by commas"
-    )
+    parser.add_argument("--only", default=PARTS, help="some of these, joined by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="where comparisons are kept")
+    parser.add_argument("--doc", action="store_true", help="write the tables into docs/quality.md (DOC=1)")
     given = parser.parse_args()
     malloc.keep_freed()
     measures = {
@@ -194,8 +196,12 @@ def main() -> None:
     for name in given.only.split(","):
         start = time.monotonic()
         try:
+            reached = []
             for bar in measures[name]():
                 print(bar.told(), flush=True)
+                reached.append(bar)
+            if given.doc:
+                page.write(PAGE, name, table(reached, digits=4), [made()])
         except Skipped as skipped:
             print(f"        {name}: skipped: {skipped}")
         print(f"        ({name}: {time.monotonic() - start:,.0f} s)", flush=True)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import benchmarks.__main__ as bench
-from benchmarks import page
+from benchmarks import page, quality
 from benchmarks.home import Made
 from benchmarks.workloads import WORKLOADS
 
@@ -69,7 +69,11 @@ def test_the_pages_of_the_bench_have_a_block_for_everything_the_bench_writes() -
     assert page.blocks(bench.RESULTS_PAGE).keys() == {each.name for each in WORKLOADS} | {"sessions", "profile"}
 
 
-@pytest.mark.parametrize("path", [bench.PAGE, bench.RESULTS_PAGE], ids=lambda path: path.stem)
+def test_the_quality_page_has_a_block_for_every_measure() -> None:
+    assert page.blocks(quality.PAGE).keys() == set(quality.PARTS.split(","))
+
+
+@pytest.mark.parametrize("path", [bench.PAGE, bench.RESULTS_PAGE, quality.PAGE], ids=lambda path: path.stem)
 def test_every_table_of_a_page_says_when_it_was_measured(path: Path) -> None:
     for block, text in page.blocks(path).items():
         assert "\nMeasured " in text, block
