@@ -134,8 +134,8 @@ def frozen(out: Path) -> Iterator[Bar]:
 def one_class(out: Path) -> Iterator[Bar]:
     """For each class a score that has seen nothing but it, against the test images of all the others.
 
-    The maps that classify best are not those that tell what is strange best, docs/experiments.md: these are of sums, and
-    read in 4 x 4 cells.
+    The maps that classify best do not detect anomalies best (docs/experiments.md): these come from residual blocks, and
+    are read in 4 x 4 cells.
     """
     chosen = recipe.load(
         "frozen",
