@@ -37,8 +37,6 @@ from training.report.sections import auroc
 from training.score import anomaly
 
 DEFAULT = Path("models/fashion-mnist")
-PARTS = "served,ood,int8,frozen,one-class,neu"
-PAGE = ROOT / "docs" / "quality.md"
 
 
 def newest() -> Bundle:
@@ -176,6 +174,10 @@ def one_class(out: Path) -> Iterator[Bar]:
 
 def _some(normals: anomaly.Normals, rows: np.ndarray) -> anomaly.Normals:
     return anomaly.Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
+
+
+PARTS = "served,ood,int8,frozen,one-class,neu"
+PAGE = ROOT / "docs" / "quality.md"
 
 
 def main() -> None:
