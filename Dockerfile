@@ -1,5 +1,5 @@
 # Targets: `serve` (the default), `gpu`, `train`; docs/containers.md says what is in each.
-# To a digest it is pinned by --build-arg PYTHON_IMAGE=python:3.11.13-slim-bookworm@sha256:…
+# Pin the base to a digest with --build-arg PYTHON_IMAGE=python:3.11.13-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
@@ -14,14 +14,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-compile -r /tmp/serve.txt && pip uninstall --yes pip setuptools
 COPY app app
 COPY models models
-# Scoring the sample proves that it works, and leaves compiled what a start imports: that halves a start.
+# Scoring the sample proves that it works, and compiles the modules that a start imports: that halves the start.
 RUN find / -xdev -name __pycache__ -prune -exec rm -r {} + \
     && PYTHONDONTWRITEBYTECODE= python -c 'import app.serving.server, app.main' \
     && PYTHONDONTWRITEBYTECODE= python -m app score app/web/samples/t-shirt.png --out /tmp/proof.csv
 COPY deploy/rootfs.py /tmp/
 RUN python /tmp/rootfs.py /rootfs /venv
 
-# Training: torch from PyPI brings CUDA; the build for CPUs is a tenth of that, where its index can be reached:
+# Training: torch from PyPI brings CUDA; the CPU build is a tenth of that, where its index can be reached:
 # --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 FROM base AS train
 ARG PIP_EXTRA_INDEX_URL=
@@ -33,7 +33,7 @@ ENV GRAFT_DATA=/data HOME=/tmp
 USER 10001
 ENTRYPOINT ["python", "-m", "training"]
 
-# On the base as it is: NVIDIA's container toolkit puts the driver into it, and tells its loader.
+# On the full base image: NVIDIA's container toolkit mounts the driver into it and registers it with the loader.
 FROM base AS gpu
 COPY requirements/gpu.txt requirements/cuda.txt /tmp/
 RUN --mount=type=cache,target=/root/.cache/pip pip install --no-compile -r /tmp/gpu.txt -r /tmp/cuda.txt

@@ -64,12 +64,13 @@ install-shots: $(VENV)/shots.stamp ## what grafting a few images needs, no torch
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
 
-# Graft and its peers; `make bench HELP=1` says what each variable takes. Environments and results lie in .bench.
+# Graft and its peers; `make bench HELP=1` says what each variable takes;
+# DOC=1 writes the tables into docs/performance.md. Environments and results lie in .bench.
 BENCH := ONLY SERVERS PEERS CONCURRENCY SECONDS REPETITIONS REQUESTS OUT
 lower = $(shell echo '$1' | tr A-Z a-z)
 
-bench: $(VENV)/train.stamp ## Graft beside its peers and the floor: ONLY=png,resnet SERVERS=naive,graft SECONDS=2 PEERS=all HELP=1
-	@$(PY) -m benchmarks $(if $(HELP),--help) $(foreach name,$(BENCH),$(if $($(name)),--$(call lower,$(name)) '$($(name))'))
+bench: $(VENV)/train.stamp ## Graft beside its peers and the floor: ONLY=png,resnet SERVERS=naive,graft SECONDS=2 PEERS=all DOC=1 HELP=1
+	@$(PY) -m benchmarks $(if $(HELP),--help) $(foreach name,$(BENCH),$(if $($(name)),--$(call lower,$(name)) '$($(name))')) $(if $(DOC),--doc)
 
 bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 	@PYTHONPATH=. $(PY) benchmarks/loop.py
@@ -77,8 +78,8 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 scale: $(VENV)/dev.stamp ## what a second core brings to service and scorer: ONLY=workers or score
 	@PYTHONPATH=.:tests $(PY) -m benchmarks.scale $(if $(ONLY),--only '$(ONLY)')
 
-quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,int8,frozen,one-class,neu
-	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)')
+quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,int8,frozen,one-class,neu DOC=1
+	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)') $(if $(DOC),--doc)
 
 methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,shots,left-out,vae,augment,variants
 	@$(PY) -m benchmarks.methods $(if $(ONLY),--only '$(ONLY)')

@@ -3,17 +3,15 @@
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import load, memory, sessions, stages, summary
-from benchmarks.home import RESULTS, ROOT, Skipped, environment
+from benchmarks import bars, load, memory, page, sessions, stages, summary
+from benchmarks.home import RESULTS, ROOT, Made, Skipped, environment, machine, made
 from benchmarks.peers import SERVERS, USUAL
 from benchmarks.serving import LOAD_CORE, SERVER_CORE, Plan, measure
 from benchmarks.workloads import WORKLOADS
@@ -24,6 +22,8 @@ BESIDE = {
     "profile": "where one request's time goes in Graft",
     "decoders": "image libraries against one another",
 }
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS_PAGE = ROOT / "benchmarks" / "results.md"  # everything else
 WITH_RAW = ("default", "resnet", "png")  # beside which onnxruntime alone is measured
 
 
@@ -55,7 +55,7 @@ def main() -> int:
         print(f"make bench: {skipped}", file=sys.stderr)
         return 2
     if set(only) != {"decoders"}:
-        _report(given.out, only)
+        report(given.out, only, (PAGE, RESULTS_PAGE) if given.doc else None)
     return 0
 
 
@@ -92,47 +92,46 @@ def _require_cores() -> None:
 
 
 def _save(file: Path, name: str, outcome: dict[str, Any]) -> None:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    made = {
-        "name": name,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": machine(),
-        "outcome": outcome,
-    }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(made, indent=1))
+    file.write_text(json.dumps({"name": name, **made()._asdict(), "outcome": outcome}, indent=1))
 
 
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = models[0].partition(":")[2].strip() if models else platform.machine()
-    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-def _report(folder: Path, only: list[str]) -> None:
+def report(folder: Path, only: list[str], pages: tuple[Path, Path] | None) -> None:
+    """`only` was measured just now; bars and overview are of all that was measured so far."""
     found, remembered = summary.read(folder)
-    told = [summary.table(results) for results in found]
-    bars = summary.bars(found, remembered)
-    beside = {"sessions": sessions.table, "profile": stages.table}
-    tables = {}
-    for name, tell in beside.items():
-        saved = folder / f"{name}.json"
-        if saved.exists():
-            tables[name] = tell(json.loads(saved.read_text())["outcome"])
-    told += tables.values()
-    (folder / "report.md").write_text("\n".join([machine(), "", summary.bars_table(bars), *told]))
+    workloads = {results.name: summary.table(results) for results in found}
+    beside = {
+        name: table(json.loads((folder / f"{name}.json").read_text())["outcome"])
+        for name, table in (("sessions", sessions.table), ("profile", stages.table))
+        if (folder / f"{name}.json").exists()
+    }
+    together = {
+        "bars": bars.table(summary.bars(found, remembered), digits=2),
+        "workloads": summary.overview(found),
+    }
+    every = [*together.values(), *workloads.values(), *beside.values()]
+    (folder / "report.md").write_text("\n".join([machine(), "", *every]))
     (folder / "plot.svg").write_text(summary.plot(found))
-    for results in found:
-        if results.name in only:
-            print(summary.table(results))
-    for name in tables:
+    for name, table in (workloads | beside).items():
         if name in only:
-            print(tables[name])
-    print(summary.bars_table(bars))
+            print(table)
+    print(together["bars"])
     print(
         f"{folder / 'report.md'} and plot.svg have all that was measured so far; *.json every number", file=sys.stderr
     )
+    if pages is None:
+        return
+    behind = {"bars": summary.BEHIND_BARS, "workloads": tuple(workloads)}
+    for path, tables in zip(pages, (together, workloads | beside), strict=True):
+        for name, table in tables.items():
+            if name in together or name in only:
+                page.write(path, name, table, _made(folder, behind.get(name, (name,))))
+        print(f"{path}: written", file=sys.stderr)
+
+
+def _made(folder: Path, names: Sequence[str]) -> list[Made]:
+    saved = [json.loads(path.read_text()) for name in names if (path := folder / f"{name}.json").exists()]
+    return [Made(*(each[field] for field in Made._fields)) for each in saved]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=3, help="interleaved (default: 3)")
     parser.add_argument("--requests", type=int, default=1_000_000, help="of the memory measurement (default: 1000000)")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="(default: .bench/results)")
+    parser.add_argument(
+        "--doc", action="store_true", help="write tables into docs/performance.md and benchmarks/results.md"
+    )
     return parser
 
 

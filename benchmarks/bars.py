@@ -1,5 +1,6 @@
 """What was to be reached, and whether it was."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -19,3 +20,11 @@ class Bar(NamedTuple):
 
     def told(self) -> str:
         return f"{self.verdict:6}  {self.what}: {self.value:.4f} (bar {self.bar:g}, goal {self.goal:g})"
+
+
+def table(bars: Sequence[Bar], digits: int) -> str:
+    rows = [["what", "measured", "bar", "goal", ""], ["---"] * 5]
+    for bar in bars:
+        sign = "≥" if bar.higher_is_better else "≤"
+        rows.append([bar.what, f"{bar.value:.{digits}f}", f"{sign} {bar.bar:g}", f"{sign} {bar.goal:g}", bar.verdict])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

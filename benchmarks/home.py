@@ -1,9 +1,12 @@
 """Where the benchmarks keep what they make: environments of peers, bundles and results. Ignored by git."""
 
 import os
+import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".bench"
@@ -13,6 +16,25 @@ RESULTS = HOME / "results"
 
 class Skipped(Exception):
     """This cannot be measured here; the message says why."""
+
+
+class Made(NamedTuple):
+    """When, from which commit and on which machine something was measured; kept beside the numbers."""
+
+    when: str  # ISO 8601, UTC
+    commit: str
+    machine: str
+
+
+def made() -> Made:
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return Made(datetime.now(UTC).isoformat(timespec="seconds"), commit.stdout.strip() or "unknown", machine())
+
+
+def machine() -> str:
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    cpu = models[0].partition(":")[2].strip() if models else platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
 def alone(module: str, *arguments: str, what: str, cores: set[int] | None = None) -> str:

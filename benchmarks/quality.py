@@ -21,9 +21,10 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks.bars import Bar
+from benchmarks import page
+from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
-from benchmarks.home import Skipped
+from benchmarks.home import ROOT, Skipped, made
 from benchmarks.integers import in_integers
 from training import malloc, recipe
 from training.compare import results as comparison
@@ -160,8 +161,8 @@ def frozen(out: Path) -> Iterator[Bar]:
 def one_class(out: Path) -> Iterator[Bar]:
     """For each class a score that has seen nothing but it, against the test images of all the others.
 
-    The maps that classify best are not those that tell what is strange best, docs/quality.md: these are of sums, and
-    read in 4 x 4 cells.
+    The maps that classify best do not detect anomalies best (docs/experiments.md): these come from residual blocks, and
+    are read in 4 x 4 cells.
     """
     chosen = recipe.load(
         "frozen",
@@ -204,14 +205,18 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
+PARTS = "served,ood,int8,frozen,one-class,neu"
+PAGE = ROOT / "docs" / "quality.md"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", default="served,ood,int8,frozen,one-class,neu", help="some of these, joined by commas"
-    )
+    parser.add_argument("--only", default=PARTS, help="some of these, joined by commas")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="where comparisons are kept")
+    parser.add_argument("--doc", action="store_true", help="write the tables into docs/quality.md (DOC=1)")
     given = parser.parse_args()
     malloc.keep_freed()
+    now = made()  # before a page is written, which would make the commit dirty
     measures = {
         "served": served,
         "ood": ood,
@@ -223,8 +228,12 @@ def main() -> None:
     for name in given.only.split(","):
         start = time.monotonic()
         try:
+            reached = []
             for bar in measures[name]():
                 print(bar.told(), flush=True)
+                reached.append(bar)
+            if given.doc:
+                page.write(PAGE, name, table(reached, digits=4), [now])
         except Skipped as skipped:
             print(f"        {name}: skipped: {skipped}")
         print(f"        ({name}: {time.monotonic() - start:,.0f} s)", flush=True)

@@ -28,9 +28,8 @@ from test_soak import LARGE, vanishing
 from test_swaps import FILES, KINDS, Judge, by_folder, lay, probabilities
 
 from app.bundle import load
-from benchmarks.__main__ import machine
 from benchmarks.attack import hostile_requests
-from benchmarks.home import RESULTS
+from benchmarks.home import RESULTS, machine
 from benchmarks.load import percentile
 from training.report.charts import HEIGHT, WIDTH, Series, lines
 

@@ -16,6 +16,7 @@ from training.report.charts import colour
 TITLES = {server.name: server.title for server in SERVERS}
 ORDER = [server.name for server in SERVERS]
 OWN = ("floor", "graft", "graft-int8")  # who are nobody's peer
+BEHIND_BARS = ("png", "png-raw", "png-64", "jpeg-12mp", "resnet", "default", "memory")
 REFERENCE = {"resnet": "c=8"}  # the load that ratios are told of; elsewhere the highest up to 32
 
 
@@ -127,12 +128,44 @@ def table(results: Results) -> str:
     return "\n".join([*lines, *(f"\nSkipped: {each}" for each in left)]) + "\n"
 
 
+def overview(found: Sequence[Results]) -> str:
+    """A row for each workload, at its reference load."""
+    head = ["request", "at", "naive, requests/s", "Graft", "best peer", "Graft, p50 / p99 ms", "naive, CPU µs", "Graft"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for results in found:
+        at = results.reference
+        naive, graft = (results.cells.get((name, at)) for name in ("naive", "graft"))
+        peers = {
+            name: cell for (name, load), cell in results.cells.items() if load == at and name not in (*OWN, "naive")
+        }
+        best = max(peers, key=lambda name: peers[name].per_second, default=None)
+        lines.append(
+            _row(
+                [
+                    f"{results.title} (`{results.name}`)",
+                    at,
+                    _rate(naive.per_second) if naive else "",
+                    _rate_and_ratio(results, "graft", at),
+                    f"{TITLES[best]} {_rate_and_ratio(results, best, at)}" if best else "",
+                    f"{graft.p50_ms:.2f} / {graft.p99_ms:.2f}" if graft else "",
+                    f"{naive.cpu_us:,.0f}" if naive else "",
+                    f"{graft.cpu_us:,.0f}" if graft else "",
+                ]
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _rate_and_ratio(results: Results, server: str, load: str) -> str:
+    """Requests per second, × naive in brackets."""
+    cell, ratio = results.cells.get((server, load)), results.ratio(server, "naive", load)
+    return (_rate(cell.per_second) if cell else "") + (f" ({ratio:.2f}×)" if ratio else "")
+
+
 def _server(results: Results, server: str, burst: bool) -> list[str]:
     """Its row; what was not measured is left empty."""
     at, row = results.cells.get((server, results.reference)), [TITLES[server]]
-    for load in results.loads:
-        cell, ratio = results.cells.get((server, load)), results.ratio(server, "naive", load)
-        row.append((_rate(cell.per_second) if cell else "") + (f" ({ratio:.2f}×)" if ratio else ""))
+    row += [_rate_and_ratio(results, server, load) for load in results.loads]
     floor = results.ratio(server, "floor", results.reference)
     row.append(f"{floor:.1%}" if floor else "")
     row += [f"{at.p50_ms:.2f} / {at.p99_ms:.2f}", f"{at.health_p99_ms:.1f}", f"{at.cpu_us:,.0f}"] if at else [""] * 3
@@ -197,15 +230,6 @@ def _of_resnet(results: Results) -> Iterator[Bar]:
     if others:
         yield Bar("ResNet-18, c=8, p99 against the best peer's", graft.p99_ms / min(others), 1.1, 1.0, False)
     yield Bar("ResNet-18, c=8, /healthz p99 in ms meanwhile", graft.health_p99_ms, 20, 5, False)
-
-
-def bars_table(bars: Sequence[Bar]) -> str:
-    rows = [[bar.what, f"{bar.value:.2f}", _limit(bar, bar.bar), _limit(bar, bar.goal), bar.verdict] for bar in bars]
-    return "\n".join(map(_row, [["what", "measured", "bar", "goal", ""], ["---"] * 5, *rows])) + "\n"
-
-
-def _limit(bar: Bar, limit: float) -> str:
-    return f"{'≥' if bar.higher_is_better else '≤'} {limit:g}"
 
 
 _WIDTH, _LEFT, _BAR, _GAP = 760, 300, 15, 12

@@ -2,8 +2,8 @@
 
     python rootfs.py TARGET FOLDER…
 
-The last stage of the Dockerfile starts from it: no shell, no package manager, nothing that is never run. What
-compiled code opens by name alone, `ldd` cannot know; of what the service needs that is libgcc, which is named here.
+The last stage of the Dockerfile starts from it: no shell, no package manager. `ldd` misses libraries that compiled code
+opens by name; the service needs one of those, libgcc, which BY_NAME lists.
 """
 
 import os
@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# What only developers want of the standard library and of packages: by name, or by the end of it.
+# Parts of the standard library and of packages that only developers need, by name or by ending.
 LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "f2py"}
 LEFT_OUT |= {"site-packages", "dist-packages"}  # of the base's own Python, below its standard library
 ENDS = re.compile(r".*\.(pyi|pxd|a|h|hpp|c|pyx)$|config-.*")

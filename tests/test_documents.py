@@ -1,6 +1,7 @@
 """Documents are held to the code: commands run, links lead somewhere, quoted replies are real."""
 
 import ast
+import contextlib
 import csv
 import io
 import json
@@ -26,9 +27,12 @@ import training
 from app.bundle import load
 from app.settings import Settings
 from training import recipe
+from training.__main__ import main as graft_train
 from training.measure.intervals import at_least
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "app/web").rglob("*.md")])
+PAGES = sorted(
+    path for folder in (".", "docs", "docs/decisions", "benchmarks", "app/web") for path in (ROOT / folder).glob("*.md")
+)
 README = (ROOT / "README.md").read_text()
 
 
@@ -45,6 +49,18 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
         home = Path(app.__file__).parents[1] if target.startswith("app/") else page.parent
         assert (home / target).exists(), target
+
+
+def anchors(page: Path) -> set[str]:
+    """Those that GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_part_of_a_page_lead_to_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,6 +84,19 @@ def test_formulas_survive_markdown(page: Path) -> None:
     for formula in re.findall(r"\$([^$]*)\$", text):
         assert re.fullmatch(r"\S(?:.*\S)?", formula), formula
         assert not re.search(r"\\[^a-zA-Z]", formula), formula
+
+
+def test_the_map_of_contributing_leads_to_files_for_the_ten_commonest_changes() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## To change X, open Y\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) >= 10
+    for change, *columns in rows:
+        opened, tested = (re.findall(r"`([^`]+)`", column) for column in columns)
+        assert opened, change
+        assert tested, change
+        for name in (*opened, *tested):
+            path = ROOT / name
+            assert path.is_dir() if name.endswith("/") else path.is_file(), f"{change}: {name}"
 
 
 def test_make_help_lists_every_target() -> None:
@@ -154,7 +183,7 @@ def test_the_api_pages_examples_print_what_the_page_says(served: str, tmp_path: 
 
     answer = json.loads(printed("sh", "-ec", shell.replace("curl ", "curl -sS ")))
     assert [result["label"] for result in answer["results"]] == ["Bag", "Sneaker"]
-    assert (tmp_path / "drawn-back.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
     assert printed(sys.executable, "-c", python) == python.rpartition("# ")[2].strip()
     node = shutil.which("node")
     if node is None:
@@ -220,12 +249,19 @@ def read(cell: str) -> Any:
 
 
 SMALL = (  # what turns minutes into seconds
-    *("network.kind=dense", "network.hidden=8", "network.latent=4", "input.height=28", "input.width=28"),
+    *("network.kind=dense", "network.hidden=8", "network.latent=4", "input.height=16", "input.width=16"),
     *("pretrain.epochs=1", "transfer.epochs=1", "decoder.epochs=1", "split.test=0.2", "false_alarm_rate=0.1"),
 )
 
 SETS = tuple(part for change in SMALL for part in ("--set", change))
-SHORTER = {"run": SETS, "pretrain": SETS, "transfer": SETS, "compare": (*SETS, "--budgets", "10", "--seeds", "2")}
+# An arm takes 300 steps at least, and writes a checkpoint after every epoch: small batches make the epochs few.
+FEW_EPOCHS = ("--set", "transfer.mode=full", "--set", "transfer.batch=4")
+SHORTER = {
+    "run": SETS,
+    "pretrain": SETS,
+    "transfer": SETS,
+    "compare": (*SETS, *FEW_EPOCHS, "--budgets", "10", "--seeds", "2"),
+}
 
 
 @pytest.fixture
@@ -243,8 +279,12 @@ def owned(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
-    """Each that trains, small, as a person types it: what it prints. Those of make are run as make would run them."""
+def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dict[str, str]:
+    """What each command that trains prints, by its verb; small, and those of make as make would run them.
+
+    All but torchrun's share this process, where torch and its exporter are imported already, unless they are to be run
+    `as_typed`.
+    """
     told = {}
     for line in commands:
         words = shlex.split(line, comments=True)
@@ -261,15 +301,37 @@ def follow(commands: Iterable[str], folder: Path) -> dict[str, str]:
         verb = words[words.index("training") + 1]
         home = str(Path(training.__file__).parents[1])
         settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
-        command = [sys.executable, *words[1:], *SHORTER.get(verb, ())]
+        arguments = [*words[1:], *SHORTER.get(verb, ())]
         if verb == "compare" and "--arms" not in words:
-            command += ["--arms", "pixels,random,scratch"]
-        done = subprocess.run(
-            command, cwd=folder, env=os.environ | settings, capture_output=True, text=True, check=False
-        )
+            arguments += ["--arms", "pixels,random,scratch"]
+        if as_typed or arguments[:2] != ["-m", "training"]:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=folder,
+                env=os.environ | settings,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        else:
+            done = here(arguments[2:], folder, settings)
         assert done.returncode == 0, f"{line}: {done.stderr}"
         told[verb] = done.stdout
     return told
+
+
+def here(arguments: list[str], folder: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """`graft-train` with these arguments, in this process."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        patch.chdir(folder)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        status = graft_train(arguments)
+    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
 
 
 def make_plans(*arguments: str) -> list[list[str]]:
@@ -331,7 +393,7 @@ def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:
 
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
     [commands] = [block for block in blocks(README, "sh") if block.startswith("make install-train")]
-    assert list(follow(commands.splitlines(), owned)) == ["data", "run"]
+    assert list(follow(commands.splitlines(), owned, as_typed=True)) == ["data", "run"]
     assert load(owned / "models/mine/1").operations
 
 
@@ -371,8 +433,10 @@ def test_the_commands_of_the_install_page_ask_for_what_there_is() -> None:
 
 
 def bench_commands() -> list[str]:
-    named = re.findall(r"`(make bench [^`]+)`", README + (ROOT / "docs/performance.md").read_text())
-    return [*named, *(line for line in shell("docs/performance.md") if line.startswith("make"))]
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "docs/performance.md", "benchmarks/results.md"))
+    named = re.findall(r"`(make bench [^`]+)`", text)
+    shown = [line.partition("#")[0].strip() for line in shell("docs/performance.md") if line.startswith("make")]
+    return list(dict.fromkeys([*named, *shown]))
 
 
 @pytest.mark.parametrize("command", bench_commands())

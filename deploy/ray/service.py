@@ -46,8 +46,8 @@ def service(arguments: Arguments) -> Application:
     deployment = serve.deployment(
         serve.ingress(build)(),
         name="graft",
-        # What is under way in a replica is one batch that runs and one that gathers meanwhile; the rest waits at the
-        # proxy, for whichever replica is free first. With half a batch under way on average, there is room for a burst.
+        # A replica holds one batch that runs and one that gathers; the rest waits at the proxy for the first free
+        # replica. At half a batch in flight on average, there is room for a burst.
         max_ongoing_requests=2 * settings.max_batch,
         autoscaling_config=AutoscalingConfig(
             min_replicas=least, max_replicas=most, target_ongoing_requests=settings.max_batch / 2

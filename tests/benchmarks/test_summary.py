@@ -1,12 +1,15 @@
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import summary
+import benchmarks.__main__ as bench
+from benchmarks import page, summary
 from benchmarks.bars import Bar
+from benchmarks.home import Made
 from benchmarks.memory import growth
 
 
@@ -130,3 +133,31 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
 
 def test_growth_is_counted_from_half_of_the_requests() -> None:
     assert growth([(0, 80.0), (40, 100.0), (90, 103.0), (100, 104.0)]) == 4.0
+
+
+def test_the_overview_has_a_row_for_each_workload_with_the_best_peer() -> None:
+    more = saved("jpeg-1mp", {"naive": {"c=8": [50.0]}, "litserve": {"c=8": [40.0]}, "bentoml": {"c=8": [45.0]}})
+    _, _, png, jpeg = summary.overview([summary.Results(PNG), summary.Results(more)]).splitlines()
+    assert png == "| title of png (`png`) | c=32 | 100 | 400 (4.00×) |  | 1.00 / 2.50 | 5 | 5 |"
+    assert jpeg == "| title of jpeg-1mp (`jpeg-1mp`) | c=8 | 50.0 |  | BentoML 45.0 (0.90×) |  | 5 |  |"
+
+
+def test_pages_get_what_was_measured_just_now_and_the_bars_of_all(tmp_path: Path) -> None:
+    pages = tmp_path / "performance.md", tmp_path / "results.md"
+    for source, copy in zip((bench.PAGE, bench.RESULTS_PAGE), pages, strict=True):
+        shutil.copy(source, copy)
+    made = Made("2026-11-21T10:00:00+00:00", "abc1234", "Some CPU, 2 cores, Python 3.11.7")
+    later = made._replace(when="2026-11-22T10:00:00+00:00")
+    png_raw = {**PNG, "workload": "png-raw"}
+    for name, each, outcome in (("png", made, PNG), ("png-raw", later, png_raw)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name, **each._asdict(), "outcome": outcome}))
+    before = [page.blocks(path) for path in pages]
+    bench.report(tmp_path, ["png"], pages)
+    after = [page.blocks(path) for path in pages]
+    changed = [{name for name in old if old[name] != new[name]} for old, new in zip(before, after, strict=True)]
+    assert changed == [{"bars", "workloads"}, {"png"}]
+    assert "| Graft | 150 (1.50×) | 400 (4.00×) |" in after[1]["png"]
+    assert page.stamp([made]) in after[1]["png"]
+    assert "| one PNG, multipart, c=32, × naive | 4.00 | ≥ 4.5 | ≥ 6 | MISSED |" in after[0]["bars"]
+    assert page.stamp([made, later]) in after[0]["bars"]
+    assert "Measured 2026-11-21 to 2026-11-22 at" in after[0]["workloads"]
