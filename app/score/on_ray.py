@@ -25,7 +25,7 @@ from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
 from app.score.operation import BoundOperation
-from app.score.paths import Problem
+from app.score.paths import FileProblem
 from app.score.problems import as_csv
 from app.score.progress import Progress
 from app.score.rows import cells
@@ -56,16 +56,16 @@ class Job:
     threads: int
     max_pixels: int
     max_bytes: int
-    provider: str  # the setting's value, which each machine resolves for itself
+    provider: str  # as the setting has it: each machine finds what it has
 
     @property
     def block(self) -> int:
         return self.batch * BATCHES
 
-    def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[Problem], str]:
+    def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[FileProblem], str]:
         """Writes the block's file. Returns the images without a row, and the execution provider of the graphs."""
         operation = _operation(self)
-        problems: list[Problem] = []
+        problems: list[FileProblem] = []
         rows: list[Fields] = []
         reads = Batches(
             operation.bundle, paths, done, self.batch, self.threads, self.max_pixels, self.max_bytes, storage.read
@@ -161,7 +161,7 @@ def reason(text: str) -> str:
 
 def _on_cluster(
     address: str, job: Job, images: Sequence[str], done: set[str]
-) -> Iterator[tuple[int, list[Problem], str]]:
+) -> Iterator[tuple[int, list[FileProblem], str]]:
     """Yields for each block as it ends: how many images were tried, their problems, and the execution provider."""
     import ray
     import ray.data
@@ -193,7 +193,7 @@ def _on_cluster(
         # Tasks, not actors: a lost actor would wait for another machine of the same size.
         results = dataset.map_batches(score, batch_size=1, num_cpus=job.threads, num_gpus=gpus)
         for row in results.iter_rows():
-            yield row["images"], [Problem(*fields) for fields in json.loads(row["problems"])], row["provider"]
+            yield row["images"], [FileProblem(*fields) for fields in json.loads(row["problems"])], row["provider"]
     except ray.exceptions.RayError as error:
         raise CannotScore(f"on Ray: {reason(str(error))}; the rows written so far are kept; {AGAIN}") from error
     finally:

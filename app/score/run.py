@@ -11,8 +11,8 @@ from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
 from app.score.operation import BoundOperation
-from app.score.paths import Problem
-from app.score.problems import Problems
+from app.score.paths import FileProblem
+from app.score.problems import ProblemsFile
 from app.score.progress import Progress
 from app.score.rows import Csv, JsonLines, cells
 from app.score.stop import Stop
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 class Run:
     paths: Sequence[str]  # as on the command line
     images: Sequence[str]  # the files under `paths`
-    unread: Sequence[Problem]  # folders under `paths` that cannot be read
+    unread: Sequence[FileProblem]  # folders under `paths` that cannot be read
     out: Path
     strict: bool
 
@@ -46,7 +46,7 @@ class Run:
         converted = parquet.done(self.out, cells(example, labels)) if to_parquet else set()
         with Stop() as stop, Table(rows_file, FORMS[self.out.suffix](labels), cells(example, labels)) as table:
             done = {path for path in self.images if path in table.done or parquet.named(path) in converted}
-            problems = Problems(self.out, self.paths)
+            problems = ProblemsFile(self.out, self.paths)
             problems.add(self.unread)
             already = f", {len(done):,} of them already scored" if done else ""
             model = f"{bundle.name}@{bundle.version} on {bundle.encoder.provider}"
@@ -69,7 +69,7 @@ class Run:
         operation: BoundOperation,
         settings: Settings,
         table: Table,
-        problems: Problems,
+        problems: ProblemsFile,
         done: set[str],
         stop: Stop,
     ) -> int:
@@ -101,7 +101,7 @@ class Run:
         return seen
 
 
-def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[FileProblem]]:
     """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
     if not batch.paths:
         return [], []
@@ -113,5 +113,5 @@ def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[
             try:
                 rows += operation.rows([path], image[None])
             except NotFinite as error:
-                faults.append(Problem(path, kebab(type(error).__name__), str(error)))
+                faults.append(FileProblem(path, kebab(type(error).__name__), str(error)))
         return rows, faults
