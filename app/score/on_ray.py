@@ -29,7 +29,7 @@ from app.score.paths import FileProblem
 from app.score.problems import as_csv
 from app.score.progress import Progress
 from app.score.rows import cells
-from app.score.run import AGAIN, say, scored
+from app.score.run import AGAIN, say, score_batch
 from app.settings import Settings
 
 BATCHES = 64  # in a block, the most that is lost with a worker
@@ -71,7 +71,7 @@ class Job:
             operation.bundle, paths, done, self.batch, self.threads, self.max_pixels, self.max_bytes, storage.read
         )
         for batch in reads:
-            batch_rows, batch_problems = scored(operation, batch)
+            batch_rows, batch_problems = score_batch(operation, batch)
             rows += [row for row in batch_rows if row["path"] not in done]
             problems += [*batch.problems, *(problem for problem in batch_problems if problem.path not in done)]
         if rows:
@@ -120,8 +120,8 @@ def run(
         settings.provider,
     )
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
-    scored_before = parquet.done_in(job.out, cells(operation.example(), labels))
-    done = {path for path in images if parquet.named(path) in scored_before}
+    scored_before = parquet.scored_paths_in(job.out, cells(operation.example(), labels))
+    done = {path for path in images if parquet.utf8_path(path) in scored_before}
     already = f", {len(done):,} of them already scored" if done else ""
     say(f"{len(images):,} images by {bundle.name}@{bundle.version} into {out}, on Ray at {address}{already}")
     problems, progress = list(unread), Progress(len(images), len(done), sys.stderr)

@@ -20,7 +20,7 @@ from app.score.table import Table
 from app.settings import Settings
 
 PARQUET = ".parquet"
-FORMS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
+FORMATS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
 AGAIN = "run the same command again to resume"
 
 
@@ -43,9 +43,9 @@ class Run:
         example = operation.example()
         to_parquet = self.out.suffix == PARQUET
         rows_file = self.out.with_name(f"{self.out.name}.partial.jsonl") if to_parquet else self.out
-        converted = parquet.done(self.out, cells(example, labels)) if to_parquet else set()
-        with Stop() as stop, Table(rows_file, FORMS[self.out.suffix](labels), cells(example, labels)) as table:
-            done = {path for path in self.images if path in table.done or parquet.named(path) in converted}
+        converted = parquet.scored_paths(self.out, cells(example, labels)) if to_parquet else set()
+        with Stop() as stop, Table(rows_file, FORMATS[self.out.suffix](labels), cells(example, labels)) as table:
+            done = {path for path in self.images if path in table.done or parquet.utf8_path(path) in converted}
             problems = ProblemsFile(self.out, self.paths)
             problems.add(self.unread)
             already = f", {len(done):,} of them already scored" if done else ""
@@ -57,7 +57,7 @@ class Run:
                 say(f"stopped at {seen:,} of {len(self.images):,} images, in {rows_file}; {AGAIN}")
                 return 128 + stop.number
             if to_parquet:
-                parquet.turn(rows_file, self.out, example, labels)
+                parquet.append_rows(rows_file, self.out, example, labels)
         rows = len(self.images) - (problems.count - len(self.unread))
         failed = f"; {problems.count:,} failed, see {problems.path}" if problems.count else ""
         say(f"{rows:,} images scored{failed}")
@@ -87,7 +87,7 @@ class Run:
         )
         try:
             for batch in batches:
-                rows, faults = scored(operation, batch)
+                rows, faults = score_batch(operation, batch)
                 new_rows = [row for row in rows if row["path"] not in done]
                 new_problems = [*batch.problems, *(fault for fault in faults if fault.path not in done)]
                 table.add(new_rows)
@@ -101,7 +101,7 @@ class Run:
         return seen
 
 
-def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[FileProblem]]:
+def score_batch(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[FileProblem]]:
     """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
     if not batch.paths:
         return [], []
