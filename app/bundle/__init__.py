@@ -1,4 +1,4 @@
-"""The contract between training and serving. Usable without a server; training takes all it needs from here."""
+"""The contract between training and serving. It works without a server; training imports nothing else of `app`."""
 
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import SCHEMA_VERSION, InputSpec, Manifest

@@ -56,7 +56,7 @@ class Job:
     threads: int
     max_pixels: int
     max_bytes: int
-    provider: str  # as the setting has it: each machine finds what it has
+    provider: str  # the setting's value, which each machine resolves for itself
 
     @property
     def block(self) -> int:
