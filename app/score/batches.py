@@ -14,7 +14,7 @@ import numpy as np
 from app.bundle.bundle import Bundle
 from app.bundle.header import read_header
 from app.errors import BodyTooLarge, GraftError, TooManyPixels, kebab
-from app.score.paths import Problem, unreadable
+from app.score.paths import FileProblem, unreadable
 
 
 def read_file(path: str, most: int) -> bytes:
@@ -58,7 +58,7 @@ class Budget:
 class Batch:
     paths: list[str]
     images: np.ndarray  # (len(paths), H, W, C) uint8
-    problems: list[Problem]
+    problems: list[FileProblem]
 
 
 class Batches:
@@ -115,7 +115,7 @@ class Batches:
             stacked[index] = images[path]
         return Batch(decoded, stacked, problems)
 
-    def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Problem]]:
+    def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[FileProblem]]:
         images, problems = {}, []
         for path in paths:
             if self._stopped.is_set():
@@ -125,9 +125,9 @@ class Batches:
             except OSError as error:
                 problems.append(unreadable(path, error))
             except MemoryError:
-                problems.append(Problem(path, "unreadable", "not enough memory to decode it"))
+                problems.append(FileProblem(path, "unreadable", "not enough memory to decode it"))
             except GraftError as error:
-                problems.append(Problem(path, kebab(type(error).__name__), str(error)))
+                problems.append(FileProblem(path, kebab(type(error).__name__), str(error)))
         return images, problems
 
     def _preprocessed(self, data: bytes) -> np.ndarray:

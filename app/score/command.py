@@ -14,7 +14,7 @@ from app.inference import providers
 from app.score import parquet
 from app.score.operation import OPERATIONS, BoundOperation
 from app.score.paths import find
-from app.score.run import AGAIN, FORMS, PARQUET, Run, say
+from app.score.run import AGAIN, FORMATS, PARQUET, Run, say
 from app.settings import PREFIX, Settings, load_settings
 
 SETTINGS = {  # settings of the service that apply here too → further names of their options
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _score(options: argparse.Namespace) -> int:
     out = Path(options.out)
-    if out.suffix not in FORMS:
-        raise CannotScore(f"--out {out}: unknown format; use a name that ends in {', '.join(FORMS)}")
+    if out.suffix not in FORMATS:
+        raise CannotScore(f"--out {out}: unknown format; use a name that ends in {', '.join(FORMATS)}")
     if options.ray is not None:
         return _score_on_ray(options)
     if out.suffix == PARQUET:
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "are none; 2, it cannot run with these arguments; 130, stopped.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder, with the folders below it")
-    parser.add_argument("--out", required=True, help=f"file to write; its name ends in {', '.join(FORMS)}")
+    parser.add_argument("--out", required=True, help=f"file to write; its name ends in {', '.join(FORMATS)}")
     parser.add_argument("--model", metavar="NAME[@VERSION]", help="model to run (default: the service's default model)")
     parser.add_argument(
         "--operation",

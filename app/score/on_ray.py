@@ -27,11 +27,11 @@ from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
 from app.score.operation import BoundOperation
-from app.score.paths import Problem
+from app.score.paths import FileProblem
 from app.score.problems import as_csv
 from app.score.progress import Progress
 from app.score.rows import cells
-from app.score.run import AGAIN, say, scored
+from app.score.run import AGAIN, say, score_batch
 from app.settings import Settings
 
 BATCHES = 64  # in a block, the most that is lost with a worker
@@ -72,10 +72,10 @@ class Job:
             return self.decode_mb * 1_000_000
         return decoding_share() * self.threads // max(self.threads, cpu_limit())
 
-    def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[Problem], str]:
+    def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[FileProblem], str]:
         """Writes the block's file. Returns the images without a row, and the execution provider of the graphs."""
         operation = _operation(self)
-        problems: list[Problem] = []
+        problems: list[FileProblem] = []
         rows: list[Fields] = []
         reads = Batches(
             operation.bundle,
@@ -89,7 +89,7 @@ class Job:
             storage.read,
         )
         for batch in reads:
-            batch_rows, batch_problems = scored(operation, batch)
+            batch_rows, batch_problems = score_batch(operation, batch)
             rows += [row for row in batch_rows if row["path"] not in done]
             problems += [*batch.problems, *(problem for problem in batch_problems if problem.path not in done)]
         if rows:
@@ -139,8 +139,8 @@ def run(
         settings.decode_mb,
     )
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
-    scored_before = parquet.done_in(job.out, cells(operation.example(), labels))
-    done = {path for path in images if parquet.named(path) in scored_before}
+    scored_before = parquet.scored_paths_in(job.out, cells(operation.example(), labels))
+    done = {path for path in images if parquet.utf8_path(path) in scored_before}
     already = f", {len(done):,} of them already scored" if done else ""
     say(f"{len(images):,} images by {bundle.name}@{bundle.version} into {out}, on Ray at {address}{already}")
     problems, progress = list(unread), Progress(len(images), len(done), sys.stderr)
@@ -180,7 +180,7 @@ def reason(text: str) -> str:
 
 def _on_cluster(
     address: str, job: Job, images: Sequence[str], done: set[str]
-) -> Iterator[tuple[int, list[Problem], str]]:
+) -> Iterator[tuple[int, list[FileProblem], str]]:
     """Yields for each block as it ends: how many images were tried, their problems, and the execution provider."""
     import ray
     import ray.data
@@ -212,7 +212,7 @@ def _on_cluster(
         # Tasks, not actors: a lost actor would wait for another machine of the same size.
         results = dataset.map_batches(score, batch_size=1, num_cpus=job.threads, num_gpus=gpus)
         for row in results.iter_rows():
-            yield row["images"], [Problem(*fields) for fields in json.loads(row["problems"])], row["provider"]
+            yield row["images"], [FileProblem(*fields) for fields in json.loads(row["problems"])], row["provider"]
     except ray.exceptions.RayError as error:
         raise CannotScore(f"on Ray: {reason(str(error))}; the rows written so far are kept; {AGAIN}") from error
     finally:

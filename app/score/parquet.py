@@ -12,7 +12,7 @@ from app.errors import CannotScore
 from app.inference.results import Fields
 from app.score import storage
 from app.score.rows import Cells, as_text, flat, json_rows
-from app.score.table import ANEW, refuse_other
+from app.score.table import ANEW, require_same_run
 
 _ROWS = 4096  # in memory at a time, and in a row group of the file
 _STRINGS = ("path", "model", "digest", "label", "probabilities")
@@ -24,13 +24,13 @@ def require() -> None:
         raise CannotScore("parquet needs pyarrow: pip install pyarrow, or use an --out that ends in .csv or .jsonl")
 
 
-def named(path: str) -> str:
+def utf8_path(path: str) -> str:
     """The path as a string column can hold it: bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def done(path: Path, example: Cells) -> set[str]:
-    """The `named` paths in the file of an earlier run. Raises CannotScore if its rows were not made like `example`."""
+def scored_paths(path: Path, example: Cells) -> set[str]:
+    """The UTF-8 paths in the file of an earlier run. Raises CannotScore if its rows were not made like `example`."""
     if not path.exists():
         return set()
     if path.is_dir():
@@ -38,8 +38,8 @@ def done(path: Path, example: Cells) -> set[str]:
     return _paths_in(str(path), path, example)
 
 
-def done_in(folder: str, example: Cells) -> set[str]:
-    """As `done`, for a folder of parts, local or in object storage."""
+def scored_paths_in(folder: str, example: Cells) -> set[str]:
+    """As `scored_paths`, for a folder of parts, local or in object storage."""
     from pyarrow import fs
 
     system, inside = storage.filesystem(folder)
@@ -60,7 +60,7 @@ def _paths_in(name: str, source: Any, example: Cells) -> set[str]:
         with parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(1):
                 [first] = batch.to_pylist()
-                refuse_other(Path(name), as_text(first), example)
+                require_same_run(Path(name), as_text(first), example)
                 break
             columns = (batch.column("path").to_pylist() for batch in file.iter_batches(_ROWS, columns=["path"]))
             return {path for column in columns for path in column}
@@ -74,7 +74,7 @@ def as_file(rows: list[Fields], example: Fields, labels: tuple[str, ...]) -> byt
     import pyarrow.parquet as parquet
 
     sink = io.BytesIO()
-    columns = [flat(row, labels) | {"path": named(row["path"])} for row in rows]
+    columns = [flat(row, labels) | {"path": utf8_path(row["path"])} for row in rows]
     parquet.write_table(pyarrow.Table.from_pylist(columns, _schema(example, labels)), sink)
     return sink.getvalue()
 
@@ -85,7 +85,7 @@ def _schema(example: Fields, labels: tuple[str, ...]) -> Any:
     return pyarrow.schema([(name, _type(pyarrow, name)) for name in flat(example, labels)])
 
 
-def turn(lines: Path, path: Path, example: Fields, labels: tuple[str, ...]) -> None:
+def append_rows(lines: Path, path: Path, example: Fields, labels: tuple[str, ...]) -> None:
     """Appends the rows of `lines` to those in `path`, and deletes `lines`. `path` is replaced atomically."""
     import pyarrow
     import pyarrow.parquet as parquet
@@ -110,7 +110,7 @@ def turn(lines: Path, path: Path, example: Fields, labels: tuple[str, ...]) -> N
 
 def _chunks(lines: Path, written: set[str], labels: tuple[str, ...]) -> Iterator[list[Fields]]:
     with lines.open("rb") as file:
-        rows = (flat(row, labels) | {"path": named(row["path"])} for row, _ in json_rows(file))
+        rows = (flat(row, labels) | {"path": utf8_path(row["path"])} for row, _ in json_rows(file))
         new = (row for row in rows if row["path"] not in written)
         while chunk := list(islice(new, _ROWS)):
             yield chunk

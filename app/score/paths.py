@@ -11,7 +11,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class FileProblem:
     """A file that could not be scored; `kind` is the API's name of the problem, such as not-an-image."""
 
     path: str
@@ -19,11 +19,11 @@ class Problem:
     detail: str
 
 
-def unreadable(path: str, error: OSError) -> Problem:
-    return Problem(path, "unreadable", (error.strerror or str(error)).lower())
+def unreadable(path: str, error: OSError) -> FileProblem:
+    return FileProblem(path, "unreadable", (error.strerror or str(error)).lower())
 
 
-def find(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
+def find(paths: Sequence[str]) -> tuple[list[str], list[FileProblem]]:
     """The images, and the folders that cannot be read. Each image is listed once, sorted within its folder.
 
     Files in a folder are images if they have one of SUFFIXES; a file that `paths` names always is.
@@ -31,7 +31,7 @@ def find(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
         raise CannotScore(f"{missing[0]}: there is no such file or folder")
-    problems: list[Problem] = []
+    problems: list[FileProblem] = []
     images: dict[str, None] = {}
     for path in (str(Path(path)) for path in paths):
         images.update(dict.fromkeys(_walk(path, problems) if os.path.isdir(path) else [path]))
@@ -41,7 +41,7 @@ def find(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
     return list(images), problems
 
 
-def _walk(top: str, problems: list[Problem]) -> Iterator[str]:
+def _walk(top: str, problems: list[FileProblem]) -> Iterator[str]:
     """The images below `top`. Symbolic links are followed, except one to a folder that contains it."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
     while waiting:

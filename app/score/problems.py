@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import IO
 
 from app.errors import CannotScore
-from app.score.paths import Problem
+from app.score.paths import FileProblem
 
 _COLUMNS = ["path", "problem", "detail"]
 
 
-class Problems:
+class ProblemsFile:
     """The file is appended to. Rows of an earlier run for files that this run tries again are removed first."""
 
     def __init__(self, out: Path, paths: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ class Problems:
         else:
             self.path.unlink(missing_ok=True)
 
-    def add(self, problems: Sequence[Problem]) -> None:
+    def add(self, problems: Sequence[FileProblem]) -> None:
         if not problems:
             return
         self.count += len(problems)
@@ -47,14 +47,14 @@ class Problems:
         return [row for row in rows[1:] if len(row) == len(_COLUMNS)]
 
 
-def as_csv(problems: Sequence[Problem]) -> bytes:
+def as_csv(problems: Sequence[FileProblem]) -> bytes:
     """The bytes of a complete file, for storage that cannot be appended to."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *_rows(problems)])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _rows(problems: Sequence[Problem]) -> list[list[str]]:
+def _rows(problems: Sequence[FileProblem]) -> list[list[str]]:
     return [[problem.path, problem.kind, problem.detail] for problem in problems]
 
 

@@ -45,7 +45,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else _json(value)
 
 
-class Form(Protocol):
+class Format(Protocol):
     def head(self, example: Cells) -> bytes: ...
 
     def lines(self, rows: Iterable[Fields]) -> bytes: ...

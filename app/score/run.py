@@ -12,8 +12,8 @@ from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
 from app.score.operation import BoundOperation
-from app.score.paths import Problem
-from app.score.problems import Problems
+from app.score.paths import FileProblem
+from app.score.problems import ProblemsFile
 from app.score.progress import Progress
 from app.score.rows import Csv, JsonLines, cells
 from app.score.stop import Stop
@@ -21,7 +21,7 @@ from app.score.table import Table
 from app.settings import Settings
 
 PARQUET = ".parquet"
-FORMS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
+FORMATS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
 AGAIN = "run the same command again to resume"
 
 
@@ -33,7 +33,7 @@ def say(text: str) -> None:
 class Run:
     paths: Sequence[str]  # as on the command line
     images: Sequence[str]  # the files under `paths`
-    unread: Sequence[Problem]  # folders under `paths` that cannot be read
+    unread: Sequence[FileProblem]  # folders under `paths` that cannot be read
     out: Path
     strict: bool
 
@@ -44,10 +44,10 @@ class Run:
         example = operation.example()
         to_parquet = self.out.suffix == PARQUET
         rows_file = self.out.with_name(f"{self.out.name}.partial.jsonl") if to_parquet else self.out
-        converted = parquet.done(self.out, cells(example, labels)) if to_parquet else set()
-        with Stop() as stop, Table(rows_file, FORMS[self.out.suffix](labels), cells(example, labels)) as table:
-            done = {path for path in self.images if path in table.done or parquet.named(path) in converted}
-            problems = Problems(self.out, self.paths)
+        converted = parquet.scored_paths(self.out, cells(example, labels)) if to_parquet else set()
+        with Stop() as stop, Table(rows_file, FORMATS[self.out.suffix](labels), cells(example, labels)) as table:
+            done = {path for path in self.images if path in table.done or parquet.utf8_path(path) in converted}
+            problems = ProblemsFile(self.out, self.paths)
             problems.add(self.unread)
             already = f", {len(done):,} of them already scored" if done else ""
             model = f"{bundle.name}@{bundle.version} on {bundle.encoder.provider}"
@@ -58,7 +58,7 @@ class Run:
                 say(f"stopped at {seen:,} of {len(self.images):,} images, in {rows_file}; {AGAIN}")
                 return 128 + stop.number
             if to_parquet:
-                parquet.turn(rows_file, self.out, example, labels)
+                parquet.append_rows(rows_file, self.out, example, labels)
         rows = len(self.images) - (problems.count - len(self.unread))
         failed = f"; {problems.count:,} failed, see {problems.path}" if problems.count else ""
         say(f"{rows:,} images scored{failed}")
@@ -70,7 +70,7 @@ class Run:
         operation: BoundOperation,
         settings: Settings,
         table: Table,
-        problems: Problems,
+        problems: ProblemsFile,
         done: set[str],
         stop: Stop,
     ) -> int:
@@ -89,7 +89,7 @@ class Run:
         )
         try:
             for batch in batches:
-                rows, faults = scored(operation, batch)
+                rows, faults = score_batch(operation, batch)
                 new_rows = [row for row in rows if row["path"] not in done]
                 new_problems = [*batch.problems, *(fault for fault in faults if fault.path not in done)]
                 table.add(new_rows)
@@ -103,7 +103,7 @@ class Run:
         return seen
 
 
-def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[Problem]]:
+def score_batch(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[FileProblem]]:
     """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
     if not batch.paths:
         return [], []
@@ -115,5 +115,5 @@ def scored(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[
             try:
                 rows += operation.rows([path], image[None])
             except NotFinite as error:
-                faults.append(Problem(path, kebab(type(error).__name__), str(error)))
+                faults.append(FileProblem(path, kebab(type(error).__name__), str(error)))
         return rows, faults

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from app.errors import BodyTooLarge, CannotScore
 from app.score.batches import read_file
-from app.score.paths import SUFFIXES, Problem, find
+from app.score.paths import SUFFIXES, FileProblem, find
 
 
 def is_remote(path: str) -> bool:
@@ -67,7 +67,7 @@ def refuse_secrets(uri: str) -> None:
         raise CannotScore(f"{parts.scheme}://…: the path has keys or options; set them in the environment instead")
 
 
-def find_all(paths: Sequence[str]) -> tuple[list[str], list[Problem]]:
+def find_all(paths: Sequence[str]) -> tuple[list[str], list[FileProblem]]:
     """As `paths.find`, for paths and URIs."""
     images, problems = find(local) if (local := [path for path in paths if not is_remote(path)]) else ([], [])
     for uri in filter(is_remote, paths):

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from app.errors import CannotScore
 from app.inference.results import Fields
-from app.score.rows import Cells, Form
+from app.score.rows import Cells, Format
 
 try:
     import fcntl
@@ -22,8 +22,8 @@ _MOST_TORN = 16 << 20  # most bytes of an incomplete last line
 class Table:
     """`done`: the paths with a row when the file was opened. Raises CannotScore if another model or options made it."""
 
-    def __init__(self, path: Path, form: Form, example: Cells) -> None:
-        self.path, self._form = path, form
+    def __init__(self, path: Path, row_format: Format, example: Cells) -> None:
+        self.path, self._format = path, row_format
         if path.exists() and not path.is_file():
             raise CannotScore(f"{path}: not a file that can be written")
         self._file = path.open("ab+", buffering=0)
@@ -44,7 +44,7 @@ class Table:
 
     def add(self, rows: list[Fields]) -> None:
         """Appends all rows, or none if the disk is full."""
-        self._write(self._form.lines(rows))
+        self._write(self._format.lines(rows))
 
     def _lock(self) -> None:
         if fcntl is None:
@@ -61,7 +61,7 @@ class Table:
         done: set[str] = set()
         head, first, complete = None, None, 0
         with self.path.open("rb") as file:
-            for cells, end in self._form.read(file):
+            for cells, end in self._format.read(file):
                 head, complete = head or cells, end
                 if path := cells.get("path"):
                     first = first or cells
@@ -69,12 +69,12 @@ class Table:
             file.seek(complete)
             torn = file.read(_MOST_TORN)
         if row := first or head:
-            refuse_other(self.path, row, example)
-        if b"\n" in torn or len(torn) == _MOST_TORN or not (row or self._form.begins(torn, example)):
+            require_same_run(self.path, row, example)
+        if b"\n" in torn or len(torn) == _MOST_TORN or not (row or self._format.begins(torn, example)):
             raise CannotScore(f"{self.path}: after {len(done):,} rows come lines that are not of this command; {ANEW}")
         self._file.truncate(complete)
         if not row:
-            self._write(self._form.head(example))
+            self._write(self._format.head(example))
         return done
 
     def _write(self, data: bytes) -> None:
@@ -89,7 +89,7 @@ class Table:
             raise
 
 
-def refuse_other(path: Path, row: Cells, example: Cells) -> None:
+def require_same_run(path: Path, row: Cells, example: Cells) -> None:
     """Raises CannotScore unless `row`, or the header of a file without rows, was made like `example`."""
     if not row.keys() >= {"path", "model", "version", "digest"}:
         raise CannotScore(f"{path} was not written by this command; {ANEW}")

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from app.errors import CannotScore
-from app.score.rows import Csv, Form, JsonLines, cells
+from app.score.rows import Csv, Format, JsonLines, cells
 from app.score.table import Table
 
 LABELS = ("cat", "dog, small")
-FORMS: dict[str, Form] = {"csv": Csv(LABELS), "jsonl": JsonLines(LABELS)}
+FORMATS: dict[str, Format] = {"csv": Csv(LABELS), "jsonl": JsonLines(LABELS)}
 
 
 def row(path: str, **changes: Any) -> dict[str, Any]:
@@ -30,13 +30,13 @@ EXAMPLE = cells(row(""), LABELS)
 PATHS = ["plain.png", 'with, "quotes".png', "two\nlines.png", "caf\u00e9.png", "no-utf8-\udcff.png"]
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=FORMATS)
 def out(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / f"out.{request.param}"
 
 
 def opened(out: Path) -> Table:
-    return Table(out, FORMS[out.suffix[1:]], EXAMPLE)
+    return Table(out, FORMATS[out.suffix[1:]], EXAMPLE)
 
 
 def written(out: Path, *paths: str) -> bytes:
@@ -62,7 +62,7 @@ def test_a_torn_row_is_cut_off_wherever_it_was_torn(out: Path) -> None:
         with opened(out) as table:
             assert table.done == {"a.png"}
         assert out.read_bytes() == before
-    head = len(FORMS[out.suffix[1:]].head(EXAMPLE))
+    head = len(FORMATS[out.suffix[1:]].head(EXAMPLE))
     for end in range(head + 1):
         out.write_bytes(whole[:end])
         with opened(out) as table:
@@ -98,7 +98,7 @@ def test_nor_is_what_somebody_added(out: Path) -> None:
 )
 def test_rows_made_otherwise_are_refused(out: Path, changes: dict[str, Any], says: str) -> None:
     other = row("a.png", **changes)
-    with Table(out, FORMS[out.suffix[1:]], cells(other | {"path": ""}, LABELS)) as table:
+    with Table(out, FORMATS[out.suffix[1:]], cells(other | {"path": ""}, LABELS)) as table:
         table.add([other])
     with pytest.raises(CannotScore, match=says):
         opened(out)

@@ -79,7 +79,9 @@ def test_a_bundle_that_fails_in_a_way_nobody_foresaw_is_refused_too(
     with serving(Settings(models=tmp_path)) as client:
         body = client.get("/v1/models").json()
         assert [m["name"] for m in body["models"]] == ["good"]
-        assert body["refused"] == [{"bundle": "strange/1", "reason": "strange/1: ZeroDivisionError; the log has it"}]
+        assert body["refused"] == [
+            {"bundle": "strange/1", "reason": "strange/1: unexpected ZeroDivisionError; see the log"}
+        ]
 
 
 def test_the_highest_version_answers_and_a_bad_one_is_refused_not_fatal(tmp_path: Path) -> None:
