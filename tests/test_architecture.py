@@ -67,7 +67,7 @@ OPEN = {
         "review",
     },
     "score": {"anomaly", "distances", "drift", "latent_map", "prototypes", "reference", "temperature"},
-    "learning": {"generate", "inference", "journal", "labels", "normalisation", "pretrain", "stages", "workshop"},
+    "learning": {"finetune", "generate", "inference", "journal", "normalisation", "pretrain", "stages", "workshop"},
     "publish": {"card", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},

@@ -32,8 +32,8 @@ from training.data.imageset import ImageSet
 from training.data.read import has_parts, read_part
 from training.data.splits import split
 from training.learning.episodes import SYMMETRIES, learn_to_learn, turned
+from training.learning.finetune import finetune
 from training.learning.inference import read
-from training.learning.labels import finetune
 from training.learning.workshop import Workshop, workshop
 from training.measure.intervals import at_least, student
 from training.recipe import Recipe

@@ -11,8 +11,8 @@ import torch
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.learning import generate
+from training.learning.finetune import finetune
 from training.learning.inference import accuracy_of, in_batches, read
-from training.learning.labels import finetune
 from training.learning.normalisation import settle
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, workshop

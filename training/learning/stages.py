@@ -9,7 +9,7 @@ from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
 from training.learning.decoder import finetune_decoder
-from training.learning.labels import METHODS
+from training.learning.finetune import METHODS
 from training.learning.pretrain import pretrain
 from training.learning.workshop import workshop
 from training.networks import Autoencoder, build
