@@ -23,7 +23,7 @@ serve: $(VENV)/serve.stamp ## serve the models folder: HOST=127.0.0.1 PORT=8000 
 
 test: $(VENV)/dev.stamp ## the whole test suite, with coverage
 	@rm -f .coverage .coverage.*
-	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS); status=$$?; \
+	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS); status=$$?; \
 	$(PY) -m coverage combine --quiet; $(PY) -m coverage report || true; exit $$status
 
 test-wheel: $(VENV)/dev.stamp ## build the wheel, and run the suite against it instead of the tree
