@@ -42,6 +42,7 @@ _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins'
 def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
     """`on_freed` runs in a thread whenever a version's memory has become free."""
     metrics = Metrics(__version__)
+    told = Told(metrics, settings.log_requests)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
@@ -74,6 +75,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         if metrics.shared:
             going_on.append(asyncio.create_task(again_and_again(_WRITTEN_S, write, "metrics were not written")))
         yield
+        told.close()
         metrics.write()
         for task in going_on:
             task.cancel()
@@ -119,7 +121,6 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(Head)
-    told = Told(metrics, settings.log_requests)
     app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
     inference = partial(oip.plain, metrics, settings.max_images)
     app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, told)

@@ -35,6 +35,8 @@ WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _LONGEST_PATH = 200  # characters of it in the log
+OVERLOAD = frozenset({"queue-full", "too-many-connections"})  # problems whose lines in the log are bounded
+_OVERLOAD_LINES = 10  # in a second, of each worker
 
 
 @dataclass(slots=True)
@@ -105,22 +107,35 @@ class Requests:
 
 
 class Told:
-    """What is counted and logged of a request that is over."""
+    """What is counted and logged of a request that is over.
 
-    def __init__(self, metrics: Metrics, log_requests: LogRequests = "errors") -> None:
+    Every request is counted. Lines of requests that were refused for overload are bounded: writing one costs more than
+    the rest of the refusal, and a flood of them would fill the disk.
+    """
+
+    def __init__(
+        self, metrics: Metrics, log_requests: LogRequests = "errors", clock: Callable[[], float] = monotonic
+    ) -> None:
         self._metrics, self._log_requests = metrics, log_requests
+        self._overload = OverloadThrottle(clock)
+
+    def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
+        operation = self._count(scope, record, status, seconds)
+        if self._logs(record, status):
+            _log_access(scope, operation, record, status, seconds)
 
     def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
         """The same, where the request has no context that it ran in."""
-        if self._logs(status):
-            in_context(own, record, self, scope, record, status, seconds)
-        else:
-            self(scope, record, status, seconds)
+        operation = self._count(scope, record, status, seconds)
+        if self._logs(record, status):
+            in_context(own, record, _log_access, scope, operation, record, status, seconds)
 
-    def _logs(self, status: int) -> bool:
-        return self._log_requests == "all" or (self._log_requests == "errors" and status >= 400)
+    def close(self) -> None:
+        """Logs the refusals that were only counted so far."""
+        self._overload.flush()
 
-    def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, record: Facts, status: int, seconds: float) -> str:
+        """The request's operation."""
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
         metrics.request(operation, model, version, status, seconds)
@@ -130,8 +145,44 @@ class Told:
             metrics.waited(model, version, record.queue_s)
         if record.decode_s is not None:
             metrics.decoded(model, version, record.decode_s)
-        if self._logs(status):
-            _log_access(scope, operation, record, status, seconds)
+        return operation
+
+    def _logs(self, record: Facts, status: int) -> bool:
+        self._overload.flush_if_due()
+        if self._log_requests == "none" or (self._log_requests == "errors" and status < 400):
+            return False
+        return record.problem not in OVERLOAD or self._overload.allows(record.problem)
+
+
+class OverloadThrottle:
+    """Allows so many lines a second. The rest is counted by problem, and logged as one line once the second is over:
+    with the next request, whichever it is, or at the end. There is no timer."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._until, self._allowed = -math.inf, 0  # of the second that is under way
+        self._suppressed: dict[str, int] = {}
+
+    def allows(self, problem: str) -> bool:
+        now = self._clock()
+        if now >= self._until:
+            self._until, self._allowed = now + 1, 0
+        if self._allowed < _OVERLOAD_LINES:
+            self._allowed += 1
+            return True
+        self._suppressed[problem] = self._suppressed.get(problem, 0) + 1
+        return False
+
+    def flush_if_due(self) -> None:
+        if self._suppressed and self._clock() >= self._until:
+            self.flush()
+
+    def flush(self) -> None:
+        suppressed, self._suppressed = self._suppressed, {}
+        for problem, count in suppressed.items():
+            requests = "request was" if count == 1 else "requests were"
+            # In an empty context, because the line belongs to no single request.
+            Context().run(log.warning, "%s more %s refused: %s", f"{count:,}", requests, problem)
 
 
 def in_context(own: bytes, record: Facts, work: Callable[..., Result], *arguments: Any) -> Result:

@@ -24,7 +24,18 @@ from app.bundle.encode import png
 from app.main import create_app
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Facts, LogFormat, Requests, Seldom, Told, configure_logs, facts, log
+from app.telemetry.requests import (
+    Facts,
+    LogFormat,
+    LogRequests,
+    Requests,
+    Seldom,
+    Told,
+    configure_logs,
+    facts,
+    log,
+    request_id,
+)
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -288,3 +299,101 @@ def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pyte
         "it failed: ValueError (3 more since the last such line)",
     ]
     assert all(record.exc_info and record.exc_info[2] for record in caplog.records)
+
+
+@pytest.mark.parametrize("log_requests", ["errors", "all"])
+def test_lines_of_requests_refused_for_overload_are_bounded_and_the_rest_is_one_line_a_second(
+    caplog: pytest.LogCaptureFixture, log_requests: LogRequests
+) -> None:
+    flood = Flood(log_requests)
+    with caplog.at_level(logging.INFO, "graft"):
+        for second in (100.0, 101.5):
+            flood.now = second
+            for _ in range(1_244):
+                flood.refuse("queue-full", 429)
+        flood.refuse("too-many-connections", 503)
+        flood.now = 102.4
+        flood.refuse("malformed-request", 400)  # within the second: logged, and no summary yet
+        flood.now = 102.5
+        flood.refuse("malformed-request", 400)
+    line, more = "POST /v1/classify", "1,234 more requests were refused: queue-full"
+    assert [record.getMessage() for record in caplog.records] == [
+        *[f"{line} 429"] * 10,
+        more,
+        *[f"{line} 429"] * 10,
+        f"{line} 400",
+        more,
+        "1 more request was refused: too-many-connections",
+        f"{line} 400",
+    ]
+    counted = flood.metrics.exposition().decode()
+    assert 'graft_requests_refused_total{type="queue-full"} 2488.0' in counted
+    assert 'graft_requests_refused_total{type="too-many-connections"} 1.0' in counted
+    assert re.search(r'graft_requests_total\{.*status="429".*\} 2488\.0', counted)
+
+
+def test_a_good_request_logs_what_the_last_second_left_out_and_so_does_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flood = Flood("errors")
+    with caplog.at_level(logging.INFO, "graft"):
+        for problem, end in (("queue-full", lambda: flood.answer()), ("too-many-connections", flood.told.close)):
+            for _ in range(12):
+                flood.refuse(problem, 429)
+            caplog.clear()
+            flood.now += 1
+            end()
+            assert [record.getMessage() for record in caplog.records] == [f"2 more requests were refused: {problem}"]
+            flood.told.close()
+            assert len(caplog.records) == 1
+
+
+def test_without_lines_of_requests_a_flood_has_none_either(caplog: pytest.LogCaptureFixture) -> None:
+    flood = Flood("none")
+    with caplog.at_level(logging.INFO, "graft"):
+        for _ in range(50):
+            flood.refuse("queue-full", 429)
+        flood.told.close()
+    assert not caplog.records
+
+
+def test_the_line_of_what_was_left_out_belongs_to_no_request() -> None:
+    flood = Flood("errors")
+    with configured("json") as written:
+        token = request_id.set("mine")
+        for _ in range(11):
+            flood.refuse("queue-full", 429)
+        flood.told.close()
+        request_id.reset(token)
+    *lines, last = objects(written.getvalue().splitlines())
+    assert {line["request_id"] for line in lines} == {"own"}
+    assert (last["request_id"], last["level"]) == ("-", "warning")
+
+
+class Flood:
+    """Requests that end at the time `now`."""
+
+    def __init__(self, log_requests: LogRequests) -> None:
+        self.now, self.metrics = 100.0, Metrics("1")
+        self.told = Told(self.metrics, log_requests, clock=lambda: self.now)
+
+    def refuse(self, problem: str, status: int) -> None:
+        self._end(Facts("classify", problem=problem), status)
+
+    def answer(self) -> None:
+        self._end(Facts("classify"), 200)
+
+    def _end(self, record: Facts, status: int) -> None:
+        self.told.of_nobody({"method": "POST", "path": "/v1/classify"}, b"own", record, status, 0.001)
+
+
+def test_a_service_that_ends_has_logged_every_refusal(models: Path) -> None:
+    with logging_service(models, GRAFT_MAX_CONNECTIONS="1", GRAFT_LOG_FORMAT="json") as (url, lines):
+        address = "127.0.0.1", int(url.rpartition(":")[2])
+        with socket.create_connection(address):
+            for _ in range(25):
+                send_raw(url, "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 0")
+    messages = [line["message"] for line in objects(lines)]
+    summaries = [int(match[1]) for text in messages if (match := re.match(r"(\d+) more requests? w", text))]
+    assert summaries
+    assert sum(summaries) + messages.count("POST /v1/classify 503") == 25
