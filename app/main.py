@@ -30,8 +30,9 @@ from app.inference.decoding import Decoding, Here, Limits
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
+from app.telemetry.logs import Told
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Requests, Told
+from app.telemetry.requests import Requests
 
 _WRITTEN_S = 0.25  # after which other workers know what is counted here
 _RESERVED = 8  # one part in so many, of the queue and of bodies' bytes, is for requests of one small image

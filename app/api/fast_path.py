@@ -35,8 +35,9 @@ from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
+from app.telemetry.logs import Seldom, Told
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, Seldom, Told, identify, in_context
+from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, identify, in_context
 
 Headers = list[tuple[bytes, bytes]]
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop

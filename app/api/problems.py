@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.api.middleware.root_path import in_protocol
 from app.api.schemas import Problem
-from app.telemetry.requests import facts, log, request_id
+from app.telemetry.logs import log
+from app.telemetry.requests import facts, request_id
 
 STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,

@@ -17,7 +17,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.middleware.body_limits import CROWDED
-from app.telemetry.requests import SINCE, log
+from app.telemetry.logs import log
+from app.telemetry.requests import SINCE
 
 MOST_HEAD = 64 << 10  # bytes
 _LINGER_S = 1.0  # in which a client that is still sending reads why it was refused

@@ -33,7 +33,7 @@ from app.serving import memory
 from app.serving.connection import Connection
 from app.serving.fast_connection import bounded
 from app.settings import PREFIX, Settings
-from app.telemetry.requests import log
+from app.telemetry.logs import log
 
 _MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
 _TURNS = 10  # of the loop that it has at least, where the machine is short of time

@@ -20,7 +20,7 @@ from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 
 from app.serving import listener as door
-from app.telemetry.requests import log
+from app.telemetry.logs import log
 
 HANDED_OVER = "GRAFT_HANDED_OVER"  # listening socket and channel, by file descriptor: from parent to worker, no setting
 PATIENCE = 3  # workers in a row that die before they are ready

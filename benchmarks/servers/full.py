@@ -9,7 +9,7 @@ import uvicorn
 from app.main import create_app
 from app.serving.fast_connection import bounded
 from app.settings import Settings
-from app.telemetry.requests import configure_logs
+from app.telemetry.logs import configure_logs
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ from app.inference.batcher import Batcher
 from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
-from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts, LogRequests, Told
+from app.telemetry.logs import LogRequests, Told
+from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
