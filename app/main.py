@@ -30,7 +30,7 @@ from app.inference.decoding import Decoding, Here, Limits
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
-from app.telemetry.logs import Told
+from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Requests
 
@@ -43,7 +43,7 @@ _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins'
 def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
     """`on_freed` runs in a thread whenever a version's memory has become free."""
     metrics = Metrics(__version__)
-    told = Told(metrics, settings.log_requests)
+    request_log = RequestLog(metrics, settings.log_requests)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
@@ -76,7 +76,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         if metrics.shared:
             going_on.append(asyncio.create_task(again_and_again(_WRITTEN_S, write, "metrics were not written")))
         yield
-        told.close()
+        request_log.close()
         metrics.write()
         for task in going_on:
             task.cancel()
@@ -122,9 +122,9 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(Head)
-    app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
+    app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
     inference = partial(oip.plain, metrics, settings.max_images)
-    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, told)
+    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, request_log)
     openapi.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):
         app.include_router(module.router)

@@ -35,7 +35,7 @@ from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
-from app.telemetry.logs import Seldom, Told
+from app.telemetry.logs import RequestLog, Seldom
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, identify, in_context
 
@@ -88,7 +88,7 @@ class Hot:
         room: Bytes,
         alarms: Alarms,
         keys: access.Keys,
-        told: Told,
+        request_log: RequestLog,
     ) -> None:
         """`operations` by path; `room` is that of all bodies."""
         settings = app.state.settings
@@ -96,7 +96,7 @@ class Hot:
         paths = {**operations, **{self._prefix + path: each for path, each in operations.items()}}
         self._paths = {path.encode(): path for path in paths}
         self._app, self._operations, self._inference = app, paths, inference
-        self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
+        self.room, self.alarms, self.request_log, self._keys = room, alarms, request_log, keys
         self.predictor: Predictor = app.state.predictor
         self.usual: Headers = [(b"vary", b"Origin")] if settings.cors_origins else []  # as the middleware has it
         self.timeout_s: float = settings.timeout_ms / 1000
@@ -171,7 +171,7 @@ class Hot:
         ours = [*answer.raw_headers, (HEADER, own), (TIMING, timing), *self.usual]
         asker.answer(answer.status_code, ours, bytes(answer.body))
         scope = {"method": "POST", "path": asked.path}
-        self.told.of_nobody(scope, own, record, answer.status_code, perf_counter() - since)
+        self.request_log.finished_without_context(scope, own, record, answer.status_code, perf_counter() - since)
 
     def handed_over(self, reason: str | Exception) -> None:
         """To the ordinary path; an exception that nothing foresaw has a line in the log."""
@@ -300,7 +300,9 @@ class Asking:
 
     def _tell(self, status: int) -> None:
         scope = {"method": "POST", "path": self._path}
-        self._hot.told.of_nobody(scope, self._own, self._record, status, perf_counter() - self._start)
+        self._hot.request_log.finished_without_context(
+            scope, self._own, self._record, status, perf_counter() - self._start
+        )
 
     def _dropped(self) -> None:
         if self._begun is not None:

@@ -28,7 +28,7 @@ _OVERLOAD_LINES = 10  # in a second, of each worker
 log = logging.getLogger("graft")
 
 
-class Told:
+class RequestLog:
     """What is counted and logged of a request that is over.
 
     Every request is counted. Lines of requests that were refused for overload are bounded: writing one costs more than
@@ -41,12 +41,12 @@ class Told:
         self._metrics, self._log_requests = metrics, log_requests
         self._overload = OverloadThrottle(clock)
 
-    def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
+    def finished(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
         if self._logs(record, status):
             _log_access(scope, operation, record, status, seconds)
 
-    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+    def finished_without_context(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
         """The same, where the request has no context that it ran in."""
         operation = self._count(scope, record, status, seconds)
         if self._logs(record, status):

@@ -65,8 +65,8 @@ def facts() -> Facts:
 class Requests:
     """Every request has an id, the caller's X-Request-ID or a new one, and a record; every answer carries the id."""
 
-    def __init__(self, app: App, told: Callable[[Scope, Facts, int, float], None]) -> None:
-        self.app, self._told = app, told
+    def __init__(self, app: App, on_finished: Callable[[Scope, Facts, int, float], None]) -> None:
+        self.app, self._on_finished = app, on_finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +88,7 @@ class Requests:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._told(scope, record, status, perf_counter() - start)
+            self._on_finished(scope, record, status, perf_counter() - start)
 
 
 def in_context(own: bytes, record: Facts, work: Callable[..., Result], *arguments: Any) -> Result:

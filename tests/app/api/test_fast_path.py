@@ -37,7 +37,7 @@ from app.inference.batcher import Batcher
 from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
-from app.telemetry.logs import LogRequests, Told
+from app.telemetry.logs import LogRequests, RequestLog
 from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts
 
 IMAGE = png(garment("bag"))
@@ -112,11 +112,11 @@ class Line:
         return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(int(headers["content-length"])))
 
 
-class Counted(Told):
+class Counted(RequestLog):
     def __init__(self, counted: list[tuple[str | None, int]]) -> None:
         self._counted = counted
 
-    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+    def finished_without_context(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
         self._counted.append((record.operation, status))
 
 

@@ -22,7 +22,7 @@ from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.main import create_app
 from app.settings import Settings
-from app.telemetry.logs import LogFormat, LogRequests, Seldom, Told, configure_logs, log
+from app.telemetry.logs import LogFormat, LogRequests, RequestLog, Seldom, configure_logs, log
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Facts, facts, request_id
 
@@ -246,14 +246,14 @@ def test_a_good_request_logs_what_the_last_second_left_out_and_so_does_the_end(
 ) -> None:
     flood = Flood("errors")
     with caplog.at_level(logging.INFO, "graft"):
-        for problem, end in (("queue-full", lambda: flood.answer()), ("too-many-connections", flood.told.close)):
+        for problem, end in (("queue-full", lambda: flood.answer()), ("too-many-connections", flood.request_log.close)):
             for _ in range(12):
                 flood.refuse(problem, 429)
             caplog.clear()
             flood.now += 1
             end()
             assert [record.getMessage() for record in caplog.records] == [f"2 more requests were refused: {problem}"]
-            flood.told.close()
+            flood.request_log.close()
             assert len(caplog.records) == 1
 
 
@@ -262,7 +262,7 @@ def test_without_lines_of_requests_a_flood_has_none_either(caplog: pytest.LogCap
     with caplog.at_level(logging.INFO, "graft"):
         for _ in range(50):
             flood.refuse("queue-full", 429)
-        flood.told.close()
+        flood.request_log.close()
     assert not caplog.records
 
 
@@ -272,7 +272,7 @@ def test_the_line_of_what_was_left_out_belongs_to_no_request() -> None:
         token = request_id.set("mine")
         for _ in range(11):
             flood.refuse("queue-full", 429)
-        flood.told.close()
+        flood.request_log.close()
         request_id.reset(token)
     *lines, last = objects(written.getvalue().splitlines())
     assert {line["request_id"] for line in lines} == {"own"}
@@ -284,7 +284,7 @@ class Flood:
 
     def __init__(self, log_requests: LogRequests) -> None:
         self.now, self.metrics = 100.0, Metrics("1")
-        self.told = Told(self.metrics, log_requests, clock=lambda: self.now)
+        self.request_log = RequestLog(self.metrics, log_requests, clock=lambda: self.now)
 
     def refuse(self, problem: str, status: int) -> None:
         self._end(Facts("classify", problem=problem), status)
@@ -293,7 +293,9 @@ class Flood:
         self._end(Facts("classify"), 200)
 
     def _end(self, record: Facts, status: int) -> None:
-        self.told.of_nobody({"method": "POST", "path": "/v1/classify"}, b"own", record, status, 0.001)
+        self.request_log.finished_without_context(
+            {"method": "POST", "path": "/v1/classify"}, b"own", record, status, 0.001
+        )
 
 
 def test_a_service_that_ends_has_logged_every_refusal(models: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from support import serving
 
 from app.settings import Settings
-from app.telemetry.logs import Told
+from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Facts, Requests, facts
 
@@ -60,7 +60,7 @@ async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -
         raise AssertionError("nothing to read")
 
     scope = {"type": "http", "headers": headers, "path": path, "method": "GET"}
-    await Requests(handler, Told(Metrics("1"), "none"))(scope, receive, send)
+    await Requests(handler, RequestLog(Metrics("1"), "none").finished)(scope, receive, send)
     return found[0]
 
 
