@@ -35,7 +35,7 @@ from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
-from app.telemetry.logs import RequestLog, Seldom
+from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, identify, in_context
 
@@ -102,7 +102,7 @@ class Hot:
         self.timeout_s: float = settings.timeout_ms / 1000
         self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
         self._metrics: Metrics = app.state.metrics
-        self._seldom = Seldom(_BETWEEN_TRACEBACKS_S)
+        self._errors = ErrorThrottle(_BETWEEN_TRACEBACKS_S)
         self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
 
     def recognised(self, url: bytes, headers: Headers) -> Asked | None:
@@ -181,7 +181,7 @@ class Hot:
             self._metrics.handed_over(REFUSED)
         else:
             self._metrics.handed_over(FAILED)
-            self._seldom.error("the fast path failed, and the ordinary path answers", reason)
+            self._errors.error("the fast path failed, and the ordinary path answers", reason)
 
     def _operated(self, asked: Asked, body: bytes, model: Model) -> tuple[np.ndarray, Plan] | None:
         files = self._files(asked.content_type, body)

@@ -133,7 +133,7 @@ def _log_access(scope: Scope, operation: str, record: Facts, status: int, second
     log.log(level, "%s %s %d", scope["method"], path, status, extra=known)
 
 
-class Seldom:
+class ErrorThrottle:
     """Logs exceptions with their tracebacks, one in `seconds`: what fails with every request must not fill the disk."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:

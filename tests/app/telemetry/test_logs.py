@@ -22,7 +22,7 @@ from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.main import create_app
 from app.settings import Settings
-from app.telemetry.logs import LogFormat, LogRequests, RequestLog, Seldom, configure_logs, log
+from app.telemetry.logs import ErrorThrottle, LogFormat, LogRequests, RequestLog, configure_logs, log
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Facts, facts, request_id
 
@@ -197,12 +197,12 @@ def test_what_a_handler_fills_in_is_counted_logged_and_told(models: Path, caplog
 
 def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
     times = iter((100.0, 100.0, 130.0, 159.0, 160.0, 161.0))
-    seldom = Seldom(60, clock=lambda: next(times))
+    throttle = ErrorThrottle(60, clock=lambda: next(times))
     for _ in range(6):
         try:
             raise ValueError("odd")
         except ValueError as error:
-            seldom.error("it failed", error)
+            throttle.error("it failed", error)
     assert [record.getMessage() for record in caplog.records] == [
         "it failed: ValueError",
         "it failed: ValueError (3 more since the last such line)",
