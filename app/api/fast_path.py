@@ -37,7 +37,7 @@ from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
 from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, identify, in_context
+from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, RequestRecord, identify, in_context
 
 Headers = list[tuple[bytes, bytes]]
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
@@ -61,7 +61,7 @@ class Asker(Protocol):
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None: ...
 
-    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+    def hand_on(self, error: DeadlinePassed | None, record: RequestRecord) -> None:
         """To the others, for whom it shall be as if it had not been read; they tell of the error, and of the record."""
 
 
@@ -153,7 +153,7 @@ class Hot:
         images, plan = work
         bundle = model.bundle
         own, trace_id = identify(headers)
-        record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
+        record = RequestRecord(asked.operation, bundle.name, bundle.version, len(images), start)
         record.trace_id = trace_id
         record.decode_s = perf_counter() - start if asked.model is None else 0.0  # /v2's pixels need no decoding
         asking = Asking(self, asked.path, own, record, since, plan, len(body), asker)
@@ -164,7 +164,7 @@ class Hot:
         """As the others would."""
         bundle = self.predictor.repository.get(asked.model).bundle
         own, trace_id = identify(headers)
-        record = Facts(asked.operation, bundle.name, bundle.version, trace_id=trace_id)
+        record = RequestRecord(asked.operation, bundle.name, bundle.version, trace_id=trace_id)
         refusal = in_context(own, record, answer_to, error)
         answer = refusal if asked.model is None else refusal.of_protocol()
         timing = record.timing(perf_counter() - since)
@@ -221,7 +221,7 @@ class Asking:
     __slots__ = ("_alarm", "_asker", "_begun", "_hot", "_own", "_path", "_plan", "_record", "_room", "_start")
 
     def __init__(
-        self, hot: Hot, path: str, own: bytes, record: Facts, start: float, plan: Plan, size: int, asker: Asker
+        self, hot: Hot, path: str, own: bytes, record: RequestRecord, start: float, plan: Plan, size: int, asker: Asker
     ) -> None:
         self._hot, self._path, self._own, self._record, self._start = hot, path, own, record, start
         self._plan, self._room = plan, size

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Literal
 
 from app.telemetry.metrics import OPERATIONS, UNKNOWN, Metrics
-from app.telemetry.requests import Facts, Scope, facts, in_context, request_id
+from app.telemetry.requests import RequestRecord, Scope, current_record, in_context, request_id
 
 LogFormat = Literal["text", "json"]
 LogRequests = Literal["errors", "all", "none"]
@@ -41,12 +41,14 @@ class RequestLog:
         self._metrics, self._log_requests = metrics, log_requests
         self._overload = OverloadThrottle(clock)
 
-    def finished(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
+    def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
         if self._logs(record, status):
             _log_access(scope, operation, record, status, seconds)
 
-    def finished_without_context(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+    def finished_without_context(
+        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+    ) -> None:
         """The same, where the request has no context that it ran in."""
         operation = self._count(scope, record, status, seconds)
         if self._logs(record, status):
@@ -56,7 +58,7 @@ class RequestLog:
         """Logs the refusals that were only counted so far."""
         self._overload.flush()
 
-    def _count(self, scope: Scope, record: Facts, status: int, seconds: float) -> str:
+    def _count(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> str:
         """The request's operation."""
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
@@ -69,7 +71,7 @@ class RequestLog:
             metrics.decoded(model, version, record.decode_s)
         return operation
 
-    def _logs(self, record: Facts, status: int) -> bool:
+    def _logs(self, record: RequestRecord, status: int) -> bool:
         self._overload.flush_if_due()
         if self._log_requests == "none" or (self._log_requests == "errors" and status < 400):
             return False
@@ -114,7 +116,7 @@ def _operation(route: str) -> str:
     return literal[-1] if literal and literal[-1] in OPERATIONS else UNKNOWN
 
 
-def _log_access(scope: Scope, operation: str, record: Facts, status: int, seconds: float) -> None:
+def _log_access(scope: Scope, operation: str, record: RequestRecord, status: int, seconds: float) -> None:
     path = scope["path"][:_LONGEST_PATH]
     times = {"queue": record.queue_s, "decode": record.decode_s, "run": record.run_s, "total": seconds}
     fields = {
@@ -171,7 +173,7 @@ _ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code 
 
 
 def _extra(record: logging.LogRecord) -> Mapping[str, object]:
-    trace_id = facts().trace_id
+    trace_id = current_record().trace_id
     trace = {"trace_id": trace_id} if trace_id else {}
     return trace | {name: value for name, value in vars(record).items() if name not in _OWN}
 

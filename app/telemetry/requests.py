@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
 SINCE = "since"  # in a request's state: when it began, by perf_counter, where that was elsewhere
-LATE = "late"  # the same: (error, Facts) of one whose time passed elsewhere
+LATE = "late"  # the same: (error, RequestRecord) of one whose time passed elsewhere
 WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 @dataclass(slots=True)
-class Facts:
+class RequestRecord:
     """One request's record: whoever learns something fills it in, and the middleware counts, logs and tells of it.
 
     Times are seconds; None is not known.
@@ -54,18 +54,18 @@ class Facts:
 
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_facts: ContextVar[Facts | None] = ContextVar("facts", default=None)
+_record: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
-def facts() -> Facts:
+def current_record() -> RequestRecord:
     """Of the request that is being answered; outside of one, a record that nobody reads."""
-    return _facts.get() or Facts()
+    return _record.get() or RequestRecord()
 
 
 class Requests:
     """Every request has an id, the caller's X-Request-ID or a new one, and a record; every answer carries the id."""
 
-    def __init__(self, app: App, on_finished: Callable[[Scope, Facts, int, float], None]) -> None:
+    def __init__(self, app: App, on_finished: Callable[[Scope, RequestRecord, int, float], None]) -> None:
         self.app, self._on_finished = app, on_finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +74,7 @@ class Requests:
             return
         start, status = scope.get("state", {}).get(SINCE) or perf_counter(), WENT_AWAY
         own, trace_id = identify(scope["headers"])
-        record = Facts(trace_id=trace_id)
+        record = RequestRecord(trace_id=trace_id)
         _enter(own, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Requests:
             self._on_finished(scope, record, status, perf_counter() - start)
 
 
-def in_context(own: bytes, record: Facts, work: Callable[..., Result], *arguments: Any) -> Result:
+def in_context(own: bytes, record: RequestRecord, work: Callable[..., Result], *arguments: Any) -> Result:
     """Does the work in a context of that request, where no task has one."""
 
     def entered() -> Result:
@@ -101,10 +101,10 @@ def in_context(own: bytes, record: Facts, work: Callable[..., Result], *argument
     return Context().run(entered)
 
 
-def _enter(own: bytes, record: Facts) -> None:
+def _enter(own: bytes, record: RequestRecord) -> None:
     """Of the context that calls, from now on."""
     request_id.set(own.decode())
-    _facts.set(record)
+    _record.set(record)
 
 
 def identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:

@@ -38,7 +38,7 @@ from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
-from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts
+from app.telemetry.requests import LATE, SINCE, WENT_AWAY, RequestRecord
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
@@ -116,7 +116,9 @@ class Counted(RequestLog):
     def __init__(self, counted: list[tuple[str | None, int]]) -> None:
         self._counted = counted
 
-    def finished_without_context(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+    def finished_without_context(
+        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+    ) -> None:
         self._counted.append((record.operation, status))
 
 

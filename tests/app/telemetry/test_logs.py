@@ -24,7 +24,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.telemetry.logs import ErrorThrottle, LogFormat, LogRequests, RequestLog, configure_logs, log
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Facts, facts, request_id
+from app.telemetry.requests import RequestRecord, current_record, request_id
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -177,7 +177,7 @@ def test_what_a_handler_fills_in_is_counted_logged_and_told(models: Path, caplog
 
     @service.get("/v2/models/{name}/infer")
     async def infer(name: str) -> str:
-        record = facts()
+        record = current_record()
         record.model, record.version, record.images = name, 1, 3
         record.queue_s, record.decode_s, record.run_s = 0.001, 0.002, 0.003
         return "done"
@@ -287,12 +287,12 @@ class Flood:
         self.request_log = RequestLog(self.metrics, log_requests, clock=lambda: self.now)
 
     def refuse(self, problem: str, status: int) -> None:
-        self._end(Facts("classify", problem=problem), status)
+        self._end(RequestRecord("classify", problem=problem), status)
 
     def answer(self) -> None:
-        self._end(Facts("classify"), 200)
+        self._end(RequestRecord("classify"), 200)
 
-    def _end(self, record: Facts, status: int) -> None:
+    def _end(self, record: RequestRecord, status: int) -> None:
         self.request_log.finished_without_context(
             {"method": "POST", "path": "/v1/classify"}, b"own", record, status, 0.001
         )

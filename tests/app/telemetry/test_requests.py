@@ -13,7 +13,7 @@ from support import serving
 from app.settings import Settings
 from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Facts, Requests, facts
+from app.telemetry.requests import RequestRecord, Requests, current_record
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -43,13 +43,13 @@ def test_a_traceparent_gives_the_trace_id_and_one_of_a_later_version_may_say_mor
     assert asyncio.run(seen([(b"traceparent", PARENT.encode())] * 2)).trace_id is None
 
 
-async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -> Facts:
+async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -> RequestRecord:
     """The record of a request with these headers, as its handler finds it."""
-    found: list[Facts] = []
+    found: list[RequestRecord] = []
 
     async def handler(scope: Any, receive: Any, send: Any) -> None:
-        found.append(await asyncio.to_thread(facts))
-        assert found == [facts()]
+        found.append(await asyncio.to_thread(current_record))
+        assert found == [current_record()]
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message: Any) -> None:
@@ -73,12 +73,12 @@ def test_requests_at_one_time_have_a_record_each() -> None:
 
 
 def test_outside_of_a_request_a_record_is_nobodys() -> None:
-    facts().model = "tiny"
-    assert facts().model is None
+    current_record().model = "tiny"
+    assert current_record().model is None
 
 
 def test_server_timing_says_what_is_known(client: httpx.Client) -> None:
-    told = Facts(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
+    told = RequestRecord(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
     assert told == b"queue;dur=0.200, decode;dur=1.000, run;dur=2.500, total;dur=4.000"
     for path in ("/healthz", "/nowhere"):
         assert re.fullmatch(r"total;dur=\d+\.\d{3}", client.get(path).headers["server-timing"])
