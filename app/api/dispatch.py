@@ -17,7 +17,7 @@ from app.api.middleware.root_path import PROTOCOL, route_path
 from app.api.problems import answer_to
 from app.api.request_body import read_images
 from app.errors import GraftError
-from app.telemetry.requests import LATE, current_record
+from app.telemetry.requests import DEADLINE_PASSED, current_record
 
 Inference = Callable[[Request, Call], Awaitable[Response]]
 INFER = "infer"  # what metrics and logs call it
@@ -30,7 +30,7 @@ class Direct:
         self.app, self._operations, self._inference = app, operations, inference
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (late := scope.get("state", {}).get(LATE)):
+        if scope["type"] == "http" and (late := scope.get("state", {}).get(DEADLINE_PASSED)):
             error, known = late
             own = current_record()
             own.operation, own.model, own.version, own.images = (

@@ -19,7 +19,7 @@ from app.api.fast_path import LEFT, NOT_PLAIN, SLOW_BODY, Asked, Asking, Headers
 from app.api.middleware.body_limits import CROWDED
 from app.errors import DeadlinePassed, QueueFull
 from app.serving.connection import Connection
-from app.telemetry.requests import LATE, SINCE, RequestRecord
+from app.telemetry.requests import DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 _MOMENT_S = 0.05  # in which a body comes that its client sends after the head, by itself
 _LONG_S = 1.0  # of a queue; a client that closes its half while it is longer has more likely left than asked
@@ -136,7 +136,7 @@ class HotConnection(Connection):
         self._hot.handed_over(reason)
         url, headers, body = self.url, self.headers, self._body
         self._forget()
-        self.cycle = self._others(url, headers, body, more, {SINCE: self._asked_at})
+        self.cycle = self._others(url, headers, body, more, {STARTED_AT: self._asked_at})
 
     def _forget(self) -> None:
         self._asked, self._body = None, b""
@@ -209,7 +209,7 @@ class HotConnection(Connection):
 
     def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: RequestRecord) -> None:
         self._turn = None
-        state: dict[str, Any] = {SINCE: turn.since} | ({} if error is None else {LATE: (error, record)})
+        state: dict[str, Any] = {STARTED_AT: turn.since} | ({} if error is None else {DEADLINE_PASSED: (error, record)})
         cycle = self._others(turn.url, turn.headers, turn.body, False, state)
         cycle.keep_alive = turn.keep_alive
         turn.over()

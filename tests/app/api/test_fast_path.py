@@ -38,7 +38,7 @@ from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
-from app.telemetry.requests import LATE, SINCE, WENT_AWAY, RequestRecord
+from app.telemetry.requests import DEADLINE_PASSED, STARTED_AT, WENT_AWAY, RequestRecord
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
@@ -273,7 +273,7 @@ def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], bod
 
 def test_what_was_tried_here_counts_for_the_others_too(app: FastAPI) -> None:
     _, line = asked(app, wire(RAW, IMAGE[:-9]))
-    assert line.others.scope["state"].keys() == {SINCE}
+    assert line.others.scope["state"].keys() == {STARTED_AT}
 
 
 @pytest.mark.parametrize("origins", ["", "https://shop.example"])
@@ -407,7 +407,7 @@ def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: b
 
     found, line = asyncio.run(go())
     assert (found.status, line.counted) == (299, [])
-    error, known = line.others.scope["state"][LATE]
+    error, known = line.others.scope["state"][DEADLINE_PASSED]
     assert isinstance(error, DeadlinePassed)
     assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
