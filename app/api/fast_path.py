@@ -37,7 +37,7 @@ from app.inference.model import Model
 from app.inference.predictor import Answered, Begun, Predictor
 from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, RequestRecord, identify, in_context
+from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, TIMING, RequestRecord, identify, in_context
 
 Headers = list[tuple[bytes, bytes]]
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
@@ -241,7 +241,7 @@ class Asking:
     def leave(self) -> None:
         """The caller has gone."""
         self._dropped()
-        self._tell(WENT_AWAY)
+        self._tell(CLIENT_DISCONNECTED)
 
     def _late(self) -> None:
         asker, milliseconds = self._asker, self._hot.timeout_s * 1000

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 HEADER, TIMING = b"x-request-id", b"server-timing"
 STARTED_AT = "started_at"  # in a request's state: when it began, by perf_counter, where that was elsewhere
 DEADLINE_PASSED = "deadline_passed"  # the same: (error, RequestRecord) of one whose time passed elsewhere
-WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
+CLIENT_DISCONNECTED = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
@@ -72,7 +72,7 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), WENT_AWAY
+        start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), CLIENT_DISCONNECTED
         own, trace_id = identify(scope["headers"])
         record = RequestRecord(trace_id=trace_id)
         _enter(own, record)

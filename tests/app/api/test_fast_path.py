@@ -38,7 +38,7 @@ from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
-from app.telemetry.requests import DEADLINE_PASSED, STARTED_AT, WENT_AWAY, RequestRecord
+from app.telemetry.requests import CLIENT_DISCONNECTED, DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
@@ -436,7 +436,7 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: b
         return line
 
     line = asyncio.run(go())
-    assert (line.counted, line.others.body) == ([("classify", WENT_AWAY)], None)
+    assert (line.counted, line.others.body) == ([("classify", CLIENT_DISCONNECTED)], None)
 
 
 def test_who_closes_his_half_is_answered_however_long_it_takes(app: FastAPI) -> None:
