@@ -15,7 +15,7 @@ from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
 from app.inference.model import Model
-from app.inference.predictor import Answered, Predictor
+from app.inference.predictor import Prediction, Predictor
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import current_record
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     needs: Sequence[str]  # operations that the model has to be able to do
     outputs: frozenset[str]
-    shape: Callable[[Answered], Response]
+    shape: Callable[[Prediction], Response]
 
 
 class Call:
@@ -80,7 +80,7 @@ class Call:
         model: Model,
         images: Sequence[bytes] | np.ndarray,
         outputs: Collection[str],
-        shape: Callable[[Answered], Response],
+        shape: Callable[[Prediction], Response],
     ) -> Response:
         record = current_record()
         record.images = len(images)
@@ -153,7 +153,7 @@ async def shaped(values: int, shape: Callable[[], Response]) -> Response:
     return shape() if values <= SHAPED_ON_LOOP else await asyncio.to_thread(shape)
 
 
-def values_of(found: Answered) -> int:
+def values_of(found: Prediction) -> int:
     return max(found.images.size, _largest(found.outputs))
 
 

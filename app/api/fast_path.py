@@ -34,7 +34,7 @@ from app.api.problems import answer_to
 from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
-from app.inference.predictor import Answered, Begun, Predictor
+from app.inference.predictor import Begun, Prediction, Predictor
 from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, TIMING, RequestRecord, identify, in_context
@@ -251,7 +251,7 @@ class Asking:
         self._hot.handed_over(LATE)
         asker.hand_on(DeadlinePassed(told), self._record)
 
-    def _came(self, found: Answered | Exception) -> None:
+    def _came(self, found: Prediction | Exception) -> None:
         self._begun = None
         if isinstance(found, Exception):
             self._failed(found)
@@ -266,7 +266,7 @@ class Asking:
             shaping = asyncio.get_running_loop().run_in_executor(None, self._plan.shape, found)
             shaping.add_done_callback(lambda shaping: self._after(found, shaping))
 
-    def _after(self, found: Answered, shaping: "asyncio.Future[Response]") -> None:
+    def _after(self, found: Prediction, shaping: "asyncio.Future[Response]") -> None:
         error = shaping.exception()
         if error is None:
             self._shaped(found, shaping.result())
@@ -281,7 +281,7 @@ class Asking:
             self._hot.handed_over(error)
             asker.hand_on(None, self._record)
 
-    def _shaped(self, found: Answered, answer: Response) -> None:
+    def _shaped(self, found: Prediction, answer: Response) -> None:
         asker = self._asker
         if asker is None:  # who left, or was told that it is too late, while it was shaped
             return

@@ -21,7 +21,7 @@ _QUICK_BYTES = 64 << 10  # of several files
 
 
 @dataclass(slots=True)
-class Answered:
+class Prediction:
     bundle: Bundle
     images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them
     outputs: Outputs
@@ -43,7 +43,7 @@ class Begun:
         images: np.ndarray,
         parts: Sequence[np.ndarray],
         outputs: frozenset[str],
-        then: Callable[[Answered | Exception], None],
+        then: Callable[[Prediction | Exception], None],
     ) -> None:
         self._admission, self._model, self._images, self._then = admission, model, images, then
         self._came: list[Done[Outputs]] = []
@@ -68,7 +68,7 @@ class Begun:
         self._over()
         done = came[0] if len(came) == 1 else _whole(came)
         images = self._images
-        self._then(Answered(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
+        self._then(Prediction(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
 
     def _over(self) -> None:
         self._admission.leave(len(self._images))
@@ -82,7 +82,7 @@ class Predictor:
         self.repository, self.admission, self.decoding = repository, admission, decoding
         self._max_batch = max_batch
 
-    async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Answered:
+    async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
         count, large, bundle = len(files), False, model.bundle
         headers: Sequence[Header] = ()
@@ -97,7 +97,7 @@ class Predictor:
                 done = await model.batcher.submit(Wish(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
-        return Answered(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+        return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
         """More images than make a batch are several, and others' come in between."""
@@ -113,7 +113,7 @@ class Predictor:
         images: np.ndarray,
         model: Model,
         outputs: frozenset[str],
-        then: Callable[[Answered | Exception], None],
+        then: Callable[[Prediction | Exception], None],
     ) -> "Begun":
         """As `predict`, of pixels, where no task is to wait: `then` is called once, on the event loop."""
         count = len(images)
