@@ -34,7 +34,7 @@ from app.api.problems import answer_to
 from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
-from app.inference.predictor import Begun, Prediction, Predictor
+from app.inference.predictor import Prediction, PredictionTask, Predictor
 from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, TIMING, RequestRecord, identify, in_context
@@ -226,7 +226,7 @@ class Asking:
         self._hot, self._path, self._own, self._record, self._start = hot, path, own, record, start
         self._plan, self._room = plan, size
         self._asker: Asker | None = asker
-        self._begun: Begun | None = None
+        self._begun: PredictionTask | None = None
 
     def begin(self, images: np.ndarray, model: Model) -> None:
         hot = self._hot

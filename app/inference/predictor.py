@@ -31,7 +31,7 @@ class Prediction:
     batch: int  # images that ran together
 
 
-class Begun:
+class PredictionTask:
     """Work that was admitted, and gives its room back when it has ended, or is dropped: then nothing more is told."""
 
     __slots__ = ("_admission", "_came", "_images", "_items", "_model", "_then")
@@ -114,12 +114,12 @@ class Predictor:
         model: Model,
         outputs: frozenset[str],
         then: Callable[[Prediction | Exception], None],
-    ) -> "Begun":
+    ) -> "PredictionTask":
         """As `predict`, of pixels, where no task is to wait: `then` is called once, on the event loop."""
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
-        return Begun(self.admission, model, images, parts, outputs, then)
+        return PredictionTask(self.admission, model, images, parts, outputs, then)
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
