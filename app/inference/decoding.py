@@ -28,7 +28,7 @@ from app.bundle.preprocess import preprocess
 from app.errors import DecoderEnded, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
-Linger = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
+Hold = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
 Still = Callable[[], None]  # raises where nobody waits any more
 
 _SMALL_S = 0.002  # all images of a request together: what costs less is not worth another process
@@ -151,11 +151,11 @@ class Decoding:
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     async def decoded(
-        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, linger: Linger
+        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, hold: Hold
     ) -> np.ndarray:
         """(n, H, W, C) uint8."""
         if self.is_small(headers, spec):
-            return await self.in_thread(lambda still: self._all(files, spec, still), len(files), linger)
+            return await self.in_thread(lambda still: self._all(files, spec, still), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers, strict=True):
@@ -173,7 +173,7 @@ class Decoding:
                     error.index = index if len(files) > 1 else None
                     raise
         finally:
-            self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], linger)
+            self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], hold)
             for job in jobs:
                 if job.future.done() and not job.future.cancelled():
                     job.future.exception()  # of several, the first one is told
@@ -190,7 +190,7 @@ class Decoding:
                 raise
         return images
 
-    async def in_thread(self, work: Callable[[Still], Result], images: int, linger: Linger) -> Result:
+    async def in_thread(self, work: Callable[[Still], Result], images: int, hold: Hold) -> Result:
         """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
         left = threading.Event()
 
@@ -205,17 +205,17 @@ class Decoding:
         except asyncio.CancelledError:
             left.set()
             if not running.cancel():
-                over = linger(images)
+                over = hold(images)
                 ended.add_done_callback(lambda ended: (over(), ended.exception()))  # which is of no use to anybody
             raise
 
-    def _drop(self, jobs: Sequence[_Job], linger: Linger) -> None:
+    def _drop(self, jobs: Sequence[_Job], hold: Hold) -> None:
         """Those that run go on to their end, for nobody."""
         for job in jobs:
             job.future.cancel()
             job.data = b""
             if job.begun:
-                job.over.append(linger(1))
+                job.over.append(hold(1))
 
     def _begin(self) -> None:
         """As many as there are decoders and memory for. Nothing overtakes the one that is next."""

@@ -144,14 +144,14 @@ class Predictor:
             return (
                 run(_anyway)
                 if count <= model.most_on_loop
-                else await self.decoding.in_thread(run, count, self.admission.linger)
+                else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images
-        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.linger)
+        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.hold)
 
     def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
         """(n, H, W, C) uint8, where that surely takes no longer than a change of thread; several only as they are."""
