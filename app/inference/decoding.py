@@ -29,7 +29,7 @@ from app.errors import DecoderEnded, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
 Hold = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
-Still = Callable[[], None]  # raises where nobody waits any more
+RaiseIfAbandoned = Callable[[], None]  # raises where nobody waits any more
 
 _SMALL_S = 0.002  # all images of a request together: what costs less is not worth another process
 _SMALL_BYTES = 16 << 20
@@ -69,7 +69,7 @@ class Limits:
     memory: int  # bytes, of all that is being decoded
 
 
-class Gone(Exception):
+class Abandoned(Exception):
     """The caller has left: nobody will see this."""
 
 
@@ -155,7 +155,7 @@ class Decoding:
     ) -> np.ndarray:
         """(n, H, W, C) uint8."""
         if self.is_small(headers, spec):
-            return await self.in_thread(lambda still: self._all(files, spec, still), len(files), hold)
+            return await self.in_thread(lambda check: self._all(files, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers, strict=True):
@@ -179,10 +179,10 @@ class Decoding:
                     job.future.exception()  # of several, the first one is told
         return images
 
-    def _all(self, files: Sequence[bytes], spec: InputSpec, still: Still) -> np.ndarray:
+    def _all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
         for index, data in enumerate(files):
-            still()
+            raise_if_abandoned()
             try:
                 images[index] = preprocess(data, spec, self.limits.image_pixels)
             except ImageError as error:
@@ -190,15 +190,15 @@ class Decoding:
                 raise
         return images
 
-    async def in_thread(self, work: Callable[[Still], Result], images: int, hold: Hold) -> Result:
-        """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
+    async def in_thread(self, work: Callable[[RaiseIfAbandoned], Result], images: int, hold: Hold) -> Result:
+        """If the caller leaves, work that has not begun never does, and work that has ends at its next check."""
         left = threading.Event()
 
-        def still() -> None:
+        def raise_if_abandoned() -> None:
             if left.is_set():
-                raise Gone
+                raise Abandoned
 
-        running = self._pool.submit(work, still)
+        running = self._pool.submit(work, raise_if_abandoned)
         ended = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(ended)

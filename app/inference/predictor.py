@@ -13,7 +13,7 @@ from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
 from app.inference.batcher import Done, Item
-from app.inference.decoding import Decoding, Still
+from app.inference.decoding import Decoding, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -132,10 +132,10 @@ class Predictor:
         graphs = {RECONSTRUCTION: model.bundle.reconstruct, LOGITS: model.bundle.logits}
         count = len(next(iter(encoded.values())))
 
-        def run(still: Still) -> Outputs:
+        def run(raise_if_abandoned: RaiseIfAbandoned) -> Outputs:
             parts = []
             for at in range(0, count, self._max_batch):
-                still()
+                raise_if_abandoned()
                 part = {name: values[at : at + self._max_batch] for name, values in encoded.items()}
                 parts.append({output: graphs[output](part) for output in outputs})
             return _joined(parts)
