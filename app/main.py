@@ -26,7 +26,7 @@ from app.bundle.cgroup import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
-from app.inference.decoding import Decoding, Here, Limits
+from app.inference.decoding import Decoding, InProcessDecoder, Limits
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
@@ -49,7 +49,10 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
     decoding = Decoding(
-        small, limits, threads, partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else Here
+        small,
+        limits,
+        threads,
+        partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else InProcessDecoder,
     )
     chosen = providers.choose(settings.provider)
     repository = Repository(

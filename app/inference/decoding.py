@@ -39,7 +39,7 @@ _LOOKED_BYTES = 256 << 10
 _IDLE_S = 30.0  # after which a decoder that nobody needs ends
 
 
-class Decodes(Protocol):
+class ImageDecoder(Protocol):
     """app.bundle.decoder.Decoder, and what takes its place where there can be no such process."""
 
     @property
@@ -50,7 +50,7 @@ class Decodes(Protocol):
     def close(self) -> None: ...
 
 
-class Here:
+class InProcessDecoder:
     """In this process, in the thread that asks."""
 
     lives = True
@@ -90,7 +90,7 @@ class Decoding:
         pool: Executor,
         limits: Limits,
         decoders: int = 1,
-        make: Callable[[], Decodes] = Here,
+        make: Callable[[], ImageDecoder] = InProcessDecoder,
         idle_s: float = _IDLE_S,
     ) -> None:
         """At most so many `decoders`, which `make` makes when they are needed; `pool` is for small images."""
@@ -100,8 +100,8 @@ class Decoding:
         self._waiting: list[tuple[float, int, _Job]] = []
         self._count = itertools.count()
         self._clock = 0.0  # that of the image which began last
-        self._idle: list[tuple[float, Decodes]] = []  # since when, the longest first
-        self._busy: set[Decodes] = set()
+        self._idle: list[tuple[float, ImageDecoder]] = []  # since when, the longest first
+        self._busy: set[ImageDecoder] = set()
         self._running = 0
         self.held = 0  # bytes
 
@@ -238,7 +238,7 @@ class Decoding:
         running = asyncio.wrap_future(self._threads.submit(self._decode, decoder, job))
         running.add_done_callback(lambda running: self._ended(job, running))
 
-    def _decode(self, decoder: Decodes | None, job: _Job) -> tuple[Decodes | None, np.ndarray | Exception]:
+    def _decode(self, decoder: ImageDecoder | None, job: _Job) -> tuple[ImageDecoder | None, np.ndarray | Exception]:
         """In a thread: the decoder, if it can go on, and what it gave."""
         if decoder is not None and not decoder.lives:  # ended while nobody needed it
             decoder.close()
@@ -255,7 +255,7 @@ class Decoding:
         except Exception as error:
             return decoder, error
 
-    def _ended(self, job: _Job, running: "asyncio.Future[tuple[Decodes | None, np.ndarray | Exception]]") -> None:
+    def _ended(self, job: _Job, running: "asyncio.Future[tuple[ImageDecoder | None, np.ndarray | Exception]]") -> None:
         self._running -= 1
         self.held -= job.memory
         job.data = b""

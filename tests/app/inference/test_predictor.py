@@ -15,7 +15,7 @@ from app.bundle.scoring import classify
 from app.errors import BrokenImage, QueueFull
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS
-from app.inference.decoding import Decodes, Decoding, Here, Limits
+from app.inference.decoding import Decoding, ImageDecoder, InProcessDecoder, Limits
 from app.inference.predictor import Prediction, Predictor
 from app.inference.repository import Repository
 
@@ -23,7 +23,7 @@ FILES = golden_files()
 
 
 def predictor_of(
-    models: Path, max_queue: int = 100_000, max_batch: int = 32, make: Callable[[], Decodes] = Here
+    models: Path, max_queue: int = 100_000, max_batch: int = 32, make: Callable[[], ImageDecoder] = InProcessDecoder
 ) -> Predictor:
     repository = Repository(models, max_batch=max_batch)
     repository.open()
@@ -121,7 +121,7 @@ def test_more_images_than_make_a_batch_are_several_and_answered_alike(models: Pa
         np.testing.assert_allclose(split.outputs[name], values, atol=1e-5)
 
 
-class Slow(Here):
+class Slow(InProcessDecoder):
     def __init__(self) -> None:
         self.begun, self.gate = threading.Semaphore(0), threading.Event()
 
