@@ -54,10 +54,10 @@ def serve(
     A parent may ask more than once for the end, and kills where it is to come at once.
     """
     _require_bundles(settings)
-    memory.hold_together()
+    memory.use_one_arena()
     _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
     try:
-        app = create_app(settings, on_freed=memory.give_back)
+        app = create_app(settings, on_freed=memory.trim)
     except OSError as error:
         mend = "where several workers count together they write there; make room, or set TMPDIR to another folder"
         raise SettingsInvalid(f"{error.filename}: {error.strerror}: {mend}") from None
@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            memory.keep()
+            memory.freeze()
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
