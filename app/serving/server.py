@@ -28,10 +28,10 @@ except ImportError:  # Windows, which has no such limit
 from app.bundle.store import names, versions
 from app.errors import SettingsInvalid
 from app.main import create_app
-from app.serving import listener as door
 from app.serving import memory
 from app.serving.connection import Connection
 from app.serving.fast_connection import bounded
+from app.serving.listener import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log
 
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         if not self._has_parent:  # which has done so for all its workers
             for listener in listeners:
-                door.shut(listener)
+                refuse_connections(listener)
             await asyncio.sleep(_HANDSHAKE_S)
         for connection in state.connections:
             assert isinstance(connection, Connection)
@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
             server.close()
         for listener in listeners:
             listener.close()
-        came = [accepted for spare in spares for accepted in door.waiting(spare)]
+        came = [accepted for spare in spares for accepted in accept_pending(spare)]
         loop = asyncio.get_running_loop()
         for each in came:
             await loop.connect_accepted_socket(self._protocol, each)
