@@ -19,7 +19,7 @@ def main() -> None:
     app = create_app(settings)
     if queue == "full":
         admission = app.state.predictor.admission
-        admission.enter(admission.most, 0.001)
+        admission.hold(admission.most)  # without being asked whether there is room: some places are reserved
     limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
     config = uvicorn.Config(
         app, http=bounded(app.state.hot, *limits), log_config=None, access_log=False, ws="none", server_header=False
