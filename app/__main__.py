@@ -15,8 +15,8 @@ from app import __version__
 from app.errors import SettingsInvalid
 from app.serving import workers
 from app.settings import PREFIX, SECRETS, Settings, load_settings, mistyped
-from app.telemetry.metrics import FOLDER, shared_folder, worker_gone
-from app.telemetry.requests import configure_logs, log
+from app.telemetry.logs import configure_logs, log
+from app.telemetry.multiprocess import FOLDER, shared_folder, worker_gone
 
 SAMPLE = Path(__file__).parent / "web" / "samples" / "t-shirt.png"
 BACKLOG = 2048  # most connections that wait to be accepted

@@ -26,12 +26,13 @@ from app.bundle.cgroup import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
-from app.inference.decoding import Decoding, Here, Limits
+from app.inference.decoding import Decoding, InProcessDecoder, Limits
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
+from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Requests, Told
+from app.telemetry.requests import Requests
 
 _WRITTEN_S = 0.25  # after which other workers know what is counted here
 _RESERVED = 8  # one part in so many, of the queue and of bodies' bytes, is for requests of one small image
@@ -42,12 +43,16 @@ _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins'
 def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
     """`on_freed` runs in a thread whenever a version's memory has become free."""
     metrics = Metrics(__version__)
+    request_log = RequestLog(metrics, settings.log_requests)
     threads = threads_each(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
     decoding = Decoding(
-        small, limits, threads, partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else Here
+        small,
+        limits,
+        threads,
+        partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else InProcessDecoder,
     )
     chosen = providers.choose(settings.provider)
     repository = Repository(
@@ -74,6 +79,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         if metrics.shared:
             going_on.append(asyncio.create_task(again_and_again(_WRITTEN_S, write, "metrics were not written")))
         yield
+        request_log.close()
         metrics.write()
         for task in going_on:
             task.cancel()
@@ -119,10 +125,9 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     if settings.root_path.strip("/"):
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(Head)
-    told = Told(metrics, settings.log_requests)
-    app.add_middleware(Requests, told=told)  # last added is outermost: every answer gets its id
+    app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
     inference = partial(oip.plain, metrics, settings.max_images)
-    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, told)
+    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, request_log)
     openapi.tell_the_truth(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):
         app.include_router(module.router)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ImageChops
+from prometheus_client.parser import text_string_to_metric_families
 
 import app
 from app.api.fast_path import Hot
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE_PARENT = Path(app.__file__).parents[1]
 LABELS = ("cat", "dog", "owl")
 LATENT = 5
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def spec(height: int = 6, width: int = 4, channels: int = 1, **changes: Any) -> InputSpec:
@@ -345,3 +347,16 @@ def draw_folder(folder: Path, per_class: int, seed: int) -> Path:
             shifted = ImageChops.offset(image, *(int(v) for v in rng.integers(-3, 4, 2)))
             shifted.point(Brightness(rng.uniform(0.5, 1.2))).save(folder / kind / f"{number}.png")
     return folder
+
+
+def read_metrics(exposition: str | bytes) -> Samples:
+    """(name, labels) → value"""
+    text = exposition if isinstance(exposition, str) else exposition.decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+    assert len(found) == len(samples), "a series that is there twice"
+    return found
+
+
+def metric_value(samples: Samples, name: str, **labels: object) -> float | None:
+    return samples.get((name, frozenset((key, str(v)) for key, v in labels.items())))

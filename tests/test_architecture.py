@@ -96,7 +96,7 @@ KEPT_TO = {
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),
-    "prometheus_client": ("app.telemetry.metrics",),
+    "prometheus_client": ("app.telemetry.metrics", "app.telemetry.multiprocess"),
 }
 
 

@@ -15,9 +15,9 @@ from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
 from app.inference.model import Model
-from app.inference.predictor import Answered, Predictor
+from app.inference.predictor import Prediction, Predictor
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import facts
+from app.telemetry.requests import current_record
 
 Result = TypeVar("Result")
 SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     needs: Sequence[str]  # operations that the model has to be able to do
     outputs: frozenset[str]
-    shape: Callable[[Answered], Response]
+    shape: Callable[[Prediction], Response]
 
 
 class Call:
@@ -58,7 +58,7 @@ class Call:
     def able(self, *operations: str) -> Model:
         """The model that is meant, if it is able to do the operations."""
         model = self.predictor.repository.get(self.model)
-        record = facts()
+        record = current_record()
         record.model, record.version = model.bundle.name, model.bundle.version
         for operation in operations:
             model.bundle.require(operation)
@@ -80,9 +80,9 @@ class Call:
         model: Model,
         images: Sequence[bytes] | np.ndarray,
         outputs: Collection[str],
-        shape: Callable[[Answered], Response],
+        shape: Callable[[Prediction], Response],
     ) -> Response:
-        record = facts()
+        record = current_record()
         record.images = len(images)
 
         async def work() -> Response:
@@ -103,7 +103,7 @@ class Call:
         self, encoded: Outputs, model: Model, outputs: Collection[str], shape: Callable[[Outputs], Response]
     ) -> Response:
         """What the model's decoder and head make of what an encoder gave, shaped."""
-        facts().images = len(next(iter(encoded.values())))
+        current_record().images = len(next(iter(encoded.values())))
 
         async def work() -> Response:
             found = await self.predictor.beyond(encoded, model, frozenset(outputs))
@@ -123,7 +123,7 @@ class Call:
 
         Comes after the body was read: all that is left to be received is that the client goes away.
         """
-        since = facts().body_read or perf_counter()
+        since = current_record().body_read or perf_counter()
         # Most work is done within a moment, for which nobody watches whether the caller leaves.
         alarm = self._alarms.set(since + self._milliseconds / 1000 - perf_counter(), later=self._watch)
         try:
@@ -153,7 +153,7 @@ async def shaped(values: int, shape: Callable[[], Response]) -> Response:
     return shape() if values <= SHAPED_ON_LOOP else await asyncio.to_thread(shape)
 
 
-def values_of(found: Answered) -> int:
+def values_of(found: Prediction) -> int:
     return max(found.images.size, _largest(found.outputs))
 
 

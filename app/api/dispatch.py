@@ -17,7 +17,7 @@ from app.api.middleware.root_path import PROTOCOL, route_path
 from app.api.problems import answer_to
 from app.api.request_body import read_images
 from app.errors import GraftError
-from app.telemetry.requests import LATE, facts
+from app.telemetry.requests import DEADLINE_PASSED, current_record
 
 Inference = Callable[[Request, Call], Awaitable[Response]]
 INFER = "infer"  # what metrics and logs call it
@@ -30,9 +30,9 @@ class Direct:
         self.app, self._operations, self._inference = app, operations, inference
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (late := scope.get("state", {}).get(LATE)):
+        if scope["type"] == "http" and (late := scope.get("state", {}).get(DEADLINE_PASSED)):
             error, known = late
-            own = facts()
+            own = current_record()
             own.operation, own.model, own.version, own.images = (
                 known.operation, known.model, known.version, known.images,
             )  # fmt: skip
@@ -65,12 +65,12 @@ class Direct:
         model = inferred(path)
         if model is None:
             return None
-        facts().operation = INFER
+        current_record().operation = INFER
         return self._inference(request, Call(request, model))
 
 
 async def _operated(operation: Operation, call: Call) -> Response:
-    facts().operation = operation.__name__
+    current_record().operation = operation.__name__
     call.require_room()
     images = await read_images(call.request)
     return await call.answered(images, operation(call, images))

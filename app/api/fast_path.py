@@ -34,9 +34,10 @@ from app.api.problems import answer_to
 from app.errors import DeadlinePassed, GraftError, QueueFull
 from app.inference.admission import Bytes
 from app.inference.model import Model
-from app.inference.predictor import Answered, Begun, Predictor
+from app.inference.predictor import Prediction, PredictionTask, Predictor
+from app.telemetry.logs import ErrorThrottle, RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import HEADER, TIMING, WENT_AWAY, Facts, Seldom, Told, identify, in_context
+from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, TIMING, RequestRecord, identify, in_context
 
 Headers = list[tuple[bytes, bytes]]
 _MOST_BYTES = 64 << 10  # of a body; larger ones are parsed and decoded off the event loop
@@ -60,7 +61,7 @@ class Asker(Protocol):
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None: ...
 
-    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+    def hand_on(self, error: DeadlinePassed | None, record: RequestRecord) -> None:
         """To the others, for whom it shall be as if it had not been read; they tell of the error, and of the record."""
 
 
@@ -87,7 +88,7 @@ class Hot:
         room: Bytes,
         alarms: Alarms,
         keys: access.Keys,
-        told: Told,
+        request_log: RequestLog,
     ) -> None:
         """`operations` by path; `room` is that of all bodies."""
         settings = app.state.settings
@@ -95,13 +96,13 @@ class Hot:
         paths = {**operations, **{self._prefix + path: each for path, each in operations.items()}}
         self._paths = {path.encode(): path for path in paths}
         self._app, self._operations, self._inference = app, paths, inference
-        self.room, self.alarms, self.told, self._keys = room, alarms, told, keys
+        self.room, self.alarms, self.request_log, self._keys = room, alarms, request_log, keys
         self.predictor: Predictor = app.state.predictor
         self.usual: Headers = [(b"vary", b"Origin")] if settings.cors_origins else []  # as the middleware has it
         self.timeout_s: float = settings.timeout_ms / 1000
         self._most_images, self._most_bytes = settings.max_images, min(_MOST_BYTES, settings.max_body_bytes)
         self._metrics: Metrics = app.state.metrics
-        self._seldom = Seldom(_BETWEEN_TRACEBACKS_S)
+        self._errors = ErrorThrottle(_BETWEEN_TRACEBACKS_S)
         self._plans: dict[tuple[str, str | None, bool], tuple[weakref.ref[Model], Plan]] = {}
 
     def recognised(self, url: bytes, headers: Headers) -> Asked | None:
@@ -152,7 +153,7 @@ class Hot:
         images, plan = work
         bundle = model.bundle
         own, trace_id = identify(headers)
-        record = Facts(asked.operation, bundle.name, bundle.version, len(images), start)
+        record = RequestRecord(asked.operation, bundle.name, bundle.version, len(images), start)
         record.trace_id = trace_id
         record.decode_s = perf_counter() - start if asked.model is None else 0.0  # /v2's pixels need no decoding
         asking = Asking(self, asked.path, own, record, since, plan, len(body), asker)
@@ -163,14 +164,14 @@ class Hot:
         """As the others would."""
         bundle = self.predictor.repository.get(asked.model).bundle
         own, trace_id = identify(headers)
-        record = Facts(asked.operation, bundle.name, bundle.version, trace_id=trace_id)
+        record = RequestRecord(asked.operation, bundle.name, bundle.version, trace_id=trace_id)
         refusal = in_context(own, record, answer_to, error)
         answer = refusal if asked.model is None else refusal.of_protocol()
         timing = record.timing(perf_counter() - since)
         ours = [*answer.raw_headers, (HEADER, own), (TIMING, timing), *self.usual]
         asker.answer(answer.status_code, ours, bytes(answer.body))
         scope = {"method": "POST", "path": asked.path}
-        self.told.of_nobody(scope, own, record, answer.status_code, perf_counter() - since)
+        self.request_log.finished_without_context(scope, own, record, answer.status_code, perf_counter() - since)
 
     def handed_over(self, reason: str | Exception) -> None:
         """To the ordinary path; an exception that nothing foresaw has a line in the log."""
@@ -180,7 +181,7 @@ class Hot:
             self._metrics.handed_over(REFUSED)
         else:
             self._metrics.handed_over(FAILED)
-            self._seldom.error("the fast path failed, and the ordinary path answers", reason)
+            self._errors.error("the fast path failed, and the ordinary path answers", reason)
 
     def _operated(self, asked: Asked, body: bytes, model: Model) -> tuple[np.ndarray, Plan] | None:
         files = self._files(asked.content_type, body)
@@ -220,12 +221,12 @@ class Asking:
     __slots__ = ("_alarm", "_asker", "_begun", "_hot", "_own", "_path", "_plan", "_record", "_room", "_start")
 
     def __init__(
-        self, hot: Hot, path: str, own: bytes, record: Facts, start: float, plan: Plan, size: int, asker: Asker
+        self, hot: Hot, path: str, own: bytes, record: RequestRecord, start: float, plan: Plan, size: int, asker: Asker
     ) -> None:
         self._hot, self._path, self._own, self._record, self._start = hot, path, own, record, start
         self._plan, self._room = plan, size
         self._asker: Asker | None = asker
-        self._begun: Begun | None = None
+        self._begun: PredictionTask | None = None
 
     def begin(self, images: np.ndarray, model: Model) -> None:
         hot = self._hot
@@ -240,7 +241,7 @@ class Asking:
     def leave(self) -> None:
         """The caller has gone."""
         self._dropped()
-        self._tell(WENT_AWAY)
+        self._tell(CLIENT_DISCONNECTED)
 
     def _late(self) -> None:
         asker, milliseconds = self._asker, self._hot.timeout_s * 1000
@@ -250,7 +251,7 @@ class Asking:
         self._hot.handed_over(LATE)
         asker.hand_on(DeadlinePassed(told), self._record)
 
-    def _came(self, found: Answered | Exception) -> None:
+    def _came(self, found: Prediction | Exception) -> None:
         self._begun = None
         if isinstance(found, Exception):
             self._failed(found)
@@ -265,7 +266,7 @@ class Asking:
             shaping = asyncio.get_running_loop().run_in_executor(None, self._plan.shape, found)
             shaping.add_done_callback(lambda shaping: self._after(found, shaping))
 
-    def _after(self, found: Answered, shaping: "asyncio.Future[Response]") -> None:
+    def _after(self, found: Prediction, shaping: "asyncio.Future[Response]") -> None:
         error = shaping.exception()
         if error is None:
             self._shaped(found, shaping.result())
@@ -280,7 +281,7 @@ class Asking:
             self._hot.handed_over(error)
             asker.hand_on(None, self._record)
 
-    def _shaped(self, found: Answered, answer: Response) -> None:
+    def _shaped(self, found: Prediction, answer: Response) -> None:
         asker = self._asker
         if asker is None:  # who left, or was told that it is too late, while it was shaped
             return
@@ -299,7 +300,9 @@ class Asking:
 
     def _tell(self, status: int) -> None:
         scope = {"method": "POST", "path": self._path}
-        self._hot.told.of_nobody(scope, self._own, self._record, status, perf_counter() - self._start)
+        self._hot.request_log.finished_without_context(
+            scope, self._own, self._record, status, perf_counter() - self._start
+        )
 
     def _dropped(self) -> None:
         if self._begun is not None:

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.api.middleware.root_path import in_protocol
 from app.api.schemas import Problem
-from app.telemetry.requests import facts, log, request_id
+from app.telemetry.logs import log
+from app.telemetry.requests import current_record, request_id
 
 STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
@@ -67,7 +68,7 @@ def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> Refusal:
     """The answer; the request's record has it too, for the count and the log."""
-    facts().problem = kind
+    current_record().problem = kind
     title = HTTPStatus(status).phrase
     body = Problem(
         type=f"urn:graft:problem:{kind}",

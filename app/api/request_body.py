@@ -17,7 +17,7 @@ from starlette.types import Receive
 from app.api.multipart import files_of, refuse_too_many
 from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
 from app.settings import Settings
-from app.telemetry.requests import facts
+from app.telemetry.requests import current_record
 
 Parsed = TypeVar("Parsed")
 _READ = {b"content-type", b"content-encoding", b"content-length"}
@@ -77,7 +77,7 @@ async def _within_limits(request: Request, headers: Mapping[bytes, str]) -> byte
         raise UnsupportedMediaType(f"Content-Encoding {coding[:100]!r}: send the body uncompressed; images already are")
     settings: Settings = request.app.state.settings
     body = await _read(request.receive, headers.get(b"content-length", ""), settings.max_body_bytes)
-    facts().body_read = perf_counter()
+    current_record().body_read = perf_counter()
     return body
 
 

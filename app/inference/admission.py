@@ -42,7 +42,7 @@ class Admission:
     def leave(self, images: int) -> None:
         self._count(-images)
 
-    def linger(self, images: int) -> Callable[[], None]:
+    def hold(self, images: int) -> Callable[[], None]:
         """For work that goes on a little after its caller has left: call what this gives when it has ended."""
         self._count(images)
         return lambda: self._count(-images)

@@ -10,7 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from app.telemetry.requests import log
+from app.telemetry.logs import log
 
 
 class Sized(Protocol):

@@ -28,8 +28,8 @@ from app.bundle.preprocess import preprocess
 from app.errors import DecoderEnded, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
-Linger = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
-Still = Callable[[], None]  # raises where nobody waits any more
+Hold = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
+RaiseIfAbandoned = Callable[[], None]  # raises where nobody waits any more
 
 _SMALL_S = 0.002  # all images of a request together: what costs less is not worth another process
 _SMALL_BYTES = 16 << 20
@@ -39,7 +39,7 @@ _LOOKED_BYTES = 256 << 10
 _IDLE_S = 30.0  # after which a decoder that nobody needs ends
 
 
-class Decodes(Protocol):
+class ImageDecoder(Protocol):
     """app.bundle.decoder.Decoder, and what takes its place where there can be no such process."""
 
     @property
@@ -50,7 +50,7 @@ class Decodes(Protocol):
     def close(self) -> None: ...
 
 
-class Here:
+class InProcessDecoder:
     """In this process, in the thread that asks."""
 
     lives = True
@@ -69,7 +69,7 @@ class Limits:
     memory: int  # bytes, of all that is being decoded
 
 
-class Gone(Exception):
+class Abandoned(Exception):
     """The caller has left: nobody will see this."""
 
 
@@ -90,7 +90,7 @@ class Decoding:
         pool: Executor,
         limits: Limits,
         decoders: int = 1,
-        make: Callable[[], Decodes] = Here,
+        make: Callable[[], ImageDecoder] = InProcessDecoder,
         idle_s: float = _IDLE_S,
     ) -> None:
         """At most so many `decoders`, which `make` makes when they are needed; `pool` is for small images."""
@@ -100,8 +100,8 @@ class Decoding:
         self._waiting: list[tuple[float, int, _Job]] = []
         self._count = itertools.count()
         self._clock = 0.0  # that of the image which began last
-        self._idle: list[tuple[float, Decodes]] = []  # since when, the longest first
-        self._busy: set[Decodes] = set()
+        self._idle: list[tuple[float, ImageDecoder]] = []  # since when, the longest first
+        self._busy: set[ImageDecoder] = set()
         self._running = 0
         self.held = 0  # bytes
 
@@ -151,11 +151,11 @@ class Decoding:
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     async def decoded(
-        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, linger: Linger
+        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, hold: Hold
     ) -> np.ndarray:
         """(n, H, W, C) uint8."""
         if self.is_small(headers, spec):
-            return await self.in_thread(lambda still: self._all(files, spec, still), len(files), linger)
+            return await self.in_thread(lambda check: self._all(files, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers, strict=True):
@@ -173,16 +173,16 @@ class Decoding:
                     error.index = index if len(files) > 1 else None
                     raise
         finally:
-            self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], linger)
+            self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], hold)
             for job in jobs:
                 if job.future.done() and not job.future.cancelled():
                     job.future.exception()  # of several, the first one is told
         return images
 
-    def _all(self, files: Sequence[bytes], spec: InputSpec, still: Still) -> np.ndarray:
+    def _all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
         for index, data in enumerate(files):
-            still()
+            raise_if_abandoned()
             try:
                 images[index] = preprocess(data, spec, self.limits.image_pixels)
             except ImageError as error:
@@ -190,32 +190,32 @@ class Decoding:
                 raise
         return images
 
-    async def in_thread(self, work: Callable[[Still], Result], images: int, linger: Linger) -> Result:
-        """Where the caller leaves, what has not begun never does, and what has ends at its next `still()`."""
+    async def in_thread(self, work: Callable[[RaiseIfAbandoned], Result], images: int, hold: Hold) -> Result:
+        """If the caller leaves, work that has not begun never does, and work that has ends at its next check."""
         left = threading.Event()
 
-        def still() -> None:
+        def raise_if_abandoned() -> None:
             if left.is_set():
-                raise Gone
+                raise Abandoned
 
-        running = self._pool.submit(work, still)
+        running = self._pool.submit(work, raise_if_abandoned)
         ended = asyncio.wrap_future(running)
         try:
             return await asyncio.shield(ended)
         except asyncio.CancelledError:
             left.set()
             if not running.cancel():
-                over = linger(images)
+                over = hold(images)
                 ended.add_done_callback(lambda ended: (over(), ended.exception()))  # which is of no use to anybody
             raise
 
-    def _drop(self, jobs: Sequence[_Job], linger: Linger) -> None:
+    def _drop(self, jobs: Sequence[_Job], hold: Hold) -> None:
         """Those that run go on to their end, for nobody."""
         for job in jobs:
             job.future.cancel()
             job.data = b""
             if job.begun:
-                job.over.append(linger(1))
+                job.over.append(hold(1))
 
     def _begin(self) -> None:
         """As many as there are decoders and memory for. Nothing overtakes the one that is next."""
@@ -238,7 +238,7 @@ class Decoding:
         running = asyncio.wrap_future(self._threads.submit(self._decode, decoder, job))
         running.add_done_callback(lambda running: self._ended(job, running))
 
-    def _decode(self, decoder: Decodes | None, job: _Job) -> tuple[Decodes | None, np.ndarray | Exception]:
+    def _decode(self, decoder: ImageDecoder | None, job: _Job) -> tuple[ImageDecoder | None, np.ndarray | Exception]:
         """In a thread: the decoder, if it can go on, and what it gave."""
         if decoder is not None and not decoder.lives:  # ended while nobody needed it
             decoder.close()
@@ -255,7 +255,7 @@ class Decoding:
         except Exception as error:
             return decoder, error
 
-    def _ended(self, job: _Job, running: "asyncio.Future[tuple[Decodes | None, np.ndarray | Exception]]") -> None:
+    def _ended(self, job: _Job, running: "asyncio.Future[tuple[ImageDecoder | None, np.ndarray | Exception]]") -> None:
         self._running -= 1
         self.held -= job.memory
         job.data = b""

@@ -13,7 +13,7 @@ from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
 from app.inference.batcher import Done, Item
-from app.inference.decoding import Decoding, Still
+from app.inference.decoding import Decoding, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -21,7 +21,7 @@ _QUICK_BYTES = 64 << 10  # of several files
 
 
 @dataclass(slots=True)
-class Answered:
+class Prediction:
     bundle: Bundle
     images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them
     outputs: Outputs
@@ -31,7 +31,7 @@ class Answered:
     batch: int  # images that ran together
 
 
-class Begun:
+class PredictionTask:
     """Work that was admitted, and gives its room back when it has ended, or is dropped: then nothing more is told."""
 
     __slots__ = ("_admission", "_came", "_images", "_items", "_model", "_then")
@@ -43,7 +43,7 @@ class Begun:
         images: np.ndarray,
         parts: Sequence[np.ndarray],
         outputs: frozenset[str],
-        then: Callable[[Answered | Exception], None],
+        then: Callable[[Prediction | Exception], None],
     ) -> None:
         self._admission, self._model, self._images, self._then = admission, model, images, then
         self._came: list[Done[Outputs]] = []
@@ -68,7 +68,7 @@ class Begun:
         self._over()
         done = came[0] if len(came) == 1 else _whole(came)
         images = self._images
-        self._then(Answered(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
+        self._then(Prediction(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
 
     def _over(self) -> None:
         self._admission.leave(len(self._images))
@@ -82,7 +82,7 @@ class Predictor:
         self.repository, self.admission, self.decoding = repository, admission, decoding
         self._max_batch = max_batch
 
-    async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Answered:
+    async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
         count, large, bundle = len(files), False, model.bundle
         headers: Sequence[Header] = ()
@@ -97,7 +97,7 @@ class Predictor:
                 done = await model.batcher.submit(Wish(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
-        return Answered(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+        return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
         """More images than make a batch are several, and others' come in between."""
@@ -113,13 +113,13 @@ class Predictor:
         images: np.ndarray,
         model: Model,
         outputs: frozenset[str],
-        then: Callable[[Answered | Exception], None],
-    ) -> "Begun":
+        then: Callable[[Prediction | Exception], None],
+    ) -> "PredictionTask":
         """As `predict`, of pixels, where no task is to wait: `then` is called once, on the event loop."""
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
-        return Begun(self.admission, model, images, parts, outputs, then)
+        return PredictionTask(self.admission, model, images, parts, outputs, then)
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
@@ -132,10 +132,10 @@ class Predictor:
         graphs = {RECONSTRUCTION: model.bundle.reconstruct, LOGITS: model.bundle.logits}
         count = len(next(iter(encoded.values())))
 
-        def run(still: Still) -> Outputs:
+        def run(raise_if_abandoned: RaiseIfAbandoned) -> Outputs:
             parts = []
             for at in range(0, count, self._max_batch):
-                still()
+                raise_if_abandoned()
                 part = {name: values[at : at + self._max_batch] for name, values in encoded.items()}
                 parts.append({output: graphs[output](part) for output in outputs})
             return _joined(parts)
@@ -144,14 +144,14 @@ class Predictor:
             return (
                 run(_anyway)
                 if count <= model.most_on_loop
-                else await self.decoding.in_thread(run, count, self.admission.linger)
+                else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
     async def _decoded(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images
-        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.linger)
+        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.hold)
 
     def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
         """(n, H, W, C) uint8, where that surely takes no longer than a change of thread; several only as they are."""

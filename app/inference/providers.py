@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from app.bundle.session import CPU, compiled_in, started
 from app.errors import SettingsInvalid
 from app.settings import PREFIX
-from app.telemetry.requests import log
+from app.telemetry.logs import log
 
 GPU = "CUDAExecutionProvider"  # part of onnxruntime-gpu
 WORDS = ("cpu", "prefer-gpu", "require-gpu")

@@ -21,8 +21,8 @@ from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
 from app.settings import PREFIX, ModelControl
+from app.telemetry.logs import log
 from app.telemetry.metrics import Metrics, Served
-from app.telemetry.requests import log
 
 MAX_BATCH = 32  # most images in one run of a graph
 ModelState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]

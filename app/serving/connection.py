@@ -17,7 +17,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.middleware.body_limits import CROWDED
-from app.telemetry.requests import SINCE, log
+from app.telemetry.logs import log
+from app.telemetry.requests import STARTED_AT
 
 MOST_HEAD = 64 << 10  # bytes
 _LINGER_S = 1.0  # in which a client that is still sending reads why it was refused
@@ -151,7 +152,7 @@ class Connection(HttpToolsProtocol):
             version = self.parser.get_http_version().encode()
             self._plain_head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, headers)
             return
-        self.scope["state"][SINCE] = perf_counter()
+        self.scope["state"][STARTED_AT] = perf_counter()
         super().on_headers_complete()
         if CROWDED in self.app_state:
             self.cycle.keep_alive = False

@@ -19,7 +19,7 @@ from app.api.fast_path import LEFT, NOT_PLAIN, SLOW_BODY, Asked, Asking, Headers
 from app.api.middleware.body_limits import CROWDED
 from app.errors import DeadlinePassed, QueueFull
 from app.serving.connection import Connection
-from app.telemetry.requests import LATE, SINCE, Facts
+from app.telemetry.requests import DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 _MOMENT_S = 0.05  # in which a body comes that its client sends after the head, by itself
 _LONG_S = 1.0  # of a queue; a client that closes its half while it is longer has more likely left than asked
@@ -129,14 +129,14 @@ class HotConnection(Connection):
             except Exception as error:
                 self._hot.handed_over(error)
                 if not turn.response_complete:
-                    self.handed_on(turn, None, Facts())
+                    self.handed_on(turn, None, RequestRecord())
 
     def _hand_on(self, reason: str | Exception, more: bool) -> None:
         """What has come of a request, to the others."""
         self._hot.handed_over(reason)
         url, headers, body = self.url, self.headers, self._body
         self._forget()
-        self.cycle = self._others(url, headers, body, more, {SINCE: self._asked_at})
+        self.cycle = self._others(url, headers, body, more, {STARTED_AT: self._asked_at})
 
     def _forget(self) -> None:
         self._asked, self._body = None, b""
@@ -207,9 +207,9 @@ class HotConnection(Connection):
             self.server_state.total_requests += 1
             self._since = self.loop.time()
 
-    def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: Facts) -> None:
+    def handed_on(self, turn: "_Turn", error: DeadlinePassed | None, record: RequestRecord) -> None:
         self._turn = None
-        state: dict[str, Any] = {SINCE: turn.since} | ({} if error is None else {LATE: (error, record)})
+        state: dict[str, Any] = {STARTED_AT: turn.since} | ({} if error is None else {DEADLINE_PASSED: (error, record)})
         cycle = self._others(turn.url, turn.headers, turn.body, False, state)
         cycle.keep_alive = turn.keep_alive
         turn.over()
@@ -236,7 +236,7 @@ class _Turn:
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         self.connection.answered(self, status, headers, body)
 
-    def hand_on(self, error: DeadlinePassed | None, record: Facts) -> None:
+    def hand_on(self, error: DeadlinePassed | None, record: RequestRecord) -> None:
         self.connection.handed_on(self, error, record)
 
     def leave(self) -> None:

@@ -22,7 +22,7 @@ _NO_NEWCOMERS = (
 _ATTACH_FILTER = 26  # Linux's SO_ATTACH_FILTER, which Python does not name
 
 
-def shut(listener: socket.socket) -> None:
+def refuse_connections(listener: socket.socket) -> None:
     """Nobody can connect any more, in whichever process the socket is open; who has connected still waits in it.
 
     Who tries hears nothing, asks again a second later, and is refused if the socket is closed by then. Where the
@@ -37,7 +37,7 @@ def shut(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
 
-def waiting(listener: socket.socket) -> list[socket.socket]:
+def accept_pending(listener: socket.socket) -> list[socket.socket]:
     """All who wait to be let in; the socket is closed."""
     listener.setblocking(False)
     came = []

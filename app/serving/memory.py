@@ -15,19 +15,19 @@ import gc
 _ARENA_MAX = -8  # its M_ARENA_MAX
 
 
-def hold_together() -> None:
+def use_one_arena() -> None:
     """All threads from one pool. To be called before there are any. Tensors come from pools of onnxruntime's own."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
-def keep() -> None:
+def freeze() -> None:
     """All that there is now, for good: it is not looked through any more. What nobody refers to is freed as before."""
     gc.collect()
     gc.freeze()
 
 
-def give_back() -> None:
+def trim() -> None:
     """To the system, what was freed."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -28,12 +28,12 @@ except ImportError:  # Windows, which has no such limit
 from app.bundle.store import names, versions
 from app.errors import SettingsInvalid
 from app.main import create_app
-from app.serving import listener as door
 from app.serving import memory
 from app.serving.connection import Connection
 from app.serving.fast_connection import bounded
+from app.serving.listener import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
-from app.telemetry.requests import log
+from app.telemetry.logs import log
 
 _MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
 _TURNS = 10  # of the loop that it has at least, where the machine is short of time
@@ -54,10 +54,10 @@ def serve(
     A parent may ask more than once for the end, and kills where it is to come at once.
     """
     _require_bundles(settings)
-    memory.hold_together()
+    memory.use_one_arena()
     _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
     try:
-        app = create_app(settings, on_freed=memory.give_back)
+        app = create_app(settings, on_freed=memory.trim)
     except OSError as error:
         mend = "where several workers count together they write there; make room, or set TMPDIR to another folder"
         raise SettingsInvalid(f"{error.filename}: {error.strerror}: {mend}") from None
@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            memory.keep()
+            memory.freeze()
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         if not self._has_parent:  # which has done so for all its workers
             for listener in listeners:
-                door.shut(listener)
+                refuse_connections(listener)
             await asyncio.sleep(_HANDSHAKE_S)
         for connection in state.connections:
             assert isinstance(connection, Connection)
@@ -177,7 +177,7 @@ class _Server(uvicorn.Server):
             server.close()
         for listener in listeners:
             listener.close()
-        came = [accepted for spare in spares for accepted in door.waiting(spare)]
+        came = [accepted for spare in spares for accepted in accept_pending(spare)]
         loop = asyncio.get_running_loop()
         for each in came:
             await loop.connect_accepted_socket(self._protocol, each)

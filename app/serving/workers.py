@@ -19,8 +19,8 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 
-from app.serving import listener as door
-from app.telemetry.requests import log
+from app.serving.listener import refuse_connections
+from app.telemetry.logs import log
 
 HANDED_OVER = "GRAFT_HANDED_OVER"  # listening socket and channel, by file descriptor: from parent to worker, no setting
 PATIENCE = 3  # workers in a row that die before they are ready
@@ -68,7 +68,7 @@ class Supervisor:
         try:
             ended, _ = await asyncio.wait([self._stop, *places], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            door.shut(self._listener)
+            refuse_connections(self._listener)
             self._listener.close()  # the workers hold it too, and let in who has connected
             for place in places:
                 place.cancel()

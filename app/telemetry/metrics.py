@@ -1,14 +1,11 @@
-"""Prometheus metrics, correct with several workers too. A leaf: imports prometheus_client and the standard library.
+"""Prometheus metrics. A leaf: imports prometheus_client, app.telemetry.multiprocess and the standard library.
 
-Workers share a folder (`shared_folder`): prometheus_client keeps each worker's values in files there, and the worker
-that answers a scrape adds them up. Without such a folder, each Metrics keeps its values in a registry of its own.
+With several workers, a folder holds the values of all (app/telemetry/multiprocess.py). Without one, each Metrics keeps
+its values in a registry of its own.
 """
 
 import contextlib
-import operator
 import os
-import re
-import tempfile
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict, deque
@@ -20,15 +17,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.values import MutexValue, ValueClass
 
-__all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served", "shared_folder", "worker_gone"]
+from app.telemetry.multiprocess import FOLDER, live_workers, process_metrics, reserve_space
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
+__all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served"]
+
 UNKNOWN = "-"
 _ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
 OPERATIONS = frozenset(_ON_IMAGES | {"models", "drift", "healthz", "readyz", "metrics"})
@@ -37,13 +34,6 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 _MODEL = ("model", "version")
-_FILE_SIZES = {  # prometheus_client's file name → bytes
-    "histogram": 1 << 18,
-    "counter": 1 << 16,
-    **{f"gauge_{mode}": 1 << 16 for mode in ("livemax", "livemin", "livesum")},
-}
-_MINIMUM = ("process_start_time_seconds", "process_max_fds")  # the lowest of all workers; all others are summed
-
 _MOST_PENDING = 1000
 
 Kind = TypeVar("Kind", bound=MetricWrapperBase)
@@ -92,7 +82,7 @@ class Metrics(Collector):
         self._folder = os.environ.get(FOLDER) if ValueClass is not MutexValue else None
         if self._folder:
             os.makedirs(self._folder, exist_ok=True)
-            _reserve_space(self._folder)
+            reserve_space(self._folder)
         self._pending: deque[tuple[_Children[Counter] | _Children[Histogram], Labels, float]] = deque()
         self._images_queued = 0
         self._children: list[_Children[Counter] | _Children[Histogram] | _Children[Gauge]] = []
@@ -237,10 +227,10 @@ class Metrics(Collector):
         self.write()
         if self._folder:
             yield from _of_loaded(MultiProcessCollector(None, self._folder).collect())  # type: ignore[no-untyped-call]
-            yield from _processes(_live(self._folder))
+            yield from process_metrics(live_workers(self._folder))
         else:
             yield from self._own.collect()
-            yield from _processes([os.getpid()])
+            yield from process_metrics([os.getpid()])
 
     def of(self, model: str, version: int) -> list[Sample]:
         """The samples of one model, over all workers. Do not call it on the event loop."""
@@ -282,37 +272,6 @@ def _observe(histogram: Histogram, values: Sequence[float]) -> None:
     histogram._sum.inc(sum(values))
 
 
-@contextlib.contextmanager
-def shared_folder() -> Iterator[dict[str, str]]:
-    """For the parent of workers: the variables that let its workers share metrics. The folder is deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="graft-metrics-") as folder:
-        yield {FOLDER: folder}
-
-
-def _reserve_space(folder: str) -> None:
-    """Allocates this process's files with space for about ten versions. They are memory-mapped: on a full disk, a later
-    write would kill the process with SIGBUS. This raises OSError instead."""
-    for kind, size in _FILE_SIZES.items():
-        path = os.path.join(folder, f"{kind}_{os.getpid()}.db")
-        try:
-            with open(path, "ab") as file:
-                if not file.tell():
-                    file.write(bytes(size))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None  # an error of write() has no path
-
-
-def worker_gone(pid: int, folder: str) -> None:
-    """For the parent, once for each worker that ended: removes its gauges and keeps its counts."""
-    mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
-
-
-def _live(folder: str) -> list[int]:
-    """The workers with files in the folder, for which `worker_gone` was not called yet."""
-    matches = (re.fullmatch(r"gauge_livemax_(\d+)\.db", name) for name in os.listdir(folder))
-    return [int(match[1]) for match in matches if match]
-
-
 def _of_loaded(families: Iterable[Metric]) -> Iterator[Metric]:
     """Removes the samples of versions that no worker has loaded: nothing can be removed from the files."""
     families = list(families)
@@ -326,16 +285,3 @@ def _of_loaded(families: Iterable[Metric]) -> Iterator[Metric]:
             if not {*_MODEL} <= {*sample.labels} or (sample.labels["model"], sample.labels["version"]) in loaded
         ]
         yield family
-
-
-def _processes(pids: Iterable[int]) -> Iterator[Metric]:
-    """The standard process_… metrics (memory, CPU, file descriptors, start), over all workers."""
-    combined: dict[str, Metric] = {}
-    for pid in pids:
-        for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
-            before = combined.setdefault(family.name, family)
-            if before is not family:
-                combine = min if family.name in _MINIMUM else operator.add
-                total = combine(before.samples[0].value, family.samples[0].value)
-                before.samples = [before.samples[0]._replace(value=total)]
-    yield from combined.values()

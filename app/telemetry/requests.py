@@ -1,44 +1,32 @@
-"""What is known of a request while it runs, and told afterwards: its id, its record, a count, a line in the log.
+"""A request while it runs: its id, its trace id, and the record that is filled in on the way.
 
-A leaf: pure ASGI, app.telemetry.metrics and the standard library.
+A leaf: pure ASGI and the standard library.
 """
 
-import json
-import logging
-import math
 import os
 import re
-import textwrap
-import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache
-from time import monotonic, perf_counter
-from typing import Any, Literal, TypeVar
-
-from app.telemetry.metrics import OPERATIONS, UNKNOWN, Metrics
+from time import perf_counter
+from typing import Any, TypeVar
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Result = TypeVar("Result")
-LogFormat = Literal["text", "json"]
-LogRequests = Literal["errors", "all", "none"]
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
-SINCE = "since"  # in a request's state: when it began, by perf_counter, where that was elsewhere
-LATE = "late"  # the same: (error, Facts) of one whose time passed elsewhere
-WENT_AWAY = 499  # nobody was there to be answered; nginx' number for it
+STARTED_AT = "started_at"  # in a request's state: when it began, by perf_counter, where that was elsewhere
+DEADLINE_PASSED = "deadline_passed"  # the same: (error, RequestRecord) of one whose time passed elsewhere
+CLIENT_DISCONNECTED = 499  # nobody was there to be answered; nginx' number for it
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
-_LONGEST_PATH = 200  # characters of it in the log
 
 
 @dataclass(slots=True)
-class Facts:
+class RequestRecord:
     """One request's record: whoever learns something fills it in, and the middleware counts, logs and tells of it.
 
     Times are seconds; None is not known.
@@ -65,29 +53,28 @@ class Facts:
         return ", ".join(f"{name};dur={s * 1000:.3f}" for name, s in parts if s is not None).encode()
 
 
-log = logging.getLogger("graft")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-_facts: ContextVar[Facts | None] = ContextVar("facts", default=None)
+_record: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
-def facts() -> Facts:
+def current_record() -> RequestRecord:
     """Of the request that is being answered; outside of one, a record that nobody reads."""
-    return _facts.get() or Facts()
+    return _record.get() or RequestRecord()
 
 
 class Requests:
     """Every request has an id, the caller's X-Request-ID or a new one, and a record; every answer carries the id."""
 
-    def __init__(self, app: App, told: "Told") -> None:
-        self.app, self._told = app, told
+    def __init__(self, app: App, on_finished: Callable[[Scope, RequestRecord, int, float], None]) -> None:
+        self.app, self._on_finished = app, on_finished
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = scope.get("state", {}).get(SINCE) or perf_counter(), WENT_AWAY
+        start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), CLIENT_DISCONNECTED
         own, trace_id = identify(scope["headers"])
-        record = Facts(trace_id=trace_id)
+        record = RequestRecord(trace_id=trace_id)
         _enter(own, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
@@ -101,40 +88,10 @@ class Requests:
         try:
             await self.app(scope, receive, send_with_id)
         finally:
-            self._told(scope, record, status, perf_counter() - start)
+            self._on_finished(scope, record, status, perf_counter() - start)
 
 
-class Told:
-    """What is counted and logged of a request that is over."""
-
-    def __init__(self, metrics: Metrics, log_requests: LogRequests = "errors") -> None:
-        self._metrics, self._log_requests = metrics, log_requests
-
-    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
-        """The same, where the request has no context that it ran in."""
-        if self._logs(status):
-            in_context(own, record, self, scope, record, status, seconds)
-        else:
-            self(scope, record, status, seconds)
-
-    def _logs(self, status: int) -> bool:
-        return self._log_requests == "all" or (self._log_requests == "errors" and status >= 400)
-
-    def __call__(self, scope: Scope, record: Facts, status: int, seconds: float) -> None:
-        operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
-        metrics, model, version = self._metrics, record.model, record.version
-        metrics.request(operation, model, version, status, seconds)
-        if record.problem is not None:
-            metrics.refused(record.problem)
-        if record.queue_s is not None:
-            metrics.waited(model, version, record.queue_s)
-        if record.decode_s is not None:
-            metrics.decoded(model, version, record.decode_s)
-        if self._logs(status):
-            _log_access(scope, operation, record, status, seconds)
-
-
-def in_context(own: bytes, record: Facts, work: Callable[..., Result], *arguments: Any) -> Result:
+def in_context(own: bytes, record: RequestRecord, work: Callable[..., Result], *arguments: Any) -> Result:
     """Does the work in a context of that request, where no task has one."""
 
     def entered() -> Result:
@@ -144,10 +101,10 @@ def in_context(own: bytes, record: Facts, work: Callable[..., Result], *argument
     return Context().run(entered)
 
 
-def _enter(own: bytes, record: Facts) -> None:
+def _enter(own: bytes, record: RequestRecord) -> None:
     """Of the context that calls, from now on."""
     request_id.set(own.decode())
-    _facts.set(record)
+    _record.set(record)
 
 
 def identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
@@ -163,110 +120,3 @@ def identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
     if found is None or (found[2] and found[0].startswith(b"00")):  # only later versions may say more
         return own, None
     return own, found[1].decode()
-
-
-@lru_cache(256)
-def _operation(route: str) -> str:
-    """/v1/classify → classify; /v2/models/{name}/infer → infer; what is none of ours → "-"."""
-    literal = [part for part in route.split("/") if part and not part.startswith("{")]
-    return literal[-1] if literal and literal[-1] in OPERATIONS else UNKNOWN
-
-
-def _log_access(scope: Scope, operation: str, record: Facts, status: int, seconds: float) -> None:
-    path = scope["path"][:_LONGEST_PATH]
-    times = {"queue": record.queue_s, "decode": record.decode_s, "run": record.run_s, "total": seconds}
-    fields = {
-        "method": scope["method"],
-        "path": path,
-        "status": status,
-        "operation": None if operation == UNKNOWN else operation,
-        "model": record.model,
-        "version": record.version,
-        "images": record.images,
-        **{f"{name}_ms": None if s is None else round(s * 1000, 3) for name, s in times.items()},
-        "problem": record.problem,
-    }
-    level = logging.WARNING if status >= 500 else logging.INFO
-    known = {name: value for name, value in fields.items() if value is not None}
-    log.log(level, "%s %s %d", scope["method"], path, status, extra=known)
-
-
-class Seldom:
-    """Logs exceptions with their tracebacks, one in `seconds`: what fails with every request must not fill the disk."""
-
-    def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
-        self._seconds, self._clock = seconds, clock
-        self._until, self._left_out = -math.inf, 0
-
-    def error(self, message: str, error: BaseException) -> None:
-        now = self._clock()
-        if now < self._until:
-            self._left_out += 1
-            return
-        since = f" ({self._left_out:,} more since the last such line)" if self._left_out else ""
-        self._until, self._left_out = now + self._seconds, 0
-        log.error("%s: %s%s", message, type(error).__name__, since, exc_info=error)
-
-
-def configure_logs(kind: LogFormat = "text") -> None:
-    """One event per line on standard error, whoever tells of it: the service, its server, a library, a warning."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if kind == "json" else _Text())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    log.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    # No line shows which thread, process or line of code it came from; looking for them takes as long as the line.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as Python's own page on logging advises
-
-
-_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}  # what is no extra field
-_SHOWN = ("method", "path", "status")  # which the message of an access line has already
-_FORGING = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _FORGING}
-
-
-def _extra(record: logging.LogRecord) -> Mapping[str, object]:
-    known = _facts.get()
-    trace = {"trace_id": known.trace_id} if known and known.trace_id else {}
-    return trace | {name: value for name, value in vars(record).items() if name not in _OWN}
-
-
-class _Text(logging.Formatter):
-    """Time, level, request id, message, then name=value. No control character; what follows a line is indented."""
-
-    _second, _written = -1, ""  # the latest, as it is written
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
-        second = int(record.created)
-        if second != self._second:
-            self._second, self._written = second, time.strftime("%Y-%m-%d %H:%M:%S", self.converter(second))
-        return f"{self._written},{int(record.msecs):03d}"
-
-    def format(self, record: logging.LogRecord) -> str:
-        pairs = "".join(f" {name}={value}" for name, value in _extra(record).items() if name not in _SHOWN)
-        head = f"{self.formatTime(record)} {record.levelname} {request_id.get()} "
-        line = head + f"{record.getMessage()}{pairs}".rstrip().translate(_ESCAPES)
-        if record.exc_info:
-            told = self.formatException(record.exc_info).splitlines()
-            line += "\n" + textwrap.indent("\n".join(part.translate(_ESCAPES) for part in told), "  ")
-        return line
-
-
-class _Json(logging.Formatter):
-    """An object per line, in ASCII: whatever a value holds is escaped."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, object] = {
-            "time": time.replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage().rstrip(),
-            "request_id": request_id.get(),
-            **_extra(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)

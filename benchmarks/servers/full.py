@@ -9,7 +9,7 @@ import uvicorn
 from app.main import create_app
 from app.serving.fast_connection import bounded
 from app.settings import Settings
-from app.telemetry.requests import configure_logs
+from app.telemetry.logs import configure_logs
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     app = create_app(settings)
     if queue == "full":
         admission = app.state.predictor.admission
-        admission.enter(admission.most, 0.001)
+        admission.hold(admission.most)  # without being asked whether there is room: some places are reserved
     limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
     config = uvicorn.Config(
         app, http=bounded(app.state.hot, *limits), log_config=None, access_log=False, ws="none", server_header=False

@@ -27,7 +27,7 @@ from app.api.schemas import (
 from app.bundle.bundle import Bundle
 from app.bundle.scoring import AnomalyScore
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
-from app.inference.predictor import Answered
+from app.inference.predictor import Prediction
 from app.inference.results import (
     OUTPUT_OF,
     Fields,
@@ -85,7 +85,7 @@ def classify(
     wanted = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
 
-    def shape(found: Answered) -> Response:
+    def shape(found: Prediction) -> Response:
         fields = _classified(call, found, top_k)
         if in_domain:
             merge(fields, [in_domain_fields(each) for each in _judged(call, found, false_alarm_rate)])
@@ -98,7 +98,7 @@ def classify(
 def encode(call: ACall, images: Images) -> Plan:
     form = call.form(JSON, NPY)
 
-    def shape(found: Answered) -> Response:
+    def shape(found: Prediction) -> Response:
         if form == NPY:
             return as_npy(found.outputs[EMBEDDING])
         return as_json(found.bundle, encode_fields(found.outputs))
@@ -110,7 +110,7 @@ def encode(call: ACall, images: Images) -> Plan:
 def reconstruct(call: ACall, images: Images) -> Plan:
     form = call.form(JSON, *one(PNG, images))
 
-    def shape(found: Answered) -> Response:
+    def shape(found: Prediction) -> Response:
         drawn = found.outputs[RECONSTRUCTION]
         if form == PNG:
             return Response(pictures.of_unit(drawn[0]), media_type=PNG)
@@ -125,7 +125,7 @@ def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_r
     mapped = heatmap or form == PNG
     needs = ["anomaly", *(["reconstruct"] if mapped else [])]
 
-    def shape(found: Answered) -> Response:
+    def shape(found: Prediction) -> Response:
         if form == PNG:
             return Response(_heatmaps(found)[0], media_type=PNG)
         fields = [anomaly_fields(each) for each in _judged(call, found, false_alarm_rate)]
@@ -150,7 +150,7 @@ def predict(
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
     wanted = [output for operation, output in OUTPUT_OF.items() if operation in able]
 
-    def shape(found: Answered) -> Response:
+    def shape(found: Prediction) -> Response:
         fields = encode_fields(found.outputs)
         if "classify" in able:
             merge(fields, _classified(call, found, top_k))
@@ -166,7 +166,7 @@ def predict(
     return Plan(needs, frozenset([*wanted, *([EXPLANATION] if explain else [])]), shape)
 
 
-def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:
+def _classified(call: Call, found: Prediction, top_k: int | None) -> list[Fields]:
     bundle = found.bundle
     fields = classify_fields(bundle, found.outputs, top_k)
     call.metrics.classified(bundle.name, bundle.version, [each["confidence"] for each in fields])
@@ -177,18 +177,18 @@ def _classified(call: Call, found: Answered, top_k: int | None) -> list[Fields]:
     return fields
 
 
-def _judged(call: Call, found: Answered, false_alarm_rate: float | None) -> list[AnomalyScore]:
+def _judged(call: Call, found: Prediction, false_alarm_rate: float | None) -> list[AnomalyScore]:
     verdicts = anomaly_scores(found.bundle, found.outputs, false_alarm_rate)
     call.metrics.scored(found.bundle.name, found.bundle.version, [verdict.score for verdict in verdicts])
     return verdicts
 
 
-def _reconstructed(found: Answered) -> list[Fields]:
+def _reconstructed(found: Prediction) -> list[Fields]:
     both = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
     return [{"image": pictures.base64_of(pictures.of_unit(image)), "error": error} for image, error in both]
 
 
-def _heatmaps(found: Answered) -> list[bytes]:
+def _heatmaps(found: Prediction) -> list[bytes]:
     both = zip(found.images, found.outputs[RECONSTRUCTION], strict=True)
     return [pictures.of_errors(image, drawn) for image, drawn in both]
 

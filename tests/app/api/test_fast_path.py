@@ -37,7 +37,8 @@ from app.inference.batcher import Batcher
 from app.main import create_app
 from app.serving.fast_connection import HotConnection, _Turn, bounded
 from app.settings import Settings
-from app.telemetry.requests import LATE, SINCE, WENT_AWAY, Facts, LogRequests, Told
+from app.telemetry.logs import LogRequests, RequestLog
+from app.telemetry.requests import CLIENT_DISCONNECTED, DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 IMAGE = png(garment("bag"))
 RAW = {"content-type": "image/png"}
@@ -111,11 +112,13 @@ class Line:
         return Answer(int(head[0].split()[1]), headers, await self.reader.readexactly(int(headers["content-length"])))
 
 
-class Counted(Told):
+class Counted(RequestLog):
     def __init__(self, counted: list[tuple[str | None, int]]) -> None:
         self._counted = counted
 
-    def of_nobody(self, scope: Scope, own: bytes, record: Facts, status: int, seconds: float) -> None:
+    def finished_without_context(
+        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+    ) -> None:
         self._counted.append((record.operation, status))
 
 
@@ -270,7 +273,7 @@ def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], bod
 
 def test_what_was_tried_here_counts_for_the_others_too(app: FastAPI) -> None:
     _, line = asked(app, wire(RAW, IMAGE[:-9]))
-    assert line.others.scope["state"].keys() == {SINCE}
+    assert line.others.scope["state"].keys() == {STARTED_AT}
 
 
 @pytest.mark.parametrize("origins", ["", "https://shop.example"])
@@ -404,7 +407,7 @@ def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: b
 
     found, line = asyncio.run(go())
     assert (found.status, line.counted) == (299, [])
-    error, known = line.others.scope["state"][LATE]
+    error, known = line.others.scope["state"][DEADLINE_PASSED]
     assert isinstance(error, DeadlinePassed)
     assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
@@ -433,7 +436,7 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: b
         return line
 
     line = asyncio.run(go())
-    assert (line.counted, line.others.body) == ([("classify", WENT_AWAY)], None)
+    assert (line.counted, line.others.body) == ([("classify", CLIENT_DISCONNECTED)], None)
 
 
 def test_who_closes_his_half_is_answered_however_long_it_takes(app: FastAPI) -> None:

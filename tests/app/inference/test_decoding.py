@@ -14,7 +14,7 @@ from support import eventually, spec
 from app.bundle.header import read_header
 from app.bundle.manifest import InputSpec
 from app.errors import BrokenImage, DecoderEnded, TooManyPixels
-from app.inference.decoding import Decodes, Decoding, Here, Limits
+from app.inference.decoding import Decoding, ImageDecoder, InProcessDecoder, Limits
 
 SPEC = spec(8, 8, 3)
 LARGE, MIDDLE, SMALL = (DRAWN["TIFF 16-bit RGBA, deflated"](*size) for size in ((900, 700), (500, 400), (90, 80)))
@@ -25,7 +25,7 @@ def need(data: bytes) -> int:
     return read_header(data).peak_bytes(SPEC)
 
 
-class Watched(Here):
+class Watched(InProcessDecoder):
     """Says what it decodes, and waits until it may."""
 
     def __init__(self, open_: bool = True) -> None:
@@ -58,7 +58,7 @@ class Watched(Here):
 
 @contextmanager
 def decoding(
-    make: Callable[[], Decodes], limits: Limits = ROOMY, decoders: int = 1, idle_s: float = 30
+    make: Callable[[], ImageDecoder], limits: Limits = ROOMY, decoders: int = 1, idle_s: float = 30
 ) -> Iterator[Decoding]:
     with ThreadPoolExecutor(2) as pool:
         made = Decoding(pool, limits, decoders, make, idle_s)
@@ -136,7 +136,7 @@ def test_what_is_decoded_at_once_stays_within_the_budget_and_all_of_it_is_decode
 
 
 def test_what_could_never_fit_is_refused_with_both_numbers() -> None:
-    with decoding(Here, Limits(10_000_000, 100_000_000, need(LARGE) - 1)) as of:
+    with decoding(InProcessDecoder, Limits(10_000_000, 100_000_000, need(LARGE) - 1)) as of:
         with pytest.raises(TooManyPixels, match=f"take {need(LARGE):,} bytes.* there are {need(LARGE) - 1:,}") as found:
             asyncio.run(decoded(of, SMALL, LARGE))
         assert found.value.index == 1

@@ -15,15 +15,15 @@ from app.bundle.scoring import classify
 from app.errors import BrokenImage, QueueFull
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS
-from app.inference.decoding import Decodes, Decoding, Here, Limits
-from app.inference.predictor import Answered, Predictor
+from app.inference.decoding import Decoding, ImageDecoder, InProcessDecoder, Limits
+from app.inference.predictor import Prediction, Predictor
 from app.inference.repository import Repository
 
 FILES = golden_files()
 
 
 def predictor_of(
-    models: Path, max_queue: int = 100_000, max_batch: int = 32, make: Callable[[], Decodes] = Here
+    models: Path, max_queue: int = 100_000, max_batch: int = 32, make: Callable[[], ImageDecoder] = InProcessDecoder
 ) -> Predictor:
     repository = Repository(models, max_batch=max_batch)
     repository.open()
@@ -36,11 +36,11 @@ def predictor(models: Path) -> Predictor:
     return predictor_of(models)
 
 
-def asked(predictor: Predictor, files: Sequence[bytes]) -> Coroutine[Any, Any, Answered]:
+def asked(predictor: Predictor, files: Sequence[bytes]) -> Coroutine[Any, Any, Prediction]:
     return predictor.predict(files, predictor.repository.get(None), frozenset({LOGITS}))
 
 
-def classified(predictor: Predictor, files: Sequence[bytes]) -> Answered:
+def classified(predictor: Predictor, files: Sequence[bytes]) -> Prediction:
     return asyncio.run(asked(predictor, files))
 
 
@@ -83,15 +83,15 @@ def test_decoding_leaves_the_event_loop_free(predictor: Predictor) -> None:
 def test_what_is_beyond_the_queue_is_refused_and_what_is_in_it_is_answered(models: Path) -> None:
     predictor = predictor_of(models, max_queue=2 * len(FILES))
 
-    async def three() -> list[Answered | BaseException]:
+    async def three() -> list[Prediction | BaseException]:
         each = [asked(predictor, FILES) for _ in range(3)]
         return await asyncio.gather(*each, return_exceptions=True)
 
     first, second, third = asyncio.run(three())
     assert isinstance(third, QueueFull)
     assert third.retry_after >= 1
-    assert isinstance(first, Answered)
-    assert isinstance(second, Answered)
+    assert isinstance(first, Prediction)
+    assert isinstance(second, Prediction)
     assert predictor.admission.images == 0
     assert len(classified(predictor, FILES).images) == len(FILES)
 
@@ -121,7 +121,7 @@ def test_more_images_than_make_a_batch_are_several_and_answered_alike(models: Pa
         np.testing.assert_allclose(split.outputs[name], values, atol=1e-5)
 
 
-class Slow(Here):
+class Slow(InProcessDecoder):
     def __init__(self) -> None:
         self.begun, self.gate = threading.Semaphore(0), threading.Event()
 

@@ -1,16 +1,8 @@
-"""Records, headers and log lines of requests; the log is read from a real process."""
+"""Records and headers of requests."""
 
 import asyncio
-import contextlib
-import io
-import json
-import logging
-import os
 import re
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,158 +10,13 @@ import httpx
 import pytest
 from support import serving
 
-import app
-from app.bundle.drawings import garment
-from app.bundle.encode import png
-from app.main import create_app
 from app.settings import Settings
+from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Facts, LogFormat, Requests, Seldom, Told, configure_logs, facts, log
+from app.telemetry.requests import RequestRecord, Requests, current_record
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")} | {
-    "PYTHONPATH": str(Path(app.__file__).parents[1])
-}
-
-
-@contextlib.contextmanager
-def logging_service(models: Path, **settings: str) -> Iterator[tuple[str, list[str]]]:
-    """(address, lines); the lines are there once the block has ended: what the service wrote on standard error."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "--port", "0", "--models", str(models)],
-        env={**ENVIRONMENT, **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    lines: list[str] = []
-    try:
-        assert process.stdout
-        found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
-        assert found, process.communicate(timeout=20)
-        yield found[0], lines
-    finally:
-        process.terminate()
-        lines += process.communicate(timeout=20)[1].splitlines()
-
-
-@contextlib.contextmanager
-def configured(kind: LogFormat) -> Iterator[io.StringIO]:
-    """What the format writes, in this process; everything is put back at the end."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level, log.level
-    configure_logs(kind)
-    written = io.StringIO()
-    handler = root.handlers[0]
-    assert isinstance(handler, logging.StreamHandler)
-    handler.setStream(written)
-    try:
-        yield written
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:], root.level, log.level = before
-
-
-def objects(lines: list[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines]
-
-
-def test_in_json_every_line_is_one_object_with_what_is_known_of_its_request(models: Path) -> None:
-    with logging_service(models, GRAFT_LOG_FORMAT="json", GRAFT_LOG_REQUESTS="all") as (url, lines):
-        headers = {"x-request-id": "mine", "traceparent": PARENT}
-        httpx.post(f"{url}/v1/classify", files={"image": png(garment("bag"))}, headers=headers).raise_for_status()
-        httpx.post(f"{url}/v1/classify", files={"image": b"no image"})
-    loaded, good, bad = objects(lines)
-    assert loaded["message"].startswith("loaded tiny@1")
-    assert loaded["request_id"] == "-"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", good["time"])
-    told = {name: good[name] for name in ("level", "message", "request_id", "trace_id", "method", "path", "operation")}
-    assert told == {
-        "level": "info",
-        "message": "POST /v1/classify 200",
-        "request_id": "mine",
-        "trace_id": TRACE,
-        "method": "POST",
-        "path": "/v1/classify",
-        "operation": "classify",
-    }
-    assert good["status"] == 200
-    assert 0 < good["total_ms"] < 10_000
-    assert "problem" not in good
-    assert (bad["status"], bad["problem"], "trace_id" in bad) == (415, "not-an-image", False)
-
-
-def test_by_default_only_errors_have_a_line_and_with_none_not_even_those(models: Path) -> None:
-    for setting, expected in (("", ["GET /nowhere 404", "POST /v1/classify 415"]), ("none", [])):
-        with logging_service(models, GRAFT_LOG_FORMAT="json", GRAFT_LOG_REQUESTS=setting) as (url, lines):
-            httpx.get(f"{url}/healthz").raise_for_status()
-            httpx.get(f"{url}/nowhere")
-            httpx.post(f"{url}/v1/classify", files={"image": b"no image"})
-        assert [line["message"] for line in objects(lines) if "status" in line] == expected
-
-
-@pytest.mark.parametrize("kind", ["text", "json"])
-def test_what_a_client_writes_forges_no_line(models: Path, kind: str) -> None:
-    """In the path, percent-decoded, in headers, and in what the server says of a request that is none."""
-    forged = "/x%0A2026-01-01%20ERROR%20-%20stolen%1B[31m%C2%85%E2%80%A8%E2%80%AEy"
-    with logging_service(models, GRAFT_LOG_FORMAT=kind) as (url, lines):
-        send_raw(url, f"GET {forged} HTTP/1.1\r\nHost: x")
-        send_raw(url, "GET /control HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\x1b[31mb")
-        send_raw(url, "GET /latin HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\x85b\r\ntraceparent: 00-\x9b31m")
-    assert all(line.isprintable() for line in lines)
-    assert not any(line.startswith("2026-01-01 ERROR") for line in lines)
-    assert len([line for line in lines if "stolen" in line]) == 1
-    assert any("GET /latin 404" in line for line in lines)
-    if kind == "json":
-        messages = [line["message"] for line in objects(lines)]
-        assert "Invalid HTTP request received." in messages
-        assert any("\n2026-01-01 ERROR - stolen\x1b[31m" in message for message in messages)
-
-
-def send_raw(url: str, head: str) -> None:
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as raw:
-        raw.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode("latin-1"))
-        while raw.recv(4096):
-            pass
-
-
-def test_text_stays_as_it_was_with_what_is_known_behind(models: Path) -> None:
-    with logging_service(models) as (url, lines):
-        headers = {"x-request-id": "mine", "traceparent": PARENT}
-        httpx.post(f"{url}/v1/classify", files={"image": b"no image"}, headers=headers)
-    loaded, refused = lines
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO - loaded tiny@1 [0-9a-f]{12} .*", loaded)
-    pairs = rf"trace_id={TRACE} operation=classify model=tiny version=1 images=1 total_ms=\d+\.\d+ problem=not-an-image"
-    assert re.fullmatch(rf"\S+ \S+ INFO mine POST /v1/classify 415 {pairs}", refused)
-
-
-def test_a_traceback_is_in_the_log_and_begins_no_line_of_its_own() -> None:
-    for kind in ("text", "json"):
-        with configured(kind) as written:  # type: ignore[arg-type]
-            try:
-                raise RuntimeError("one\n2026-01-01 ERROR - forged\x1b[31m")
-            except RuntimeError as error:
-                log.error("unexpected", exc_info=error)
-            logging.getLogger("some.library").warning("a\nb", extra={"further": "c\nd"})
-        first, *rest = written.getvalue().splitlines()
-        assert "unexpected" in first
-        if kind == "json":
-            assert "forged\x1b[31m" in json.loads(first)["exception"]
-            assert json.loads(rest[0])["further"] == "c\nd"
-            assert len(rest) == 1
-        else:
-            assert all(line.startswith("  ") for line in rest[:-1])
-            assert "\x1b" not in written.getvalue()
-            assert rest[-1].endswith(r"a\x0ab further=c\x0ad")
-
-
-def test_a_warning_is_a_line_too() -> None:
-    code = "import warnings, app.telemetry.requests as o; o.configure_logs('json'); warnings.warn('odd\\nly')"
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    [line] = objects(done.stderr.splitlines())
-    assert line["level"] == "warning"
-    assert "odd\nly" in line["message"]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +43,13 @@ def test_a_traceparent_gives_the_trace_id_and_one_of_a_later_version_may_say_mor
     assert asyncio.run(seen([(b"traceparent", PARENT.encode())] * 2)).trace_id is None
 
 
-async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -> Facts:
+async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -> RequestRecord:
     """The record of a request with these headers, as its handler finds it."""
-    found: list[Facts] = []
+    found: list[RequestRecord] = []
 
     async def handler(scope: Any, receive: Any, send: Any) -> None:
-        found.append(await asyncio.to_thread(facts))
-        assert found == [facts()]
+        found.append(await asyncio.to_thread(current_record))
+        assert found == [current_record()]
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def send(message: Any) -> None:
@@ -213,7 +60,7 @@ async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -
         raise AssertionError("nothing to read")
 
     scope = {"type": "http", "headers": headers, "path": path, "method": "GET"}
-    await Requests(handler, Told(Metrics("1"), "none"))(scope, receive, send)
+    await Requests(handler, RequestLog(Metrics("1"), "none").finished)(scope, receive, send)
     return found[0]
 
 
@@ -226,38 +73,15 @@ def test_requests_at_one_time_have_a_record_each() -> None:
 
 
 def test_outside_of_a_request_a_record_is_nobodys() -> None:
-    facts().model = "tiny"
-    assert facts().model is None
+    current_record().model = "tiny"
+    assert current_record().model is None
 
 
 def test_server_timing_says_what_is_known(client: httpx.Client) -> None:
-    told = Facts(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
+    told = RequestRecord(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
     assert told == b"queue;dur=0.200, decode;dur=1.000, run;dur=2.500, total;dur=4.000"
     for path in ("/healthz", "/nowhere"):
         assert re.fullmatch(r"total;dur=\d+\.\d{3}", client.get(path).headers["server-timing"])
-
-
-def test_what_a_handler_fills_in_is_counted_logged_and_told(models: Path, caplog: pytest.LogCaptureFixture) -> None:
-    service = create_app(Settings(models=models, log_requests="all"))
-
-    @service.get("/v2/models/{name}/infer")
-    async def infer(name: str) -> str:
-        record = facts()
-        record.model, record.version, record.images = name, 1, 3
-        record.queue_s, record.decode_s, record.run_s = 0.001, 0.002, 0.003
-        return "done"
-
-    with caplog.at_level(logging.INFO, "graft"), serving(Settings(models=models), service) as client:
-        timing = client.get("/v2/models/tiny/infer").headers["server-timing"]
-        metrics = client.get("/metrics").text
-    assert timing.startswith("queue;dur=1.000, decode;dur=2.000, run;dur=3.000, total;dur=")
-    labels = 'model="tiny",operation="infer",status="200",version="1"'
-    assert f"graft_requests_total{{{labels}}} 1.0" in metrics
-    assert 'graft_queue_seconds_count{model="tiny",version="1"} 1.0' in metrics
-    assert 'graft_decode_seconds_sum{model="tiny",version="1"} 0.002' in metrics
-    [line] = [vars(r) for r in caplog.records if r.getMessage().startswith("GET /v2/models/tiny/infer")]
-    known = {name: line[name] for name in ("model", "version", "images", "queue_ms", "decode_ms", "run_ms")}
-    assert known == {"model": "tiny", "version": 1, "images": 3, "queue_ms": 1, "decode_ms": 2, "run_ms": 3}
 
 
 def test_a_client_that_goes_away_before_its_answer_counts_as_499(models: Path) -> None:
@@ -273,18 +97,3 @@ def test_a_client_that_goes_away_before_its_answer_counts_as_499(models: Path) -
             if 'status="499"' in text:
                 break
     assert re.search(r'graft_requests_total\{.*operation="classify".*status="499".*\} 1\.0', text)
-
-
-def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    times = iter((100.0, 100.0, 130.0, 159.0, 160.0, 161.0))
-    seldom = Seldom(60, clock=lambda: next(times))
-    for _ in range(6):
-        try:
-            raise ValueError("odd")
-        except ValueError as error:
-            seldom.error("it failed", error)
-    assert [record.getMessage() for record in caplog.records] == [
-        "it failed: ValueError",
-        "it failed: ValueError (3 more since the last such line)",
-    ]
-    assert all(record.exc_info and record.exc_info[2] for record in caplog.records)

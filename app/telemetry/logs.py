@@ -1,0 +1,216 @@
+"""The log: a line for each finished request, formatters for text and JSON, and throttles for lines that could flood it.
+
+A leaf: the other modules of telemetry and the standard library.
+"""
+
+import json
+import logging
+import math
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from datetime import UTC, datetime
+from functools import lru_cache
+from time import monotonic
+from typing import Literal
+
+from app.telemetry.metrics import OPERATIONS, UNKNOWN, Metrics
+from app.telemetry.requests import RequestRecord, Scope, current_record, in_context, request_id
+
+LogFormat = Literal["text", "json"]
+LogRequests = Literal["errors", "all", "none"]
+
+_LONGEST_PATH = 200  # characters of it in the log
+OVERLOAD = frozenset({"queue-full", "too-many-connections"})  # problems whose lines in the log are bounded
+_OVERLOAD_LINES = 10  # in a second, of each worker
+
+log = logging.getLogger("graft")
+
+
+class RequestLog:
+    """What is counted and logged of a request that is over.
+
+    Every request is counted. Lines of requests that were refused for overload are bounded: writing one costs more than
+    the rest of the refusal, and a flood of them would fill the disk.
+    """
+
+    def __init__(
+        self, metrics: Metrics, log_requests: LogRequests = "errors", clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._metrics, self._log_requests = metrics, log_requests
+        self._overload = OverloadThrottle(clock)
+
+    def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        operation = self._count(scope, record, status, seconds)
+        if self._logs(record, status):
+            _log_access(scope, operation, record, status, seconds)
+
+    def finished_without_context(
+        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+    ) -> None:
+        """The same, where the request has no context that it ran in."""
+        operation = self._count(scope, record, status, seconds)
+        if self._logs(record, status):
+            in_context(own, record, _log_access, scope, operation, record, status, seconds)
+
+    def close(self) -> None:
+        """Logs the refusals that were only counted so far."""
+        self._overload.flush()
+
+    def _count(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> str:
+        """The request's operation."""
+        operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
+        metrics, model, version = self._metrics, record.model, record.version
+        metrics.request(operation, model, version, status, seconds)
+        if record.problem is not None:
+            metrics.refused(record.problem)
+        if record.queue_s is not None:
+            metrics.waited(model, version, record.queue_s)
+        if record.decode_s is not None:
+            metrics.decoded(model, version, record.decode_s)
+        return operation
+
+    def _logs(self, record: RequestRecord, status: int) -> bool:
+        self._overload.flush_if_due()
+        if self._log_requests == "none" or (self._log_requests == "errors" and status < 400):
+            return False
+        return record.problem not in OVERLOAD or self._overload.allows(record.problem)
+
+
+class OverloadThrottle:
+    """Allows so many lines a second. The rest is counted by problem, and logged as one line once the second is over:
+    with the next request, whichever it is, or at the end. There is no timer."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._until, self._allowed = -math.inf, 0  # of the second that is under way
+        self._suppressed: dict[str, int] = {}
+
+    def allows(self, problem: str) -> bool:
+        now = self._clock()
+        if now >= self._until:
+            self._until, self._allowed = now + 1, 0
+        if self._allowed < _OVERLOAD_LINES:
+            self._allowed += 1
+            return True
+        self._suppressed[problem] = self._suppressed.get(problem, 0) + 1
+        return False
+
+    def flush_if_due(self) -> None:
+        if self._suppressed and self._clock() >= self._until:
+            self.flush()
+
+    def flush(self) -> None:
+        suppressed, self._suppressed = self._suppressed, {}
+        for problem, count in suppressed.items():
+            requests = "request was" if count == 1 else "requests were"
+            # In an empty context, because the line belongs to no single request.
+            Context().run(log.warning, "%s more %s refused: %s", f"{count:,}", requests, problem)
+
+
+@lru_cache(256)
+def _operation(route: str) -> str:
+    """/v1/classify → classify; /v2/models/{name}/infer → infer; what is none of ours → "-"."""
+    literal = [part for part in route.split("/") if part and not part.startswith("{")]
+    return literal[-1] if literal and literal[-1] in OPERATIONS else UNKNOWN
+
+
+def _log_access(scope: Scope, operation: str, record: RequestRecord, status: int, seconds: float) -> None:
+    path = scope["path"][:_LONGEST_PATH]
+    times = {"queue": record.queue_s, "decode": record.decode_s, "run": record.run_s, "total": seconds}
+    fields = {
+        "method": scope["method"],
+        "path": path,
+        "status": status,
+        "operation": None if operation == UNKNOWN else operation,
+        "model": record.model,
+        "version": record.version,
+        "images": record.images,
+        **{f"{name}_ms": None if s is None else round(s * 1000, 3) for name, s in times.items()},
+        "problem": record.problem,
+    }
+    level = logging.WARNING if status >= 500 else logging.INFO
+    known = {name: value for name, value in fields.items() if value is not None}
+    log.log(level, "%s %s %d", scope["method"], path, status, extra=known)
+
+
+class ErrorThrottle:
+    """Logs exceptions with their tracebacks, one in `seconds`: what fails with every request must not fill the disk."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
+        self._seconds, self._clock = seconds, clock
+        self._until, self._left_out = -math.inf, 0
+
+    def error(self, message: str, error: BaseException) -> None:
+        now = self._clock()
+        if now < self._until:
+            self._left_out += 1
+            return
+        since = f" ({self._left_out:,} more since the last such line)" if self._left_out else ""
+        self._until, self._left_out = now + self._seconds, 0
+        log.error("%s: %s%s", message, type(error).__name__, since, exc_info=error)
+
+
+def configure_logs(kind: LogFormat = "text") -> None:
+    """One event per line on standard error, whoever tells of it: the service, its server, a library, a warning."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if kind == "json" else _Text())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    log.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    # No line shows which thread, process or line of code it came from; looking for them takes as long as the line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as Python's own page on logging advises
+
+
+_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}  # what is no extra field
+_SHOWN = ("method", "path", "status")  # which the message of an access line has already
+_FORGING = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _FORGING}
+
+
+def _extra(record: logging.LogRecord) -> Mapping[str, object]:
+    trace_id = current_record().trace_id
+    trace = {"trace_id": trace_id} if trace_id else {}
+    return trace | {name: value for name, value in vars(record).items() if name not in _OWN}
+
+
+class _Text(logging.Formatter):
+    """Time, level, request id, message, then name=value. No control character; what follows a line is indented."""
+
+    _second, _written = -1, ""  # the latest, as it is written
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._written = second, time.strftime("%Y-%m-%d %H:%M:%S", self.converter(second))
+        return f"{self._written},{int(record.msecs):03d}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        pairs = "".join(f" {name}={value}" for name, value in _extra(record).items() if name not in _SHOWN)
+        head = f"{self.formatTime(record)} {record.levelname} {request_id.get()} "
+        line = head + f"{record.getMessage()}{pairs}".rstrip().translate(_ESCAPES)
+        if record.exc_info:
+            told = self.formatException(record.exc_info).splitlines()
+            line += "\n" + textwrap.indent("\n".join(part.translate(_ESCAPES) for part in told), "  ")
+        return line
+
+
+class _Json(logging.Formatter):
+    """An object per line, in ASCII: whatever a value holds is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage().rstrip(),
+            "request_id": request_id.get(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
