@@ -52,10 +52,10 @@ def _serve(settings: Settings) -> int:
 
 
 def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -> int:
-    workers.end_with_parent(channel, settings.drain_s)
+    workers.exit_with_parent(channel, settings.drain_s)
     from app.serving.server import serve
 
-    return serve(settings, lambda: listener, lambda _: workers.tell_ready(channel), has_parent=True)
+    return serve(settings, lambda: listener, lambda _: workers.report_ready(channel), has_parent=True)
 
 
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
