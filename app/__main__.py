@@ -114,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
             continue
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         metavar = name.rpartition("_")[2].upper()
-        parser.add_argument(_option(name), metavar=metavar, help=f"{field.description}{default}")
+        text = f"{field.description}{default}".replace("%", "%%")  # argparse formats help texts
+        parser.add_argument(_option(name), metavar=metavar, help=text)
     return parser
 
 
