@@ -95,11 +95,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         lifespan=lifespan,
         docs_url=None,  # we have our own, which loads nothing from other hosts
         redoc_url=None,
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-        },  # otherwise FastAPI looks for an exporter on every request
+        # Otherwise FastAPI looks for an exporter on every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.repository = repository

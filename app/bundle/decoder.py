@@ -57,9 +57,8 @@ class Decoder:
         """If an image takes longer than `timeout_s`, the process is killed."""
         self._timeout_s = timeout_s
         ours, theirs = socket.socketpair()
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")
-        }  # it needs no keys
+        # Without GRAFT_ settings, which may contain keys.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
         path = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")]))
         try:
             with theirs:

@@ -95,10 +95,9 @@ class Decoding:
     ) -> None:
         """`make` creates decoders on demand, at most `decoders` at a time. `pool` decodes small images."""
         self.limits = limits
-        self._pool, self._most, self._make, self._idle_s = pool, decoders, make, idle_s
-        self._threads = ThreadPoolExecutor(
-            decoders, thread_name_prefix="graft-decoder"
-        )  # one thread per decoder, which waits for it
+        self._pool, self._max_decoders, self._make, self._idle_s = pool, decoders, make, idle_s
+        # One thread per decoder, which waits for it.
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="graft-decoder")
         self._waiting: list[tuple[float, int, _Job]] = []
         self._count = itertools.count()
         self._clock = 0.0  # clock of the image that started last
@@ -107,7 +106,7 @@ class Decoding:
         self._running = 0
         self.held = 0  # bytes reserved
 
-    # --- headers ----------------------------------------------------------------------------------
+    # --- headers -----------------------------------------------------------------------------------------------------
 
     async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
         """The header of each file. Refuses files that are not images, and requests that are too large."""
@@ -226,7 +225,7 @@ class Decoding:
             if job.future.done():  # its caller has left
                 heapq.heappop(self._waiting)
                 continue
-            if self._running >= self._most or self.held + job.memory > self.limits.memory:
+            if self._running >= self._max_decoders or self.held + job.memory > self.limits.memory:
                 return
             heapq.heappop(self._waiting)
             self._clock = max(self._clock, clock)

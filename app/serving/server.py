@@ -146,14 +146,13 @@ class _Server(uvicorn.Server):
                 connection.shutdown()  # it closes after the answer
         await self._accept_pending(listeners)
         deadline, turns = time.monotonic() + min(_IDLE_S, self._drain_s / 2), 0
-        while state.connections and (
-            time.monotonic() < deadline or turns < _IDLE_TURNS
-        ):  # uvicorn has no event for this
+        # uvicorn has no event for the end of a connection.
+        while state.connections and (time.monotonic() < deadline or turns < _IDLE_TURNS):
             await asyncio.sleep(0.01)
             turns += 1
         for connection in list(state.connections):
             connection.shutdown()
-        while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # nor for this
+        while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # nor for an answer
             await asyncio.sleep(0.01)
         self._drop()
         remaining = self._drain_s - (time.monotonic() - began)
