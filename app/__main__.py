@@ -52,10 +52,10 @@ def _serve(settings: Settings) -> int:
 
 
 def _work(settings: Settings, listener: socket.socket, channel: socket.socket) -> int:
-    workers.end_with_parent(channel, settings.drain_s)
+    workers.exit_with_parent(channel, settings.drain_s)
     from app.serving.server import serve
 
-    return serve(settings, lambda: listener, lambda _: workers.tell_ready(channel), has_parent=True)
+    return serve(settings, lambda: listener, lambda _: workers.report_ready(channel), has_parent=True)
 
 
 def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
@@ -114,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
             continue
         default = "" if field.default in (None, "") else f" (default: {field.default})"
         metavar = name.rpartition("_")[2].upper()
-        parser.add_argument(_option(name), metavar=metavar, help=f"{field.description}{default}")
+        text = f"{field.description}{default}".replace("%", "%%")  # argparse formats help texts
+        parser.add_argument(_option(name), metavar=metavar, help=text)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""create_app(settings): the only wiring. Nothing happens at import."""
+"""create_app(settings) builds the service from its parts. Nothing happens at import."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,32 +34,32 @@ from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Requests
 
-_WRITTEN_S = 0.25  # after which other workers know what is counted here
-_RESERVED = 8  # one part in so many, of the queue and of bodies' bytes, is for requests of one small image
-_DRIFT_S = 10  # between two looks at what was served
-_EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # to other origins' pages, beside what is always
+_WRITE_METRICS_S = 0.25  # how late other workers see the counts of this one
+_RESERVED = 8  # 1/8 of the queue and of the bytes for bodies is for requests of one small image
+_DRIFT_S = 10  # between two tests for drift
+_EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # headers that pages of other origins may read
 
 
 def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
-    """`on_freed` runs in a thread whenever a version's memory has become free."""
+    """`on_freed` is called in a thread when the memory of a version was freed."""
     metrics = Metrics(__version__)
     request_log = RequestLog(metrics, settings.log_requests)
-    threads = threads_each(settings, cpu_limit())
+    threads = threads_per_worker(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
-    small = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
+    decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
     limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
     decoding = Decoding(
-        small,
+        decode_pool,
         limits,
         threads,
         partial(decoder.Decoder, settings.timeout_ms / 1000) if decoder.AVAILABLE else InProcessDecoder,
     )
-    chosen = providers.choose(settings.provider)
+    provider = providers.choose(settings.provider)
     repository = Repository(
         settings.models,
         settings.default_model,
         threads,
-        chosen,
+        provider,
         settings.max_batch,
         pool,
         metrics,
@@ -72,48 +72,49 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        repository.open()  # verifies golden pairs, which warms every graph
-        going_on = [asyncio.create_task(repository.watch_drift(_DRIFT_S))]
+        repository.open()  # checks the golden pairs, which also warms every graph
+        tasks = [asyncio.create_task(repository.watch_drift(_DRIFT_S))]
         if settings.model_control == "poll":
-            going_on.append(asyncio.create_task(repository.poll(settings.poll_s)))
+            tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
-            going_on.append(asyncio.create_task(again_and_again(_WRITTEN_S, write, "metrics were not written")))
+            tasks.append(asyncio.create_task(again_and_again(_WRITE_METRICS_S, write, "metrics were not written")))
         yield
         request_log.close()
         metrics.write()
-        for task in going_on:
+        for task in tasks:
             task.cancel()
         repository.close()
         decoding.close()
-        for each in (pool, small):
-            each.shutdown(wait=False, cancel_futures=True)
+        for executor in (pool, decode_pool):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="Graft",
         summary="A folder of images as a service: classify, with models that prove themselves at load",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # our own, which needs nothing from outside
+        docs_url=None,  # we have our own, which loads nothing from other hosts
         redoc_url=None,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # or it asks on every request for someone's
+        # Otherwise FastAPI looks for an exporter on every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.repository = repository
     app.state.metrics = metrics
     app.state.alarms = Alarms()
-    most, largest = settings.max_queue, settings.max_images
-    admission = Admission(most, metrics.queued, reserved=min(most // _RESERVED, most - largest))
+    limit, largest = settings.max_queue, settings.max_images
+    admission = Admission(limit, metrics.queued, reserved=min(limit // _RESERVED, limit - largest))
     app.state.predictor = Predictor(repository, admission, decoding, settings.max_batch)
     app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
-    most, largest = settings.max_bodies_mb * 1_000_000, settings.max_body_bytes
-    room = Bytes(most, reserved=min(most // _RESERVED, most - largest))
+    limit, largest = settings.max_bodies_mb * 1_000_000, settings.max_body_bytes
+    room = Bytes(limit, reserved=min(limit // _RESERVED, limit - largest))
     app.add_middleware(Bodies, room=room, seconds=settings.body_timeout_s, alarms=app.state.alarms)
     app.add_middleware(Unpack, most=settings.max_body_bytes)
     problems.install(app)
     keys = access.keys_of(settings)
-    own = access.Keys([settings.metrics_key] if settings.metrics_key else [])
-    if keys or own:
-        app.add_middleware(access.Access, keys=keys, metrics=own)
+    metrics_keys = access.Keys([settings.metrics_key] if settings.metrics_key else [])
+    if keys or metrics_keys:
+        app.add_middleware(access.Access, keys=keys, metrics=metrics_keys)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -136,6 +137,6 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     return app
 
 
-def threads_each(settings: Settings, cpus: int) -> int:
-    """Workers that each took every CPU would wait for one another."""
+def threads_per_worker(settings: Settings, cpus: int) -> int:
+    """Each worker uses its share of the CPUs; otherwise their threads would wait for each other."""
     return settings.threads or max(1, cpus // settings.workers)

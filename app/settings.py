@@ -1,6 +1,6 @@
-"""Every setting of the service: GRAFT_<NAME> in the environment, or, but for keys, --<name> on the command line.
+"""Every setting of the service: GRAFT_<NAME> in the environment, or --<name> on the command line, except for keys.
 
-A test holds docs/settings.md to this list.
+A test checks that docs/settings.md lists them all.
 """
 
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.errors import SettingsInvalid
 
 PREFIX = "GRAFT_"
-SECRETS = {  # that are no flags: every user of a machine can list its processes with their arguments
-    "api_keys": f"{PREFIX}API_KEYS, or {PREFIX}API_KEYS_FILE to a file with one a line",
+SECRETS = {  # not flags, because every user of a machine can see the arguments of its processes
+    "api_keys": f"{PREFIX}API_KEYS, or {PREFIX}API_KEYS_FILE to a file with one per line",
     "metrics_key": f"{PREFIX}METRICS_KEY",
 }
 ModelControl = Literal["none", "poll", "explicit"]
@@ -25,11 +25,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    models: Path = Field(Path("models"), description="folder of bundles, <name>/<version>/ in it")
-    default_model: str | None = Field(
-        None, description="model that answers when a request names none; unset, the first by name"
-    )
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    models: Path = Field(Path("models"), description="folder of bundles: <name>/<version>/")
+    default_model: str | None = Field(None, description="model for requests that name none; unset, the first by name")
     threads: int | None = Field(
         None,
         ge=1,
@@ -44,19 +42,19 @@ class Settings(BaseSettings):
         ge=1,
         le=3_600_000,
         description="most milliseconds from a request's last byte to its answer; above it 504; "
-        "a request asks for less by X-Timeout-Ms",
+        "the header X-Timeout-Ms lowers it for one request",
     )
     workers: int = Field(1, ge=1, le=64, description="processes that share the port; each loads every model")
     model_control: ModelControl = Field(
         "none",
-        description="how models change while requests are answered: none, poll (follow the folder), or explicit "
-        "(obey calls under /v2/repository; one worker only)",
+        description="how models change while the service runs: none, poll (follow the folder), or explicit "
+        "(by calls under /v2/repository; one worker only)",
     )
-    poll_s: float = Field(2, ge=0.1, le=3600, description="seconds between two looks at the folder, under poll")
-    drain_s: int = Field(10, ge=0, le=3600, description="most seconds that a stop leaves for requests in flight")
+    poll_s: float = Field(2, ge=0.1, le=3600, description="seconds between two checks of the folder, with poll")
+    drain_s: int = Field(10, ge=0, le=3600, description="most seconds that a stop waits for requests in flight")
     provider: str = Field(
         "cpu",
-        description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, by commas",
+        description="what runs the graphs: cpu, prefer-gpu, require-gpu, or onnxruntime's own names, comma-separated",
     )
     max_body_mb: int = Field(32, ge=1, le=4096, description="largest request body, in MB; above it 413")
     max_bodies_mb: int = Field(
@@ -73,25 +71,25 @@ class Settings(BaseSettings):
         75,
         ge=0.1,
         le=3600,
-        description="seconds after an answer until a connection on which nothing is asked is closed",
+        description="seconds after an answer until an idle connection is closed",
     )
     max_connections: int = Field(
         1000,
         ge=1,
         le=1_000_000,
-        description="most connections of each worker; above it 503, above twice as many they are closed unanswered",
+        description="most connections of each worker; above it 503; above twice as many, closed unanswered",
     )
     max_images: int = Field(128, ge=1, le=100_000, description="most images in one request; above it 413")
     max_queue: int = Field(
         1024,
         ge=1,
         le=1_000_000,
-        description="most images under way at once, over all requests of each worker; above it 429",
+        description="most images in flight, over all requests of each worker; above it 429",
     )
     max_pixels: int = Field(
         64_000_000,
         ge=1,
-        description="most pixels in one image, read from its header before decoding; above it 413 (89 M at the most)",
+        description="most pixels in one image, read from its header before decoding; above it 413 (89 M at most)",
     )
     max_request_pixels: int = Field(
         128_000_000,
@@ -102,26 +100,26 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=1_000_000,
-        description="most MB that all images being decoded may take; unset, a bit more than half of what the "
-        "container may have; an image that could never fit is 413",
+        description="most MB that all images being decoded take together; unset, 55 % of the container's memory; "
+        "an image that could never fit is 413",
     )
     api_keys: str | None = Field(
-        None, description="keys of which a request must carry one, joined by commas; unset, everybody is let in"
+        None, description="keys, comma-separated, of which a request must carry one; unset, every request is accepted"
     )
-    api_keys_file: Path | None = Field(None, description="file of such keys, one a line; beside those of API_KEYS")
-    metrics_key: str | None = Field(None, description="key of its own for /metrics; unset, it takes the others")
+    api_keys_file: Path | None = Field(None, description="file of further keys, one per line")
+    metrics_key: str | None = Field(None, description="separate key for /metrics; unset, the other keys")
     cors_origins: str | None = Field(
-        None, description="origins whose pages may call, joined by commas, or *; unset, no other page may"
+        None, description="origins whose pages may call the service, comma-separated, or *; unset, none"
     )
-    log_format: Literal["text", "json"] = Field("text", description="of the log on standard error: text or json")
+    log_format: Literal["text", "json"] = Field("text", description="format of the log on standard error: text or json")
     log_requests: Literal["errors", "all", "none"] = Field(
-        "errors", description="which requests have a line in the log: errors (4xx and 5xx), all or none"
+        "errors", description="requests that get a line in the log: errors (4xx and 5xx), all or none"
     )
     root_path: str = Field("", description="path prefix under which a proxy serves this, such as /graft")
 
     @property
     def origins(self) -> tuple[str, ...]:
-        """Of `cors_origins`; none where it is unset."""
+        """`cors_origins`, split."""
         return tuple(filter(None, (origin.strip() for origin in (self.cors_origins or "").split(","))))
 
     @property
@@ -129,58 +127,58 @@ class Settings(BaseSettings):
         return self.max_body_mb * 1_000_000
 
     def decode_bytes(self, share: int) -> int:
-        """Of each worker; `share` is what all of them may take where nothing was set."""
+        """Bytes for decoding in each worker. `share` is the default for all workers together."""
         return (share if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
 
     @field_validator("max_bodies_mb")
     @classmethod
-    def holds_a_whole_body(cls, most: int, before: ValidationInfo) -> int:
-        one = before.data.get("max_body_mb", 1)
-        if most < one:
-            raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): there must be room for one")
-        return most
+    def holds_a_whole_body(cls, limit: int, info: ValidationInfo) -> int:
+        one = info.data.get("max_body_mb", 1)
+        if limit < one:
+            raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): all bodies together must have room for one")
+        return limit
 
     @field_validator("max_request_pixels")
     @classmethod
-    def holds_a_whole_image(cls, most: int, before: ValidationInfo) -> int:
-        one = before.data.get("max_pixels", 1)
-        if most < one:
+    def holds_a_whole_image(cls, limit: int, info: ValidationInfo) -> int:
+        one = info.data.get("max_pixels", 1)
+        if limit < one:
             raise ValueError(f"an image may have {one:,} pixels (MAX_PIXELS): a request must hold one")
-        return most
+        return limit
 
     @field_validator("model_control")
     @classmethod
-    def reaches_every_worker(cls, control: ModelControl, before: ValidationInfo) -> ModelControl:
-        workers = before.data.get("workers", 1)
+    def reaches_every_worker(cls, control: ModelControl, info: ValidationInfo) -> ModelControl:
+        workers = info.data.get("workers", 1)
         if control == "explicit" and workers > 1:
             raise ValueError(f"a call would reach one of {workers} workers: use poll, or one worker")
         return control
 
     @field_validator("max_queue")
     @classmethod
-    def holds_a_whole_request(cls, most: int, before: ValidationInfo) -> int:
-        images = before.data.get("max_images", 1)
-        if most < images:
+    def holds_a_whole_request(cls, limit: int, info: ValidationInfo) -> int:
+        images = info.data.get("max_images", 1)
+        if limit < images:
             raise ValueError(f"a request may have {images:,} images (MAX_IMAGES): the queue must hold one")
-        return most
+        return limit
 
 
 def mistyped(environment: Iterable[str]) -> dict[str, str]:
-    """Names that are no setting, and the setting that each nearly is. Others are let be: platforms add their own."""
+    """Misspelt settings → the settings that were meant. Other unknown GRAFT_ names are fine: platforms add some."""
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
-    strange = [name for name in environment if name.startswith(PREFIX) and name not in known]
-    meant = {name: get_close_matches(name, known, n=1, cutoff=0.85) for name in sorted(strange)}
-    return {name: found[0] for name, found in meant.items() if found}
+    unknown = [name for name in environment if name.startswith(PREFIX) and name not in known]
+    matches = {name: get_close_matches(name, known, n=1, cutoff=0.85) for name in sorted(unknown)}
+    return {name: best[0] for name, best in matches.items() if best}
 
 
 def load_settings(**overrides: object) -> Settings:
-    """From the environment, `overrides` first; a bad value is named as its user wrote it."""
+    """Reads the environment; `overrides` win. SettingsInvalid names a bad value as its user wrote it."""
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         lines = []
         for problem in error.errors():
             name = str(problem["loc"][0])
-            given = f"--{name.replace('_', '-')}" if name in overrides else f"{PREFIX}{name.upper()}"
-            lines.append(f"{given}={problem['input']}: {problem['msg']}")
+            written = f"--{name.replace('_', '-')}" if name in overrides else f"{PREFIX}{name.upper()}"
+            lines.append(f"{written}={problem['input']}: {problem['msg']}")
         raise SettingsInvalid("\n".join(lines)) from None

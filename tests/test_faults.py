@@ -323,7 +323,7 @@ def test_a_disk_that_is_full_at_the_start_is_told(models: Path, small: Path) -> 
     fill(small, but=16 << 10)  # of a folder with less than that, Python takes another
     done = stopped("--port", "0", "--workers", "2", GRAFT_MODELS=str(models), TMPDIR=str(small))
     assert done.returncode == 2
-    assert "No space left on device: where several workers count together they write there" in done.stderr
+    assert "No space left on device: workers share their metrics there" in done.stderr
     assert "Traceback" not in done.stderr
 
 

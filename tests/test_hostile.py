@@ -38,7 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def test_the_pixels_of_a_request_are_bounded_on_every_way_in(client: httpx.Client) -> None:
-    says = "5,000,000 pixels in all; at most 4,000,000"
+    says = "5,000,000 pixels in total; at most 4,000,000"
     text = base64.b64encode(WHOLE).decode()
     form = client.post("/v1/classify", files=[("image", WHOLE)] * 5)
     assert "index" not in assert_problem(form, 413, "too-many-pixels", says)

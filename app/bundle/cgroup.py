@@ -1,48 +1,48 @@
-"""What the container lets this process use: memory and CPU, by the limits of its own cgroup and of those above it.
+"""Memory and CPU that this process may use: the limits of its cgroup and of the groups above it.
 
-    /proc/self/cgroup      which group it is in, for each hierarchy
-    /proc/self/mountinfo   where that hierarchy is mounted, and which of its groups the mount shows as its root
+    /proc/self/cgroup      the group of this process, in each hierarchy
+    /proc/self/mountinfo   where each hierarchy is mounted, and which group is the root of that mount
 
-cgroup v1 and v2. A group is bound by its own limits and by those of every group above it: the tightest one counts.
+Supports cgroup v1 and v2. The tightest limit of all groups counts.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_SHARE = 0.55  # the rest is for the models, for requests' bodies, and for the processes themselves
-_SOME = 4 << 30  # bytes of a machine that does not say
-_NO_LIMIT = 1 << 60  # v1 has no word for "none" but a number near 2⁶³
+_SHARE = 0.55  # the rest is for models, request bodies and the processes themselves
+_FALLBACK = 4 << 30  # bytes, if the machine's memory is unknown
+_NO_LIMIT = 1 << 60  # v1 writes "no limit" as a number near 2⁶³
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may have in memory; None without a limit."""
+    """Bytes of memory that this process may use; None without a limit."""
     limits = [limit for folder in _folders("memory", root) if (limit := _limit(folder)) is not None]
     return min(limits, default=None)
 
 
 def memory_left(root: Path = Path("/")) -> int | None:
-    """Bytes that it may still take; None without a limit. What was read from files is given back when it is needed."""
+    """Bytes that are still free; None without a limit. Cached files count as free."""
     left = [limit - _used(folder) for folder in _folders("memory", root) if (limit := _limit(folder)) is not None]
     return None if not left else max(0, min(left))
 
 
 def decoding_share(root: Path = Path("/")) -> int:
-    """Bytes that decoding may take where nobody has said how many: of the container's memory, or of the machine's."""
-    return int(_SHARE * (memory_limit(root) or _machine()))
+    """Default memory for decoding, in bytes: a share of the container's memory, or of the machine's."""
+    return int(_SHARE * (memory_limit(root) or _machine_memory()))
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """CPUs' worth of time; None without a quota."""
+    """CPU time as a number of CPUs; None without a quota."""
     quotas = [quota for folder in _folders("cpu", root) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _machine() -> int:
+def _machine_memory() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
-        return _SOME
+        return _FALLBACK
 
 
 def _limit(folder: Path) -> int | None:
@@ -70,36 +70,36 @@ def _quota(folder: Path) -> float | None:
     ]
     try:
         quota, period = map(float, words)
-    except ValueError:  # "max", or no such files
+    except ValueError:  # "max", or the files do not exist
         return None
     return quota / period if quota > 0 and period > 0 else None
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
-    """Of the groups that bound this process by the controller, from its own upwards."""
+    """Folders of the groups that limit this process, from its own group upwards."""
     groups = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = [*after.split(" ", 2), "", ""][:3]
-        shown, mounted = before.split(" ")[3:5]
+        mount_root, mount_point = before.split(" ")[3:5]
         if kind == "cgroup2":
-            own = [path for _, controllers, path in groups if not controllers]
+            paths = [path for _, controllers, path in groups if not controllers]
         elif kind == "cgroup" and controller in options.split(","):
-            own = [path for _, controllers, path in groups if controller in controllers.split(",")]
+            paths = [path for _, controllers, path in groups if controller in controllers.split(",")]
         else:
             continue
-        for path in own:
-            yield from _upwards(root / mounted.lstrip("/"), shown.rstrip("/"), path)
+        for path in paths:
+            yield from _upwards(root / mount_point.lstrip("/"), mount_root.rstrip("/"), path)
 
 
-def _upwards(mounted: Path, shown: str, path: str) -> Iterator[Path]:
-    """From the group down at `path` to the root of the mount, which shows the group `shown`."""
-    below = path.removeprefix(shown) if path == shown or path.startswith(f"{shown}/") else ""
-    folder = mounted / below.lstrip("/")
-    if ".." in folder.parts or not folder.is_dir():  # of a group that this mount does not show
-        folder = mounted
+def _upwards(mount_point: Path, mount_root: str, path: str) -> Iterator[Path]:
+    """Folders from the group `path` up to the mount point, where the group `mount_root` is mounted."""
+    below = path.removeprefix(mount_root) if path == mount_root or path.startswith(f"{mount_root}/") else ""
+    folder = mount_point / below.lstrip("/")
+    if ".." in folder.parts or not folder.is_dir():  # the group is outside this mount
+        folder = mount_point
     yield folder
-    while folder != mounted:
+    while folder != mount_point:
         folder = folder.parent
         yield folder
 

@@ -1,7 +1,7 @@
-"""Encoded bytes → a picture in grey or RGB, eight bits a sample. The only importer of an image library.
+"""Encoded bytes → an image in grey or RGB with 8 bits per sample. Only this package imports image libraries.
 
-libspng answers the plain PNG that most clients send, several times as fast as Pillow; Pillow answers
-everything else. docs/decisions/0002 has the measurement. Both give the same pixels of a whole file: a test says so.
+libspng decodes the plain PNGs that most clients send, several times as fast as Pillow (docs/decisions/0002). Pillow
+decodes everything else. A test checks that both give the same pixels.
 """
 
 import io
@@ -24,8 +24,8 @@ from app.bundle.header import (
 from app.bundle.manifest import InputSpec
 from app.errors import BrokenImage, NotAnImage, TooManyPixels
 
-# Colour modes whose conversion to 8-bit grey or RGB is agreed. Not here: 32-bit integers and floats (no agreed
-# range), Lab and HSV (no agreed white).
+# Modes with one accepted conversion to 8-bit grey or RGB. Integers and floats of 32 bits have no fixed range, Lab and
+# HSV no fixed white point.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
@@ -41,15 +41,15 @@ _ORIENTATIONS = {
 }
 
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
-_SPNG_PIXELS = 1 << 20  # above it libspng, which never lets go of Python, would be noticed by everybody else
-_TILE = 512  # pixels on a side: what colours are converted in, so that no whole picture is copied on the way
+_SPNG_PIXELS = 1 << 20  # libspng holds the GIL: larger images would stall all other requests
+_TILE = 512  # side in pixels; colours are converted tile by tile, so that no second copy of the image exists
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-# By depth, colour type, compression, filter and interlacing, as IHDR has them: 8-bit grey, 8-bit RGB.
+# IHDR's depth, colour type, compression, filter and interlacing → format: 8-bit grey, 8-bit RGB.
 _SPNG_LAYOUTS = {b"\x08\x00\x00\x00\x00": spng.SPNG_FMT_G8, b"\x08\x02\x00\x00\x00": spng.SPNG_FMT_RGB8}
 
 
 def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
-    """As `decode`, where that surely takes microseconds: a plain PNG of few bytes and few pixels, and nothing else."""
+    """Like `decode`, but only for files that take microseconds: small plain PNGs. None for all others."""
     if len(data) > _QUICK_BYTES or not data.startswith(PNG_MAGIC) or _png_pixels(data) > _QUICK_PIXELS:
         return None
     layout = _plain_png_layout(data)
@@ -57,7 +57,7 @@ def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray
 
 
 def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:
-    """The upright picture in the file's own size and colours; an array (H, W, 1 or 3) where libspng made it."""
+    """The upright image in the file's own size and colours; an (H, W, 1 or 3) array if libspng decoded it."""
     if data.startswith(PNG_MAGIC) and _png_pixels(data) <= _SPNG_PIXELS:
         layout = _plain_png_layout(data)
         if layout is not None:
@@ -80,17 +80,17 @@ def _decode_by_pillow(data: bytes, header: Header, spec: InputSpec, max_pixels: 
     kind = header.kind
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
-            if image.width * image.height != header.pixels:  # what was let in by its header must be what is decoded
+            if image.width * image.height != header.pixels:  # limits were checked against the header
                 raise BrokenImage(
-                    f"broken {kind}: {image.width} × {image.height} pixels, where its header was read as "
+                    f"broken {kind}: {image.width} × {image.height} pixels, but its header says "
                     f"{header.width} × {header.height}"
                 )
-            _require_agreed(image.mode)
+            _require_convertible(image.mode)
             if kind == "JPEG":
                 side = 2 * max(spec.height, spec.width)
                 image.draft("L" if spec.channels == 1 else "RGB", (side, side))
             image.load()
-            if kind == "WEBP":  # two canvases and the frame, of no use any more
+            if kind == "WEBP":  # frees two canvases and the frame
                 image.fp = image._decoder = None  # type: ignore[attr-defined]
             if kind == "PNG" and "transparency" in image.info:
                 return _with_png_alpha(image, depth=data[24])
@@ -103,25 +103,25 @@ def _decode_by_pillow(data: bytes, header: Header, spec: InputSpec, max_pixels: 
         raise BrokenImage(f"broken {kind}: its header does not parse") from None
     except MemoryError:
         raise
-    except Exception as error:  # a parser fed hostile bytes raises nearly anything: all of it means 'broken'
+    except Exception as error:  # parsers raise nearly any exception on hostile bytes
         raise BrokenImage(f"broken {kind}: {error or type(error).__name__}") from error
 
 
-def in_colours(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Mode L or RGB, as the manifest says: high byte of 16, palette expanded, alpha over the background."""
-    _require_agreed(image.mode)
+def convert_colours(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """Converts to L or RGB, as the manifest says: high byte of 16 bits, palette expanded, alpha over the background."""
+    _require_convertible(image.mode)
     mode = "L" if spec.channels == 1 else "RGB"
     if image.mode == mode and "transparency" not in image.info:
         return image
-    return _by_tiles(image, mode, lambda tile: _coloured(tile, spec, mode))
+    return _by_tiles(image, mode, lambda tile: _convert_tile(tile, spec, mode))
 
 
-def _require_agreed(mode: str) -> None:
+def _require_convertible(mode: str) -> None:
     if mode not in _EIGHT_BIT_MODES and not mode.startswith("I;16"):
-        raise NotAnImage(f"pixels of mode {mode} have no agreed range: send 8 or 16 bits of grey, RGB or CMYK")
+        raise NotAnImage(f"pixels of mode {mode} have no fixed range: send 8 or 16 bits of grey, RGB or CMYK")
 
 
-def _coloured(image: Image.Image, spec: InputSpec, mode: str) -> Image.Image:
+def _convert_tile(image: Image.Image, spec: InputSpec, mode: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray(_high_bytes(image))
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -136,27 +136,27 @@ def _high_bytes(image: Image.Image) -> np.ndarray:
 
 
 def _by_tiles(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`convert` of each pixel by itself; of large pictures a tile at a time."""
+    """Applies `convert`, which treats each pixel independently, to large images tile by tile."""
     width, height = image.size
     if width * height <= _TILE * _TILE:
         return convert(image)
-    made = Image.new(mode, image.size)
+    result = Image.new(mode, image.size)
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             box = (left, top, min(width, left + _TILE), min(height, top + _TILE))
-            made.paste(convert(image.crop(box)), box[:2])
-    return made
+            result.paste(convert(image.crop(box)), box[:2])
+    return result
 
 
 def _with_png_alpha(image: Image.Image, depth: int) -> Image.Image:
-    """The transparent colour brought to the depth of Pillow's pixels: it leaves that in the file's own."""
+    """Scales the transparent colour, which Pillow leaves at the file's depth, to the depth of the pixels."""
     colour = image.info["transparency"]
     if image.mode.startswith("I;16"):
         return _upright(_by_tiles(image, "LA", lambda tile: _with_deep_alpha(tile, colour)))
     if image.mode in ("1", "L") and depth < 8:
         image.info["transparency"] = colour * (255 // (2**depth - 1))
     if image.mode == "RGB" and depth == 16:
-        del image.info["transparency"]  # the low bytes that tell it from its neighbours are gone
+        del image.info["transparency"]  # Pillow dropped the low bytes, so the colour is ambiguous
     return _upright(image)
 
 
@@ -166,7 +166,7 @@ def _with_deep_alpha(image: Image.Image, colour: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture as it is to be seen; the 12 bits of a TIFF, which Pillow leaves as they are, as the upper of 16."""
+    """Applies the EXIF orientation. Scales the 12 bits of a TIFF, which Pillow leaves as they are, to 16."""
     turn = _ORIENTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
     if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(_BITS_TAG) == (12,):
         image = image.point(lambda level: level * 16)
@@ -174,10 +174,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _plain_png_layout(data: bytes) -> Any:
-    """libspng's layout for a PNG that is nothing but IHDR, one IDAT and IEND, 8 bits, not interlaced; else None.
+    """libspng's format for a PNG that has only IHDR, one IDAT and IEND, 8 bits, not interlaced; else None.
 
-    libspng would inflate compressed text chunks, and does not check sums; so only files without the first, and
-    with the second right, are for it. In larger files IDAT is split, and Pillow is as fast.
+    libspng inflates compressed text chunks and ignores checksums, so it gets only files without such chunks whose
+    checksums are right. Larger files have several IDATs; for those Pillow is as fast.
     """
     layout = _SPNG_LAYOUTS.get(data[24:29])
     if layout is None or data[8:16] != b"\x00\x00\x00\rIHDR" or data[37:41] != b"IDAT":
@@ -193,5 +193,5 @@ def _plain_png_layout(data: bytes) -> Any:
 
 
 def _png_pixels(data: bytes) -> int:
-    """As IHDR claims."""
+    """Pixels according to IHDR."""
     return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])

@@ -1,11 +1,12 @@
-"""One image at a time, decoded in a process of its own: `python -m app.bundle.decoder`, its standard input a socket.
+"""Decodes one image at a time in a separate process: `python -m app.bundle.decoder`, with a socket as standard input.
 
-    Decoder (here)     ── spec, limits, file ──▶   main (there): reads, decodes, resizes
-                       ◀── (H, W, C) uint8, or why not ──
+    Decoder (parent)   ── spec, limits, file ──▶   main (child): reads, decodes, resizes
+                       ◀── (H, W, C) uint8, or an error ──
 
-What decodes for a second would hold Python's lock, and what takes hundreds of megabytes may be ended by the system:
-there it harms nobody. The process runs at a low priority, takes no more memory than it is granted for an image, is the
-first to go where memory runs out, and ends when the socket closes, however the other side ended.
+Some images take a second to decode, during which Python's lock may be held, or hundreds of megabytes, for which the
+kernel may kill the process. In a child neither harms other requests. The child runs at low priority, takes no more
+memory than it was granted for an image, is the first that the kernel kills when memory runs out, and exits when the
+socket closes.
 """
 
 import contextlib
@@ -32,16 +33,16 @@ from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
 from app.errors import BrokenImage, DecoderEnded, ImageError, NotAnImage, TooManyPixels
 
-AVAILABLE = sys.platform != "win32"  # which cannot hand a socket over so
+AVAILABLE = sys.platform != "win32"  # Windows cannot pass a socket as standard input
 
-_ASKED = struct.Struct("<IQQQ")  # bytes of the spec and of the file, most pixels, bytes of memory
-_TOLD = struct.Struct("<BQ")  # whether it failed, bytes that follow
+_REQUEST = struct.Struct("<IQQQ")  # bytes of the spec, bytes of the file, max_pixels, bytes of memory
+_RESPONSE = struct.Struct("<BQ")  # whether decoding failed, bytes that follow
 _ERRORS = {error.__name__: error for error in (BrokenImage, NotAnImage, TooManyPixels)}
 _NICE = 10
-_FIRST_TO_GO = "1000"  # of oom_score_adj
-_SLACK = 32 << 20  # bytes granted beyond what an image was reserved: the allocator rounds up
-_PARENT = Path(__file__).parents[2]  # of the package: the process must run this very code
-_OWN = {  # what is freed goes back to the system at once, and no library brings threads
+_OOM_SCORE = "1000"  # the kernel kills this process first
+_SLACK = 32 << 20  # bytes granted beyond an image's reservation: the allocator rounds up
+_PARENT = Path(__file__).parents[2]  # the child must run this very package
+_ENVIRONMENT = {  # returns freed memory to the system at once, and keeps libraries from starting threads
     "MALLOC_MMAP_THRESHOLD_": "1048576",
     "MALLOC_TRIM_THRESHOLD_": "1048576",
     "OPENBLAS_NUM_THREADS": "1",
@@ -50,28 +51,29 @@ _OWN = {  # what is freed goes back to the system at once, and no library brings
 
 
 class Decoder:
-    """The process, seen from outside. All of its calls block; one thread uses it at a time."""
+    """The child process, as the parent sees it. All methods block; only one thread may use it at a time."""
 
-    def __init__(self, patience_s: float) -> None:
-        """An image that takes longer than `patience_s` is given up, and the process ended."""
-        self._patience_s = patience_s
+    def __init__(self, timeout_s: float) -> None:
+        """If an image takes longer than `timeout_s`, the process is killed."""
+        self._timeout_s = timeout_s
         ours, theirs = socket.socketpair()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}  # keys are not its
+        # Without GRAFT_ settings, which may contain keys.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
         path = os.pathsep.join(filter(None, [str(_PARENT), os.environ.get("PYTHONPATH")]))
         try:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "app.bundle.decoder"],
-                    env={**kept, **_OWN, "PYTHONPATH": path},
+                    env={**inherited, **_ENVIRONMENT, "PYTHONPATH": path},
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # libtiff's words about a client's file
-                    process_group=0,  # Ctrl-C is for who serves
+                    stderr=subprocess.DEVNULL,  # libtiff writes warnings about clients' files
+                    process_group=0,  # Ctrl-C is for the parent
                 )
         except OSError as error:
             ours.close()
             raise DecoderEnded(f"no process could be started to decode this image: {error.strerror}") from None
-        ours.settimeout(patience_s)
+        ours.settimeout(timeout_s)
         self._socket, self._stream = ours, ours.makefile("rb")
 
     @property
@@ -79,81 +81,83 @@ class Decoder:
         return self._process.pid
 
     @property
-    def lives(self) -> bool:
+    def alive(self) -> bool:
         return self._process.poll() is None
 
     def decode(self, data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray:
-        """(H, W, C) uint8; ImageError as preprocess has it. After DecoderEnded it is of no use any more."""
-        asked = spec.model_dump_json().encode()
+        """(H, W, C) uint8. Raises the ImageErrors of `preprocess`; after DecoderEnded this object is unusable."""
+        encoded_spec = spec.model_dump_json().encode()
         try:
-            self._socket.sendall(_ASKED.pack(len(asked), len(data), max_pixels, memory) + asked)
+            self._socket.sendall(_REQUEST.pack(len(encoded_spec), len(data), max_pixels, memory) + encoded_spec)
             self._socket.sendall(data)
-            failed, size = _TOLD.unpack(_exactly(self._stream, _TOLD.size))
-            told = _exactly(self._stream, size)
+            failed, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
+            payload = _read(self._stream, size)
         except TimeoutError:
-            raise self._ended(f"was ended, as it took more than {self._patience_s:g} s") from None
+            raise self._failed(f"was killed, because it took more than {self._timeout_s:g} s") from None
         except (OSError, EOFError):
-            raise self._ended("ended") from None
+            raise self._failed("ended") from None
         if failed:
-            kind, message = json.loads(told)
+            kind, message = json.loads(payload)
             raise _ERRORS[kind](message)
-        return np.frombuffer(told, np.uint8).reshape(spec.shape)
+        return np.frombuffer(payload, np.uint8).reshape(spec.shape)
 
     def close(self) -> None:
-        """The process ends, at once."""
+        """Kills the process."""
         with contextlib.suppress(OSError):
             self._process.kill()
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # whoever waits for an answer learns of it
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for an answer
         self._process.wait()
         self._stream.close()
         self._socket.close()
 
-    def _ended(self, how: str) -> DecoderEnded:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its socket, and so is about to
+    def _failed(self, how: str) -> DecoderEnded:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it closed its socket, so it is about to exit
             self._process.wait(1 if how == "ended" else 0)
         self.close()
         code = self._process.returncode
         if how == "ended":
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return DecoderEnded(f"the process that decoded this image {how}; others go on. A smaller image may pass")
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return DecoderEnded(
+            f"the process that decoded this image {how}. Other requests are not affected; a smaller image may work"
+        )
 
 
-def _exactly(stream: BinaryIO, size: int) -> bytes:
+def _read(stream: BinaryIO, size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
     return data
 
 
-# --- in the process ----------------------------------------------------------------------------------------------
+# --- in the child ----------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    _be_modest()
-    warnings.simplefilter("ignore")  # odd metadata in a client's image is not our operator's affair
+    _lower_priority()
+    warnings.simplefilter("ignore")  # about metadata in clients' images
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rb") as stream:
-        while (head := stream.read(_ASKED.size)) and len(head) == _ASKED.size:
-            spec_size, size, max_pixels, memory = _ASKED.unpack(head)
-            spec = InputSpec.model_validate_json(_exactly(stream, spec_size))
-            failed, told = _answer(_exactly(stream, size), spec, max_pixels, memory)
-            channel.sendall(_TOLD.pack(failed, len(told)) + told)
+        while (head := stream.read(_REQUEST.size)) and len(head) == _REQUEST.size:
+            spec_size, size, max_pixels, memory = _REQUEST.unpack(head)
+            spec = InputSpec.model_validate_json(_read(stream, spec_size))
+            failed, payload = _decode(_read(stream, size), spec, max_pixels, memory)
+            channel.sendall(_RESPONSE.pack(failed, len(payload)) + payload)
 
 
-def _answer(data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> tuple[bool, bytes]:
+def _decode(data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> tuple[bool, bytes]:
     try:
-        with _granted(memory):
+        with _memory_limit(memory):
             return False, preprocess(data, spec, max_pixels).tobytes()
     except ImageError as error:
         return True, json.dumps([type(error).__name__, str(error)]).encode()
     except MemoryError:
-        told = f"broken: decoding it takes more than the {memory:,} bytes that its header lets expect"
-        return True, json.dumps([BrokenImage.__name__, told]).encode()
+        message = f"broken: decoding it takes more than the {memory:,} bytes that its header implies"
+        return True, json.dumps([BrokenImage.__name__, message]).encode()
 
 
 @contextlib.contextmanager
-def _granted(memory: int) -> Iterator[None]:
-    """So many bytes more than are there."""
+def _memory_limit(memory: int) -> Iterator[None]:
+    """Lets the process allocate at most `memory` more bytes."""
     if resource is None or not memory:
         yield
         return
@@ -168,21 +172,21 @@ def _granted(memory: int) -> Iterator[None]:
 def _data_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
-    except (OSError, ValueError, IndexError):  # not Linux: the limit is a bound all the same
+    except (OSError, ValueError, IndexError):  # not Linux: the limit is then tighter
         pages = 0
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _be_modest() -> None:
+def _lower_priority() -> None:
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     if resource is not None:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of a few hundred megabytes, and with a client's image
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would be large, and contain a client's image
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError, EOFError):  # whoever asked has gone
+    with contextlib.suppress(OSError, EOFError):  # the parent has exited
         main()

@@ -1,14 +1,14 @@
-"""A file's first bytes → its format, size in pixels, and what decoding will cost. Nothing is decoded or reserved here.
+"""A file's first bytes → its format, its size in pixels, and the cost of decoding it. Nothing is decoded or allocated.
 
-    PNG    IHDR at a fixed place; the other chunks are walked by `require_sound`
+    PNG    IHDR at a fixed place; `require_sound` walks the other chunks
     JPEG   segments up to the first scan
-    GIF    extensions up to the first frame, which may be larger than the screen that the file claims
+    GIF    extensions up to the first frame, which may be larger than the screen in the header
     WebP   the canvas, in the first chunk
     BMP    one header
-    TIFF   the first directory: size, and the strips or tiles, which may be larger than the picture
+    TIFF   the first directory: size, and strips or tiles, which may be larger than the image
 
-Each walk is bounded by the bytes it passes: a file of countless empty parts is refused, not read to its end.
-`peak_bytes` and `seconds` come from the table, which `python -m benchmarks.decoding` measures.
+Each walk is limited by the bytes it has passed, so a file with countless empty parts is refused early. `peak_bytes` and
+`seconds` use the table COSTS, which `python -m benchmarks.decoding` measures.
 """
 
 import struct
@@ -21,38 +21,38 @@ from app.bundle.manifest import InputSpec
 from app.errors import BrokenImage, NotAnImage, TooManyPixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-PIXELS_CEILING = 89_478_485  # above it Pillow raises an alarm of its own; no setting goes beyond
+PIXELS_CEILING = 89_478_485  # Pillow warns of decompression bombs above this; no setting exceeds it
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
 class Cost(NamedTuple):
-    pixel_bytes: float  # at the worst moment, for each pixel that the header claims
-    megapixel_s: float  # seconds for a million of them
+    pixel_bytes: float  # peak memory for each pixel in the header
+    megapixel_s: float  # seconds for a million pixels
 
 
-# Measured, and rounded up. Colours converted to RGB, alpha composited and EXIF orientation applied included.
+# Measured and rounded up. Includes conversion to RGB, alpha and EXIF orientation.
 COSTS = {
     "PNG": Cost(9, 0.05),
-    "JPEG": Cost(9, 0.03),  # of the pixels at the scale it is decoded at
-    "JPEG, several scans": Cost(9, 0.06),  # beside its coefficients, which are kept in full size
+    "JPEG": Cost(9, 0.03),  # of the pixels after scaling
+    "JPEG, several scans": Cost(9, 0.06),  # plus coefficients, which are kept at full size
     "WEBP": Cost(16.5, 0.06),
     "GIF": Cost(7, 0.05),
     "BMP": Cost(9, 0.03),
-    "BMP, run-length": Cost(9, 0.3),  # by a loop in Python
-    "TIFF": Cost(9, 0.06),  # beside a strip or tile as it is unpacked
+    "BMP, run-length": Cost(9, 0.3),  # Pillow decodes it in Python
+    "TIFF": Cost(9, 0.06),  # plus one unpacked strip or tile
 }
-_FIXED_BYTES = 4 << 20  # whatever the size: metadata, tables, the bands that colours are converted in
-_STEP_S = 5e-6  # one chunk, segment or block in Pillow's parsers, which are Python
-_BYTE_S = 20e-9  # of a file: inflating, entropy decoding
-_METADATA_BYTE_S = 200e-9  # of what stands before the pixels
+_FIXED_BYTES = 4 << 20  # independent of size: metadata, tables, tiles of colour conversion
+_STEP_S = 5e-6  # per chunk, segment or block: Pillow parses them in Python
+_BYTE_S = 20e-9  # per byte of the file: inflating, entropy decoding
+_METADATA_BYTE_S = 200e-9  # per byte before the pixels
 
 _MOST_RUN_LENGTH_PIXELS = 1 << 22
-_MOST_SCANS = 100  # progressive files have some ten
-_MOST_INFLATED = 16  # compressed text and profiles in a PNG, each of up to a megabyte when it is inflated
-_INFLATED_STEPS = 200  # that one of them is worth
+_MOST_SCANS = 100  # progressive files have about ten
+_MOST_INFLATED = 16  # compressed texts and profiles in a PNG, each up to a megabyte when inflated
+_INFLATED_STEPS = 200  # the cost of one of them, in steps
 _MOST_JUNK = 4096  # bytes between a JPEG's segments
-_MOST_TAGS, _MOST_VALUES = 512, 1 << 15  # of a TIFF's directory, and of one of its tags: strips, say
-_WALKED = 64 << 10  # bytes of a PNG up to which its chunks are counted when its header is read
+_MOST_TAGS, _MOST_VALUES = 512, 1 << 15  # tags in a TIFF's directory, and values of one tag, such as strips
+_WALKED = 64 << 10  # bytes; chunks of larger PNGs are estimated, not counted, when the header is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Header:
     height: int
     cost: str  # in COSTS
     size: int  # bytes of the file
-    steps: int = 1  # parts of the file that its parser goes through one by one
+    steps: int = 1  # chunks, segments or blocks that the parser visits one by one
     metadata: int = 0  # bytes before the pixels
     block: int = 0  # bytes of a strip or tile, unpacked
     layers: int = 3
@@ -72,19 +72,19 @@ class Header:
         return self.width * self.height
 
     def scale(self, spec: InputSpec) -> int:
-        """The largest at which a JPEG leaves two pixels for each one needed: 1, 2, 4 or 8, as Pillow's draft has it."""
+        """1, 2, 4 or 8: how much Pillow's draft mode shrinks a JPEG and leaves two pixels for each one needed."""
         if self.kind != "JPEG":
             return 1
         side = 2 * max(spec.height, spec.width)
         return next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(self.width, self.height) // side >= scale)
 
     def peak_bytes(self, spec: InputSpec) -> int:
-        """At most so many bytes are taken while it is decoded for the spec, its own three times included."""
-        drawn = 64 * spec.height * spec.width  # of the picture between its two passes of resampling, and after them
+        """Upper bound of memory while the file is decoded for the spec, including three copies of the file."""
+        resampled = 64 * spec.height * spec.width  # the image between and after the two resampling passes
         scale = self.scale(spec)
         decoded = -(-self.width // scale) * -(-self.height // scale) * COSTS[self.cost].pixel_bytes
         coefficients = 2 * self.layers * self.pixels if self.cost == "JPEG, several scans" else 0
-        return int(decoded) + coefficients + self.block + 3 * self.size + drawn + _FIXED_BYTES
+        return int(decoded) + coefficients + self.block + 3 * self.size + resampled + _FIXED_BYTES
 
     def seconds(self, spec: InputSpec) -> float:
         cost = COSTS[self.cost]
@@ -96,7 +96,7 @@ class Header:
 
 
 def sniff(data: bytes) -> str:
-    """The format by its first bytes; a declared type or a file name is never asked."""
+    """The format according to the first bytes. Declared types and file names are ignored."""
     if data.startswith(PNG_MAGIC):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -111,7 +111,7 @@ def sniff(data: bytes) -> str:
         return "BMP"
     if not data:
         raise NotAnImage("the image is empty: zero bytes")
-    raise NotAnImage(f"not an image that Graft reads ({', '.join(FORMATS)}): it begins with {data[:8]!r}")
+    raise NotAnImage(f"not an image in a format that Graft reads ({', '.join(FORMATS)}): it begins with {data[:8]!r}")
 
 
 def read_header(data: bytes, max_pixels: int = PIXELS_CEILING) -> Header:
@@ -136,16 +136,18 @@ def refuse_too_many(width: int, height: int, max_pixels: int) -> None:
 
 
 def require_sound(data: bytes, header: Header) -> None:
-    """Refuses what Pillow would go through at length, or take although its tail is lost."""
+    """Refuses PNGs that are cut off and PNGs or JPEGs that take Pillow too long."""
     if header.kind == "PNG":
         _walk_png(data)
     elif header.kind == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
-        raise BrokenImage(f"broken JPEG: more than {_MOST_SCANS} scans; each costs as much as a whole picture")
+        raise BrokenImage(f"broken JPEG: more than {_MOST_SCANS} scans; each costs as much as a whole image")
 
 
 def _bounded(kind: str, parts: str, steps: int, at: int, allowed: int, bytes_each: int) -> None:
     if steps > allowed + at // bytes_each:
-        raise BrokenImage(f"broken {kind}: {steps:,} {parts} in its first {at:,} bytes; a picture has no use for them")
+        raise BrokenImage(
+            f"broken {kind}: {steps:,} {parts} in its first {at:,} bytes; save the image again without them"
+        )
 
 
 # --- PNG ---------------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ def _png(data: bytes) -> Header:
 
 
 def _walk_png(data: bytes) -> int:
-    """Chunks up to IEND, as steps."""
+    """Cost of the chunks up to IEND, in steps."""
     at, steps, inflated = 8, 0, 0
     end, unpack = len(data), struct.Struct(">I4s").unpack_from
     while at + 12 <= end:
@@ -181,7 +183,7 @@ def _walk_png(data: bytes) -> int:
 
 
 def _jpeg(data: bytes) -> Header:
-    """Up to the first scan, by the rules of Pillow's parser, which libjpeg's agree with or refuse the file."""
+    """Reads up to the first scan, as Pillow's parser does. libjpeg agrees with it or refuses the file."""
     at, steps, junk, frame = 2, 0, 0, None
     progressive = False
     while True:
@@ -197,7 +199,7 @@ def _jpeg(data: bytes) -> Header:
         steps += 1
         _bounded("JPEG", "segments", steps, at, 64, 256)
         if code in (0xFF00, 0xFF01) or (code in MARKER and MARKER[code][2] is None):
-            continue  # has no length
+            continue  # marker without a length
         length = int.from_bytes(data[at : at + 2])
         if MARKER.get(code, ("",))[0].startswith("SOF"):
             height, width = struct.unpack_from(">HH", data, at + 3)
@@ -209,8 +211,8 @@ def _jpeg(data: bytes) -> Header:
     if frame is None:
         raise IndexError
     width, height, layers = frame
-    several = progressive or data[at + 2] < layers
-    cost = "JPEG, several scans" if several else "JPEG"
+    several_scans = progressive or data[at + 2] < layers
+    cost = "JPEG, several scans" if several_scans else "JPEG"
     return Header("JPEG", width, height, cost, len(data), steps, metadata=at, layers=layers)
 
 
@@ -234,21 +236,21 @@ def _gif(data: bytes) -> Header:
                 _bounded("GIF", "blocks", steps, at, 64, 64)
             at += 1
         _bounded("GIF", "blocks", steps, at, 64, 64)
-    left, top, wide, high = struct.unpack_from("<HHHH", data, at + 1)
-    return Header("GIF", max(width, left + wide), max(height, top + high), "GIF", len(data), steps)
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+    return Header("GIF", max(width, left + frame_width), max(height, top + frame_height), "GIF", len(data), steps)
 
 
 # --- WebP --------------------------------------------------------------------------------------------------------
 
 
 def _webp(data: bytes) -> Header:
-    form = data[12:16]
-    if form == b"VP8X":
+    chunk = data[12:16]
+    if chunk == b"VP8X":
         width, height = 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    elif form == b"VP8L":
+    elif chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    elif form == b"VP8 ":
+    elif chunk == b"VP8 ":
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
     else:
         raise IndexError
@@ -276,7 +278,7 @@ def _bmp(data: bytes) -> Header:
 
 _WIDTH, _HEIGHT, _BITS, _SAMPLES, _ROWS, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 278, 322, 323
 _NUMBERS = {3: "H", 4: "I"}
-_BYTES = (1, 2, 6, 7)  # types whose values Pillow keeps as they are
+_BYTES = (1, 2, 6, 7)  # types that Pillow keeps as bytes
 
 
 def _tiff(data: bytes) -> Header:
@@ -285,18 +287,18 @@ def _tiff(data: bytes) -> Header:
     (count,) = struct.unpack_from(order + "H", data, first)
     if count > _MOST_TAGS:
         raise BrokenImage(f"broken TIFF: {count:,} tags; at most {_MOST_TAGS} are read")
-    found: dict[int, tuple[int, int, int]] = {}
+    tags: dict[int, tuple[int, int, int]] = {}
     for index in range(count):
         at = first + 2 + 12 * index
         tag, kind, values = struct.unpack_from(order + "HHI", data, at)
         if kind not in _BYTES and values > _MOST_VALUES:
             raise BrokenImage(f"broken TIFF: tag {tag} has {values:,} values; at most {_MOST_VALUES:,} are read")
-        found[tag] = kind, values, at + 8
+        tags[tag] = kind, values, at + 8
 
     def numbers(tag: int) -> tuple[int, ...]:
-        if tag not in found:
+        if tag not in tags:
             return ()
-        kind, values, at = found[tag]
+        kind, values, at = tags[tag]
         letter = _NUMBERS.get(kind)
         if letter is None:
             return ()
@@ -305,15 +307,15 @@ def _tiff(data: bytes) -> Header:
             (at,) = struct.unpack_from(order + "I", data, at)
         return struct.unpack_from(f"{order}{values}{letter}", data, at)
 
-    def number(tag: int, otherwise: int) -> int:
-        return (numbers(tag) or (otherwise,))[0]
+    def number(tag: int, default: int) -> int:
+        return (numbers(tag) or (default,))[0]
 
     width, height = number(_WIDTH, 0), number(_HEIGHT, 0)
     bits = numbers(_BITS) or (1,)
     samples = max(number(_SAMPLES, 1), len(bits))
-    across = number(_TILE_WIDTH, width)
-    down = number(_TILE_HEIGHT, min(number(_ROWS, height), height))
-    block = across * down * samples * max(bits) // 8
+    block_width = number(_TILE_WIDTH, width)
+    block_height = number(_TILE_HEIGHT, min(number(_ROWS, height), height))
+    block = block_width * block_height * samples * max(bits) // 8
     return Header("TIFF", width, height, "TIFF", len(data), count, block=block)
 
 

@@ -1,12 +1,12 @@
-"""Which images are decoded when, where, and within how much memory.
+"""Decides which images are decoded when, where and with how much memory.
 
-    headers ─▶ refused: too many pixels in the request, or an image that could never fit into the budget
+    headers ─▶ refused: too many pixels in the request, or an image that can never fit into the budget
         ├────▶ small: at once, in a thread of this process
-        └────▶ large: one by one, in an order that is fair, within a budget of bytes, each in a `Decoder`
+        └────▶ large: in a fair order, within a budget of bytes, each in a `Decoder`
 
-The order is that of fair queueing. Each request has a clock that goes on by what its images are expected to cost, from
-the moment it came; the image whose clock is behind is next. So a request of one image waits for what has begun, and not
-for the hundred images of another that came before.
+The order is fair queueing. Each request has a virtual clock, which starts when the request arrives and advances by the
+expected cost of its images; the image with the lowest clock is next. So a request of one image waits for images that
+are being decoded, but not for a hundred images of an earlier request.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ from app.bundle.preprocess import preprocess
 from app.errors import DecoderEnded, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
-Hold = Callable[[int], Callable[[], None]]  # so many images go on for a while; what it gives is called at their end
-RaiseIfAbandoned = Callable[[], None]  # raises where nobody waits any more
+Hold = Callable[[int], Callable[[], None]]  # Admission.hold
+RaiseIfAbandoned = Callable[[], None]  # raises Abandoned if the caller has left
 
-_SMALL_S = 0.002  # all images of a request together: what costs less is not worth another process
+_SMALL_S = 0.002  # for all images of a request; cheaper ones are not worth another process
 _SMALL_BYTES = 16 << 20
-_SMALL_KINDS = {"PNG", "JPEG", "GIF", "WEBP"}  # whose size and cost their headers tell for sure
-_LOOKED_AT_ONCE = 8  # headers; more are read in a thread
-_LOOKED_BYTES = 256 << 10
-_IDLE_S = 30.0  # after which a decoder that nobody needs ends
+_SMALL_KINDS = {"PNG", "JPEG", "GIF", "WEBP"}  # formats whose headers are reliable about size and cost
+_HEADERS_ON_LOOP = 8  # more are read in a thread
+_BYTES_ON_LOOP = 256 << 10
+_IDLE_S = 30.0  # after which an unused decoder is closed
 
 
 class ImageDecoder(Protocol):
-    """app.bundle.decoder.Decoder, and what takes its place where there can be no such process."""
+    """app.bundle.decoder.Decoder, or its replacement on systems without such processes."""
 
     @property
-    def lives(self) -> bool: ...
+    def alive(self) -> bool: ...
 
     def decode(self, data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray: ...
 
@@ -51,9 +51,9 @@ class ImageDecoder(Protocol):
 
 
 class InProcessDecoder:
-    """In this process, in the thread that asks."""
+    """Decodes in this process, in the calling thread."""
 
-    lives = True
+    alive = True
 
     def decode(self, data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray:
         return preprocess(data, spec, max_pixels)
@@ -66,11 +66,11 @@ class InProcessDecoder:
 class Limits:
     image_pixels: int
     request_pixels: int
-    memory: int  # bytes, of all that is being decoded
+    memory: int  # bytes for all images that are being decoded
 
 
 class Abandoned(Exception):
-    """The caller has left: nobody will see this."""
+    """The caller has left. Nobody sees this exception."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,9 +79,9 @@ class _Job:
     spec: InputSpec
     memory: int
     future: "asyncio.Future[np.ndarray]"
-    clock: float  # of its request, when it will have been decoded
-    begun: bool = False
-    over: list[Callable[[], None]] = field(default_factory=list)
+    clock: float  # virtual clock of its request after this image
+    started: bool = False
+    on_end: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Decoding:
@@ -93,28 +93,29 @@ class Decoding:
         make: Callable[[], ImageDecoder] = InProcessDecoder,
         idle_s: float = _IDLE_S,
     ) -> None:
-        """At most so many `decoders`, which `make` makes when they are needed; `pool` is for small images."""
+        """`make` creates decoders on demand, at most `decoders` at a time. `pool` decodes small images."""
         self.limits = limits
-        self._pool, self._most, self._make, self._idle_s = pool, decoders, make, idle_s
-        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="graft-decoder")  # one waits for each
+        self._pool, self._max_decoders, self._make, self._idle_s = pool, decoders, make, idle_s
+        # One thread per decoder, which waits for it.
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="graft-decoder")
         self._waiting: list[tuple[float, int, _Job]] = []
         self._count = itertools.count()
-        self._clock = 0.0  # that of the image which began last
-        self._idle: list[tuple[float, ImageDecoder]] = []  # since when, the longest first
+        self._clock = 0.0  # clock of the image that started last
+        self._idle: list[tuple[float, ImageDecoder]] = []  # (idle since, decoder), oldest first
         self._busy: set[ImageDecoder] = set()
         self._running = 0
-        self.held = 0  # bytes
+        self.held = 0  # bytes reserved
 
-    # --- before anything is decoded ----------------------------------------------------------------------------------
+    # --- headers -----------------------------------------------------------------------------------------------------
 
-    async def look(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
-        """Of each file; refused is what is too large, or is not an image by its header."""
-        if len(files) <= _LOOKED_AT_ONCE and sum(map(len, files)) <= _LOOKED_BYTES:
-            return self._look(files, spec)
-        return await asyncio.wrap_future(self._pool.submit(self._look, files, spec))
+    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
+        """The header of each file. Refuses files that are not images, and requests that are too large."""
+        if len(files) <= _HEADERS_ON_LOOP and sum(map(len, files)) <= _BYTES_ON_LOOP:
+            return self._read_headers(files, spec)
+        return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec))
 
-    def _look(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
-        headers, pixels, most = [], 0, self.limits.request_pixels
+    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
+        headers, pixels, limit = [], 0, self.limits.request_pixels
         for index, data in enumerate(files):
             try:
                 header = read_header(data, self.limits.image_pixels)
@@ -124,9 +125,9 @@ class Decoding:
                 raise
             headers.append(header)
             pixels += header.pixels
-        if pixels > most:
+        if pixels > limit:
             raise TooManyPixels(
-                f"the images of this request have {pixels:,} pixels in all; at most {most:,} are allowed "
+                f"the images of this request have {pixels:,} pixels in total; at most {limit:,} are allowed "
                 "(MAX_REQUEST_PIXELS): send them in several requests"
             )
         return headers
@@ -136,12 +137,12 @@ class Decoding:
         if needed > self.limits.memory:
             raise TooManyPixels(
                 f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
-                f"there are {self.limits.memory:,} for that (DECODE_MB): send it smaller, or in another format"
+                f"at most {self.limits.memory:,} are available (DECODE_MB): send it smaller, or in another format"
             )
 
     @staticmethod
     def is_small(headers: Sequence[Header], spec: InputSpec) -> bool:
-        """All of them together."""
+        """Whether all images together are cheap enough for a thread of this process."""
         return (
             all(header.kind in _SMALL_KINDS for header in headers)
             and sum(header.seconds(spec) for header in headers) <= _SMALL_S
@@ -150,12 +151,12 @@ class Decoding:
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    async def decoded(
+    async def decode(
         self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, hold: Hold
     ) -> np.ndarray:
         """(n, H, W, C) uint8."""
         if self.is_small(headers, spec):
-            return await self.in_thread(lambda check: self._all(files, spec, check), len(files), hold)
+            return await self.in_thread(lambda check: self._decode_all(files, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers, strict=True):
@@ -163,7 +164,7 @@ class Decoding:
             job = _Job(data, spec, header.peak_bytes(spec), loop.create_future(), clock)
             jobs.append(job)
             heapq.heappush(self._waiting, (clock, next(self._count), job))
-        self._begin()
+        self._start_next()
         images = np.empty((len(files), *spec.shape), np.uint8)
         try:
             for index, job in enumerate(jobs):
@@ -176,10 +177,10 @@ class Decoding:
             self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], hold)
             for job in jobs:
                 if job.future.done() and not job.future.cancelled():
-                    job.future.exception()  # of several, the first one is told
+                    job.future.exception()  # marks it as retrieved; the first error was raised
         return images
 
-    def _all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
+    def _decode_all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
         for index, data in enumerate(files):
             raise_if_abandoned()
@@ -191,7 +192,7 @@ class Decoding:
         return images
 
     async def in_thread(self, work: Callable[[RaiseIfAbandoned], Result], images: int, hold: Hold) -> Result:
-        """If the caller leaves, work that has not begun never does, and work that has ends at its next check."""
+        """Runs `work` in the pool. If the caller leaves, it is not started any more, or ends at its next check."""
         left = threading.Event()
 
         def raise_if_abandoned() -> None:
@@ -205,42 +206,42 @@ class Decoding:
         except asyncio.CancelledError:
             left.set()
             if not running.cancel():
-                over = hold(images)
-                ended.add_done_callback(lambda ended: (over(), ended.exception()))  # which is of no use to anybody
+                release = hold(images)
+                ended.add_done_callback(lambda ended: (release(), ended.exception()))  # marks it as retrieved
             raise
 
     def _drop(self, jobs: Sequence[_Job], hold: Hold) -> None:
-        """Those that run go on to their end, for nobody."""
+        """Cancels the jobs. Those that are running continue, and hold their places until they end."""
         for job in jobs:
             job.future.cancel()
             job.data = b""
-            if job.begun:
-                job.over.append(hold(1))
+            if job.started:
+                job.on_end.append(hold(1))
 
-    def _begin(self) -> None:
-        """As many as there are decoders and memory for. Nothing overtakes the one that is next."""
+    def _start_next(self) -> None:
+        """Starts as many jobs as decoders and memory allow. No job overtakes the next one, even if it would fit."""
         while self._waiting:
             clock, _, job = self._waiting[0]
-            if job.future.done():  # nobody waits for it any more
+            if job.future.done():  # its caller has left
                 heapq.heappop(self._waiting)
                 continue
-            if self._running >= self._most or self.held + job.memory > self.limits.memory:
+            if self._running >= self._max_decoders or self.held + job.memory > self.limits.memory:
                 return
             heapq.heappop(self._waiting)
             self._clock = max(self._clock, clock)
             self._run(job)
 
     def _run(self, job: _Job) -> None:
-        job.begun = True
+        job.started = True
         self._running += 1
         self.held += job.memory
         _, decoder = self._idle.pop() if self._idle else (0.0, None)
         running = asyncio.wrap_future(self._threads.submit(self._decode, decoder, job))
-        running.add_done_callback(lambda running: self._ended(job, running))
+        running.add_done_callback(lambda running: self._finish(job, running))
 
     def _decode(self, decoder: ImageDecoder | None, job: _Job) -> tuple[ImageDecoder | None, np.ndarray | Exception]:
-        """In a thread: the decoder, if it can go on, and what it gave."""
-        if decoder is not None and not decoder.lives:  # ended while nobody needed it
+        """Runs in a thread. Returns the decoder, if it is still usable, and the image or error."""
+        if decoder is not None and not decoder.alive:  # it died while idle
             decoder.close()
             decoder = None
         try:
@@ -255,33 +256,33 @@ class Decoding:
         except Exception as error:
             return decoder, error
 
-    def _ended(self, job: _Job, running: "asyncio.Future[tuple[ImageDecoder | None, np.ndarray | Exception]]") -> None:
+    def _finish(self, job: _Job, running: "asyncio.Future[tuple[ImageDecoder | None, np.ndarray | Exception]]") -> None:
         self._running -= 1
         self.held -= job.memory
         job.data = b""
-        for over in job.over:
-            over()
+        for release in job.on_end:
+            release()
         if running.cancelled():
             job.future.cancel()
             return
         decoder, outcome = running.result()
         if decoder is not None:
             self._idle.append((monotonic(), decoder))
-            running.get_loop().call_later(self._idle_s, self._end_idle)
+            running.get_loop().call_later(self._idle_s, self._close_idle)
         if not job.future.done():
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        self._begin()
+        self._start_next()
 
-    def _end_idle(self) -> None:
+    def _close_idle(self) -> None:
         while self._idle and self._idle[0][0] + self._idle_s <= monotonic():
             _, decoder = self._idle.pop(0)
             self._threads.submit(decoder.close)
 
     def close(self) -> None:
-        """Whoever still waits gets an error; no process is left."""
+        """Ends all decoders. Requests that still wait get an error."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for decoder in [*(decoder for _, decoder in self._idle), *self._busy]:
             with contextlib.suppress(OSError):

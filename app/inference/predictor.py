@@ -17,7 +17,7 @@ from app.inference.decoding import Decoding, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
-_QUICK_BYTES = 64 << 10  # of several files
+_QUICK_BYTES = 64 << 10  # several files are decoded on the event loop up to this size
 
 
 @dataclass(slots=True)
@@ -28,13 +28,13 @@ class Prediction:
     decode_s: float
     queue_s: float
     run_s: float
-    batch: int  # images that ran together
+    batch: int  # images in the same run of the graph
 
 
 class PredictionTask:
-    """Work that was admitted, and gives its room back when it has ended, or is dropped: then nothing more is told."""
+    """A prediction in progress. It leaves the queue when it ends or is dropped; after a drop, `then` is not called."""
 
-    __slots__ = ("_admission", "_came", "_images", "_items", "_model", "_then")
+    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_then")
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PredictionTask:
         then: Callable[[Prediction | Exception], None],
     ) -> None:
         self._admission, self._model, self._images, self._then = admission, model, images, then
-        self._came: list[Done[Outputs]] = []
+        self._done: list[Done[Outputs]] = []
         self._items: Sequence[Item[Wish, Outputs]] = [
             model.batcher.put(Wish(part, outputs), self._ended) for part in parts
         ]
@@ -54,44 +54,44 @@ class PredictionTask:
     def drop(self) -> None:
         for item in self._items:
             self._model.batcher.drop(item)
-        self._over()
+        self._leave()
 
     def _ended(self, outcome: Done[Outputs] | Exception) -> None:
         if isinstance(outcome, Exception):
             self.drop()
             self._then(outcome)
             return
-        came = self._came
-        came.append(outcome)
-        if len(came) < len(self._items):
+        parts_done = self._done
+        parts_done.append(outcome)
+        if len(parts_done) < len(self._items):
             return
-        self._over()
-        done = came[0] if len(came) == 1 else _whole(came)
+        self._leave()
+        done = parts_done[0] if len(parts_done) == 1 else _merge(parts_done)
         images = self._images
         self._then(Prediction(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
 
-    def _over(self) -> None:
+    def _leave(self) -> None:
         self._admission.leave(len(self._images))
-        self._items = ()  # which hold this: nothing shall wait for the collector of garbage
+        self._items = ()  # breaks a reference cycle, so that no garbage collection is needed
 
 
 class Predictor:
-    """Room is given back when the work has ended, which may be a little after its caller has left."""
+    """Images leave the queue when their work has ended, which may be after their caller has left."""
 
     def __init__(self, repository: Repository, admission: Admission, decoding: Decoding, max_batch: int) -> None:
         self.repository, self.admission, self.decoding = repository, admission, decoding
         self._max_batch = max_batch
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
-        """In the order of `files`, which may be pixels already: (n, H, W, C) uint8 of the model's size."""
+        """Results are in the order of `files`: encoded images, or pixels of the model's size, (n, H, W, C) uint8."""
         count, large, bundle = len(files), False, model.bundle
         headers: Sequence[Header] = ()
         if not isinstance(files, np.ndarray):
-            headers = await self.decoding.look(files, bundle.manifest.input)
+            headers = await self.decoding.read_headers(files, bundle.manifest.input)
             large = not self.decoding.is_small(headers, bundle.manifest.input)
         with self.admission.admit(count, model.seconds, large):
             start = time.perf_counter()
-            images = files if isinstance(files, np.ndarray) else await self._decoded(bundle, files, headers)
+            images = files if isinstance(files, np.ndarray) else await self._decode(bundle, files, headers)
             decode_s = time.perf_counter() - start
             if count <= self._max_batch:
                 done = await model.batcher.submit(Wish(images, outputs))
@@ -100,12 +100,12 @@ class Predictor:
         return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
-        """More images than make a batch are several, and others' come in between."""
+        """More images than fit into a batch run as several, so that other requests can run in between."""
         tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in self._parts(images)]
         try:
-            return _whole(await asyncio.gather(*tasks))
+            return _merge(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:  # where one has failed, the others are dropped
+            for task in tasks:  # if one has failed, the others are dropped
                 task.cancel()
 
     def begin(
@@ -115,7 +115,7 @@ class Predictor:
         outputs: frozenset[str],
         then: Callable[[Prediction | Exception], None],
     ) -> "PredictionTask":
-        """As `predict`, of pixels, where no task is to wait: `then` is called once, on the event loop."""
+        """Like `predict`, for pixels and without a task: `then` is called once, on the event loop."""
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
@@ -125,9 +125,9 @@ class Predictor:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
 
     async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
-        """What an encoder gave, (n, D) each, by name → RECONSTRUCTION and LOGITS, as asked.
+        """The encoder's outputs, (n, D) by tensor name → RECONSTRUCTION or LOGITS, as in `outputs`.
 
-        Off the event loop where it takes long.
+        Runs in a thread if there are many images.
         """
         graphs = {RECONSTRUCTION: model.bundle.reconstruct, LOGITS: model.bundle.logits}
         count = len(next(iter(encoded.values())))
@@ -138,23 +138,26 @@ class Predictor:
                 raise_if_abandoned()
                 part = {name: values[at : at + self._max_batch] for name, values in encoded.items()}
                 parts.append({output: graphs[output](part) for output in outputs})
-            return _joined(parts)
+            return _concatenate(parts)
 
         with self.admission.admit(count, model.seconds):
             return (
-                run(_anyway)
+                run(_no_check)
                 if count <= model.most_on_loop
                 else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
-    async def _decoded(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
+    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images
-        return await self.decoding.decoded(files, headers, bundle.manifest.input, self.admission.hold)
+        return await self.decoding.decode(files, headers, bundle.manifest.input, self.admission.hold)
 
     def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
-        """(n, H, W, C) uint8, where that surely takes no longer than a change of thread; several only as they are."""
+        """(n, H, W, C) uint8, if decoding takes no longer than a switch of threads; else None.
+
+        Several images must already have the model's size.
+        """
         limits = self.decoding.limits
         if len(files) == 1:
             image = bundle.preprocess_if_quick(files[0], limits.image_pixels)
@@ -166,7 +169,7 @@ class Predictor:
         for index, data in enumerate(files):
             try:
                 pixels = bundle.pixels_if_quick(data, limits.image_pixels)
-            except ImageError:  # which one it is, is told by who decodes them in order
+            except ImageError:  # decoding them in order will find which one is broken
                 return None
             if pixels is None:
                 return None
@@ -174,18 +177,18 @@ class Predictor:
         return images
 
 
-def _whole(parts: Sequence[Done[Outputs]]) -> Done[Outputs]:
+def _merge(parts: Sequence[Done[Outputs]]) -> Done[Outputs]:
     return Done(
-        _joined([each.result for each in parts]),
+        _concatenate([each.result for each in parts]),
         parts[0].queue_s,
         sum(each.run_s for each in parts),
         max(each.batch for each in parts),
     )
 
 
-def _joined(parts: Sequence[Outputs]) -> Outputs:
+def _concatenate(parts: Sequence[Outputs]) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
-def _anyway() -> None:
-    """On the event loop nobody leaves in between."""
+def _no_check() -> None:
+    """On the event loop a caller cannot leave during the work."""

@@ -1,7 +1,7 @@
-"""The end of a listening socket at which nobody is let down: who has connected is let in, and nobody else can connect.
+"""Closes a listening socket without resetting anybody: pending connections are accepted, new ones refused.
 
-Closing it alone resets whoever connected while the last were let in; with several workers, whoever connected before
-the last of them closed it.
+Closing it alone would reset connections that arrive while the last pending ones are accepted and, with several workers,
+those that arrive before the last worker closes it.
 """
 
 import contextlib
@@ -10,38 +10,38 @@ import socket
 import struct
 import sys
 
-# Classic BPF over the TCP header: a packet that asks for a connection (SYN without ACK) is dropped, others pass.
+# Classic BPF over the TCP header: drops packets that request a connection (SYN without ACK), passes all others.
 # (code, jump if true, jump if false, constant)
-_NO_NEWCOMERS = (
-    (0x30, 0, 0, 13),  # load the byte of flags
-    (0x54, 0, 0, 0x12),  # of them SYN and ACK
-    (0x15, 0, 1, 0x02),  # SYN alone?
-    (0x06, 0, 0, 0),  # then nothing of it is kept
-    (0x06, 0, 0, 0xFFFFFFFF),  # else all
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the flags
+    (0x54, 0, 0, 0x12),  # mask SYN and ACK
+    (0x15, 0, 1, 0x02),  # only SYN?
+    (0x06, 0, 0, 0),  # then drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # else pass
 )
-_ATTACH_FILTER = 26  # Linux's SO_ATTACH_FILTER, which Python does not name
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER on Linux; Python's socket module lacks it
 
 
 def refuse_connections(listener: socket.socket) -> None:
-    """Nobody can connect any more, in whichever process the socket is open; who has connected still waits in it.
+    """Drops new connection requests, in every process that has the socket open; pending connections stay in its queue.
 
-    Who tries hears nothing, asks again a second later, and is refused if the socket is closed by then. Where the
-    system is not Linux nothing happens.
+    A client gets no answer, tries again after a second, and is refused if the socket is closed by then. Does nothing on
+    systems other than Linux.
     """
     if sys.platform != "linux":
         return
-    code = b"".join(struct.pack("HBBI", *each) for each in _NO_NEWCOMERS)
-    held = ctypes.create_string_buffer(code)
-    program = struct.pack("HP", len(_NO_NEWCOMERS), ctypes.addressof(held))
-    with contextlib.suppress(OSError):  # a sandbox that does not know it
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in _DROP_SYN)
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(buffer))
+    with contextlib.suppress(OSError):  # sandboxes may lack it
         listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
 
 def accept_pending(listener: socket.socket) -> list[socket.socket]:
-    """All who wait to be let in; the socket is closed."""
+    """Accepts all pending connections, and closes the socket."""
     listener.setblocking(False)
-    came = []
-    with listener, contextlib.suppress(OSError):  # that nobody waits
+    accepted = []
+    with listener, contextlib.suppress(OSError):  # none is pending any more
         while True:
-            came.append(listener.accept()[0])
-    return came
+            accepted.append(listener.accept()[0])
+    return accepted

@@ -1,10 +1,10 @@
-"""One process that serves: uvicorn around the app. Whoever only supervises such processes never imports this.
+"""The serving process: uvicorn around the app. Processes that only supervise workers never import this module.
 
-asked to end ─▶ not ready, every answer says `Connection: close`
-             ─▶ nobody can connect any more; who has is let in
-             ─▶ connections that are idle are closed, after a moment in which a request may be on its way
-             ─▶ what is in flight is answered, within `drain_s`
-             ─▶ the end; at once where it is asked for again. Its status is 1 where a request in flight was not answered
+stop requested ─▶ not ready, every answer says `Connection: close`
+               ─▶ new connections are refused; pending ones are accepted
+               ─▶ idle connections are closed, after a moment in which a request may still arrive
+               ─▶ requests in flight are answered, within `drain_s`
+               ─▶ exit; at once on a second signal. The status is 1 if a request in flight was not answered
 """
 
 import asyncio
@@ -22,7 +22,7 @@ import uvicorn
 
 try:
     import resource
-except ImportError:  # Windows, which has no such limit
+except ImportError:  # Windows has no such limit
     resource = None  # type: ignore[assignment]
 
 from app.bundle.store import names, versions
@@ -35,11 +35,11 @@ from app.serving.listener import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log
 
-_MOMENT_S = 1.0  # in which a client that is about to ask again on its connection has done so
-_TURNS = 10  # of the loop that it has at least, where the machine is short of time
-_HANDSHAKE_S = 0.05  # in which who was about to connect has connected
-_DESCRIPTORS = 256  # beside connections: models, pools, the log
-_GRACE_S = 1.0  # beyond `drain_s`, for what does not stop when it is told to
+_IDLE_S = 1.0  # an idle connection may still get a request in this time
+_IDLE_TURNS = 10  # and in at least so many turns of the loop, because the machine may be slow
+_HANDSHAKE_S = 0.05  # for TCP handshakes under way
+_OTHER_FILES = 256  # open files that are not connections: models, pools, the log
+_GRACE_S = 1.0  # from the end of `drain_s` until a process that still runs is ended
 
 
 def serve(
@@ -48,28 +48,28 @@ def serve(
     ready: Callable[[socket.socket], None],
     has_parent: bool = False,
 ) -> int:
-    """Until a signal ends it; the exit status, 1 where requests were left unanswered. `ready` is called once requests
-    are answered.
+    """Serves until a signal; returns the exit status, which is 1 if requests were left unanswered.
 
-    A parent may ask more than once for the end, and kills where it is to come at once.
+    `ready` is called when the service can answer. With a parent, a second signal does not end the process at once:
+    parents may repeat the signal, and kill where they must.
     """
     _require_bundles(settings)
     memory.use_one_arena()
-    _allow_descriptors(2 * settings.max_connections + _DESCRIPTORS)
+    _allow_descriptors(2 * settings.max_connections + _OTHER_FILES)
     try:
         app = create_app(settings, on_freed=memory.trim)
     except OSError as error:
-        mend = "where several workers count together they write there; make room, or set TMPDIR to another folder"
-        raise SettingsInvalid(f"{error.filename}: {error.strerror}: {mend}") from None
+        fix = "workers share their metrics there; make room, or set TMPDIR to another folder"
+        raise SettingsInvalid(f"{error.filename}: {error.strerror}: {fix}") from None
     listener = listen()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata in a client's image is not our operator's affair
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata in clients' images
     config = uvicorn.Config(
         app,
-        http=bounded(  # type: ignore[arg-type]  # it is only called
+        http=bounded(  # type: ignore[arg-type]  # uvicorn only calls it
             app.state.hot, settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
         ),
         log_level="warning",
-        log_config=None,  # ours shows its lines too
+        log_config=None,  # our configuration handles its lines too
         access_log=False,
         ws="none",
         server_header=False,
@@ -91,11 +91,11 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._drain_s, self._ready, self._leave, self._has_parent = drain_s, ready, leave, has_parent
-        self._dropped = 0  # requests that were in flight when their time was over
+        self._dropped = 0  # requests in flight at the end of `drain_s`
 
     @property
     def status(self) -> int:
-        """To exit with."""
+        """The exit status."""
         return 1 if self._dropped or self._in_flight() else 0
 
     def _in_flight(self) -> list[Connection]:
@@ -103,7 +103,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but a stop that was asked for ends in success: the signal is not raised again."""
+        """As in uvicorn, but does not raise the signal again afterwards: a requested stop is a success."""
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -118,12 +118,12 @@ class _Server(uvicorn.Server):
             return
         self.should_exit = True
         self._leave()
-        threading.Thread(target=self._end, name="graft-end", daemon=True).start()
+        threading.Thread(target=self._exit_after_grace, name="graft-exit", daemon=True).start()
 
-    def _end(self) -> None:
-        """A thread that hangs, in a graph say, would keep the process for good."""
+    def _exit_after_grace(self) -> None:
+        """A thread that hangs, in a graph for example, would keep the process alive."""
         time.sleep(self._drain_s + _GRACE_S)
-        log.warning("not at rest %g s after it was asked to end: ended all the same", self._drain_s + _GRACE_S)
+        log.warning("still running %g s after the stop was requested: exiting now", self._drain_s + _GRACE_S)
         os._exit(self.status)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -136,51 +136,52 @@ class _Server(uvicorn.Server):
         began = time.monotonic()
         listeners, state = sockets or [], self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
-        if not self._has_parent:  # which has done so for all its workers
+        if not self._has_parent:  # a parent has done so for all its workers
             for listener in listeners:
                 refuse_connections(listener)
             await asyncio.sleep(_HANDSHAKE_S)
         for connection in state.connections:
             assert isinstance(connection, Connection)
             if connection.busy:
-                connection.shutdown()  # after its answer, which says so
-        await self._let_in(listeners)
-        moment, turns = time.monotonic() + min(_MOMENT_S, self._drain_s / 2), 0
-        while state.connections and (time.monotonic() < moment or turns < _TURNS):  # of their end nobody tells
+                connection.shutdown()  # it closes after the answer
+        await self._accept_pending(listeners)
+        deadline, turns = time.monotonic() + min(_IDLE_S, self._drain_s / 2), 0
+        # uvicorn has no event for the end of a connection.
+        while state.connections and (time.monotonic() < deadline or turns < _IDLE_TURNS):
             await asyncio.sleep(0.01)
             turns += 1
         for connection in list(state.connections):
             connection.shutdown()
-        while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # of this neither
+        while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # nor for an answer
             await asyncio.sleep(0.01)
         self._drop()
-        left = self._drain_s - (time.monotonic() - began)
-        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # a float serves as well
+        remaining = self._drain_s - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = remaining  # type: ignore[assignment]  # a float works too
         await super().shutdown(sockets)
-        for connection in list(state.connections):  # what a connection answers itself uvicorn does not know of
+        for connection in list(state.connections):  # uvicorn does not wait for answers of the fast path
             connection.transport.abort()
         await asyncio.sleep(0)
 
     def _drop(self) -> None:
-        """What is still in flight when its time is over."""
+        """Aborts the requests that are still in flight."""
         self._dropped = len(self._in_flight())
         if self._dropped:
-            log.warning("requests not answered within %d s, and dropped: %d", self._drain_s, self._dropped)
+            log.warning("requests dropped because they were not answered within %d s: %d", self._drain_s, self._dropped)
         for connection in self._in_flight():
             connection.transport.abort()
 
-    async def _let_in(self, listeners: Sequence[socket.socket]) -> None:
-        """Everybody who has connected: the system turns away whom it has kept waiting when listening ends, and the
-        loop would let one in at a turn."""
-        spares = [listener.dup() for listener in listeners]
+    async def _accept_pending(self, listeners: Sequence[socket.socket]) -> None:
+        """Accepts all pending connections and stops listening. The kernel resets pending connections when a socket is
+        closed, and the loop accepts only one a turn."""
+        duplicates = [listener.dup() for listener in listeners]
         for server in self.servers:
             server.close()
         for listener in listeners:
             listener.close()
-        came = [accepted for spare in spares for accepted in accept_pending(spare)]
+        connections = [connection for duplicate in duplicates for connection in accept_pending(duplicate)]
         loop = asyncio.get_running_loop()
-        for each in came:
-            await loop.connect_accepted_socket(self._protocol, each)
+        for connection in connections:
+            await loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:
         make = self.config.http_protocol_class
@@ -188,27 +189,27 @@ class _Server(uvicorn.Server):
 
 
 def _allow_descriptors(wanted: int) -> None:
-    """As many open files as connections need, within what the system lets a process allow itself."""
+    """Raises the limit of open files to `wanted`, or as far as the system allows."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(OSError, ValueError):  # where it may not, the default is what there is
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(OSError, ValueError):  # without permission the default stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _require_bundles(settings: Settings) -> None:
-    """Where models come and go, there need not be any yet."""
+    """SettingsInvalid without a model to serve. If models may be loaded later, an empty folder is fine."""
     models = settings.models
-    mend = f"train one with `make train RECIPE=seed`, or set {PREFIX}MODELS to a folder of bundles"
-    if not os.path.isdir(models):  # which takes what is no path at all for what is not there
-        raise SettingsInvalid(f"{PREFIX}MODELS={models}: there is no such folder; {mend}")
+    fix = f"train one with `make train RECIPE=seed`, or set {PREFIX}MODELS to a folder of bundles"
+    if not os.path.isdir(models):  # also False for text that cannot be a path
+        raise SettingsInvalid(f"{PREFIX}MODELS={models}: there is no such folder; {fix}")
     if settings.model_control != "none":
         return
     if not any(versions(models / name) for name in names(models)):
-        raise SettingsInvalid(f"{PREFIX}MODELS={models}: no <name>/<version>/ in it; {mend}")
+        raise SettingsInvalid(f"{PREFIX}MODELS={models}: it has no <name>/<version>/; {fix}")
     wanted = settings.default_model
     if wanted is not None and wanted not in names(models):
-        found = ", ".join(names(models))
-        raise SettingsInvalid(f"{PREFIX}DEFAULT_MODEL={wanted}: not in {models}; there is: {found}")
+        available = ", ".join(names(models))
+        raise SettingsInvalid(f"{PREFIX}DEFAULT_MODEL={wanted}: not in {models}, which has: {available}")

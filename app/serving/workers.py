@@ -1,11 +1,11 @@
-"""Several workers behind one listening socket, started, replaced and stopped by a parent that serves nothing itself.
+"""Several workers behind one listening socket. A parent, which serves nothing itself, starts, replaces and stops them.
 
-    parent        holds the listening socket, and says where once the first worker is ready
+    parent        owns the listening socket, and prints its address when the first worker is ready
     ├── worker    `python -m app` with the parent's arguments and environment; accepts from the parent's socket
     └── worker    …
 
-Each worker has a channel to the parent, a pair of sockets. The worker writes one byte into it when it is ready; each
-end closes when its holder dies, however it dies, so that the other learns of it.
+Each worker shares a channel with the parent, a socket pair. The worker writes one byte into it when it is ready. When
+either process dies, for whatever reason, the system closes its end, and the other process notices.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from collections.abc import Callable, Mapping, Sequence
 from app.serving.listener import refuse_connections
 from app.telemetry.logs import log
 
-HANDED_OVER = "GRAFT_HANDED_OVER"  # listening socket and channel, by file descriptor: from parent to worker, no setting
-PATIENCE = 3  # workers in a row that die before they are ready
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+HANDED_OVER = "GRAFT_HANDED_OVER"  # from parent to worker: descriptors of listening socket and channel; not a setting
+MAX_FAILURES = 3  # workers in a row that died before they were ready
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0  # before a worker is replaced
 GRACE_S = 3.0  # from the end of draining until a worker is killed
-UNUSABLE = 2  # exit status of a worker that has said in a sentence why no other would start
+UNUSABLE = 2  # exit status of a worker that printed why no worker can start
 
 
 class Supervisor:
-    """`run` returns the exit status. When a signal asked for the end: 0, or 1 where a worker dropped a request or was
-    killed; else why there can be no workers."""
+    """`run` returns the exit status. After a signal: 0, or 1 if a worker dropped a request or was killed. Otherwise the
+    status that says why there can be no workers."""
 
     def __init__(
         self,
@@ -40,20 +40,20 @@ class Supervisor:
         workers: int,
         drain_s: float,
         ready: Callable[[], None],
-        gone: Callable[[int], None] = lambda _: None,
+        on_exit: Callable[[int], None] = lambda _: None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`ready` is called once, when the first worker is; `gone` for each that ended, with its process id.
+        """`ready` is called once, when the first worker is ready; `on_exit` with the process id of each that ended.
 
-        `environment` is added to the workers' own.
+        `environment` is added to the workers' environment.
         """
         self._command, self._listener, self._workers = command, listener, workers
-        self._gone, self._environment = gone, environment or {}
+        self._on_exit, self._environment = on_exit, environment or {}
         self._drain_s, self._ready = drain_s, ready
         self._running: set[Process] = set()
         self._serving: set[Process] = set()
-        self._complete = False  # once as many served as were asked for
-        self._failures = 0  # workers in a row that were never ready
+        self._complete = False  # whether all workers have been ready at the same time
+        self._failures = 0  # workers in a row that died before they were ready
 
     def run(self) -> int:
         return asyncio.run(self._run())
@@ -64,18 +64,18 @@ class Supervisor:
         self._first = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        places = [asyncio.create_task(self._keep(place)) for place in range(self._workers)]
+        slots = [asyncio.create_task(self._supervise(slot)) for slot in range(self._workers)]
         try:
-            ended, _ = await asyncio.wait([self._stop, *places], return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait([self._stop, *slots], return_when=asyncio.FIRST_COMPLETED)
         finally:
             refuse_connections(self._listener)
-            self._listener.close()  # the workers hold it too, and let in who has connected
-            for place in places:
-                place.cancel()
-            await asyncio.gather(*places, return_exceptions=True)
-            whole = await self._end_all()
+            self._listener.close()  # workers have it open too, and accept pending connections
+            for slot in slots:
+                slot.cancel()
+            await asyncio.gather(*slots, return_exceptions=True)
+            all_answered = await self._stop_all()
         if self._stop in ended:
-            return 0 if whole else 1
+            return 0 if all_answered else 1
         return ended.pop().result()
 
     def _signalled(self) -> None:
@@ -86,34 +86,34 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
 
-    async def _keep(self, place: int) -> int:
-        """Replaces whoever dies in this place; returns when that is hopeless. The first place goes first: what keeps
-        a worker from starting is said once."""
-        if place > 0:
+    async def _supervise(self, slot: int) -> int:
+        """Replaces each worker of this slot that dies; returns an exit status if that is hopeless. The other slots wait
+        for the first, so that an error at startup is printed once."""
+        if slot > 0:
             await self._first.wait()
         pause = SHORTEST_PAUSE_S
         while True:
             began = time.monotonic()
-            was_ready, code, fate = await self._live()
+            was_ready, code, outcome = await self._run_worker()
             if not was_ready:
                 self._failures += 1
                 if code == UNUSABLE and not self._first.is_set():
                     return UNUSABLE
-                if self._failures >= PATIENCE and not (self._complete and self._serving):
+                if self._failures >= MAX_FAILURES and not (self._complete and self._serving):
                     print(
-                        f"graft: giving up: {self._failures} workers in a row were never ready; the last {fate}; "
-                        "its own words, if any, are above",
+                        f"graft: giving up: {self._failures} workers in a row were never ready; the last {outcome}; "
+                        "see its output above",
                         file=sys.stderr,
                     )
                     return 1
             if time.monotonic() - began > LONGEST_PAUSE_S:
                 pause = SHORTEST_PAUSE_S
-            log.warning("a worker %s; another takes its place in %.1f s", fate, pause)
+            log.warning("a worker %s; starting another in %.1f s", outcome, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    async def _live(self) -> tuple[bool, int | None, str]:
-        """One worker's life: (whether it was ready, exit status, its end in words)."""
+    async def _run_worker(self) -> tuple[bool, int | None, str]:
+        """Starts one worker and waits for its exit: (whether it was ready, exit status, how it ended)."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours:
@@ -123,32 +123,32 @@ class Supervisor:
             except OSError as error:
                 return False, None, f"could not be started: {error.strerror}"
             self._running.add(process)
-            was_ready = await self._hears_from(ours)
+            was_ready = await self._becomes_ready(ours)
             if was_ready:
-                self._welcome(process)
+                self._add_ready(process)
             code = await process.wait()
-        self._gone(process.pid)
+        self._on_exit(process.pid)
         self._running.discard(process)
         self._serving.discard(process)
-        return was_ready, code, f"(process {process.pid}) {_fate(code)}"
+        return was_ready, code, f"(process {process.pid}) {_describe_exit(code)}"
 
     async def _start(self, channel: socket.socket) -> Process:
-        handed = (self._listener.fileno(), channel.fileno())
+        descriptors = (self._listener.fileno(), channel.fileno())
         return await asyncio.create_subprocess_exec(
             *self._command,
-            env={**os.environ, **self._environment, HANDED_OVER: f"{handed[0]},{handed[1]}"},
-            pass_fds=handed,
+            env={**os.environ, **self._environment, HANDED_OVER: f"{descriptors[0]},{descriptors[1]}"},
+            pass_fds=descriptors,
             stdin=DEVNULL,
-            process_group=0,  # Ctrl-C is for the parent, which tells its workers once
+            process_group=0,  # Ctrl-C reaches only the parent, which signals each worker once
         )
 
-    async def _hears_from(self, channel: socket.socket) -> bool:
+    async def _becomes_ready(self, channel: socket.socket) -> bool:
         try:
             return bool(await asyncio.get_running_loop().sock_recv(channel, 1))
         except OSError:
             return False
 
-    def _welcome(self, process: Process) -> None:
+    def _add_ready(self, process: Process) -> None:
         self._failures = 0
         self._serving.add(process)
         self._complete |= len(self._serving) == self._workers
@@ -156,19 +156,19 @@ class Supervisor:
             self._first.set()
             self._ready()
 
-    async def _end_all(self) -> bool:
-        """Each worker answers what it has accepted; who takes longer than that may is killed. Whether all that served
-        say that they have answered."""
+    async def _stop_all(self) -> bool:
+        """Stops all workers, and kills those that take too long to answer their last requests. Returns whether all that
+        were ready report that they answered every request."""
         serving = list(self._serving)
         for process in self._running:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        ends = [asyncio.create_task(process.wait()) for process in self._running]
-        if not ends:
+        exits = [asyncio.create_task(process.wait()) for process in self._running]
+        if not exits:
             return True
-        _, late = await asyncio.wait(ends, timeout=self._drain_s + GRACE_S)
+        _, late = await asyncio.wait(exits, timeout=self._drain_s + GRACE_S)
         if late:
-            log.warning("%d workers did not end in %.0f s and are killed", len(late), self._drain_s + GRACE_S)
+            log.warning("killing %d workers that did not end within %.0f s", len(late), self._drain_s + GRACE_S)
             for process in self._running:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -176,12 +176,12 @@ class Supervisor:
         return all(process.returncode == 0 for process in serving)
 
 
-def _fate(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with status {code}"
     try:
         return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:  # one of the real-time signals, most of which have no name
+    except ValueError:  # a real-time signal; most have no name
         return f"was ended by signal {-code}"
 
 
@@ -189,7 +189,7 @@ def _fate(code: int) -> str:
 
 
 def handed_over() -> tuple[socket.socket, socket.socket] | None:
-    """(listening socket, channel) in a worker; None in a process that its user started."""
+    """(listening socket, channel) in a worker; None in a process that a user started."""
     descriptors = os.environ.pop(HANDED_OVER, None)
     if descriptors is None:
         return None
@@ -199,15 +199,15 @@ def handed_over() -> tuple[socket.socket, socket.socket] | None:
     return listener, channel
 
 
-def tell_ready(channel: socket.socket) -> None:
+def report_ready(channel: socket.socket) -> None:
     channel.send(b"+")
 
 
-def end_with_parent(channel: socket.socket, drain_s: float) -> None:
-    """Nobody would stop a worker whose parent was killed: it drains as on SIGTERM, and in any case ends."""
+def exit_with_parent(channel: socket.socket, drain_s: float) -> None:
+    """Stops this worker if its parent is killed: it drains as after SIGTERM, and exits in any case."""
 
     def watch() -> None:
-        with contextlib.suppress(OSError):  # reset: the parent died with our byte unread
+        with contextlib.suppress(OSError):  # reset, if the parent died before it read our byte
             channel.recv(1)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(drain_s + GRACE_S)

@@ -1,1 +1,1 @@
-"""What is known of requests and of the process: metrics, request records, logs."""
+"""Metrics, request records and logs."""

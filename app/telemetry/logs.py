@@ -1,6 +1,6 @@
-"""The log: a line for each finished request, formatters for text and JSON, and throttles for lines that could flood it.
+"""The log: a line per finished request, formatters for text and JSON, and throttles against floods of lines.
 
-A leaf: the other modules of telemetry and the standard library.
+A leaf: imports only the rest of app.telemetry and the standard library.
 """
 
 import json
@@ -21,18 +21,18 @@ from app.telemetry.requests import RequestRecord, Scope, current_record, in_cont
 LogFormat = Literal["text", "json"]
 LogRequests = Literal["errors", "all", "none"]
 
-_LONGEST_PATH = 200  # characters of it in the log
-OVERLOAD = frozenset({"queue-full", "too-many-connections"})  # problems whose lines in the log are bounded
-_OVERLOAD_LINES = 10  # in a second, of each worker
+_LONGEST_PATH = 200  # characters of a path in the log
+OVERLOAD = frozenset({"queue-full", "too-many-connections"})  # problems whose log lines are bounded
+_OVERLOAD_LINES = 10  # per second and worker
 
 log = logging.getLogger("graft")
 
 
 class RequestLog:
-    """What is counted and logged of a request that is over.
+    """Counts every finished request, and logs those that `log_requests` selects.
 
-    Every request is counted. Lines of requests that were refused for overload are bounded: writing one costs more than
-    the rest of the refusal, and a flood of them would fill the disk.
+    Lines of requests refused for overload are bounded: writing one costs more than the rest of the refusal, and a flood
+    of them would fill the disk.
     """
 
     def __init__(
@@ -43,23 +43,23 @@ class RequestLog:
 
     def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
-        if self._logs(record, status):
+        if self._should_log(record, status):
             _log_access(scope, operation, record, status, seconds)
 
     def finished_without_context(
-        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+        self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float
     ) -> None:
-        """The same, where the request has no context that it ran in."""
+        """The same for a request that ran in no context of its own: its log line gets its id and record here."""
         operation = self._count(scope, record, status, seconds)
-        if self._logs(record, status):
-            in_context(own, record, _log_access, scope, operation, record, status, seconds)
+        if self._should_log(record, status):
+            in_context(own_id, record, _log_access, scope, operation, record, status, seconds)
 
     def close(self) -> None:
-        """Logs the refusals that were only counted so far."""
+        """Logs how many refusals have no line yet."""
         self._overload.flush()
 
     def _count(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> str:
-        """The request's operation."""
+        """Adds the request to the metrics; returns its operation."""
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
         metrics.request(operation, model, version, status, seconds)
@@ -71,7 +71,7 @@ class RequestLog:
             metrics.decoded(model, version, record.decode_s)
         return operation
 
-    def _logs(self, record: RequestRecord, status: int) -> bool:
+    def _should_log(self, record: RequestRecord, status: int) -> bool:
         self._overload.flush_if_due()
         if self._log_requests == "none" or (self._log_requests == "errors" and status < 400):
             return False
@@ -79,12 +79,12 @@ class RequestLog:
 
 
 class OverloadThrottle:
-    """Allows so many lines a second. The rest is counted by problem, and logged as one line once the second is over:
-    with the next request, whichever it is, or at the end. There is no timer."""
+    """Allows ten lines a second, and counts the rest by problem. The counts are logged when the second has passed: by
+    the next request, whatever it is, or at shutdown. There is no timer."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._until, self._allowed = -math.inf, 0  # of the second that is under way
+        self._until, self._allowed = -math.inf, 0  # of the current second
         self._suppressed: dict[str, int] = {}
 
     def allows(self, problem: str) -> bool:
@@ -105,13 +105,13 @@ class OverloadThrottle:
         suppressed, self._suppressed = self._suppressed, {}
         for problem, count in suppressed.items():
             requests = "request was" if count == 1 else "requests were"
-            # In an empty context, because the line belongs to no single request.
+            # In an empty context: the line belongs to no request.
             Context().run(log.warning, "%s more %s refused: %s", f"{count:,}", requests, problem)
 
 
 @lru_cache(256)
 def _operation(route: str) -> str:
-    """/v1/classify → classify; /v2/models/{name}/infer → infer; what is none of ours → "-"."""
+    """/v1/classify → classify; /v2/models/{name}/infer → infer; other routes → "-"."""
     literal = [part for part in route.split("/") if part and not part.startswith("{")]
     return literal[-1] if literal and literal[-1] in OPERATIONS else UNKNOWN
 
@@ -136,24 +136,24 @@ def _log_access(scope: Scope, operation: str, record: RequestRecord, status: int
 
 
 class ErrorThrottle:
-    """Logs exceptions with their tracebacks, one in `seconds`: what fails with every request must not fill the disk."""
+    """Logs at most one traceback per `seconds`: a fault in every request must not fill the disk."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = monotonic) -> None:
         self._seconds, self._clock = seconds, clock
-        self._until, self._left_out = -math.inf, 0
+        self._until, self._suppressed = -math.inf, 0
 
     def error(self, message: str, error: BaseException) -> None:
         now = self._clock()
         if now < self._until:
-            self._left_out += 1
+            self._suppressed += 1
             return
-        since = f" ({self._left_out:,} more since the last such line)" if self._left_out else ""
-        self._until, self._left_out = now + self._seconds, 0
-        log.error("%s: %s%s", message, type(error).__name__, since, exc_info=error)
+        more = f" ({self._suppressed:,} more since the last such line)" if self._suppressed else ""
+        self._until, self._suppressed = now + self._seconds, 0
+        log.error("%s: %s%s", message, type(error).__name__, more, exc_info=error)
 
 
 def configure_logs(kind: LogFormat = "text") -> None:
-    """One event per line on standard error, whoever tells of it: the service, its server, a library, a warning."""
+    """Sends the logs of the service, uvicorn and libraries, and warnings, to standard error: one event per line."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if kind == "json" else _Text())
     root = logging.getLogger()
@@ -161,46 +161,51 @@ def configure_logs(kind: LogFormat = "text") -> None:
     root.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    # No line shows which thread, process or line of code it came from; looking for them takes as long as the line.
+    # Our formats show no thread, process or line of code; finding them out takes as long as writing the line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as Python's own page on logging advises
+    logging._srcfile = None  # as advised in Python's documentation, "Optimization" under logging
 
 
-_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}  # what is no extra field
-_SHOWN = ("method", "path", "status")  # which the message of an access line has already
-_FORGING = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _FORGING}
+_STANDARD = {
+    *vars(logging.makeLogRecord({})),
+    "message",
+    "asctime",
+    "color_message",
+}  # attributes of every record; others are extra fields
+_SHOWN = ("method", "path", "status")  # fields that the message of a request's line contains
+_CONTROL = (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROL}
 
 
 def _extra(record: logging.LogRecord) -> Mapping[str, object]:
     trace_id = current_record().trace_id
     trace = {"trace_id": trace_id} if trace_id else {}
-    return trace | {name: value for name, value in vars(record).items() if name not in _OWN}
+    return trace | {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 class _Text(logging.Formatter):
-    """Time, level, request id, message, then name=value. No control character; what follows a line is indented."""
+    """Time, level, request id, message, then name=value. Control characters are escaped; tracebacks are indented."""
 
-    _second, _written = -1, ""  # the latest, as it is written
+    _second, _formatted = -1, ""  # the latest second, and its text
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
         second = int(record.created)
         if second != self._second:
-            self._second, self._written = second, time.strftime("%Y-%m-%d %H:%M:%S", self.converter(second))
-        return f"{self._written},{int(record.msecs):03d}"
+            self._second, self._formatted = second, time.strftime("%Y-%m-%d %H:%M:%S", self.converter(second))
+        return f"{self._formatted},{int(record.msecs):03d}"
 
     def format(self, record: logging.LogRecord) -> str:
         pairs = "".join(f" {name}={value}" for name, value in _extra(record).items() if name not in _SHOWN)
         head = f"{self.formatTime(record)} {record.levelname} {request_id.get()} "
         line = head + f"{record.getMessage()}{pairs}".rstrip().translate(_ESCAPES)
         if record.exc_info:
-            told = self.formatException(record.exc_info).splitlines()
-            line += "\n" + textwrap.indent("\n".join(part.translate(_ESCAPES) for part in told), "  ")
+            lines = self.formatException(record.exc_info).splitlines()
+            line += "\n" + textwrap.indent("\n".join(part.translate(_ESCAPES) for part in lines), "  ")
         return line
 
 
 class _Json(logging.Formatter):
-    """An object per line, in ASCII: whatever a value holds is escaped."""
+    """One JSON object per line, in ASCII: all other characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

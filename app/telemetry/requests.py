@@ -18,35 +18,38 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Result = TypeVar("Result")
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
-STARTED_AT = "started_at"  # in a request's state: when it began, by perf_counter, where that was elsewhere
-DEADLINE_PASSED = "deadline_passed"  # the same: (error, RequestRecord) of one whose time passed elsewhere
-CLIENT_DISCONNECTED = 499  # nobody was there to be answered; nginx' number for it
-_ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a caller's own id is kept when it is short and printable
+# Keys in a request's state, set by the connection that received it.
+STARTED_AT = "started_at"  # perf_counter() at the end of its head
+DEADLINE_PASSED = "deadline_passed"  # (error, RequestRecord), if the fast path ran out of time
+CLIENT_DISCONNECTED = 499  # nginx uses this status too
+_ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a client's own id is kept if it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request's record: whoever learns something fills it in, and the middleware counts, logs and tells of it.
+    """The facts of one request. Handlers fill them in; metrics, log and Server-Timing use them.
 
-    Times are seconds; None is not known.
+    Times are in seconds; None means unknown.
     """
 
-    operation: str | None = None  # where the route's path does not say it
-    model: str | None = None  # of a loaded bundle, never what the client wrote
+    operation: str | None = None  # if the route's path does not end with it
+    model: str | None = None  # name of a loaded bundle, never the client's text
     version: int | None = None
     images: int | None = None
-    body_read: float | None = None  # when its last byte had come, by perf_counter
+    body_read: float | None = None  # perf_counter() when the last byte of the body arrived
     queue_s: float | None = None
     decode_s: float | None = None
     run_s: float | None = None
-    problem: str | None = None  # as its type ends
+    problem: str | None = None  # last part of the problem's type, such as not-an-image
     trace_id: str | None = None
 
     def timing(self, total_s: float) -> bytes:
         """The Server-Timing header."""
         queue, decode, run = self.queue_s, self.decode_s, self.run_s
-        if queue is not None and decode is not None and run is not None:  # most, and at half the cost
+        if (
+            queue is not None and decode is not None and run is not None
+        ):  # the most frequent case, at half the cost of the general one
             times = (1000 * queue, 1000 * decode, 1000 * run, 1000 * total_s)
             return b"queue;dur=%.3f, decode;dur=%.3f, run;dur=%.3f, total;dur=%.3f" % times
         parts = (("queue", queue), ("decode", decode), ("run", run), ("total", total_s))
@@ -58,12 +61,12 @@ _record: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
 
 
 def current_record() -> RequestRecord:
-    """Of the request that is being answered; outside of one, a record that nobody reads."""
+    """The record of the current request; outside a request, a new one that nobody reads."""
     return _record.get() or RequestRecord()
 
 
 class Requests:
-    """Every request has an id, the caller's X-Request-ID or a new one, and a record; every answer carries the id."""
+    """Middleware that gives each request a record and an id: its X-Request-ID or a new one. Every answer has the id."""
 
     def __init__(self, app: App, on_finished: Callable[[Scope, RequestRecord, int, float], None]) -> None:
         self.app, self._on_finished = app, on_finished
@@ -73,16 +76,16 @@ class Requests:
             await self.app(scope, receive, send)
             return
         start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), CLIENT_DISCONNECTED
-        own, trace_id = identify(scope["headers"])
+        own_id, trace_id = identify(scope["headers"])
         record = RequestRecord(trace_id=trace_id)
-        _enter(own, record)
+        _set_context(own_id, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 timing = record.timing(perf_counter() - start)
-                message["headers"] = [*message.get("headers", ()), (HEADER, own), (TIMING, timing)]
+                message["headers"] = [*message.get("headers", ()), (HEADER, own_id), (TIMING, timing)]
             await send(message)
 
         try:
@@ -91,32 +94,32 @@ class Requests:
             self._on_finished(scope, record, status, perf_counter() - start)
 
 
-def in_context(own: bytes, record: RequestRecord, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Does the work in a context of that request, where no task has one."""
+def in_context(own_id: bytes, record: RequestRecord, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls `work` in a new context with the request's id and record. For requests that run in no task."""
 
     def entered() -> Result:
-        _enter(own, record)
+        _set_context(own_id, record)
         return work(*arguments)
 
     return Context().run(entered)
 
 
-def _enter(own: bytes, record: RequestRecord) -> None:
-    """Of the context that calls, from now on."""
-    request_id.set(own.decode())
+def _set_context(own_id: bytes, record: RequestRecord) -> None:
+    """Sets id and record in the current context."""
+    request_id.set(own_id.decode())
     _record.set(record)
 
 
 def identify(headers: list[tuple[bytes, bytes]]) -> tuple[bytes, str | None]:
-    """(request id, W3C trace id); more than one traceparent is none."""
-    given, parents = b"", []
+    """(request id, W3C trace id). Two traceparent headers count as none."""
+    client_id, parents = b"", []
     for name, value in headers:
         if name == HEADER:
-            given = given or value
+            client_id = client_id or value
         elif name == b"traceparent":
             parents.append(value)
-    own = given if _ACCEPTABLE.fullmatch(given) else os.urandom(16).hex().encode()
-    found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
-    if found is None or (found[2] and found[0].startswith(b"00")):  # only later versions may say more
-        return own, None
-    return own, found[1].decode()
+    own_id = client_id if _ACCEPTABLE.fullmatch(client_id) else os.urandom(16).hex().encode()
+    match = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None
+    if match is None or (match[2] and match[0].startswith(b"00")):  # only later versions may have more fields
+        return own_id, None
+    return own_id, match[1].decode()

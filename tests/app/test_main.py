@@ -14,7 +14,7 @@ from support import ROOT, assert_problem, environment, running, stopped
 
 import app
 from app.bundle.session import compiled_in
-from app.main import threads_each
+from app.main import threads_per_worker
 from app.settings import PREFIX, SECRETS, Settings
 
 
@@ -112,8 +112,8 @@ def test_without_a_gpu_one_that_is_required_stops_the_start_and_one_that_is_pref
 
 
 def test_workers_share_the_cpus() -> None:
-    assert [threads_each(Settings(workers=workers), cpus=8) for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    assert threads_each(Settings(workers=2, threads=7), cpus=8) == 7
+    assert [threads_per_worker(Settings(workers=workers), cpus=8) for workers in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert threads_per_worker(Settings(workers=2, threads=7), cpus=8) == 7
 
 
 def test_help_names_every_setting() -> None:

@@ -26,7 +26,7 @@ def test_the_environment_is_read_and_an_empty_value_is_no_value(monkeypatch: pyt
     assert load_settings(port="9001").port == 9001
 
 
-def test_what_bounds_each_worker_alone_is_said_to() -> None:
+def test_descriptions_and_pages_agree_on_limits_per_worker() -> None:
     """Each of several workers has an app of its own, with its own queue, bodies, connections and threads."""
     pages = [(ROOT / page).read_text() for page in ("docs/settings.md", "docs/security.md")]
     of_each = {name for name, field in Settings.model_fields.items() if "each worker" in str(field.description)}
@@ -42,7 +42,7 @@ def test_the_limits_of_the_security_page_are_the_settings() -> None:
     limits = {
         name for name in Settings.model_fields if name.startswith("max_") or name.endswith(("timeout_s", "timeout_ms"))
     }
-    assert {name.lower() for name in rows} == limits - {"max_batch"}, "which bounds nothing that a client sends"
+    assert {name.lower() for name in rows} == limits - {"max_batch"}, "max_batch bounds nothing that a client sends"
     for name, default in rows.items():
         assert default == str(Settings.model_fields[name.lower()].default), name
 
@@ -82,7 +82,7 @@ def test_calls_that_would_reach_one_worker_of_several_are_refused() -> None:
         assert load_settings(model_control=control, workers=workers).workers == workers
 
 
-def test_a_name_that_nearly_is_a_setting_is_told() -> None:
+def test_a_misspelt_setting_is_named() -> None:
     environment = {
         "GRAFT_MAXBATCH": "4",
         "GRAFT_API_KEY": "k",

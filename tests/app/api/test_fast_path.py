@@ -654,7 +654,7 @@ def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
     assert told[0] == told[1]
     status, kept, content, after, lines, _ = told[0]
     assert (status, kept["retry-after"], kept["x-request-id"]) == (429, "3", "mine")
-    assert b"1,024 images are waiting" in content
+    assert b"1,024 images are in flight" in content
     assert after['graft_requests_refused_total{type="queue-full"}'] == 1
     assert sum(after.values()) >= 3
     assert len(lines) == (log_requests == "errors")

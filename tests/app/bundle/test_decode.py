@@ -36,5 +36,5 @@ def test_a_small_plain_png_is_quick() -> None:
         *(data for data in golden_files() if not data.startswith(MAGIC)),
     ],
 )
-def test_what_may_cost_more_than_it_looks_is_not(data: bytes) -> None:
+def test_files_that_may_cost_more_than_they_seem_are_not_quick(data: bytes) -> None:
     assert decode_if_quick(data) is None

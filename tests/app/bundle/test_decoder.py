@@ -1,4 +1,4 @@
-"""A real process that decodes: the same pixels, the same refusals, and nothing left of it whoever ends how."""
+"""A real process that decodes: same pixels, same errors, and it always ends."""
 
 import os
 import signal
@@ -28,14 +28,14 @@ ROOM = 1 << 30
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    made = Decoder(patience_s=60)
+    made = Decoder(timeout_s=60)
     yield made
     made.close()
-    assert not made.lives
+    assert not made.alive
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_pixels_are_the_same_as_here(decoder: Decoder, name: str) -> None:
+def test_pixels_are_the_same_as_in_this_process(decoder: Decoder, name: str) -> None:
     data = DRAWN[name](301, 203)
     granted = read_header(data).peak_bytes(SPEC)
     assert np.array_equal(decoder.decode(data, SPEC, PIXELS_CEILING, granted), preprocess(data, SPEC))
@@ -55,7 +55,9 @@ def test_golden_files_decode_to_the_same_pixels(decoder: Decoder) -> None:
         (DRAWN["WebP RGB"](100, 100), 9_999, TooManyPixels),
     ],
 )
-def test_refusals_are_the_same_as_here(decoder: Decoder, data: bytes, most: int, error: type[Exception]) -> None:
+def test_errors_are_the_same_as_in_this_process(
+    decoder: Decoder, data: bytes, most: int, error: type[Exception]
+) -> None:
     with pytest.raises(error) as there:
         decoder.decode(data, SPEC, most, ROOM)
     with pytest.raises(error) as here:
@@ -64,7 +66,7 @@ def test_refusals_are_the_same_as_here(decoder: Decoder, data: bytes, most: int,
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
-def test_an_image_takes_no_more_than_it_is_granted_and_the_next_one_is_decoded(decoder: Decoder) -> None:
+def test_an_image_takes_no_more_memory_than_granted_and_the_next_one_is_decoded(decoder: Decoder) -> None:
     large = DRAWN["WebP RGBA, lossless"](4000, 4000)
     with pytest.raises(BrokenImage, match=r"takes more than the 1,000 bytes|broken WEBP"):
         decoder.decode(large, SPEC, PIXELS_CEILING, 1000)
@@ -72,7 +74,7 @@ def test_an_image_takes_no_more_than_it_is_granted_and_the_next_one_is_decoded(d
     assert decoder.decode(large, SPEC, PIXELS_CEILING, granted).shape == SPEC.shape
 
 
-def test_it_gives_way_and_is_the_first_to_go(decoder: Decoder) -> None:
+def test_it_has_low_priority_and_is_killed_first_when_memory_runs_out(decoder: Decoder) -> None:
     process = psutil.Process(decoder.process_id)
     decoder.decode(golden_files()[0], SPEC, PIXELS_CEILING, ROOM)
     assert process.nice() >= min(19, psutil.Process().nice() + 10)
@@ -83,25 +85,25 @@ def test_it_gives_way_and_is_the_first_to_go(decoder: Decoder) -> None:
     assert not [name for name in process.environ() if name.startswith("GRAFT_")]
 
 
-def test_one_that_is_killed_says_so() -> None:
-    decoder = Decoder(patience_s=60)
+def test_the_error_names_the_signal_that_killed_it() -> None:
+    decoder = Decoder(timeout_s=60)
     decoder.decode(golden_files()[0], SPEC, PIXELS_CEILING, ROOM)
     killer = threading.Timer(0.1, os.kill, (decoder.process_id, signal.SIGKILL))
     killer.start()
     with pytest.raises(DecoderEnded, match="SIGKILL"):
         _decode_for_long(decoder)
-    assert not decoder.lives
+    assert not decoder.alive
 
 
-def test_one_that_takes_too_long_is_given_up_and_ended() -> None:
-    decoder = Decoder(patience_s=0.01)
+def test_a_process_that_takes_too_long_is_killed() -> None:
+    decoder = Decoder(timeout_s=0.01)
     with pytest.raises(DecoderEnded, match=r"more than 0\.01 s"):
         decoder.decode(SLOW, SPEC, PIXELS_CEILING, ROOM)
-    assert not decoder.lives
+    assert not decoder.alive
 
 
-def test_closing_it_lets_nobody_wait() -> None:
-    decoder, heard = Decoder(patience_s=60), []
+def test_closing_it_wakes_the_thread_that_waits() -> None:
+    decoder, heard = Decoder(timeout_s=60), []
 
     def ask() -> None:
         try:
@@ -117,7 +119,7 @@ def test_closing_it_lets_nobody_wait() -> None:
     assert len(heard) == 1
 
 
-def test_it_ends_with_who_started_it_however_that_ends() -> None:
+def test_it_exits_when_its_parent_is_killed() -> None:
     code = (
         "import time; from app.bundle.decoder import Decoder\n"
         "decoder = Decoder(60); print(decoder.process_id, flush=True); time.sleep(60)"

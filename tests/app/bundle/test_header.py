@@ -1,4 +1,4 @@
-"""What a header says is what is decoded; what decoding takes is within what was reserved; empty parts cost nothing."""
+"""Headers agree with the decoded images, decoding stays within its reservation, and empty parts are refused early."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from hostile import DRAWN, PNG_MAGIC, bmp_run_length, chunk, exif, laden, png, s
 from PIL import Image
 from support import ROOT, environment, spec
 
-from app.bundle.decode import decode, in_colours
+from app.bundle.decode import convert_colours, decode
 from app.bundle.header import COSTS, read_header
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
@@ -31,7 +31,7 @@ def test_a_header_is_read_as_pillow_reads_it(name: str) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells the peak")
 def test_decoding_takes_no_more_memory_than_is_reserved() -> None:
-    """In a process of its own, whose peak is theirs alone."""
+    """In a separate process, because its peak counts nothing else."""
     command = [sys.executable, "-m", "benchmarks.decoding", "--json", "--side", "1200"]
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=ROOT, env=environment() | path, capture_output=True, text=True, check=True)
@@ -45,10 +45,10 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbC
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_colours_are_the_same_by_tiles_and_at_once(mode: str, channels: int) -> None:
+def test_colours_are_the_same_by_tiles_and_as_a_whole(mode: str, channels: int) -> None:
     image, shape = _noise(mode, 1100, 700), spec(8, 8, channels, background="white")
     expected = _at_once(image, shape)
-    assert np.array_equal(np.asarray(in_colours(image, shape)), np.asarray(expected))
+    assert np.array_equal(np.asarray(convert_colours(image, shape)), np.asarray(expected))
 
 
 def _noise(mode: str, width: int, height: int) -> Image.Image:
@@ -71,14 +71,14 @@ def _at_once(image: Image.Image, shape: InputSpec) -> Image.Image:
 
 
 @pytest.mark.parametrize(("name", "data"), laden(2_000_000), ids=[name for name, _ in laden(100)])
-def test_countless_empty_parts_are_refused_before_they_are_gone_through(name: str, data: bytes) -> None:
-    """Pillow takes seconds for some of them: 20 µs a step would be seen, and so would a step for each part."""
+def test_countless_empty_parts_are_refused_before_they_are_walked(name: str, data: bytes) -> None:
+    """Pillow takes seconds for some of these files. The steps are bounded, however many parts there are."""
     steps = _steps(data)
     assert steps < 12_000
 
 
 def _steps(data: bytes) -> int:
-    """Calls and lines of Python until it is refused."""
+    """Lines and calls of Python until the file is refused."""
     count = 0
 
     def trace(frame: object, event: str, argument: object) -> object:
@@ -97,7 +97,7 @@ def _steps(data: bytes) -> int:
 
 
 def test_a_file_in_many_large_parts_is_read() -> None:
-    """As scanners and cameras write them: 8 KB of pixels a chunk, profiles in 64 KB a segment."""
+    """As scanners and cameras write them: 8 KB of pixels per chunk, profiles in segments of 64 KB."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
@@ -123,7 +123,7 @@ def _idat(data: bytes) -> list[bytes]:
 
 
 def test_a_frame_larger_than_its_screen_is_counted() -> None:
-    """A GIF may claim a screen of one pixel and bring a frame of millions."""
+    """A GIF may have a screen of one pixel and a frame of millions."""
     data = bytearray(saved("GIF", "P", 4000, 3000))
     data[6:10] = b"\x01\x00\x01\x00"
     assert read_header(bytes(data)).pixels == 12_000_000
@@ -131,7 +131,7 @@ def test_a_frame_larger_than_its_screen_is_counted() -> None:
         read_header(bytes(data), 1_000_000)
 
 
-def test_a_second_header_does_not_smuggle_in_more_pixels() -> None:
+def test_a_second_header_with_more_pixels_is_refused() -> None:
     small, large = png(8, 8, 8, 0), png(3000, 3000, 8, 0)
     at = 8 + 25
     with pytest.raises(BrokenImage):
@@ -145,7 +145,7 @@ def test_a_second_header_does_not_smuggle_in_more_pixels() -> None:
         read_header(data, 1_000_000)
 
 
-def test_a_tile_that_is_larger_than_its_picture_is_reserved() -> None:
+def test_memory_for_a_tile_larger_than_its_image_is_reserved() -> None:
     data = tiff(16, 16, tile=(8000, 8000))
     assert len(data) < 600_000
     assert read_header(data).peak_bytes(spec()) > 8000 * 8000 * 8
@@ -157,7 +157,7 @@ def test_run_length_encoded_pictures_are_small_or_refused() -> None:
         preprocess(bmp_run_length(4000, 3000), spec())
 
 
-def test_modes_without_an_agreed_range_are_refused_before_they_are_decoded() -> None:
+def test_modes_without_a_fixed_range_are_refused_before_decoding() -> None:
     data = bytearray(saved("TIFF", "F", 200, 200))
     assert data.count(bytes(4 * 200 * 200)) == 1
     with pytest.raises(ImageError, match="mode F"):

@@ -1,4 +1,4 @@
-"""What becomes of every kind of image; docs/preprocessing.md says the same in words."""
+"""How each kind of image is processed, as described in docs/preprocessing.md."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """ITU-R 601, as Pillow rounds it."""
+    """ITU-R 601, rounded as in Pillow."""
     r, g, b = (rgb[..., i].astype(np.uint32) for i in range(3))
     return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(np.uint8)
 
@@ -49,16 +49,16 @@ def test_grey_stays_as_it_is() -> None:
     assert np.array_equal(preprocess(png(Image.fromarray(RAMP)), GREY)[..., 0], RAMP)
 
 
-def test_grey_in_a_colour_model_is_the_same_thrice() -> None:
+def test_grey_for_a_colour_model_is_repeated_in_all_channels() -> None:
     assert np.array_equal(preprocess(png(Image.fromarray(RAMP)), COLOUR), np.stack([RAMP] * 3, axis=-1))
 
 
-def test_colour_in_a_grey_model_is_its_luma() -> None:
+def test_colour_for_a_grey_model_becomes_luma() -> None:
     assert np.array_equal(preprocess(png(Image.fromarray(NOISE)), GREY)[..., 0], luma(NOISE))
 
 
 @pytest.mark.parametrize(("background", "level"), [("black", 0), ("white", 255)])
-def test_alpha_lies_over_the_background(background: str, level: int) -> None:
+def test_alpha_is_composited_over_the_background(background: str, level: int) -> None:
     alpha = np.full((28, 28), 255, np.uint8)
     alpha[:14] = 0
     image = Image.fromarray(np.dstack([NOISE, alpha]))
@@ -71,7 +71,7 @@ def test_alpha_lies_over_the_background(background: str, level: int) -> None:
     assert np.array_equal(pixels[14:, :, 0], RAMP[14:])
 
 
-def test_palettes_are_expanded_and_their_transparency_obeyed() -> None:
+def test_palettes_are_expanded_with_their_transparency() -> None:
     image = Image.fromarray(NOISE).quantize(16)
     assert np.array_equal(preprocess(png(image), COLOUR), np.asarray(image.convert("RGB")))
     clear = encoded(image, "PNG", transparency=0)
@@ -86,8 +86,8 @@ def test_a_transparent_grey_level_shows_the_background() -> None:
 
 
 @pytest.mark.parametrize(("depth", "value"), [(1, 1), (2, 1), (4, 5), (16, 0x4012)])
-def test_a_transparent_grey_is_met_at_every_depth(depth: int, value: int) -> None:
-    """One column of it among others; white shows through there and nowhere else."""
+def test_a_transparent_grey_is_matched_at_every_depth(depth: int, value: int) -> None:
+    """One column has that grey; only there the white background is visible."""
     levels = [0, value] * 8
     bits = "".join(f"{level:0{depth}b}" for level in levels)
     row = b"\x00" + int(bits, 2).to_bytes(len(bits) // 8)
@@ -110,14 +110,14 @@ def test_one_bit_is_black_and_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_of_sixteen_bits_the_high_byte_counts(kind: str) -> None:
+def test_sixteen_bits_keep_the_high_byte(kind: str) -> None:
     deep = RNG.integers(0, 65536, (28, 28), dtype=np.uint16)
     assert np.array_equal(preprocess(encoded(Image.fromarray(deep), kind), GREY)[..., 0], deep >> 8)
 
 
 @pytest.mark.parametrize("orientation", [1, 3])
-def test_of_twelve_bits_the_upper_eight_count(orientation: int) -> None:
-    """Pillow gives them as 0 to 4095 in a picture of 16 bits, whose high byte is one of 16 greys."""
+def test_twelve_bits_keep_the_upper_eight(orientation: int) -> None:
+    """Pillow decodes them to 0…4095 in 16 bits, whose high byte has only 16 values."""
     deep = np.arange(4096 - 28 * 28, 4096, dtype=np.uint16).reshape(28, 28) - RNG.integers(0, 3000, (28, 28), np.uint16)
     packed = int("".join(f"{level:012b}" for level in deep.ravel()), 2).to_bytes(28 * 28 * 3 // 2)
     tags = ((256, 28), (257, 28), (258, 12), (259, 1), (262, 1), (273, 8), (274, orientation), (278, 28))
@@ -129,7 +129,7 @@ def test_of_twelve_bits_the_upper_eight_count(orientation: int) -> None:
     assert np.array_equal(pixels if orientation == 1 else pixels[::-1, ::-1], deep >> 4)
 
 
-def test_of_sixteen_bits_of_colour_too() -> None:
+def test_sixteen_bits_of_colour_keep_the_high_byte_too() -> None:
     deep = RNG.integers(0, 65536, (28, 28, 3), dtype=np.uint16)
     rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in deep)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 28, 28, 16, 2, 0, 0, 0))
@@ -137,7 +137,7 @@ def test_of_sixteen_bits_of_colour_too() -> None:
     assert np.array_equal(preprocess(file, COLOUR), deep >> 8)
 
 
-def test_cmyk_jpeg_comes_out_as_the_colours_it_was_made_of() -> None:
+def test_a_cmyk_jpeg_keeps_its_colours() -> None:
     blocks = np.kron(RNG.integers(0, 2, (4, 4, 3), dtype=np.uint8) * 255, np.ones((16, 16, 1), np.uint8))
     file = encoded(Image.fromarray(blocks).convert("CMYK"), "JPEG", quality=100)
     pixels = preprocess(file, spec(4, 4, 3, filter="box"))
@@ -148,8 +148,8 @@ def test_cmyk_jpeg_comes_out_as_the_colours_it_was_made_of() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_obeyed(kind: str, orientation: int) -> None:
-    """A camera held in any of eight ways gives one upright picture: a bright patch at its top left."""
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    """All eight orientations give the same upright image: a bright patch at the top left."""
     upright = Image.new("L", (40, 24))
     ImageDraw.Draw(upright).rectangle((0, 0, 11, 7), fill=255)
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition whose inverse EXIF asks for
@@ -164,14 +164,14 @@ def test_exif_orientation_is_obeyed(kind: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
+def test_an_animation_keeps_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (28, 28), colour) for colour in ("white", "black", "red")]
     options = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
     assert (preprocess(file, COLOUR) == 255).all()
 
 
-def test_one_pixel_fills_the_picture() -> None:
+def test_one_pixel_fills_the_image() -> None:
     assert (preprocess(png(Image.new("L", (1, 1), 77)), GREY) == 77).all()
 
 
@@ -185,7 +185,7 @@ def test_twelve_megapixels_shrink_to_their_average(kind: str) -> None:
 
 
 def test_shrinking_averages_and_does_not_skip() -> None:
-    """A checkerboard finer than a pixel is grey; picking every n-th pixel would leave it black or white."""
+    """A checkerboard finer than a pixel becomes grey; taking every n-th pixel would leave it black or white."""
     board = (np.indices((280, 280)).sum(axis=0) % 2 * 255).astype(np.uint8)
     for kind in ("box", "bilinear", "bicubic", "lanczos"):
         pixels = preprocess(png(Image.fromarray(board)), spec(28, 28, filter=kind))
@@ -193,7 +193,7 @@ def test_shrinking_averages_and_does_not_skip() -> None:
 
 
 def test_stretch_pad_and_crop() -> None:
-    """Of a wide picture, white in its middle third: all of it, all of it between bars, or the middle alone."""
+    """A wide image, white in its middle third: stretched, between bars, or only its middle."""
     wide = np.zeros((20, 60), np.uint8)
     wide[:, 20:40] = 255
     file = png(Image.fromarray(wide))
@@ -211,7 +211,7 @@ def test_stretch_pad_and_crop() -> None:
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "crop"])
 @pytest.mark.parametrize("size", [(1, 999), (999, 1), (7, 3), (29, 28), (3, 200), (31, 3)])
-def test_odd_shapes_come_out_whole(resize: str, size: tuple[int, int]) -> None:
+def test_odd_sizes_give_the_shape_of_the_spec(resize: str, size: tuple[int, int]) -> None:
     for shape in (spec(28, 28, resize=resize), spec(5, 31, 3, resize=resize), spec(1, 15, resize=resize)):
         assert preprocess(png(Image.new("RGB", size, "white")), shape).shape == shape.shape
 
@@ -220,7 +220,7 @@ def test_odd_shapes_come_out_whole(resize: str, size: tuple[int, int]) -> None:
 
 
 def test_the_bytes_decide_not_the_name() -> None:
-    """There is no name to ask: a JPEG that somebody calls .png is a JPEG."""
+    """File names are not passed on: a JPEG called .png is a JPEG."""
     file = encoded(Image.fromarray(NOISE), "JPEG")
     assert preprocess(file, COLOUR).shape == (28, 28, 3)
 
@@ -228,7 +228,7 @@ def test_the_bytes_decide_not_the_name() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"%PDF-1.7", b"\x00" * 100, b"<svg/>", b"RIFF\x00\x00\x00\x00WAVE", b"\x1f\x8b\x08"]
 )
-def test_what_is_no_image_is_said_to_be_none(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(data: bytes) -> None:
     with pytest.raises(NotAnImage):
         preprocess(data, GREY)
 
@@ -287,7 +287,7 @@ def test_too_many_pixels_are_refused_by_the_header(kind: str) -> None:
 
 
 def test_a_header_of_gigapixels_costs_nothing() -> None:
-    """65,535 × 65,535, and the largest that the formats can say: refused before a byte is reserved."""
+    """65,535 × 65,535, and the largest sizes of each format: refused before memory is allocated."""
     gif = encoded(Image.fromarray(RAMP), "GIF")
     claims = [
         png_header(65535, 65535) + chunk(b"IDAT", zlib.compress(b"\x00" * 1000)) + chunk(b"IEND", b""),
@@ -303,7 +303,7 @@ def test_a_header_of_gigapixels_costs_nothing() -> None:
             preprocess(claim, GREY)
 
 
-def test_a_bomb_in_a_text_chunk_is_not_unpacked() -> None:
+def test_a_bomb_in_a_text_chunk_is_not_inflated() -> None:
     bomb = chunk(b"zTXt", b"k\x00\x00" + zlib.compress(b"\x00" * 50_000_000, 9))
     whole = png(Image.fromarray(RAMP))
     for file in (whole[:33] + bomb + whole[33:], whole[:-12] + bomb + whole[-12:]):
@@ -312,7 +312,7 @@ def test_a_bomb_in_a_text_chunk_is_not_unpacked() -> None:
 
 
 def test_a_jpeg_of_endless_scans_is_refused_at_once() -> None:
-    """Each scan of fifty bytes would go over the whole picture again."""
+    """Each scan of fifty bytes would process the whole image again."""
     whole = encoded(Image.fromarray(NOISE), "JPEG", progressive=True)
     start = whole.rindex(b"\xff\xda")
     bomb = whole[:-2] + whole[start:-2] * 2000 + whole[-2:]
@@ -336,7 +336,7 @@ PIXELS = (
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(pixels=PIXELS, shape=SPECS)
 def test_pixels_from_an_array_and_from_a_file_are_the_same(pixels: np.ndarray, shape: InputSpec) -> None:
-    """Training reads arrays where data sets have them; serving reads files. Bit for bit the same, in every mode."""
+    """Training may read arrays, serving reads files. The pixels are equal bit for bit, in every mode."""
     from_array = preprocess_pixels(pixels, shape)
     for file in (png(Image.fromarray(pixels)), encoded(Image.fromarray(pixels), "PNG", dpi=(72, 72), compress_level=1)):
         assert np.array_equal(preprocess(file, shape), from_array)
@@ -346,8 +346,8 @@ def test_pixels_from_an_array_and_from_a_file_are_the_same(pixels: np.ndarray, s
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_damaged_files_end_in_a_refusal_or_a_picture(data: st.DataObject) -> None:
-    """Never in another exception: whatever the bytes, the sender hears what is wrong."""
+def test_damaged_files_give_an_image_error_or_an_image(data: st.DataObject) -> None:
+    """Never another exception, so the client always learns what is wrong."""
     kind = data.draw(st.sampled_from(sorted(FILES)))
     file = bytearray(FILES[kind])
     for _ in range(data.draw(st.integers(1, 8))):

@@ -1,4 +1,4 @@
-"""Which image is decoded next, within how much memory, and what becomes of the others where one decoder ends."""
+"""The order of decoding, its memory budget, and what happens when a decoder dies."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ def need(data: bytes) -> int:
 
 
 class Watched(InProcessDecoder):
-    """Says what it decodes, and waits until it may."""
+    """Records what it decodes, and waits until the test lets it continue."""
 
     def __init__(self, open_: bool = True) -> None:
         self.order: list[bytes] = []
@@ -37,7 +37,7 @@ class Watched(InProcessDecoder):
             self.gate.set()
 
     @property
-    def lives(self) -> bool:  # type: ignore[override]
+    def alive(self) -> bool:  # type: ignore[override]
         return not self.closed
 
     def decode(self, data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray:
@@ -68,16 +68,16 @@ def decoding(
             made.close()
 
 
-def lingering(images: int) -> Callable[[], None]:
+def hold(images: int) -> Callable[[], None]:
     return lambda: None
 
 
 async def decoded(of: Decoding, *files: bytes) -> np.ndarray:
-    headers = await of.look(files, SPEC)
-    return await of.decoded(files, headers, SPEC, lingering)
+    headers = await of.read_headers(files, SPEC)
+    return await of.decode(files, headers, SPEC, hold)
 
 
-def test_one_image_does_not_wait_for_all_those_of_a_request_that_came_before() -> None:
+def test_one_image_does_not_wait_for_all_images_of_an_earlier_request() -> None:
     one = Watched(open_=False)
 
     async def ask(of: Decoding) -> None:
@@ -112,7 +112,7 @@ def test_requests_of_many_images_take_turns() -> None:
     assert turns.index("M") < 3
 
 
-def test_what_is_decoded_at_once_stays_within_the_budget_and_all_of_it_is_decoded() -> None:
+def test_concurrent_decoding_stays_within_the_budget_and_decodes_everything() -> None:
     every = Watched(open_=False)
     limits = Limits(10_000_000, 100_000_000, 2 * need(LARGE) + need(SMALL) // 2)
     most = 0
@@ -135,7 +135,7 @@ def test_what_is_decoded_at_once_stays_within_the_budget_and_all_of_it_is_decode
     assert every.most_at_once >= 2
 
 
-def test_what_could_never_fit_is_refused_with_both_numbers() -> None:
+def test_an_image_that_could_never_fit_is_refused_with_both_numbers() -> None:
     with decoding(InProcessDecoder, Limits(10_000_000, 100_000_000, need(LARGE) - 1)) as of:
         with pytest.raises(TooManyPixels, match=f"take {need(LARGE):,} bytes.* there are {need(LARGE) - 1:,}") as found:
             asyncio.run(decoded(of, SMALL, LARGE))
@@ -147,13 +147,15 @@ def test_what_could_never_fit_is_refused_with_both_numbers() -> None:
 def test_the_pixels_of_a_request_are_bounded_before_anything_is_decoded(count: int) -> None:
     one = Watched()
     with decoding(lambda: one, Limits(10_000_000, count * 200_000 - 1, 1 << 30)) as of:
-        with pytest.raises(TooManyPixels, match=f"{count * 200_000:,} pixels in all; at most {count * 200_000 - 1:,}"):
+        with pytest.raises(
+            TooManyPixels, match=f"{count * 200_000:,} pixels in total; at most {count * 200_000 - 1:,}"
+        ):
             asyncio.run(decoded(of, *[MIDDLE] * count))
         assert len(asyncio.run(decoded(of, *[MIDDLE] * (count - 1)))) == count - 1
     assert len(one.order) == count - 1
 
 
-def test_who_leaves_leaves_the_queue() -> None:
+def test_the_images_of_a_caller_that_leaves_are_not_decoded() -> None:
     one = Watched(open_=False)
 
     async def ask(of: Decoding) -> None:
@@ -173,7 +175,7 @@ def test_who_leaves_leaves_the_queue() -> None:
     assert one.order == [LARGE, LARGE]
 
 
-def test_where_a_decoder_ends_its_image_fails_and_another_goes_on_with_the_next() -> None:
+def test_when_a_decoder_dies_its_image_fails_and_another_decodes_the_next() -> None:
     made: list[Watched] = []
 
     def make() -> Watched:
@@ -192,7 +194,7 @@ def test_where_a_decoder_ends_its_image_fails_and_another_goes_on_with_the_next(
     assert [each.order for each in made] == [[LARGE], [MIDDLE]]
 
 
-def test_a_decoder_that_ended_while_idle_costs_nobody_an_image() -> None:
+def test_a_decoder_that_died_while_idle_fails_no_image() -> None:
     made: list[Watched] = []
 
     def make() -> Watched:
@@ -209,7 +211,7 @@ def test_a_decoder_that_ended_while_idle_costs_nobody_an_image() -> None:
     assert len(made) == 2
 
 
-def test_a_decoder_that_nobody_needs_ends_and_comes_again() -> None:
+def test_an_idle_decoder_is_closed_and_started_again_when_needed() -> None:
     made: list[Watched] = []
 
     def make() -> Watched:
@@ -232,7 +234,7 @@ def test_a_decoder_that_nobody_needs_ends_and_comes_again() -> None:
     assert eventually(lambda: made[1].closed)
 
 
-def test_a_broken_image_carries_its_place_and_stops_those_behind_it() -> None:
+def test_a_broken_image_reports_its_index_and_stops_the_later_ones() -> None:
     one = Watched()
     broken = LARGE[:8] + bytes(len(LARGE) - 200) + LARGE[-192:]
     with decoding(lambda: one) as of:

@@ -44,7 +44,7 @@ def classified(predictor: Predictor, files: Sequence[bytes]) -> Prediction:
     return asyncio.run(asked(predictor, files))
 
 
-def test_answers_come_in_the_order_of_the_files_and_as_one_by_one(predictor: Predictor, models: Path) -> None:
+def test_results_are_in_the_order_of_the_files_and_equal_single_ones(predictor: Predictor, models: Path) -> None:
     found = classified(predictor, FILES)
     alone = load(models / "tiny/1")
     classifier = alone.manifest.classifier
@@ -56,7 +56,7 @@ def test_answers_come_in_the_order_of_the_files_and_as_one_by_one(predictor: Pre
         np.testing.assert_allclose([p for _, p in together.ranked], [p for _, p in single.ranked], atol=1e-6)
 
 
-def test_a_broken_image_carries_its_place_where_there_are_several(predictor: Predictor) -> None:
+def test_a_broken_image_among_several_reports_its_index(predictor: Predictor) -> None:
     broken = FILES[0][:40]
     with pytest.raises(BrokenImage) as several:
         classified(predictor, [FILES[0], broken])
@@ -67,7 +67,7 @@ def test_a_broken_image_carries_its_place_where_there_are_several(predictor: Pre
 
 
 def test_decoding_leaves_the_event_loop_free(predictor: Predictor) -> None:
-    """While a request of many images is worked on, the loop turns."""
+    """The loop runs while a request of many images is processed."""
 
     async def both() -> int:
         turns = 0
@@ -80,7 +80,7 @@ def test_decoding_leaves_the_event_loop_free(predictor: Predictor) -> None:
     assert asyncio.run(both()) > 10
 
 
-def test_what_is_beyond_the_queue_is_refused_and_what_is_in_it_is_answered(models: Path) -> None:
+def test_requests_beyond_the_queue_are_refused_and_those_in_it_are_answered(models: Path) -> None:
     predictor = predictor_of(models, max_queue=2 * len(FILES))
 
     async def three() -> list[Prediction | BaseException]:
@@ -96,7 +96,7 @@ def test_what_is_beyond_the_queue_is_refused_and_what_is_in_it_is_answered(model
     assert len(classified(predictor, FILES).images) == len(FILES)
 
 
-def test_room_is_given_back_where_an_image_is_broken_or_the_caller_leaves(models: Path) -> None:
+def test_broken_images_and_callers_that_leave_free_their_places(models: Path) -> None:
     predictor = predictor_of(models, max_queue=len(FILES))
 
     async def leaving() -> None:
@@ -111,7 +111,7 @@ def test_room_is_given_back_where_an_image_is_broken_or_the_caller_leaves(models
     assert predictor.admission.images == 0
 
 
-def test_more_images_than_make_a_batch_are_several_and_answered_alike(models: Path) -> None:
+def test_more_images_than_a_batch_run_as_several_with_equal_results(models: Path) -> None:
     files = FILES * 3
     split, whole = classified(predictor_of(models, max_batch=4), files), classified(predictor_of(models), files)
     assert split.batch == 4
@@ -131,7 +131,7 @@ class Slow(InProcessDecoder):
         return super().decode(data, spec, max_pixels, memory)
 
 
-def test_where_the_caller_leaves_decoding_ends_with_the_image_at_hand_and_then_gives_its_room_back(
+def test_when_the_caller_leaves_decoding_ends_after_the_current_image_and_frees_its_places(
     models: Path,
 ) -> None:
     emptied, slow = asyncio.Event(), Slow()
@@ -151,8 +151,8 @@ def test_where_the_caller_leaves_decoding_ends_with_the_image_at_hand_and_then_g
     assert not slow.begun.acquire(blocking=False), "the next image was decoded for nobody"
 
 
-def test_what_has_not_begun_never_does(models: Path) -> None:
-    """The decoder is busy when somebody asks, and leaves again."""
+def test_decoding_that_has_not_started_is_cancelled_when_the_caller_leaves(models: Path) -> None:
+    """The decoder is busy when the caller comes and leaves."""
     slow = Slow()
     predictor = predictor_of(models, make=lambda: slow)
 

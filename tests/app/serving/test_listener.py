@@ -1,4 +1,4 @@
-"""Real sockets: who gets in once nobody else shall."""
+"""Real sockets: which connections are accepted after the listener is closed to new ones."""
 
 import socket
 import sys
@@ -8,20 +8,20 @@ import pytest
 from app.serving.listener import accept_pending, refuse_connections
 
 
-def test_who_has_connected_is_let_in() -> None:
+def test_pending_connections_are_accepted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
-        came = accept_pending(listener)
-    assert sorted(each.getpeername() for each in came) == sorted(each.getsockname() for each in clients)
-    for each in (*came, *clients):
+        accepted = accept_pending(listener)
+    assert sorted(each.getpeername() for each in accepted) == sorted(each.getsockname() for each in clients)
+    for each in (*accepted, *clients):
         each.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can drop who asks for a connection")
-def test_nobody_else_can_connect_and_who_has_goes_on() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can drop connection requests")
+def test_new_connections_are_refused_and_existing_ones_continue() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
-        elsewhere = listener.dup()  # as a worker holds it
+        elsewhere = listener.dup()  # as a worker has it
         with socket.create_connection(address) as early:
             inside, _ = listener.accept()
             with socket.create_connection(address, timeout=5):

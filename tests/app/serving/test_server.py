@@ -1,4 +1,4 @@
-"""The end of a process that serves, from outside."""
+"""How a serving process stops, seen from outside."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def connected(address: str) -> Iterator[http.client.HTTPConnection]:
 
 
 def begin(connection: http.client.HTTPConnection, sent: int) -> None:
-    """A request, whose body is to come."""
+    """Sends a request without its body."""
     connection.putrequest("POST", "/v1/classify")
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(len(IMAGE)))
@@ -49,7 +49,7 @@ def begin(connection: http.client.HTTPConnection, sent: int) -> None:
     time.sleep(0.2)
 
 
-def test_a_process_that_is_to_end_is_not_ready_and_answers_what_comes_on_open_connections(models: Path) -> None:
+def test_a_stopping_process_is_not_ready_and_answers_requests_on_open_connections(models: Path) -> None:
     with (
         running(GRAFT_MODELS=str(models)) as (process, address, _),
         connected(address) as slow,
@@ -97,7 +97,7 @@ def test_under_load_every_request_that_was_accepted_is_answered(models: Path, wo
     assert statuses == {200}
 
 
-def test_a_second_signal_ends_it_at_once(models: Path) -> None:
+def test_a_second_signal_ends_the_process_at_once(models: Path) -> None:
     with running(GRAFT_MODELS=str(models)) as (process, address, _), connected(address) as slow:
         begin(slow, 50)
         process.send_signal(signal.SIGTERM)
@@ -117,7 +117,7 @@ def test_a_second_signal_that_drops_nothing_is_a_success(models: Path) -> None:
         assert process.wait(timeout=20) == 0
 
 
-def test_what_is_not_answered_in_time_does_not_keep_it(models: Path) -> None:
+def test_a_request_without_its_body_does_not_delay_the_exit(models: Path) -> None:
     settings = {"GRAFT_MODELS": str(models), "GRAFT_DRAIN_S": "1"}
     with running(**settings) as (process, address, _), connected(address) as slow:
         begin(slow, 50)
@@ -126,11 +126,11 @@ def test_what_is_not_answered_in_time_does_not_keep_it(models: Path) -> None:
         assert process.wait(timeout=20) == 1
         assert 0.8 < time.monotonic() - start < 4
         assert process.stderr is not None
-        assert "not answered within 1 s, and dropped: 1" in process.stderr.read()
+        assert "requests dropped because they were not answered within 1 s: 1" in process.stderr.read()
 
 
 def save_slow_on_white(models: Path) -> None:
-    """The tiny bundle, as slow as what runs in a thread; an image of nothing but white takes it half a minute."""
+    """The tiny bundle, slow enough to run in a thread; a white image takes it half a minute."""
     fields, files = tiny()
     square = helper.make_tensor_value_info("square", TensorProto.FLOAT, [SIDE, SIDE])
     body = helper.make_graph(
@@ -173,7 +173,7 @@ def save_slow_on_white(models: Path) -> None:
     save(models, "slow", fields, files | {"encoder.onnx": onnx_file(nodes, encoder.input, encoder.outputs[0], weights)})
 
 
-def test_what_runs_at_the_end_of_its_time_is_cut_off_and_told_as_unanswered(tmp_path: Path) -> None:
+def test_a_graph_that_outlasts_the_drain_is_cut_off_and_its_request_is_reported_as_dropped(tmp_path: Path) -> None:
     save_slow_on_white(tmp_path)
     white = png_of(np.full((6, 4, 1), 255, np.uint8))
     whole = post("/v1/classify", white, "image/png")
@@ -196,7 +196,7 @@ def test_what_runs_at_the_end_of_its_time_is_cut_off_and_told_as_unanswered(tmp_
     assert line
 
 
-def test_a_thread_that_hangs_does_not_keep_it(models: Path) -> None:
+def test_a_thread_that_hangs_does_not_keep_the_process_alive(models: Path) -> None:
     code = (
         "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(60,)).start()\n"
@@ -211,11 +211,11 @@ def test_a_thread_that_hangs_does_not_keep_it(models: Path) -> None:
         process.terminate()
         _, log = process.communicate(timeout=20)
         assert process.returncode == 0
-    assert "not at rest 2 s after it was asked to end" in log
+    assert "still running 2 s after the stop was requested" in log
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_where_models_come_and_go_there_need_be_none_at_the_start(tmp_path: Path, workers: str) -> None:
+def test_with_model_control_the_models_folder_may_be_empty_at_startup(tmp_path: Path, workers: str) -> None:
     settings = {"GRAFT_MODELS": str(tmp_path), "GRAFT_MODEL_CONTROL": "poll", "GRAFT_POLL_S": "0.1"}
     with running(ready=503, GRAFT_WORKERS=workers, **settings) as (process, address, _):
         save_tiny(tmp_path)

@@ -1,4 +1,4 @@
-"""Real processes: what a user sees of several workers, and what the supervisor makes of workers that fail."""
+"""Real processes: what a user sees of several workers, and how the supervisor handles workers that fail."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from support import environment, eventually, running, save_tiny, stopped
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
-from app.serving.workers import HANDED_OVER, PATIENCE, Supervisor
+from app.serving.workers import HANDED_OVER, MAX_FAILURES, Supervisor
 
 
 def answers(address: str) -> bool:
@@ -60,7 +60,7 @@ def two_workers(models: Path) -> Iterator[tuple[subprocess.Popen[str], str, list
 
 @contextmanager
 def half_a_request(address: str) -> Iterator[Callable[[], bytes]]:
-    """An image that has begun to arrive; calling what it gives sends the rest, and reads the answer."""
+    """Sends the first part of a request. The function it returns sends the rest and reads the answer."""
     body = png(garment("bag"))
     host, _, port = address.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
@@ -75,7 +75,7 @@ def half_a_request(address: str) -> Iterator[Callable[[], bytes]]:
         yield rest
 
 
-def test_both_workers_answer_and_the_address_is_said_once(models: Path) -> None:
+def test_both_workers_answer_and_the_address_is_printed_once(models: Path) -> None:
     with two_workers(models) as (process, address, workers):
         assert len(workers) == 2
         assert answers(address)
@@ -83,13 +83,13 @@ def test_both_workers_answer_and_the_address_is_said_once(models: Path) -> None:
         print(f"the parent holds {memory:.0f} MB")
         assert memory < 60
         process.terminate()
-        said, log = process.communicate(timeout=20)
-    assert "answers at" not in said, "a second time: the first was read at the start"
-    assert "another takes its place" not in log
+        printed, log = process.communicate(timeout=20)
+    assert "answers at" not in printed, "printed a second time"
+    assert "starting another" not in log
     assert process.returncode == 0
 
 
-def test_a_worker_that_is_killed_is_replaced_and_requests_go_on_being_answered(models: Path) -> None:
+def test_a_killed_worker_is_replaced_while_the_other_answers(models: Path) -> None:
     with two_workers(models) as (process, address, workers):
         workers[0].kill()
         parent = psutil.Process(process.pid)
@@ -102,7 +102,7 @@ def test_a_worker_that_is_killed_is_replaced_and_requests_go_on_being_answered(m
         assert eventually(replaced)
         process.terminate()
         log = process.communicate(timeout=20)[1]
-    assert f"a worker (process {workers[0].pid}) was ended by SIGKILL; another takes its place in 0.1 s" in log
+    assert f"a worker (process {workers[0].pid}) was ended by SIGKILL; starting another in 0.1 s" in log
     assert process.returncode == 0
 
 
@@ -137,15 +137,15 @@ def test_workers_do_not_outlive_a_parent_that_was_killed(models: Path) -> None:
         assert eventually(lambda: not any(worker.is_running() for worker in workers))
 
 
-def test_what_keeps_workers_from_starting_is_said_once(tmp_path: Path) -> None:
+def test_an_error_at_startup_is_printed_once(tmp_path: Path) -> None:
     done = stopped("--port", "0", "--workers", "4", GRAFT_MODELS=str(tmp_path / "none"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("graft: GRAFT_MODELS=")
     assert done.stderr.count("\n") == 1
 
 
-def test_bundles_that_are_refused_are_no_reason_to_start_again(tmp_path: Path) -> None:
-    """As with one worker: the service is there to say what is wrong with them."""
+def test_refused_bundles_do_not_restart_workers(tmp_path: Path) -> None:
+    """As with one worker: the service runs, and says what is wrong with them."""
     (save_tiny(tmp_path) / "encoder.onnx").write_bytes(b"damaged")
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "--port", "0", "--workers", "2", "--models", str(tmp_path)],
@@ -163,12 +163,12 @@ def test_bundles_that_are_refused_are_no_reason_to_start_again(tmp_path: Path) -
     finally:
         process.terminate()
         log = process.communicate(timeout=20)[1]
-    assert "another takes its place" not in log
+    assert "starting another" not in log
     assert process.returncode == 0
 
 
-def test_workers_are_of_this_package_wherever_the_command_is_called(tmp_path: Path, models: Path) -> None:
-    """`python -m app` would run the caller's own app/, were there one."""
+def test_workers_run_this_package_from_any_working_directory(tmp_path: Path, models: Path) -> None:
+    """`python -m app` would run an app/ in the working directory."""
     (tmp_path / "app").mkdir()
     (tmp_path / "app/__main__.py").write_text("raise SystemExit('not this one')")
     command = tmp_path / "bin/graft-serve"
@@ -183,9 +183,9 @@ def test_workers_are_of_this_package_wherever_the_command_is_called(tmp_path: Pa
         text=True,
     )
     assert process.stdout is not None
-    said = process.stdout.readline()
+    printed = process.stdout.readline()
     process.terminate()
-    assert "answers at" in said, process.communicate(timeout=20)[1]
+    assert "answers at" in printed, process.communicate(timeout=20)[1]
     process.communicate(timeout=20)
 
 
@@ -195,7 +195,7 @@ def test_workers_are_of_this_package_wherever_the_command_is_called(tmp_path: Pa
 def supervise(
     tmp_path: Path, code: str, workers: int = 1, ready: Callable[[], None] = lambda: print("ready")
 ) -> tuple[int, int]:
-    """(exit status, workers started). In `code`, `number` counts workers from 1, and `ready()` says so."""
+    """(exit status, workers started). In `code`, `number` counts workers from 1, and `ready()` reports readiness."""
     starts = tmp_path / "starts"
     program = (
         "import os, socket, sys, time\n"
@@ -215,32 +215,32 @@ def supervise(
     ("code", "fate"),
     [("sys.exit(7)", "ended with status 7"), ("os.kill(os.getpid(), 9)", "ended by SIGKILL")],
 )
-def test_workers_that_die_before_they_are_ready_are_given_up(
+def test_the_supervisor_gives_up_on_workers_that_die_before_they_are_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str, fate: str
 ) -> None:
-    assert supervise(tmp_path, code, workers=3) == (1, PATIENCE)
+    assert supervise(tmp_path, code, workers=3) == (1, MAX_FAILURES)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("graft: giving up: 3 workers in a row were never ready")
     assert fate in printed.err
 
 
-def test_a_command_that_is_not_there_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_supervisor_gives_up_on_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert Supervisor(["no-such-command"], listener, 2, 1, lambda: None).run() == 1
     assert "could not be started: No such file" in capsys.readouterr().err
 
 
-def test_a_service_that_never_was_complete_is_given_up_with_those_that_served(
+def test_the_supervisor_gives_up_if_not_all_workers_ever_became_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Memory for one of two, say: at the start its user is there to see it."""
+    """For example with memory for one of two: at startup a user is there to see it."""
     code = "if number > 1: sys.exit(7)\nready(); time.sleep(60)"
-    assert supervise(tmp_path, code, workers=2) == (1, 1 + PATIENCE)
+    assert supervise(tmp_path, code, workers=2) == (1, 1 + MAX_FAILURES)
     assert capsys.readouterr().out == "ready\n"
 
 
-def test_a_worker_that_serves_is_not_ended_because_another_cannot_come_back(tmp_path: Path) -> None:
+def test_a_serving_worker_continues_though_another_cannot_be_replaced(tmp_path: Path) -> None:
     code = (
         "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
         "if number > 2: sys.exit(7)\nready()\ntime.sleep(60 if number == 1 else 1)"
@@ -248,7 +248,7 @@ def test_a_worker_that_serves_is_not_ended_because_another_cannot_come_back(tmp_
     starts = tmp_path / "starts"
 
     def stop() -> None:
-        eventually(lambda: starts.exists() and starts.stat().st_size > 2 + PATIENCE)
+        eventually(lambda: starts.exists() and starts.stat().st_size > 2 + MAX_FAILURES)
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopper = threading.Thread(target=stop)
@@ -256,15 +256,15 @@ def test_a_worker_that_serves_is_not_ended_because_another_cannot_come_back(tmp_
     status, started = supervise(tmp_path, code, workers=2)
     stopper.join()
     assert status == 0
-    assert started > 2 + PATIENCE
+    assert started > 2 + MAX_FAILURES
 
 
-def test_a_worker_that_will_not_end_is_killed(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_stop_is_killed(tmp_path: Path) -> None:
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready(); time.sleep(60)"
     assert supervise(tmp_path, code, ready=lambda: os.kill(os.getpid(), signal.SIGTERM)) == (1, 1)
 
 
-def test_a_worker_that_says_that_it_dropped_a_request_is_told_of_by_the_exit_status(tmp_path: Path) -> None:
+def test_the_exit_status_says_that_a_worker_reported_a_dropped_request(tmp_path: Path) -> None:
     code = "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit({}))\nready(); time.sleep(60)"
     for status in (0, 1):
         (tmp_path / "starts").unlink(missing_ok=True)
@@ -272,7 +272,7 @@ def test_a_worker_that_says_that_it_dropped_a_request_is_told_of_by_the_exit_sta
         assert supervise(tmp_path, code.format(status), ready=ready) == (status, 1)
 
 
-def test_what_a_stop_cuts_off_in_a_worker_is_told_by_the_exit_status(models: Path) -> None:
+def test_the_exit_status_says_that_a_stop_cut_off_a_request_in_a_worker(models: Path) -> None:
     settings = {"GRAFT_MODELS": str(models), "GRAFT_WORKERS": "2", "GRAFT_DRAIN_S": "1"}
     with running(**settings) as (process, address, _), half_a_request(address):
         process.terminate()

@@ -35,7 +35,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 @contextlib.contextmanager
 def logging_service(models: Path, **settings: str) -> Iterator[tuple[str, list[str]]]:
-    """(address, lines); the lines are there once the block has ended: what the service wrote on standard error."""
+    """(address, lines). `lines` holds the service's standard error after the block has ended."""
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "--port", "0", "--models", str(models)],
         env={**ENVIRONMENT, **settings},
@@ -56,7 +56,7 @@ def logging_service(models: Path, **settings: str) -> Iterator[tuple[str, list[s
 
 @contextlib.contextmanager
 def configured(kind: LogFormat) -> Iterator[io.StringIO]:
-    """What the format writes, in this process; everything is put back at the end."""
+    """What the formatter writes, in this process. Restores the configuration of logging at the end."""
     root = logging.getLogger()
     before = root.handlers[:], root.level, log.level
     configure_logs(kind)
@@ -75,7 +75,7 @@ def objects(lines: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_in_json_every_line_is_one_object_with_what_is_known_of_its_request(models: Path) -> None:
+def test_in_json_every_line_is_one_object_with_the_facts_of_its_request(models: Path) -> None:
     with logging_service(models, GRAFT_LOG_FORMAT="json", GRAFT_LOG_REQUESTS="all") as (url, lines):
         headers = {"x-request-id": "mine", "traceparent": PARENT}
         httpx.post(f"{url}/v1/classify", files={"image": png(garment("bag"))}, headers=headers).raise_for_status()
@@ -84,8 +84,10 @@ def test_in_json_every_line_is_one_object_with_what_is_known_of_its_request(mode
     assert loaded["message"].startswith("loaded tiny@1")
     assert loaded["request_id"] == "-"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", good["time"])
-    told = {name: good[name] for name in ("level", "message", "request_id", "trace_id", "method", "path", "operation")}
-    assert told == {
+    fields = {
+        name: good[name] for name in ("level", "message", "request_id", "trace_id", "method", "path", "operation")
+    }
+    assert fields == {
         "level": "info",
         "message": "POST /v1/classify 200",
         "request_id": "mine",
@@ -100,7 +102,7 @@ def test_in_json_every_line_is_one_object_with_what_is_known_of_its_request(mode
     assert (bad["status"], bad["problem"], "trace_id" in bad) == (415, "not-an-image", False)
 
 
-def test_by_default_only_errors_have_a_line_and_with_none_not_even_those(models: Path) -> None:
+def test_by_default_only_errors_are_logged_and_with_none_nothing_is(models: Path) -> None:
     for setting, expected in (("", ["GET /nowhere 404", "POST /v1/classify 415"]), ("none", [])):
         with logging_service(models, GRAFT_LOG_FORMAT="json", GRAFT_LOG_REQUESTS=setting) as (url, lines):
             httpx.get(f"{url}/healthz").raise_for_status()
@@ -110,8 +112,8 @@ def test_by_default_only_errors_have_a_line_and_with_none_not_even_those(models:
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_what_a_client_writes_forges_no_line(models: Path, kind: str) -> None:
-    """In the path, percent-decoded, in headers, and in what the server says of a request that is none."""
+def test_clients_cannot_forge_log_lines(models: Path, kind: str) -> None:
+    """Neither in the percent-decoded path, nor in headers, nor in uvicorn's message about a malformed request."""
     forged = "/x%0A2026-01-01%20ERROR%20-%20stolen%1B[31m%C2%85%E2%80%A8%E2%80%AEy"
     with logging_service(models, GRAFT_LOG_FORMAT=kind) as (url, lines):
         send_raw(url, f"GET {forged} HTTP/1.1\r\nHost: x")
@@ -134,7 +136,7 @@ def send_raw(url: str, head: str) -> None:
             pass
 
 
-def test_text_stays_as_it_was_with_what_is_known_behind(models: Path) -> None:
+def test_in_text_the_facts_of_a_request_follow_its_message(models: Path) -> None:
     with logging_service(models) as (url, lines):
         headers = {"x-request-id": "mine", "traceparent": PARENT}
         httpx.post(f"{url}/v1/classify", files={"image": b"no image"}, headers=headers)
@@ -144,7 +146,7 @@ def test_text_stays_as_it_was_with_what_is_known_behind(models: Path) -> None:
     assert re.fullmatch(rf"\S+ \S+ INFO mine POST /v1/classify 415 {pairs}", refused)
 
 
-def test_a_traceback_is_in_the_log_and_begins_no_line_of_its_own() -> None:
+def test_the_lines_of_a_traceback_are_indented_or_escaped() -> None:
     for kind in ("text", "json"):
         with configured(kind) as written:  # type: ignore[arg-type]
             try:
@@ -164,7 +166,7 @@ def test_a_traceback_is_in_the_log_and_begins_no_line_of_its_own() -> None:
             assert rest[-1].endswith(r"a\x0ab further=c\x0ad")
 
 
-def test_a_warning_is_a_line_too() -> None:
+def test_a_python_warning_is_logged() -> None:
     code = "import warnings, app.telemetry.logs as o; o.configure_logs('json'); warnings.warn('odd\\nly')"
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     [line] = objects(done.stderr.splitlines())
@@ -172,7 +174,9 @@ def test_a_warning_is_a_line_too() -> None:
     assert "odd\nly" in line["message"]
 
 
-def test_what_a_handler_fills_in_is_counted_logged_and_told(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_facts_that_a_handler_fills_in_are_counted_logged_and_in_the_header(
+    models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     service = create_app(Settings(models=models, log_requests="all"))
 
     @service.get("/v2/models/{name}/infer")
@@ -195,7 +199,7 @@ def test_what_a_handler_fills_in_is_counted_logged_and_told(models: Path, caplog
     assert known == {"model": "tiny", "version": 1, "images": 3, "queue_ms": 1, "decode_ms": 2, "run_ms": 3}
 
 
-def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_tracebacks_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     times = iter((100.0, 100.0, 130.0, 159.0, 160.0, 161.0))
     throttle = ErrorThrottle(60, clock=lambda: next(times))
     for _ in range(6):
@@ -211,7 +215,7 @@ def test_exceptions_are_logged_once_in_a_while_with_their_traceback(caplog: pyte
 
 
 @pytest.mark.parametrize("log_requests", ["errors", "all"])
-def test_lines_of_requests_refused_for_overload_are_bounded_and_the_rest_is_one_line_a_second(
+def test_lines_of_requests_refused_for_overload_are_bounded_and_the_rest_is_summed_up(
     caplog: pytest.LogCaptureFixture, log_requests: LogRequests
 ) -> None:
     flood = Flood(log_requests)
@@ -241,7 +245,7 @@ def test_lines_of_requests_refused_for_overload_are_bounded_and_the_rest_is_one_
     assert re.search(r'graft_requests_total\{.*status="429".*\} 2488\.0', counted)
 
 
-def test_a_good_request_logs_what_the_last_second_left_out_and_so_does_the_end(
+def test_the_next_request_logs_the_summary_and_so_does_shutdown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     flood = Flood("errors")
@@ -257,7 +261,7 @@ def test_a_good_request_logs_what_the_last_second_left_out_and_so_does_the_end(
             assert len(caplog.records) == 1
 
 
-def test_without_lines_of_requests_a_flood_has_none_either(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_none_a_flood_has_no_lines_and_no_summary(caplog: pytest.LogCaptureFixture) -> None:
     flood = Flood("none")
     with caplog.at_level(logging.INFO, "graft"):
         for _ in range(50):
@@ -266,7 +270,7 @@ def test_without_lines_of_requests_a_flood_has_none_either(caplog: pytest.LogCap
     assert not caplog.records
 
 
-def test_the_line_of_what_was_left_out_belongs_to_no_request() -> None:
+def test_the_summary_belongs_to_no_request() -> None:
     flood = Flood("errors")
     with configured("json") as written:
         token = request_id.set("mine")
@@ -298,7 +302,7 @@ class Flood:
         )
 
 
-def test_a_service_that_ends_has_logged_every_refusal(models: Path) -> None:
+def test_a_stopped_service_has_logged_every_refusal(models: Path) -> None:
     with logging_service(models, GRAFT_MAX_CONNECTIONS="1", GRAFT_LOG_FORMAT="json") as (url, lines):
         address = "127.0.0.1", int(url.rpartition(":")[2])
         with socket.create_connection(address):

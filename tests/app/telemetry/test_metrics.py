@@ -1,4 +1,4 @@
-"""What Prometheus would read, read with Prometheus' own parser."""
+"""The exposition, read by Prometheus' own parser."""
 
 import math
 import re
@@ -50,7 +50,7 @@ def test_a_run_a_wait_and_a_decoding_fall_into_buckets_from_50_us_to_10_s(metric
     assert metric_value(samples, "graft_batch_images_bucket", model="tiny", version=1, le=4.0) == 1
 
 
-def test_scores_and_confidences_are_kept_apart_by_version_and_what_is_no_number_is_left_out(metrics: Metrics) -> None:
+def test_scores_and_confidences_are_counted_by_version_without_nan(metrics: Metrics) -> None:
     metrics.serve([TINY, TINY._replace(version=2)])
     metrics.scored("tiny", 1, [-9, 2.5, 31, math.nan, math.inf])
     metrics.scored("tiny", 2, [0])
@@ -66,7 +66,7 @@ def test_scores_and_confidences_are_kept_apart_by_version_and_what_is_no_number_
     assert metric_value(samples, "graft_confidence_bucket", **of, le=0.98) == 1
 
 
-def test_only_what_is_loaded_now_has_an_info(metrics: Metrics) -> None:
+def test_only_loaded_models_have_an_info(metrics: Metrics) -> None:
     of = TINY._asdict()
     assert metric_value(read_metrics(metrics.exposition()), "graft_model_info", **of) == 1
     newer = TINY._replace(version=2, digest="77aa")
@@ -78,7 +78,7 @@ def test_only_what_is_loaded_now_has_an_info(metrics: Metrics) -> None:
     assert metric_value(read_metrics(metrics.exposition()), "graft_model_info", **of) == 1
 
 
-def test_what_was_never_loaded_and_what_is_no_operation_never_become_labels(metrics: Metrics) -> None:
+def test_unknown_models_and_operations_do_not_become_labels(metrics: Metrics) -> None:
     for number in range(1000):
         metrics.request(f"made-up-{number}", f"model-{number}", number, 404, 0.001)
         metrics.waited(f"model-{number}", 1, 0.001)
@@ -106,7 +106,7 @@ def count_everything(metrics: Metrics) -> None:
     metrics.drifted("tiny", 1, 0.01, 0.5, confidence=0.1, anomaly_score=None)
 
 
-def test_what_was_counted_of_a_version_goes_with_it_and_memory_does_too(metrics: Metrics) -> None:
+def test_the_series_of_an_unloaded_version_and_their_memory_are_freed(metrics: Metrics) -> None:
     metrics.serve([])
     empty = len(metrics.exposition())
     for round_ in range(3):
@@ -126,7 +126,7 @@ def test_what_was_counted_of_a_version_goes_with_it_and_memory_does_too(metrics:
     assert metric_value(read_metrics(metrics.exposition()), "graft_requests_total", **nameless, version="-") == 1
 
 
-def test_the_process_and_the_build_are_told(metrics: Metrics) -> None:
+def test_process_and_build_are_exposed(metrics: Metrics) -> None:
     samples = read_metrics(metrics.exposition())
     assert metric_value(samples, "graft_build_info", version="1.2.3") == 1
     assert (metric_value(samples, "process_resident_memory_bytes") or 0) > 1e7
@@ -134,7 +134,7 @@ def test_the_process_and_the_build_are_told(metrics: Metrics) -> None:
     assert (metric_value(samples, "process_start_time_seconds") or 0) > 1e9
 
 
-def test_two_apps_in_one_process_count_apart() -> None:
+def test_two_apps_in_one_process_count_separately() -> None:
     one, other = Metrics("1"), Metrics("1")
     one.refused("overloaded")
     one.queued(5)
@@ -143,7 +143,7 @@ def test_two_apps_in_one_process_count_apart() -> None:
     assert metric_value(read_metrics(other.exposition()), "graft_queue_images") == 0
 
 
-def test_the_service_tells_what_it_did_in_prometheus_own_type(models: Path) -> None:
+def test_the_service_exposes_its_counts_with_prometheus_content_type(models: Path) -> None:
     with serving(Settings(models=models)) as client:
         client.post("/v1/classify", files={"image": png(garment("bag"))}).raise_for_status()
         client.post("/v1/classify", files={"image": b"no image"})

@@ -69,7 +69,7 @@ def workers(count: int, shared: dict[str, str]) -> Iterator[list[Worker]]:
             process.communicate(timeout=20)
 
 
-def test_whichever_worker_is_asked_tells_of_all() -> None:
+def test_each_worker_exposes_the_sums_of_all() -> None:
     with shared_folder() as shared, workers(2, shared) as (one, other):
         one.does("metrics.request('classify', 'tiny', 1, 200, 0.001)")
         other.does("[metrics.request('classify', 'tiny', 1, 200, 0.001) for _ in range(4)]")
@@ -94,7 +94,7 @@ def test_whichever_worker_is_asked_tells_of_all() -> None:
             assert (metric_value(samples, "process_resident_memory_bytes") or 0) > 2e7
 
 
-def test_what_no_worker_has_any_more_is_not_told() -> None:
+def test_versions_that_no_worker_has_loaded_have_no_series() -> None:
     with shared_folder() as shared, workers(2, shared) as both:
         of = {"operation": "classify", "model": "tiny", "status": 200}
         for worker in both:
@@ -110,7 +110,7 @@ def test_what_no_worker_has_any_more_is_not_told() -> None:
         assert metric_value(samples, "graft_build_info", version="1.2.3") == 1
 
 
-def test_a_dead_workers_gauges_vanish_and_what_it_counted_stays() -> None:
+def test_gauges_of_a_dead_worker_vanish_and_its_counts_stay() -> None:
     with shared_folder() as shared, workers(2, shared) as (one, other):
         [folder] = shared.values()
         other_model = TINY._replace(model="other")
@@ -130,7 +130,7 @@ def test_a_dead_workers_gauges_vanish_and_what_it_counted_stays() -> None:
         assert metric_value(left, "graft_requests_refused_total", type="overloaded") == 2
         memory = "process_resident_memory_bytes"
         assert (metric_value(left, memory) or 0) < (metric_value(both, memory) or 0) * 0.75
-        worker_gone(other.pid, folder)  # being told twice does no harm
+        worker_gone(other.pid, folder)  # a second call does no harm
     assert not Path(folder).exists()
 
 

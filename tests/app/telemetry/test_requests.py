@@ -33,11 +33,11 @@ PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
         f"{PARENT}, {PARENT}",
     ],
 )
-def test_a_traceparent_that_is_none_is_ignored(given: str) -> None:
+def test_an_invalid_traceparent_is_ignored(given: str) -> None:
     assert asyncio.run(seen([(b"traceparent", given.encode())])).trace_id is None
 
 
-def test_a_traceparent_gives_the_trace_id_and_one_of_a_later_version_may_say_more() -> None:
+def test_a_traceparent_gives_the_trace_id_and_later_versions_may_have_more_fields() -> None:
     assert asyncio.run(seen([(b"traceparent", PARENT.encode())])).trace_id == TRACE
     assert asyncio.run(seen([(b"traceparent", f"cc{PARENT[2:]}-more".encode())])).trace_id == TRACE
     assert asyncio.run(seen([(b"traceparent", PARENT.encode())] * 2)).trace_id is None
@@ -64,7 +64,7 @@ async def seen(headers: list[tuple[bytes, bytes]], path: str = "/v1/classify") -
     return found[0]
 
 
-def test_requests_at_one_time_have_a_record_each() -> None:
+def test_concurrent_requests_have_separate_records() -> None:
     async def both() -> None:
         one, other = await asyncio.gather(seen([(b"traceparent", PARENT.encode())]), seen([]))
         assert (one.trace_id, other.trace_id) == (TRACE, None)
@@ -72,19 +72,19 @@ def test_requests_at_one_time_have_a_record_each() -> None:
     asyncio.run(both())
 
 
-def test_outside_of_a_request_a_record_is_nobodys() -> None:
+def test_outside_a_request_records_are_not_shared() -> None:
     current_record().model = "tiny"
     assert current_record().model is None
 
 
-def test_server_timing_says_what_is_known(client: httpx.Client) -> None:
-    told = RequestRecord(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
-    assert told == b"queue;dur=0.200, decode;dur=1.000, run;dur=2.500, total;dur=4.000"
+def test_server_timing_has_the_known_times(client: httpx.Client) -> None:
+    header = RequestRecord(queue_s=0.0002, decode_s=0.001, run_s=0.0025).timing(0.004)
+    assert header == b"queue;dur=0.200, decode;dur=1.000, run;dur=2.500, total;dur=4.000"
     for path in ("/healthz", "/nowhere"):
         assert re.fullmatch(r"total;dur=\d+\.\d{3}", client.get(path).headers["server-timing"])
 
 
-def test_a_client_that_goes_away_before_its_answer_counts_as_499(models: Path) -> None:
+def test_a_client_that_disconnects_before_its_answer_counts_as_499(models: Path) -> None:
     with serving(Settings(models=models)) as client:
         port = client.base_url.port
         assert port
