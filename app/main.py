@@ -11,14 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import problems
-from app.api.deadlines import Alarms
-from app.api.dispatch import Direct
-from app.api.fast_path import Hot
+from app.api.deadlines import Deadlines
+from app.api.dispatch import Dispatch
+from app.api.fast_path import FastPath
 from app.api.middleware import access
-from app.api.middleware.body_limits import Bodies
-from app.api.middleware.decompress import Unpack
+from app.api.middleware.body_limits import BodyLimits
+from app.api.middleware.decompress import Decompress
 from app.api.middleware.head import Head
-from app.api.middleware.root_path import Prefix
+from app.api.middleware.root_path import RootPath
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
@@ -101,15 +101,15 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     app.state.settings = settings
     app.state.repository = repository
     app.state.metrics = metrics
-    app.state.alarms = Alarms()
+    app.state.deadlines = Deadlines()
     limit, largest = settings.max_queue, settings.max_images
     admission = Admission(limit, metrics.queued, reserved=min(limit // _RESERVED, limit - largest))
     app.state.predictor = Predictor(repository, admission, decoding, settings.max_batch)
-    app.add_middleware(Direct, operations=operations.BY_PATH, inference=oip.infer)
+    app.add_middleware(Dispatch, operations=operations.BY_PATH, infer=oip.infer)
     limit, largest = settings.max_bodies_mb * 1_000_000, settings.max_body_bytes
     room = Bytes(limit, reserved=min(limit // _RESERVED, limit - largest))
-    app.add_middleware(Bodies, room=room, seconds=settings.body_timeout_s, alarms=app.state.alarms)
-    app.add_middleware(Unpack, most=settings.max_body_bytes)
+    app.add_middleware(BodyLimits, room=room, seconds=settings.body_timeout_s, deadlines=app.state.deadlines)
+    app.add_middleware(Decompress, most=settings.max_body_bytes)
     problems.install(app)
     keys = access.keys_of(settings)
     metrics_keys = access.Keys([settings.metrics_key] if settings.metrics_key else [])
@@ -124,12 +124,12 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
             expose_headers=_EXPOSED,
         )
     if settings.root_path.strip("/"):
-        app.add_middleware(Prefix, prefix=settings.root_path)
+        app.add_middleware(RootPath, prefix=settings.root_path)
     app.add_middleware(Head)
     app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
-    inference = partial(oip.plain, metrics, settings.max_images)
-    app.state.hot = Hot(app, operations.BY_PATH, inference, room, app.state.alarms, keys, request_log)
-    openapi.tell_the_truth(app, keyed=bool(keys))
+    parse_infer = partial(oip.parse_small_infer, metrics, settings.max_images)
+    app.state.fast_path = FastPath(app, operations.BY_PATH, parse_infer, room, app.state.deadlines, keys, request_log)
+    openapi.correct_schema(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)

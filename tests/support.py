@@ -25,13 +25,13 @@ from PIL import ImageChops
 from prometheus_client.parser import text_string_to_metric_families
 
 import app
-from app.api.fast_path import Hot
+from app.api.fast_path import FastPath
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
 from app.main import create_app
-from app.serving.fast_connection import bounded
+from app.serving.fast_connection import connection_factory
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -208,9 +208,11 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
     with socket.create_server(("127.0.0.1", 0)) as listener:
         app = app or create_app(settings)
         protocol: Any = "auto"
-        if isinstance(getattr(app.state, "hot", None), Hot):  # the service, and no application of a test's own
+        if isinstance(
+            getattr(app.state, "fast_path", None), FastPath
+        ):  # the service, and no application of a test's own
             limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
-            protocol = bounded(app.state.hot, *limits)
+            protocol = connection_factory(app.state.fast_path, *limits)
         config = uvicorn.Config(app, http=protocol, log_level="critical", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -1,4 +1,4 @@
-"""What every operation is called with, and how long it may take: the caller's patience is a part of the request."""
+"""One call of a model: which model, what it computes, the shape of the response, and the deadline."""
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from fastapi import Depends, Header, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from app.api.deadlines import Alarm, Alarms
-from app.api.negotiation import chosen
+from app.api.deadlines import Deadline, Deadlines
+from app.api.negotiation import choose
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
@@ -20,7 +20,7 @@ from app.telemetry.metrics import Metrics
 from app.telemetry.requests import current_record
 
 Result = TypeVar("Result")
-SHAPED_ON_LOOP = 1 << 16  # pixels' values; some milliseconds of PNG and JSON
+SHAPED_ON_LOOP = 1 << 16  # pixel values; a few milliseconds of PNG and JSON
 
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
 Timeout = Annotated[
@@ -31,9 +31,9 @@ Accept = Annotated[str | None, Header(include_in_schema=False)]
 
 
 class Plan(NamedTuple):
-    """What an operation asks of a model, and what it makes of that."""
+    """What an operation needs of a model, and how it turns the outputs into a response."""
 
-    needs: Sequence[str]  # operations that the model has to be able to do
+    needs: Sequence[str]  # operations that the model has to support
     outputs: frozenset[str]
     shape: Callable[[Prediction], Response]
 
@@ -47,7 +47,7 @@ class Call:
         state = request.scope["app"].state
         self.predictor: Predictor = state.predictor
         self.metrics: Metrics = state.metrics
-        self._alarms: Alarms = state.alarms
+        self._deadlines: Deadlines = state.deadlines
         allowed = state.settings.timeout_ms
         self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
 
@@ -55,8 +55,8 @@ class Call:
     def bundle(self) -> Bundle:
         return self.predictor.repository.get(self.model).bundle
 
-    def able(self, *operations: str) -> Model:
-        """The model that is meant, if it is able to do the operations."""
+    def require_model(self, *operations: str) -> Model:
+        """The requested model; raises OperationUnavailable unless it supports the operations."""
         model = self.predictor.repository.get(self.model)
         record = current_record()
         record.model, record.version = model.bundle.name, model.bundle.version
@@ -65,17 +65,16 @@ class Call:
         return model
 
     def require_room(self) -> None:
-        """Before a body is read and parsed: under overload a refusal has to be cheap."""
+        """Call this before the body is read and parsed: under overload a refusal has to be cheap."""
         admission = self.predictor.admission
         if admission.images >= admission.most:
-            admission.require(1, self.able().seconds)
+            admission.require(1, self.require_model().seconds)
 
-    async def answered(self, images: Sequence[bytes], plan: Plan) -> Response:
-        """What the model gives for the images, shaped."""
-        model = self.able(*plan.needs)  # nothing is decoded for one that is not
-        return await self.answered_by(model, images, plan.outputs, plan.shape)
+    async def run(self, images: Sequence[bytes], plan: Plan) -> Response:
+        model = self.require_model(*plan.needs)  # before any image is decoded
+        return await self.run_model(model, images, plan.outputs, plan.shape)
 
-    async def answered_by(
+    async def run_model(
         self,
         model: Model,
         images: Sequence[bytes] | np.ndarray,
@@ -86,75 +85,80 @@ class Call:
         record.images = len(images)
 
         async def work() -> Response:
-            found = await self.predictor.predict(images, model, frozenset(outputs))
-            record.queue_s, record.decode_s, record.run_s = found.queue_s, found.decode_s, found.run_s
-            return await shaped(values_of(found), lambda: shape(found))
+            result = await self.predictor.predict(images, model, frozenset(outputs))
+            record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
+            return await shape_response(value_count(result), lambda: shape(result))
 
-        return await self.within(work())
+        return await self.within_deadline(work())
 
-    async def drawn(self, codes: np.ndarray, model: Model, shape: Callable[[np.ndarray], Response]) -> Response:
-        """What the model's decoder makes of (n, D) codes, shaped."""
+    async def run_decoder(
+        self, embeddings: np.ndarray, model: Model, shape: Callable[[np.ndarray], Response]
+    ) -> Response:
+        """(n, D) embeddings → the model's decoder → `shape` gets (n, H, W, C) images."""
         graph = model.bundle.manifest.graphs.decoder
-        assert graph is not None  # the caller has required it
-        given, wanted = {graph.input.name: codes}, {RECONSTRUCTION}
-        return await self.beyond(given, model, wanted, lambda found: shape(found[RECONSTRUCTION]))
+        assert graph is not None  # the caller has required "decode"
+        encoded, outputs = {graph.input.name: embeddings}, {RECONSTRUCTION}
+        return await self.run_from_encoded(encoded, model, outputs, lambda results: shape(results[RECONSTRUCTION]))
 
-    async def beyond(
+    async def run_from_encoded(
         self, encoded: Outputs, model: Model, outputs: Collection[str], shape: Callable[[Outputs], Response]
     ) -> Response:
-        """What the model's decoder and head make of what an encoder gave, shaped."""
+        """Run the model's decoder and head on outputs of its encoder."""
         current_record().images = len(next(iter(encoded.values())))
 
         async def work() -> Response:
-            found = await self.predictor.beyond(encoded, model, frozenset(outputs))
-            return await shaped(_largest(found), lambda: shape(found))
+            results = await self.predictor.beyond(encoded, model, frozenset(outputs))
+            return await shape_response(_largest(results), lambda: shape(results))
 
-        return await self.within(work())
+        return await self.within_deadline(work())
 
-    def hurry(self, milliseconds: int) -> None:
-        """The caller has no more time than that."""
+    def limit_time(self, milliseconds: int) -> None:
+        """Bring the deadline forward, if it is later than that."""
         self._milliseconds = min(self._milliseconds, milliseconds)
 
-    def form(self, *offered: str) -> str:
-        return chosen(self._accept, offered)
+    def choose_type(self, *offered: str) -> str:
+        """The media type that the Accept header prefers."""
+        return choose(self._accept, offered)
 
-    async def within(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The work's result, if it comes in time and there is still somebody to give it to; else the work is dropped.
+    async def within_deadline(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The work's result. At the deadline, or when the client disconnects, the work is dropped.
 
-        Comes after the body was read: all that is left to be received is that the client goes away.
+        Call this after the body was read: the only message left to receive is that the client has disconnected.
         """
         since = current_record().body_read or perf_counter()
-        # Most work is done within a moment, for which nobody watches whether the caller leaves.
-        alarm = self._alarms.set(since + self._milliseconds / 1000 - perf_counter(), later=self._watch)
+        # Most work ends before the client is watched at all.
+        seconds = since + self._milliseconds / 1000 - perf_counter()
+        deadline = self._deadlines.set(seconds, after_moment=self._watch_client)
         try:
             return await work
         except asyncio.CancelledError:
-            if alarm.rang == "late":
+            if deadline.fired == "late":
                 raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped") from None
-            if alarm.rang:
+            if deadline.fired:
                 raise ClientDisconnect from None
             raise
         finally:
-            alarm.off()
+            deadline.clear()
             if self._watcher is not None:
                 self._watcher.cancel()
 
-    def _watch(self, alarm: Alarm) -> None:
-        self._watcher = asyncio.ensure_future(self._leaving())
-        self._watcher.add_done_callback(lambda watcher: None if watcher.cancelled() else alarm.ring("left"))
+    def _watch_client(self, deadline: Deadline) -> None:
+        self._watcher = asyncio.ensure_future(self._disconnect())
+        self._watcher.add_done_callback(lambda watcher: None if watcher.cancelled() else deadline.fire("left"))
 
-    async def _leaving(self) -> None:
+    async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
 
-async def shaped(values: int, shape: Callable[[], Response]) -> Response:
-    """Answers with many pixels in them are drawn and encoded in a thread, so that nobody else waits for them."""
+async def shape_response(values: int, shape: Callable[[], Response]) -> Response:
+    """Responses with many pixels are encoded in a thread, so that they do not hold up the event loop."""
     return shape() if values <= SHAPED_ON_LOOP else await asyncio.to_thread(shape)
 
 
-def values_of(found: Prediction) -> int:
-    return max(found.images.size, _largest(found.outputs))
+def value_count(result: Prediction) -> int:
+    """Of the largest array from which a response is shaped."""
+    return max(result.images.size, _largest(result.outputs))
 
 
 def _largest(outputs: Outputs) -> int:
@@ -162,11 +166,12 @@ def _largest(outputs: Outputs) -> int:
 
 
 async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None) -> Call:
-    """`async`, or FastAPI would make it in a thread."""
+    """`async` because FastAPI would call a plain function in a thread."""
     call = Call(request, model, timeout_ms, accept)
     call.require_room()
     return call
 
 
 ACall = Annotated[Call, Depends(_call)]
-Operation = Callable[[Call, list[bytes]], Plan]  # without parameters
+# classify, encode and so on, called without their optional parameters
+OperationFunction = Callable[[Call, list[bytes]], Plan]

@@ -1,11 +1,11 @@
-"""Calls that change what is served are refused to web pages of other origins.
+"""Protects requests that load or unload models against web pages of other origins (CSRF).
 
-A browser sends a page's POST to any address without asking there first, as long as a form could have sent it. The page
-cannot read the answer, but the model would be gone. What tells such a request:
+A browser sends a page's POST to any address without a preflight if an HTML form could have sent it. The page cannot
+read the answer, but the model would be unloaded. Such a request is recognised by its headers:
 
-Sec-Fetch-Site   same-origin or none: the service's own page, or its user. No page can set it
-Origin           of the page; `null` where the browser withholds it. Programs send neither of the two, and pass
-Content-Type     a form's types need no preflight, all others do
+Sec-Fetch-Site   `same-origin` or `none`: from the service's own page or its user. No page can set it
+Origin           of the page; `null` if the browser withholds it. Programs send neither of the two, and pass
+Content-Type     those of a form need no preflight, all others do
 """
 
 import re
@@ -22,10 +22,10 @@ _PORTS = {"http": ":80", "https": ":443"}
 _TYPES = re.compile(r"application/(json|[\w.!#$&^-]+\+json|octet-stream)")
 
 
-async def guarded(request: Request) -> None:
-    """A dependency of routes that change something."""
+async def refuse_cross_origin(request: Request) -> None:
+    """A dependency of the routes that change which models are loaded."""
     settings: Settings = request.app.state.settings
-    if not may_call(request.headers, request.scope["scheme"], settings.origins):
+    if not is_allowed(request.headers, request.scope["scheme"], settings.origins):
         raise CrossOrigin(
             "pages of other origins may not change what is served; "
             f"{PREFIX}CORS_ORIGINS names those that may, as https://host:port"
@@ -37,8 +37,8 @@ async def guarded(request: Request) -> None:
             )
 
 
-def may_call(headers: Headers, scheme: str, allowed: tuple[str, ...]) -> bool:
-    """Whether a program sent this, or a page of the service's own origin or of one that is allowed."""
+def is_allowed(headers: Headers, scheme: str, allowed: tuple[str, ...]) -> bool:
+    """Whether a program, a page of the service's own origin, or a page of an allowed origin sent the request."""
     site, origins = headers.get("sec-fetch-site"), headers.getlist("origin")
     if "*" in allowed or site in ("same-origin", "none"):
         return True
@@ -48,17 +48,19 @@ def may_call(headers: Headers, scheme: str, allowed: tuple[str, ...]) -> bool:
 
 
 def _is_own(origin: str, headers: Headers, scheme: str) -> bool:
-    """As far as headers say. A proxy's are believed: no page can send them without a preflight."""
-    found = _ORIGIN.fullmatch(origin.lower())
-    if found is None:
+    """By the Host header and those of a proxy, which are trusted: no page can send them without a preflight."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None:
         return False
-    own = _first(headers, "x-forwarded-proto") or scheme
-    if found[1] != own and ("x-forwarded-proto" in headers or own == "https"):  # a proxy may end TLS and not say so
+    own_scheme = _first(headers, "x-forwarded-proto") or scheme
+    says_scheme = "x-forwarded-proto" in headers or own_scheme == "https"  # else a proxy may have ended TLS
+    if match[1] != own_scheme and says_scheme:
         return False
     hosts = {headers.get("host", ""), _first(headers, "x-forwarded-host")} - {""}
-    return found[2].removesuffix(_PORTS[found[1]]) in {host.lower().removesuffix(_PORTS[found[1]]) for host in hosts}
+    port = _PORTS[match[1]]
+    return match[2].removesuffix(port) in {host.lower().removesuffix(port) for host in hosts}
 
 
 def _first(headers: Headers, name: str) -> str:
-    """Of a list to which each proxy adds: what the client's own said."""
+    """The header's first value: each proxy appends its own, so the first is that of the proxy next to the client."""
     return headers.get(name, "").partition(",")[0].strip().lower()

@@ -1,90 +1,94 @@
-"""Bounds in time on what tasks await. One timer looks at all of them, again and again while there are any: to set one
-for each would cost more than many a request."""
+"""Deadlines of the tasks that answer requests.
+
+One timer checks all deadlines every few milliseconds, for as long as there are any. A timer for each request would cost
+more than many a request does.
+"""
 
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 
-_TICK_S = 0.005  # between two looks: so much later than it should an alarm may ring
+_TICK_S = 0.005  # between two checks; a deadline may fire this much too late
 _MOMENT_S = 0.02  # most work is done within it
 
 
-class Alarm:
-    """Rings when its time is over, or when it is told to; whoever sets it puts it `off`.
+class Deadline:
+    """Fires when its time has passed, or earlier when `fire` is called. Whoever sets a deadline clears it.
 
-    It cancels the task that has set it, or calls `ring`.
+    A deadline that fires cancels the task that set it, or calls `on_expiry` where there is one.
     """
 
-    __slots__ = ("_among", "_at", "_later", "_ring", "_task", "rang", "since")
+    __slots__ = ("_after_moment", "_at", "_deadlines", "_on_expiry", "_task", "fired", "since")
 
     def __init__(
         self,
-        among: "Alarms",
+        deadlines: "Deadlines",
         seconds: float,
-        later: "Callable[[Alarm], None] | None",
-        ring: Callable[[], None] | None,
+        after_moment: "Callable[[Deadline], None] | None",
+        on_expiry: Callable[[], None] | None,
     ) -> None:
-        self._among, self._later, self._ring, self.rang = among, later, ring, ""
-        self._task = asyncio.current_task() if ring is None else None
+        self._deadlines, self._after_moment, self._on_expiry = deadlines, after_moment, on_expiry
+        self._task = asyncio.current_task() if on_expiry is None else None
+        self.fired = ""  # the reason, once it has fired
         self.since = monotonic()
         self._at = self.since + seconds
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         if now >= self._at:
-            self.ring("late")
-        elif self._later is not None and now >= self.since + _MOMENT_S:
-            later, self._later = self._later, None
-            later(self)
+            self.fire("late")
+        elif self._after_moment is not None and now >= self.since + _MOMENT_S:
+            after_moment, self._after_moment = self._after_moment, None
+            after_moment(self)
 
-    def ring(self, why: str) -> None:
-        if self.rang:
+    def fire(self, reason: str) -> None:
+        if self.fired:
             return
-        self.rang = why
-        if self._ring is not None:
-            self._ring()
+        self.fired = reason
+        if self._on_expiry is not None:
+            self._on_expiry()
         elif self._task is not None:
             self._task.cancel()
 
-    def off(self) -> None:
-        self._among.forget(self)
-        self._ring = None  # which may hold who holds this
-        if self.rang and self._task is not None:
+    def clear(self) -> None:
+        self._deadlines.remove(self)
+        self._on_expiry = None  # may refer to an object that refers to this deadline: break the cycle
+        if self.fired and self._task is not None:
             self._task.uncancel()
 
 
-class Alarms:
+class Deadlines:
     def __init__(self) -> None:
-        self._set: dict[Alarm, None] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None  # on which the next look is due
+        self._pending: dict[Deadline, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None  # on which the next check is scheduled
 
     def set(
         self,
         seconds: float,
-        later: Callable[[Alarm], None] | None = None,
-        ring: Callable[[], None] | None = None,
-    ) -> Alarm:
-        """`later` is called once, if the alarm is still set after a moment."""
-        alarm = Alarm(self, seconds, later, ring)
-        self._set[alarm] = None
+        after_moment: Callable[[Deadline], None] | None = None,
+        on_expiry: Callable[[], None] | None = None,
+    ) -> Deadline:
+        """`after_moment` is called once, if the deadline is still set after 20 ms."""
+        deadline = Deadline(self, seconds, after_moment, on_expiry)
+        self._pending[deadline] = None
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._look_soon(loop)
-        return alarm
+            self._schedule_check(loop)
+        return deadline
 
-    def forget(self, alarm: Alarm) -> None:
-        self._set.pop(alarm, None)
+    def remove(self, deadline: Deadline) -> None:
+        self._pending.pop(deadline, None)
 
-    def _look_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        loop.call_later(_TICK_S, self._look, context=Context())  # it belongs to no request
+        loop.call_later(_TICK_S, self._check, context=Context())  # an empty context: the timer serves all requests
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         loop, self._loop = self._loop, None
-        if not self._set:
+        if not self._pending:
             return
         assert loop is not None
-        self._look_soon(loop)
+        self._schedule_check(loop)
         now = monotonic()
-        for alarm in list(self._set):
-            alarm.look(now)
+        for deadline in list(self._pending):
+            deadline.check(now)

@@ -1,9 +1,8 @@
-"""The plainest requests, which are most: straight to their operation, past what FastAPI does for the others.
+"""Calls the operation of a plain request directly, without FastAPI's routing and dependencies.
 
-An operation is an ordinary function of a call and its images, an inference one of a request and its call. FastAPI finds
-it, reads its parameters, and resolves what it depends on, which takes longer than many a model; here a request without
-parameters is recognised by its path. Whatever else it may be, a parameter, a deadline of its own, another method, goes
-on to FastAPI, and has the same function answer it.
+FastAPI finds the route, reads its parameters and resolves its dependencies, which takes longer than many a model does.
+A request without parameters can be recognised by its path alone. All others go on to FastAPI, which calls the same
+function: those with a query string, with a deadline of their own, or with another method.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,33 +11,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.call import Call, Operation
+from app.api.call import Call, OperationFunction
 from app.api.middleware.root_path import PROTOCOL, route_path
 from app.api.problems import answer_to
 from app.api.request_body import read_images
 from app.errors import GraftError
-from app.telemetry.requests import DEADLINE_PASSED, current_record
+from app.telemetry.requests import DEADLINE_PASSED, RequestRecord, current_record
 
-Inference = Callable[[Request, Call], Awaitable[Response]]
-INFER = "infer"  # what metrics and logs call it
+InferFunction = Callable[[Request, Call], Awaitable[Response]]
+INFER = "infer"  # its name in metrics and logs
 _MODELS, _INFER = f"{PROTOCOL}/models/", "/infer"
 
 
-class Direct:
-    def __init__(self, app: ASGIApp, operations: Mapping[str, Operation], inference: Inference) -> None:
-        """`operations` by path; `inference` is /v2's, whose path says the model."""
-        self.app, self._operations, self._inference = app, operations, inference
+class Dispatch:
+    def __init__(self, app: ASGIApp, operations: Mapping[str, OperationFunction], infer: InferFunction) -> None:
+        """`operations` by path; `infer` answers /v2's infer requests, whose path names the model."""
+        self.app, self._operations, self._infer = app, operations, infer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (late := scope.get("state", {}).get(DEADLINE_PASSED)):
-            error, known = late
-            own = current_record()
-            own.operation, own.model, own.version, own.images = (
-                known.operation, known.model, known.version, known.images,
-            )  # fmt: skip
-            await answer_to(error)(scope, receive, send)
+            await _refuse_late(late, scope, receive, send)
             return
-        answering = self._recognised(Request(scope, receive)) if scope["type"] == "http" else None
+        answering = self._start(Request(scope, receive)) if scope["type"] == "http" else None
         if answering is None:
             await self.app(scope, receive, send)
             return
@@ -48,7 +42,8 @@ class Direct:
             answer = answer_to(error)
         await answer(scope, receive, send)
 
-    def _recognised(self, request: Request) -> Awaitable[Response] | None:
+    def _start(self, request: Request) -> Awaitable[Response] | None:
+        """The coroutine that answers the request, or None if FastAPI has to."""
         scope = request.scope
         if scope["method"] != "POST" or scope["query_string"]:
             return None
@@ -61,22 +56,32 @@ class Direct:
         path = route_path(scope)
         operation = self._operations.get(path)
         if operation is not None:
-            return _operated(operation, Call(request, accept=accept))
-        model = inferred(path)
+            return _run(operation, Call(request, accept=accept))
+        model = infer_model(path)
         if model is None:
             return None
         current_record().operation = INFER
-        return self._inference(request, Call(request, model))
+        return self._infer(request, Call(request, model))
 
 
-async def _operated(operation: Operation, call: Call) -> Response:
+async def _refuse_late(late: tuple[GraftError, RequestRecord], scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer for the fast path, which missed the deadline and has filled in the record."""
+    error, known = late
+    record = current_record()
+    record.operation, record.model, record.version, record.images = (
+        known.operation, known.model, known.version, known.images,
+    )  # fmt: skip
+    await answer_to(error)(scope, receive, send)
+
+
+async def _run(operation: OperationFunction, call: Call) -> Response:
     current_record().operation = operation.__name__
     call.require_room()
     images = await read_images(call.request)
-    return await call.answered(images, operation(call, images))
+    return await call.run(images, operation(call, images))
 
 
-def inferred(path: str) -> str | None:
+def infer_model(path: str) -> str | None:
     """/v2/models/NAME[/versions/VERSION]/infer → NAME[@VERSION]"""
     if not (path.startswith(_MODELS) and path.endswith(_INFER)):
         return None

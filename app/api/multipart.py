@@ -1,7 +1,7 @@
-"""multipart/form-data → the files in it, under any field name: parts with a file name, or an image's content type.
+"""multipart/form-data → its files: the parts with a file name or with an image's content type, under any field name.
 
-A form as clients write it is cut at its boundaries, all at once. One that is odd in any way goes to python-multipart's
-parser, which takes several times as long and knows every way of writing one. A test holds both to the same files.
+Forms as common clients write them are split at their boundaries. All others go to python-multipart's parser, which
+takes several times as long and reads every valid form. A test checks that both give the same files.
 """
 
 import re
@@ -12,11 +12,11 @@ from python_multipart.multipart import MultipartParser
 from app.errors import MalformedRequest, TooManyImages
 
 _MAX_HEADER_BYTES = 4 << 10  # of one part
-_MOST_OTHER_FIELDS = 100  # parts that are not files
+_MAX_OTHER_FIELDS = 100  # parts that are not files
 _BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70})(?:[\s;]|$))', re.IGNORECASE)
 _FILE_NAME = re.compile(r";\s*filename\*?\s*=", re.IGNORECASE)
 _FIELD_NAME = re.compile(r';\s*name="?([^";]*)', re.IGNORECASE)
-# A file as curl, browsers, httpx and requests write its part; names without quotes or backslashes in them.
+# A file's part as curl, browsers, httpx and requests write it; its names have no quotes or backslashes.
 _PLAIN_FILE = re.compile(
     rb'\r\nContent-Disposition: form-data; name="[^"\\\r\n]{0,200}"; filename="[^"\\\r\n]{0,500}"'
     rb"(?:\r\nContent-Type: [!-~]{1,200})?\r\n\r\n",
@@ -25,7 +25,7 @@ _PLAIN_FILE = re.compile(
 
 
 def files_of(body: bytes, content_type: str, most: int) -> list[bytes]:
-    """At least one; as soon as there are more than `most`, that is refused."""
+    """At least one file; more than `most` are refused."""
     boundary = boundary_of(content_type)
     if boundary is None:
         raise MalformedRequest("multipart/form-data without a boundary of 1 to 70 characters in its Content-Type")
@@ -34,7 +34,7 @@ def files_of(body: bytes, content_type: str, most: int) -> list[bytes]:
 
 
 def plain_files(body: bytes, boundary: bytes, most: int) -> list[bytes] | None:
-    """None where it is no plain form of at most `most` files, and nothing else in it."""
+    """None unless the form is plain, with at most `most` files and no other fields."""
     delimiter = b"\r\n--" + boundary
     if not body.startswith(delimiter[2:]):
         return None
@@ -53,8 +53,8 @@ def plain_files(body: bytes, boundary: bytes, most: int) -> list[bytes] | None:
 
 
 def boundary_of(content_type: str) -> bytes | None:
-    found = _BOUNDARY.search(content_type)
-    return None if found is None else (found[1] or found[2]).encode("latin-1", "replace")
+    match = _BOUNDARY.search(content_type)
+    return None if match is None else (match[1] or match[2]).encode("latin-1", "replace")
 
 
 def parsed_files(body: bytes, boundary: bytes, most: int) -> list[bytes]:
@@ -69,12 +69,12 @@ def parsed_files(body: bytes, boundary: bytes, most: int) -> list[bytes]:
         raise MalformedRequest("the form ends before its closing boundary")
     if not form.images:
         fields = ", ".join(form.fields[:10]) or "none"
-        raise MalformedRequest(f"no file among the form's parts (other fields: {fields}): send -F image=@FILE")
+        raise MalformedRequest(f"the form has no file (other fields: {fields}): send -F image=@FILE")
     return form.images
 
 
 class _Form:
-    """What the parser tells of, part by part."""
+    """Collects files and field names from the parser's callbacks."""
 
     def __init__(self, most: int) -> None:
         self.images: list[bytes] = []
@@ -116,8 +116,8 @@ class _Form:
         else:
             name = _FIELD_NAME.search(disposition)
             self.fields.append(name[1][:100] if name else "?")
-            if len(self.fields) > _MOST_OTHER_FIELDS:
-                raise MalformedRequest(f"more than {_MOST_OTHER_FIELDS} parts of the form are not files")
+            if len(self.fields) > _MAX_OTHER_FIELDS:
+                raise MalformedRequest(f"the form has more than {_MAX_OTHER_FIELDS} fields that are not files")
 
     def _end(self) -> None:
         self.ended = True

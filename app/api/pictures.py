@@ -1,4 +1,4 @@
-"""Results that are looked at: pixels, maps of errors and maps of reasons, as PNG."""
+"""Results as PNG: images, error heatmaps and explanation maps."""
 
 import base64
 
@@ -7,22 +7,22 @@ import numpy as np
 from app.bundle.encode import png_of, stretched
 
 
-def of_unit(image: np.ndarray) -> bytes:
-    """(H, W, C) in 0…1 → a PNG of eight bits."""
+def unit_png(image: np.ndarray) -> bytes:
+    """(H, W, C) floats in 0…1 → 8-bit PNG"""
     return png_of(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
 
 
-def of_errors(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
-    """(H, W, C) uint8 and 0…1 → a grey PNG: how far each pixel is off, its channels' mean, white where the most."""
-    off = np.abs(reconstruction - image.astype(np.float32) / 255).mean(axis=2)
-    most = float(off.max())
-    return png_of(np.rint(off * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
+def error_png(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
+    """(H, W, C) uint8 image and floats in 0…1 → grey PNG of the mean error over channels; the largest is white."""
+    errors = np.abs(reconstruction - image.astype(np.float32) / 255).mean(axis=2)
+    most = float(errors.max())
+    return png_of(np.rint(errors * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
 
 
-def of_reasons(shares: np.ndarray, height: int, width: int) -> bytes:
-    """(rows, columns) shares of a label's logit → a grey PNG, H × W: 128 is indifference, white speaks for the label.
+def explanation_png(shares: np.ndarray, height: int, width: int) -> bytes:
+    """(rows, columns) shares of a label's logit → H × W grey PNG: white speaks for the label, black against it.
 
-    What speaks against it is dark, on the same scale: the largest share, for or against, is white or black.
+    128 is indifference. The largest share, for or against, is white or black.
     """
     most = float(np.abs(shares).max())
     grey = 127.5 + shares * (127.5 / most if most > 0 else 0)

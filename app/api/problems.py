@@ -1,4 +1,4 @@
-"""The one table from what happened to what HTTP says, and the one shape it is said in."""
+"""Errors → HTTP: the one table of status codes, and the one shape of an error response."""
 
 from http import HTTPStatus
 from typing import Any
@@ -21,7 +21,7 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.LoadingNotAllowed: HTTPStatus.FORBIDDEN,
-    errors.BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,  # that a call asked for, and that was refused
+    errors.BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,  # a request to load it; it failed a check
     errors.OperationUnavailable: HTTPStatus.CONFLICT,
     errors.PartMissing: HTTPStatus.NOT_FOUND,
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -44,13 +44,13 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 
 
 class Refusal(Response):
-    """A Problem; to who came by the Open Inference Protocol, the shape that it prescribes."""
+    """A problem document, or under /v2 the error object of the Open Inference Protocol."""
 
     media_type = "application/problem+json"
 
     def __init__(self, body: Problem, headers: dict[str, str] | None) -> None:
         super().__init__(body.model_dump_json(exclude_none=True), body.status, headers)
-        self._problem, self._more = body, headers
+        self._problem, self._extra_headers = body, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if in_protocol(scope):
@@ -59,15 +59,15 @@ class Refusal(Response):
             await super().__call__(scope, receive, send)
 
     def of_protocol(self) -> Response:
-        told = self._problem
-        error = told.detail if told.index is None else f"image {told.index}: {told.detail}"
-        return JSONResponse({"error": error}, told.status, self._more)
+        problem = self._problem
+        error = problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
+        return JSONResponse({"error": error}, problem.status, self._extra_headers)
 
 
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> Refusal:
-    """The answer; the request's record has it too, for the count and the log."""
+    """The response; its kind also goes into the request's record, which is counted and logged."""
     current_record().problem = kind
     title = HTTPStatus(status).phrase
     body = Problem(
@@ -82,13 +82,13 @@ def problem(
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: these statuses answer with a Problem."""
+    """For a route's `responses`: these statuses have a Problem as their body."""
     content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
 class UnexpectedErrors:
-    """An exception that nothing foresaw is a 500 to its own request; the connection and the service live on."""
+    """Answers 500 to a request that raises an unexpected exception; the connection stays open."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,26 +96,26 @@ class UnexpectedErrors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
-        async def watching(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, watching)
+            await self.app(scope, receive, send_and_note)
         except ClientDisconnect:
-            pass  # nobody is there to be answered; the log of requests has it as 499
+            pass  # nobody to answer; the request is logged with status 499
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
             log.error("unexpected %s", type(error).__name__, exc_info=error)
-            detail = "an error on our side; the log has it under this request_id"
+            detail = "an error in the service; its log has the cause under this request_id"
             answer = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-server-error", detail)
             await answer(scope, receive, send)
 
 
 def answer_to(error: errors.GraftError) -> Refusal:
-    """As the table has it; what it lacks is none of the caller's doing, and is raised on."""
+    """The response that the table gives. Errors not in it are not the client's fault, and are raised again."""
     status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
     if status is None:
         raise error
@@ -127,7 +127,7 @@ def answer_to(error: errors.GraftError) -> Refusal:
     if isinstance(error, errors.Unauthorised):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooSlow):
-        headers["Connection"] = "close"  # or the rest of the body would go on coming
+        headers["Connection"] = "close"  # or the rest of the body would keep arriving
     return problem(status, errors.kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
 
 
@@ -140,19 +140,19 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         status = HTTPStatus(error.status_code)
         detail = {
-            HTTPStatus.NOT_FOUND: f"there is nothing at {request.url.path}; /docs lists what there is",
-            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not for {request.url.path}",
+            HTTPStatus.NOT_FOUND: f"nothing at {request.url.path}; /docs lists all routes",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.url.path} does not accept {request.method}",
         }.get(status, str(error.detail))
         headers = dict(error.headers or {})
         allowed = headers.get("Allow", "").split(", ")
-        if "GET" in allowed and "HEAD" not in allowed:  # which Head answers, and routes do not know of
+        if "GET" in allowed and "HEAD" not in allowed:  # the Head middleware answers it, which routes do not know
             headers["Allow"] = ", ".join([*allowed, "HEAD"])
         return problem(status, errors.kebab(status.phrase), detail, headers=headers)
 
     async def on_bad_query(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        told = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r:.80}" for e in error.errors()]
-        return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(told))
+        messages = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r:.80}" for e in error.errors()]
+        return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(messages))
 
     app.add_exception_handler(errors.GraftError, on_graft_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -1,4 +1,4 @@
-"""A request's body → the encoded images in it. Limits come first: nothing is read that would be refused."""
+"""A request's body → its encoded images. Limits are checked first: a body that would be refused is not read."""
 
 import asyncio
 import base64
@@ -26,44 +26,44 @@ _PARSED_AT_ONCE = 256 << 10  # bytes of a body; larger ones are parsed in a thre
 
 
 async def read_images(request: Request) -> list[bytes]:
-    """In the order they came; at least one."""
+    """In the order of the body; at least one."""
     settings: Settings = request.app.state.settings
-    kind, declared, body = await read_body(request, (_FORM, "image/*", _JSON))
-    if kind == _FORM:
+    media_type, declared, body = await read_body(request, (_FORM, "image/*", _JSON))
+    if media_type == _FORM:
         images = await parsed(files_of, body, declared, settings.max_images)
-    elif kind == _JSON:
+    elif media_type == _JSON:
         images = await parsed(_from_json, body, settings.max_images)
     else:
         images = [body]
     for index, image in enumerate(images):
         if not image:
-            raise MalformedRequest("the image is empty: zero bytes", _place(index, images))
+            raise MalformedRequest("the image is empty: zero bytes", _index(index, images))
     return images
 
 
 async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, str, bytes]:
-    """(media type, whole content type, body): one of the accepted types, within the limit, or refused unread."""
-    told = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
+    """(media type, Content-Type header, body). Other types and bodies over the limit are refused unread."""
+    choices = f"{', '.join(accepted[:-1])} or {accepted[-1]}"
     headers = _headers(request)
     declared = headers.get(b"content-type")
     if declared is None:
-        raise UnsupportedMediaType(f"no Content-Type: send {told}")
-    kind = declared.partition(";")[0].strip().lower()
-    if kind not in accepted and f"{kind.partition('/')[0]}/*" not in accepted:
-        raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not one we read: send {told}")
-    return kind, declared, await _within_limits(request, headers)
+        raise UnsupportedMediaType(f"no Content-Type: send {choices}")
+    media_type = declared.partition(";")[0].strip().lower()
+    if media_type not in accepted and f"{media_type.partition('/')[0]}/*" not in accepted:
+        raise UnsupportedMediaType(f"Content-Type {declared[:100]!r} is not supported: send {choices}")
+    return media_type, declared, await _within_limits(request, headers)
 
 
 Images = Annotated[list[bytes], Depends(read_images)]
 
 
-async def parsed(parse: Callable[..., Parsed], body: bytes, *rest: object) -> Parsed:
-    """Large bodies off the event loop, so that nobody else waits for them."""
-    return parse(body, *rest) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *rest)
+async def parsed(parse: Callable[..., Parsed], body: bytes, *arguments: object) -> Parsed:
+    """Parse large bodies in a thread, so that they do not hold up the event loop."""
+    return parse(body, *arguments) if len(body) < _PARSED_AT_ONCE else await asyncio.to_thread(parse, body, *arguments)
 
 
 async def read(request: Request) -> bytes:
-    """The body, of whatever type, within the limit."""
+    """The body, of any type; raises BodyTooLarge above the limit."""
     return await _within_limits(request, _headers(request))
 
 
@@ -93,40 +93,39 @@ async def _read(receive: Receive, declared: str, limit: int) -> bytes:
         if len(body) + len(chunk) > limit:
             raise BodyTooLarge(f"the body is more than the {limit:,} bytes allowed")
         more = message.get("more_body", False)
-        if not body and not more:  # most come in one piece
+        if not body and not more:  # most bodies are one chunk
             return chunk
         body += chunk
         if not more:
             return bytes(body)
 
 
-def _place(index: int, among: Sequence[object]) -> int | None:
-    """What an error says of which image is at fault: nothing, where there is only one."""
-    return index if len(among) > 1 else None
+def _index(index: int, images: Sequence[object]) -> int | None:
+    """For an error: the faulty image's index, or None if there is only one."""
+    return index if len(images) > 1 else None
 
 
 def json_of(body: bytes, most: int) -> Any:
-    """The document. One of more than `most` values is refused at a glance: building it costs far more than its bytes.
+    """The document. One of more than `most` values is refused before it is built, which costs far more than its bytes.
 
-    Commas and brackets are counted wherever they stand; nothing that is asked for has any within its strings, but for
-    the comma of a data URL.
+    Commas and brackets are counted, even inside strings: no valid body has any there except the comma of a data URL.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > most:
-        raise TooManyImages("the JSON has more values in it than one request may need")
+        raise TooManyImages("the JSON has more values than one request may need")
     try:
-        return from_json(body.removeprefix(BOM_UTF8))  # twice as fast as json's, where there are many numbers
+        return from_json(body.removeprefix(BOM_UTF8))  # twice as fast as json.loads with many numbers
     except ValueError as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
 
 
 def numbers_of(values: Any, kinds: Collection[type] = (int, float)) -> np.ndarray:
-    """Lists of one depth → float64, exact below 2⁵³; a ValueError where anything in them is of another kind.
+    """Nested lists of one depth → float64, exact below 2⁵³. Raises ValueError if a value is of another type.
 
-    numpy left to itself takes true for one, and gives each number the room of the longest string beside it.
+    numpy by itself converts true to 1, and gives every number as much memory as the longest string beside it.
     """
     array = np.array(values, object)
     if not set(kinds).issuperset(map(type, array.ravel().tolist())):
-        raise ValueError("not all of them are numbers of the kind")
+        raise ValueError("not all values are of the expected types")
     try:
         return array.astype(np.float64)
     except OverflowError as error:
@@ -134,22 +133,22 @@ def numbers_of(values: Any, kinds: Collection[type] = (int, float)) -> np.ndarra
 
 
 def _from_json(body: bytes, most: int) -> list[bytes]:
-    document = json_of(body, 2 * most + 1)  # an object, a list, and a data URL for each
+    document = json_of(body, 2 * most + 1)  # an object, a list, and a data URL's comma for each image
     shape = 'a JSON object {"images": ["<base64>", …]} is expected'
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
-        raise MalformedRequest(f"{shape}, and nothing else in it")
+        raise MalformedRequest(f"{shape}, without other fields")
     encoded = document["images"]
     if not encoded:
-        raise MalformedRequest("images is empty: send at least one")
+        raise MalformedRequest("images is empty: send at least one image")
     refuse_too_many(len(encoded), most)
     images = []
     for index, text in enumerate(encoded):
         if not isinstance(text, str):
-            raise MalformedRequest(f"images[{index}] is not a string: {shape}", _place(index, encoded))
+            raise MalformedRequest(f"images[{index}] is not a string: {shape}", _index(index, encoded))
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
             images.append(base64.b64decode(b"".join(text.encode("ascii").split()), validate=True))
         except (binascii.Error, ValueError) as error:
-            raise MalformedRequest(f"images[{index}] is not base64: {error}", _place(index, encoded)) from None
+            raise MalformedRequest(f"images[{index}] is not base64: {error}", _index(index, encoded)) from None
     return images

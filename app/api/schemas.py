@@ -262,7 +262,7 @@ def binary(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": content}}
 
 
-CODES_BODY: dict[str, Any] = {
+EMBEDDINGS_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {

@@ -30,7 +30,7 @@ from app.errors import SettingsInvalid
 from app.main import create_app
 from app.serving import memory
 from app.serving.connection import Connection
-from app.serving.fast_connection import bounded
+from app.serving.fast_connection import connection_factory
 from app.serving.listener import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log
@@ -65,8 +65,8 @@ def serve(
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about metadata in clients' images
     config = uvicorn.Config(
         app,
-        http=bounded(  # type: ignore[arg-type]  # uvicorn only calls it
-            app.state.hot, settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
+        http=connection_factory(  # type: ignore[arg-type]  # uvicorn only calls it
+            app.state.fast_path, settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
         ),
         log_level="warning",
         log_config=None,  # our configuration handles its lines too

@@ -7,7 +7,7 @@ from pathlib import Path
 import uvicorn
 
 from app.main import create_app
-from app.serving.fast_connection import bounded
+from app.serving.fast_connection import connection_factory
 from app.settings import Settings
 from app.telemetry.logs import configure_logs
 
@@ -22,7 +22,12 @@ def main() -> None:
         admission.hold(admission.most)  # without being asked whether there is room: some places are reserved
     limits = settings.head_timeout_s, settings.keep_alive_s, settings.max_connections
     config = uvicorn.Config(
-        app, http=bounded(app.state.hot, *limits), log_config=None, access_log=False, ws="none", server_header=False
+        app,
+        http=connection_factory(app.state.fast_path, *limits),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
     )
     with socket.create_server(("127.0.0.1", int(port)), backlog=128) as listener:
         uvicorn.Server(config).run([listener])

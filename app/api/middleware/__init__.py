@@ -1,1 +1,1 @@
-"""What every request passes on its way in: access, body limits, decompression, the path prefix."""
+"""ASGI middleware: API keys, body limits, decompression, HEAD, the root path."""

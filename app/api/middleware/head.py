@@ -1,4 +1,4 @@
-"""HEAD is answered as GET would be, without the body. No route needs to know of it."""
+"""Answers HEAD like GET without the body, so that no route has to."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,8 +18,8 @@ class Head:
             elif not message.get("more_body", False):
                 await send({"type": "http.response.body"})
 
-        get = {**scope, "method": "GET"}  # a copy: the server goes by its own
+        get = {**scope, "method": "GET"}  # a copy: uvicorn reads the method from its own scope
         try:
             await self.app(get, receive, without_body)
         finally:
-            scope["route"] = get.get("route")  # by which whoever counts requests knows the operation
+            scope["route"] = get.get("route")  # the request counter reads the operation from it

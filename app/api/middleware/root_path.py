@@ -1,4 +1,4 @@
-"""Behind a proxy that serves Graft under a path of its own, whether or not it strips that path."""
+"""For a proxy that serves Graft under a path prefix, whether or not the proxy strips the prefix."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -6,19 +6,19 @@ PROTOCOL = "/v2"
 
 
 def route_path(scope: Scope) -> str:
-    """The path as routes have it."""
+    """The path without the prefix, as routes are declared."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
 def in_protocol(scope: Scope) -> bool:
-    """Whether it came by the Open Inference Protocol, which has shapes of its own."""
+    """Whether the request uses the Open Inference Protocol, whose responses have a shape of their own."""
     path = route_path(scope)
     return path == PROTOCOL or path.startswith(f"{PROTOCOL}/")
 
 
-class Prefix:
-    """Routes are matched without the prefix; what is told of addresses (the OpenAPI page, redirects) has it."""
+class RootPath:
+    """Routes match without the prefix; URLs that Graft sends, in the OpenAPI document and in redirects, have it."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app, self._prefix = app, "/" + prefix.strip("/")
@@ -33,4 +33,4 @@ class Prefix:
         try:
             await self.app(prefixed, receive, send)
         finally:
-            scope["route"] = prefixed.get("route")  # by which whoever counts requests knows the operation
+            scope["route"] = prefixed.get("route")  # the request counter reads the operation from it

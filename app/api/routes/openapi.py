@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from app.api.middleware.access import OPEN
 
 
-def tell_the_truth(app: FastAPI, keyed: bool) -> None:
+def correct_schema(app: FastAPI, keyed: bool) -> None:
     """FastAPI promises a 422 of its own shape wherever a parameter can be wrong; Graft answers 400 there.
 
     And it says of a parameter that may be absent that it may be null, which nothing in an address or a header can be.
@@ -26,7 +26,7 @@ def tell_the_truth(app: FastAPI, keyed: bool) -> None:
                     for parameter in operation.get("parameters", ()):
                         parameter["schema"] = _without_null(parameter["schema"])
             if keyed:
-                _tell_of_keys(schema)
+                _describe_keys(schema)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema.get("components", {}).get("schemas", {}).pop(unused, None)
         return app.openapi_schema or {}
@@ -34,7 +34,7 @@ def tell_the_truth(app: FastAPI, keyed: bool) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _tell_of_keys(schema: dict[str, Any]) -> None:
+def _describe_keys(schema: dict[str, Any]) -> None:
     schema.setdefault("components", {})["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},

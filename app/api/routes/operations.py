@@ -64,7 +64,7 @@ def _route(
     def registered(plan: Planned) -> Planned:
         @wraps(plan)  # FastAPI reads the parameters of what is wrapped
         async def answered(call: Call, images: list[bytes], **parameters: Any) -> Response:
-            return await call.answered(images, plan(call, images, **parameters))
+            return await call.run(images, plan(call, images, **parameters))
 
         route(answered)
         return plan
@@ -81,7 +81,7 @@ def classify(
     explain: Explain = False,
     false_alarm_rate: Rate = None,
 ) -> Plan:
-    call.form(JSON)
+    call.choose_type(JSON)
     wanted = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
 
@@ -96,7 +96,7 @@ def classify(
 
 @_route("encode", "The image as a few numbers", EncodeResponse, NPY, says="numpy's .npy of N × D float32")
 def encode(call: ACall, images: Images) -> Plan:
-    form = call.form(JSON, NPY)
+    form = call.choose_type(JSON, NPY)
 
     def shape(found: Prediction) -> Response:
         if form == NPY:
@@ -108,12 +108,12 @@ def encode(call: ACall, images: Images) -> Plan:
 
 @_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
 def reconstruct(call: ACall, images: Images) -> Plan:
-    form = call.form(JSON, *one(PNG, images))
+    form = call.choose_type(JSON, *one(PNG, images))
 
     def shape(found: Prediction) -> Response:
         drawn = found.outputs[RECONSTRUCTION]
         if form == PNG:
-            return Response(pictures.of_unit(drawn[0]), media_type=PNG)
+            return Response(pictures.unit_png(drawn[0]), media_type=PNG)
         return as_json(found.bundle, _reconstructed(found))
 
     return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
@@ -121,7 +121,7 @@ def reconstruct(call: ACall, images: Images) -> Plan:
 
 @_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
 def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
-    form = call.form(JSON, *one(PNG, images))
+    form = call.choose_type(JSON, *one(PNG, images))
     mapped = heatmap or form == PNG
     needs = ["anomaly", *(["reconstruct"] if mapped else [])]
 
@@ -145,7 +145,7 @@ def predict(
     heatmap: Heatmap = False,
     false_alarm_rate: Rate = None,
 ) -> Plan:
-    call.form(JSON)
+    call.choose_type(JSON)
     able = call.bundle.operations
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
     wanted = [output for operation, output in OUTPUT_OF.items() if operation in able]
@@ -173,7 +173,7 @@ def _classified(call: Call, found: Prediction, top_k: int | None) -> list[Fields
     if EXPLANATION in found.outputs:
         height, width, _ = bundle.manifest.input.shape
         for each, shares in zip(fields, found.outputs[EXPLANATION], strict=True):
-            each["explanation"] = pictures.base64_of(pictures.of_reasons(shares[each["index"]], height, width))
+            each["explanation"] = pictures.base64_of(pictures.explanation_png(shares[each["index"]], height, width))
     return fields
 
 
@@ -185,12 +185,12 @@ def _judged(call: Call, found: Prediction, false_alarm_rate: float | None) -> li
 
 def _reconstructed(found: Prediction) -> list[Fields]:
     both = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
-    return [{"image": pictures.base64_of(pictures.of_unit(image)), "error": error} for image, error in both]
+    return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in both]
 
 
 def _heatmaps(found: Prediction) -> list[bytes]:
     both = zip(found.images, found.outputs[RECONSTRUCTION], strict=True)
-    return [pictures.of_errors(image, drawn) for image, drawn in both]
+    return [pictures.error_png(image, drawn) for image, drawn in both]
 
 
 BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in (classify, encode, reconstruct, anomaly, predict)}

@@ -1,4 +1,4 @@
-"""The protocol's addresses. Bodies are read raw; only where they change something is their content type looked at."""
+"""The protocol's routes. Bodies are read as bytes; only requests that load or unload need a JSON content type."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.call import Call, Plan, Timeout
-from app.api.cross_origin import guarded
+from app.api.cross_origin import refuse_cross_origin
 from app.api.middleware.root_path import PROTOCOL
 from app.api.request_body import json_of, parsed, read
 from app.api.routes.health import require_ready
@@ -31,13 +31,13 @@ from app.api.v2.tensors import (
     IMAGE,
     IMAGE_TYPE,
     SCORE,
-    Work,
-    best,
+    ResolvedRequest,
     most_values,
-    raw_question,
-    work_of,
+    raw_infer_request,
+    resolve,
+    top_classes,
 )
-from app.api.v2.wire import LENGTH, Question, answer_of, json_length, parameters_of, question_of
+from app.api.v2.wire import LENGTH, InferRequest, infer_response, json_length, parameters_of, parse_infer_request
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
 from app.inference import results
@@ -48,19 +48,19 @@ from app.telemetry.metrics import Metrics
 router = APIRouter(prefix=PROTOCOL, tags=["open inference protocol"])
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
-_MOST_WORDS = 100  # commas and brackets in the body of a call to the repository
+_MAX_VALUES = 100  # commas and brackets in the body of a repository request
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 async def _call(request: Request, name: str, timeout_ms: Timeout = None) -> Call:
-    return Call(request, _wanted(request, name), timeout_ms)
+    return Call(request, _model_name(request, name), timeout_ms)
 
 
 async def _model(request: Request, name: str, repository: Models) -> Model:
-    return repository.get(_wanted(request, name))
+    return repository.get(_model_name(request, name))
 
 
-def _wanted(request: Request, name: str) -> str:
+def _model_name(request: Request, name: str) -> str:
     version = request.path_params.get("version")
     return name if version is None else f"{name}@{version}"
 
@@ -70,15 +70,15 @@ AModel = Annotated[Model, Depends(_model)]
 
 
 def _of_model(
-    method: str, rest: str, summary: str, extra: dict[str, Any] | None = None, **told: Any
+    method: str, path: str, summary: str, openapi_extra: dict[str, Any] | None = None, **options: Any
 ) -> Callable[[Handler], Handler]:
-    """A route of a model, and the same of one version of it."""
+    """Two routes: of a model, and of one version of it."""
 
     def add(handler: Handler) -> Handler:
-        given = extra or {}
-        pinned = {**given, "parameters": [*given.get("parameters", ()), VERSION_PARAMETER]}
-        for path, described in (("/models/{name}", given), ("/models/{name}/versions/{version}", pinned)):
-            route = getattr(router, method)(path + rest, summary=summary, openapi_extra=described, **told)
+        extra = openapi_extra or {}
+        versioned = {**extra, "parameters": [*extra.get("parameters", ()), VERSION_PARAMETER]}
+        for prefix, described in (("/models/{name}", extra), ("/models/{name}/versions/{version}", versioned)):
+            route = getattr(router, method)(prefix + path, summary=summary, openapi_extra=described, **options)
             route(handler)
         return handler
 
@@ -134,72 +134,78 @@ def stats(model: AModel, request: Request) -> ModelStatistics:
     responses=INFER_ANSWER | failures(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
 async def infer(request: Request, call: ACall) -> Response:
-    model = call.able()  # before anything is read
+    model = call.require_model()  # 404 before the body is read
     call.require_room()
     body = await read(request)
-    said, most = request.headers.get(LENGTH), request.app.state.settings.max_images
-    work = await parsed(_understood, body, said, model.bundle, most)
-    if work.question.patience_ms:
-        call.hurry(work.question.patience_ms)
-    if work.images is None:
-        return await call.beyond(
-            work.encoded, model, work.wishes, lambda found: _answer(call.metrics, model.bundle, work, found)
+    length_header, most = request.headers.get(LENGTH), request.app.state.settings.max_images
+    resolved = await parsed(_parse_and_resolve, body, length_header, model.bundle, most)
+    if resolved.request.timeout_ms:
+        call.limit_time(resolved.request.timeout_ms)
+    if resolved.images is None:
+        return await call.run_from_encoded(
+            resolved.encoded,
+            model,
+            resolved.needs,
+            lambda outputs: _respond(call.metrics, model.bundle, resolved, outputs),
         )
-    plan = _plan(call.metrics, model.bundle, work)
-    return await call.answered_by(model, work.images, plan.outputs, plan.shape)
+    plan = _plan(call.metrics, model.bundle, resolved)
+    return await call.run_model(model, resolved.images, plan.outputs, plan.shape)
 
 
-def plain(metrics: Metrics, most: int, body: bytes, said: str | None, model: Model) -> tuple[np.ndarray, Plan] | None:
-    """Of a small body that has pixels in it, and asks for no deadline of its own, these and what is made of them."""
-    question = _question(body, said, model.bundle, most)
-    if question.patience_ms or [(each.name, each.datatype) for each in question.inputs] != [(IMAGE, IMAGE_TYPE)]:
+def parse_small_infer(
+    metrics: Metrics, most: int, body: bytes, length_header: str | None, model: Model
+) -> tuple[np.ndarray, Plan] | None:
+    """For the fast path: the pixels and the plan of a small body, or None if it has other inputs or a timeout."""
+    request = _parse(body, length_header, model.bundle, most)
+    if request.timeout_ms or [(each.name, each.datatype) for each in request.inputs] != [(IMAGE, IMAGE_TYPE)]:
         return None
-    work = work_of(question, model.bundle, most)
-    assert isinstance(work.images, np.ndarray)
-    return work.images, _plan(metrics, model.bundle, work)
+    resolved = resolve(request, model.bundle, most)
+    assert isinstance(resolved.images, np.ndarray)
+    return resolved.images, _plan(metrics, model.bundle, resolved)
 
 
-def _plan(metrics: Metrics, bundle: Bundle, work: Work) -> Plan:
-    return Plan((), work.wishes, lambda found: _answer(metrics, bundle, work, found.outputs))
+def _plan(metrics: Metrics, bundle: Bundle, resolved: ResolvedRequest) -> Plan:
+    return Plan((), resolved.needs, lambda result: _respond(metrics, bundle, resolved, result.outputs))
 
 
-def _understood(body: bytes, said: str | None, bundle: Bundle, most: int) -> Work:
-    return work_of(_question(body, said, bundle, most), bundle, most)
+def _parse_and_resolve(body: bytes, length_header: str | None, bundle: Bundle, most: int) -> ResolvedRequest:
+    return resolve(_parse(body, length_header, bundle, most), bundle, most)
 
 
-def _question(body: bytes, said: str | None, bundle: Bundle, most: int) -> Question:
-    length = json_length(said, body)
-    raw = said is not None and length == 0
-    return raw_question(body, bundle) if raw else question_of(body, length, most_values(bundle, most))
+def _parse(body: bytes, length_header: str | None, bundle: Bundle, most: int) -> InferRequest:
+    length = json_length(length_header, body)
+    if length_header is not None and length == 0:
+        return raw_infer_request(body, bundle)
+    return parse_infer_request(body, length, most_values(bundle, most))
 
 
-def _answer(metrics: Metrics, bundle: Bundle, work: Work, found: Outputs) -> Response:
-    for name, array in found.items():
-        if work.encoded and not np.isfinite(array).all():
-            raise MalformedRequest(f"{name} is not finite: the inputs are too far from what the encoder gives")
-    values = {asked.name: output.of(bundle, found) for asked, output in work.outputs}
-    _count(metrics, bundle, found, values)
-    question = work.question
+def _respond(metrics: Metrics, bundle: Bundle, resolved: ResolvedRequest, outputs: Outputs) -> Response:
+    for name, array in outputs.items():
+        if resolved.encoded and not np.isfinite(array).all():
+            raise MalformedRequest(f"{name} is not finite: the inputs are too far from outputs of the encoder")
+    values = {requested.name: output.compute(bundle, outputs) for requested, output in resolved.outputs}
+    _count(metrics, bundle, outputs, values)
+    request = resolved.request
     head = {"model_name": bundle.name, "model_version": str(bundle.version)}
-    head |= {} if question.id is None else {"id": question.id}
+    head |= {} if request.id is None else {"id": request.id}
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
-    outputs = [
-        (asked, values[asked.name] if asked.classes is None else best(values[asked.name], labels, asked.classes))
-        for asked, _ in work.outputs
+    tensors = [
+        (each, values[each.name] if each.classes is None else top_classes(values[each.name], labels, each.classes))
+        for each, _ in resolved.outputs
     ]
-    return answer_of({**head, "parameters": {"digest": bundle.digest}}, outputs)
+    return infer_response({**head, "parameters": {"digest": bundle.digest}}, tensors)
 
 
-def _count(metrics: Metrics, bundle: Bundle, found: Outputs, values: dict[str, np.ndarray]) -> None:
-    if LOGITS in found:
+def _count(metrics: Metrics, bundle: Bundle, outputs: Outputs, values: dict[str, np.ndarray]) -> None:
+    if LOGITS in outputs:
         probabilities = values.get(PROBABILITIES)
         if probabilities is None:
-            probabilities = results.probabilities(bundle, found)
+            probabilities = results.probabilities(bundle, outputs)
         metrics.classified(bundle.name, bundle.version, probabilities.max(axis=1).tolist())
-    if DISTANCES in found:
+    if DISTANCES in outputs:
         scores = values.get(SCORE)
         if scores is None:
-            scores = results.combined_scores(bundle, found)
+            scores = results.combined_scores(bundle, outputs)
         metrics.scored(bundle.name, bundle.version, scores.tolist())
 
 
@@ -210,17 +216,17 @@ def _count(metrics: Metrics, bundle: Bundle, found: Outputs, values: dict[str, n
     openapi_extra=INDEX_BODY,
 )
 async def index(request: Request, repository: Models) -> list[IndexEntry]:
-    only = (await _told(request)).get("ready", False)
-    if not isinstance(only, bool):
-        raise MalformedRequest(f"ready {only!r:.40} is neither true nor false")
+    ready_only = (await _read_object(request)).get("ready", False)
+    if not isinstance(ready_only, bool):
+        raise MalformedRequest(f"ready {ready_only!r:.40} is neither true nor false")
     return [
         IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
         for each in repository.index()
-        if each.state == "READY" or not only
+        if each.state == "READY" or not ready_only
     ]
 
 
-_GUARDED = [Depends(guarded)]
+_GUARDED = [Depends(refuse_cross_origin)]
 _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
 
 
@@ -232,13 +238,13 @@ _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
     dependencies=_GUARDED,
 )
 async def load(request: Request, name: str, repository: Models) -> dict[str, str]:
-    """A body's parameters may name the version: so one goes back to an earlier one."""
-    parameters = parameters_of(await _told(request), "the request")
+    """The parameter `version` may name an earlier version to go back to."""
+    parameters = parameters_of(await _read_object(request), "the request")
     version = parameters.pop("version", None)
     if not (version is None or (isinstance(version, str | int) and not isinstance(version, bool))):
-        raise MalformedRequest(f"version {version!r:.40} is none")
+        raise MalformedRequest(f"version {version!r:.40}: a string or a whole number is expected")
     if parameters:
-        raise MalformedRequest(f"parameters: {', '.join(parameters)[:100]}: a bundle is loaded as it is, or not at all")
+        raise MalformedRequest(f"parameters: {', '.join(parameters)[:100]}: only version is supported")
     model = await repository.load(name, version)
     return {"name": model.bundle.name, "version": str(model.bundle.version)}
 
@@ -251,17 +257,17 @@ async def load(request: Request, name: str, repository: Models) -> dict[str, str
     dependencies=_GUARDED,
 )
 async def unload(request: Request, name: str, repository: Models) -> dict[str, str]:
-    await _told(request)
+    await _read_object(request)
     await repository.unload(name)
     return {"name": name}
 
 
-async def _told(request: Request) -> dict[str, Any]:
-    """The body's object; clients send nothing, or an empty string, where they have nothing to say."""
+async def _read_object(request: Request) -> dict[str, Any]:
+    """The body's JSON object. Some clients send an empty body or an empty string instead of an empty object."""
     body = await read(request)
-    document = json_of(body, _MOST_WORDS) if body.strip() else {}
+    document = json_of(body, _MAX_VALUES) if body.strip() else {}
     if document == "":
         return {}
     if not isinstance(document, dict):
-        raise MalformedRequest("a JSON object is expected, or nothing")
+        raise MalformedRequest("the body is not a JSON object: send one, or an empty body")
     return document

@@ -1,4 +1,4 @@
-"""The protocol's bytes: a JSON object, and after it tensors in binary, little-endian, in the order of their mention."""
+"""The protocol's wire format: a JSON object, then binary tensors, little-endian, in the order the JSON names them."""
 
 import base64
 import binascii
@@ -24,21 +24,21 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
-}  # those that our tensors have
+}  # of Graft's tensors
 DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
-_PREFIX = 4  # bytes of the length before each element of BYTES
-_ENVELOPE = 1000  # commas and brackets around the tensors of a sensible request
-_MOST_IN_JSON = 1_000_000  # of them in all: reading JSON holds everybody up, a tenth of a second for as many
-_AT_ONCE = 1 << 16  # numbers; in between others have their turn
-_MOST_DIMENSIONS = 8
+_LENGTH_BYTES = 4  # before each element of BYTES
+_EXTRA_VALUES = 1000  # commas and brackets around the tensors of a normal request
+_MAX_JSON_VALUES = 1_000_000  # parsing this many blocks the event loop for 0.1 s
+_CHUNK = 1 << 16  # numbers; between chunks other threads may run
+_MAX_DIMENSIONS = 8
 _SHARED_MEMORY = "shared_memory_region"
 
 Parameters = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """An input as it came: `data` is JSON's list, or the bytes after the JSON."""
+class InputTensor:
+    """An input as it was sent: `data` is the list in the JSON, or the bytes after it."""
 
     name: str
     datatype: str
@@ -46,7 +46,7 @@ class Given:
     data: list[Any] | memoryview
 
     def array(self) -> np.ndarray:
-        """Of a datatype in DTYPES; every number is one of that type."""
+        """The data in its shape, whose datatype is one of DTYPES. Numbers outside the datatype's range are refused."""
         dtype, size = DTYPES[self.datatype], math.prod(self.shape)
         if isinstance(self.data, memoryview):
             if len(self.data) != size * dtype.itemsize:
@@ -58,49 +58,51 @@ class Given:
         return self._from_json(dtype, size)
 
     def _from_json(self, dtype: np.dtype[Any], size: int) -> np.ndarray:
-        if dtype.itemsize == 1 and len(self.data) == size <= _AT_ONCE and set(map(type, self.data)) == {int}:
-            with contextlib.suppress(ValueError):  # who is not within 0…255 is told of below
-                return np.frombuffer(bytes(self.data), dtype).reshape(self.shape)  # a third of what is below
+        if dtype.itemsize == 1 and len(self.data) == size <= _CHUNK and set(map(type, self.data)) == {int}:
+            with contextlib.suppress(ValueError):  # numbers outside 0…255 are refused below
+                return np.frombuffer(bytes(self.data), dtype).reshape(self.shape)  # three times as fast as below
         kinds = (int,) if dtype.kind == "u" else (int, float)
-        step = _AT_ONCE
+        step = _CHUNK
         if self.data and isinstance(self.data[0], list):
-            if len(self.data) > max(self.shape[:1], default=0):  # each is looked at by itself
+            if len(self.data) > max(self.shape[:1], default=0):  # each row is converted on its own
                 raise MalformedRequest(f"{self.name}: data is {len(self.data):,} rows; shape says {list(self.shape)}")
             step = 1
         try:
             parts = [numbers_of(self.data[at : at + step], kinds) for at in range(0, len(self.data), step)]
             values = np.concatenate(parts) if parts else np.empty(0)
         except ValueError:
-            raise MalformedRequest(f"{self.name}: data is not a list of numbers that are {self.datatype}") from None
+            raise MalformedRequest(f"{self.name}: data is not a list of {self.datatype} numbers") from None
         if values.size != size or (values.ndim > 1 and values.shape != self.shape):
-            told = list(values.shape) if values.ndim > 1 else f"{values.size:,} numbers"
-            raise MalformedRequest(f"{self.name}: data is {told}; shape says {list(self.shape)}")
+            actual = f"of shape {list(values.shape)}" if values.ndim > 1 else f"{values.size:,} numbers"
+            raise MalformedRequest(f"{self.name}: data is {actual}; shape says {list(self.shape)}")
         if dtype.kind == "u" and ((values < 0) | (values > np.iinfo(dtype).max)).any():
-            raise MalformedRequest(f"{self.name}: not all of data lies in 0…{np.iinfo(dtype).max}, as {self.datatype}")
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite
+            raise MalformedRequest(
+                f"{self.name}: data has numbers outside 0…{np.iinfo(dtype).max}, the range of {self.datatype}"
+            )
+        with np.errstate(over="ignore"):  # numbers too large become infinite
             return values.astype(dtype).reshape(self.shape)
 
     def elements(self) -> list[bytes]:
-        """Of BYTES, whose shape is known to be small; in JSON they are base64."""
+        """The elements of a BYTES tensor; in JSON they are base64. Call it after the shape has been checked."""
         count = math.prod(self.shape)
-        each = self._prefixed(self.data) if isinstance(self.data, memoryview) else self._decoded(self.data)
-        found = list(islice(each, count + 1))
-        if len(found) != count:
-            told = f"{len(found):,}" if len(found) < count else "more"
-            raise MalformedRequest(f"{self.name}: {told} elements of data; shape says {list(self.shape)}")
-        return found
+        each = self._from_bytes(self.data) if isinstance(self.data, memoryview) else self._from_base64(self.data)
+        elements = list(islice(each, count + 1))
+        if len(elements) != count:
+            actual = f"{len(elements):,}" if len(elements) < count else "more"
+            raise MalformedRequest(f"{self.name}: {actual} elements of data; shape says {list(self.shape)}")
+        return elements
 
-    def _prefixed(self, data: memoryview) -> Iterator[bytes]:
+    def _from_bytes(self, data: memoryview) -> Iterator[bytes]:
         at = 0
         while at < len(data):
-            length = int.from_bytes(data[at : at + _PREFIX], "little")
-            at += _PREFIX
+            length = int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
+            at += _LENGTH_BYTES
             if length > len(data) - at:
                 raise MalformedRequest(f"{self.name}: an element's length runs past the end of its data")
             yield bytes(data[at : at + length])
             at += length
 
-    def _decoded(self, data: list[Any]) -> Iterator[bytes]:
+    def _from_base64(self, data: list[Any]) -> Iterator[bytes]:
         for index, text in enumerate(data):
             if not isinstance(text, str):
                 raise MalformedRequest(f"{self.name}: data[{index}] is not a string of base64")
@@ -111,8 +113,8 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """An output as it is wanted; `classes` best ones of it, or all of its numbers."""
+class RequestedOutput:
+    """An output that the client wants: all its numbers, or the `classes` likeliest as text."""
 
     name: str
     binary: bool
@@ -120,16 +122,16 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class InferRequest:
     id: str | None
-    inputs: list[Given]
-    outputs: list[Asked] | None  # None is all there are
-    binary: bool  # of outputs that are not named
-    patience_ms: int | None
+    inputs: list[InputTensor]
+    outputs: list[RequestedOutput] | None  # None: all that the model has
+    binary: bool  # the default of outputs that do not say
+    timeout_ms: int | None
 
 
 def json_length(value: str | None, body: bytes) -> int:
-    """Of the JSON at the body's start, as the header says; without a header it is all of it."""
+    """Length of the JSON at the body's start, by the header; without one, the whole body."""
     if value is None:
         return len(body)
     if not (value.isascii() and value.isdigit() and len(value) < 20):
@@ -139,90 +141,90 @@ def json_length(value: str | None, body: bytes) -> int:
     return int(value)
 
 
-def question_of(body: bytes, length: int, most_values: int) -> Question:
-    """`length` bytes of the body are JSON, in which the tensors have at most `most_values` numbers."""
-    most = min(_MOST_IN_JSON, 4 * most_values + _ENVELOPE)  # [[[[1]]], [[[2]]], …
+def parse_infer_request(body: bytes, length: int, most_values: int) -> InferRequest:
+    """The first `length` bytes of the body are JSON, whose tensors may have `most_values` numbers."""
+    most = min(_MAX_JSON_VALUES, 4 * most_values + _EXTRA_VALUES)  # [[[[1]]], [[[2]]], …
     document = json_of(body[:length], most)
     if not isinstance(document, dict):
         raise MalformedRequest('a JSON object {"inputs": [{"name", "shape", "datatype", "data"}, …]} is expected')
     parameters = parameters_of(document, "the request")
-    given, asked = document.get("inputs"), document.get("outputs")
-    if not isinstance(given, list) or not given:
+    inputs, outputs = document.get("inputs"), document.get("outputs")
+    if not isinstance(inputs, list) or not inputs:
         raise MalformedRequest("inputs: a list of at least one tensor is expected")
-    if asked is not None and not isinstance(asked, list):
+    if outputs is not None and not isinstance(outputs, list):
         raise MalformedRequest("outputs: a list is expected")
     binary = _flag(parameters, "binary_data_output", False, "the request")
-    return Question(
+    return InferRequest(
         _id(document.get("id")),
-        _distinct(list(_inputs(given, memoryview(body)[length:])), "inputs"),
-        _distinct([_asked(each, binary) for each in asked], "outputs") if asked else None,
+        _distinct(list(_inputs(inputs, memoryview(body)[length:])), "inputs"),
+        _distinct([_requested_output(each, binary) for each in outputs], "outputs") if outputs else None,
         binary,
-        _patience(parameters.get("timeout")),
+        _timeout_ms(parameters.get("timeout")),
     )
 
 
 def _distinct(named: list[Any], where: str) -> list[Any]:
     if len({each.name for each in named}) < len(named):
-        raise MalformedRequest(f"{where}: one of them is there twice")
+        raise MalformedRequest(f"{where}: a name occurs twice")
     return named
 
 
-def _inputs(given: list[Any], rest: memoryview) -> Iterator[Given]:
-    for tensor in given:
+def _inputs(inputs: list[Any], rest: memoryview) -> Iterator[InputTensor]:
+    for tensor in inputs:
         name = _name(tensor, "inputs")
         parameters = parameters_of(tensor, name)
         datatype, shape = tensor.get("datatype"), tensor.get("shape")
         if not isinstance(datatype, str):
             raise MalformedRequest(f"{name}: datatype: a string is expected")
-        if not (isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS and all(map(_is_size, shape))):
+        if not (isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS and all(map(_is_size, shape))):
             raise MalformedRequest(f"{name}: shape: a list of whole numbers is expected")
         size = parameters.get("binary_data_size")
         data = tensor.get("data")
         if _SHARED_MEMORY in parameters:
-            raise MalformedRequest(f"{name}: shared memory is no extension of this service; send the data")
+            raise MalformedRequest(f"{name}: shared memory is not supported; send the data")
         if (size is None) == (data is None):
-            raise MalformedRequest(f"{name}: either data or parameters.binary_data_size is expected, and not both")
+            raise MalformedRequest(f"{name}: send either data or parameters.binary_data_size, not both")
         if size is None:
             if not isinstance(data, list):
                 raise MalformedRequest(f"{name}: data: a list is expected")
-            yield Given(name, datatype, tuple(shape), data)
+            yield InputTensor(name, datatype, tuple(shape), data)
             continue
         if not _is_size(size) or size > len(rest):
             raise MalformedRequest(
-                f"{name}: binary_data_size {size!r:.40} of the {len(rest):,} bytes left after the JSON ({LENGTH})"
+                f"{name}: binary_data_size {size!r:.40}, but {len(rest):,} bytes are left after the JSON ({LENGTH})"
             )
-        yield Given(name, datatype, tuple(shape), rest[:size])
+        yield InputTensor(name, datatype, tuple(shape), rest[:size])
         rest = rest[size:]
     if len(rest):
         raise MalformedRequest(f"{len(rest):,} bytes after the JSON ({LENGTH}) belong to no input")
 
 
-def _asked(output: Any, binary: bool) -> Asked:
+def _requested_output(output: Any, binary: bool) -> RequestedOutput:
     name = _name(output, "outputs")
     parameters = parameters_of(output, name)
     if _SHARED_MEMORY in parameters:
-        raise MalformedRequest(f"{name}: shared memory is no extension of this service")
+        raise MalformedRequest(f"{name}: shared memory is not supported")
     classes = parameters.get("classification")
     if classes is not None and not (_is_size(classes) and classes > 0):
         raise MalformedRequest(f"{name}: classification {classes!r:.40} is not a number of classes")
-    return Asked(name, _flag(parameters, "binary_data", binary, name), classes)
+    return RequestedOutput(name, _flag(parameters, "binary_data", binary, name), classes)
 
 
 def _name(tensor: Any, where: str) -> str:
     if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
-        raise MalformedRequest(f"{where}: every one is an object with a name")
+        raise MalformedRequest(f"{where}: an object with a name is expected")
     return str(tensor["name"])
 
 
-def parameters_of(of: dict[str, Any], where: str) -> Parameters:
-    parameters = of.get("parameters", {})
+def parameters_of(document: dict[str, Any], where: str) -> Parameters:
+    parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
         raise MalformedRequest(f"{where}: parameters: an object is expected")
     return parameters
 
 
-def _flag(parameters: Parameters, name: str, otherwise: bool, where: str) -> bool:
-    value = parameters.get(name, otherwise)
+def _flag(parameters: Parameters, name: str, default: bool, where: str) -> bool:
+    value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise MalformedRequest(f"{where}: {name} {value!r:.40} is neither true nor false")
     return value
@@ -238,7 +240,7 @@ def _id(value: Any) -> str | None:
     return value
 
 
-def _patience(microseconds: Any) -> int | None:
+def _timeout_ms(microseconds: Any) -> int | None:
     if microseconds is None:
         return None
     if not (_is_size(microseconds) and microseconds > 0):
@@ -246,26 +248,28 @@ def _patience(microseconds: Any) -> int | None:
     return max(1, int(microseconds) // 1000)
 
 
-def answer_of(head: dict[str, Any], outputs: Sequence[tuple[Asked, np.ndarray | list[list[str]]]]) -> Response:
-    """The outputs in their order: an array of a dtype in DTYPES, or rows of text, which are BYTES."""
-    told, after = [], []
-    for asked, values in outputs:
+def infer_response(
+    head: dict[str, Any], outputs: Sequence[tuple[RequestedOutput, np.ndarray | list[list[str]]]]
+) -> Response:
+    """The response with its outputs in order: arrays of a dtype in DTYPES, or rows of text, which are BYTES."""
+    tensors, binary = [], []
+    for requested, values in outputs:
         array = np.array(values, object) if isinstance(values, list) else values
         datatype = BYTES if isinstance(values, list) else DATATYPES[array.dtype]
-        tensor: dict[str, Any] = {"name": asked.name, "datatype": datatype, "shape": list(array.shape)}
-        if asked.binary:
-            data = _bytes_of(array) if datatype == BYTES else array.tobytes()
+        tensor: dict[str, Any] = {"name": requested.name, "datatype": datatype, "shape": list(array.shape)}
+        if requested.binary:
+            data = _encode_texts(array) if datatype == BYTES else array.tobytes()
             tensor["parameters"] = {"binary_data_size": len(data)}
-            after.append(data)
+            binary.append(data)
         else:
             tensor["data"] = array.ravel().tolist()
-        told.append(tensor)
-    document = to_json({**head, "outputs": told})
-    if not after:
+        tensors.append(tensor)
+    document = to_json({**head, "outputs": tensors})
+    if not binary:
         return Response(document, media_type=JSON)
-    return Response(b"".join((document, *after)), media_type=BINARY, headers={LENGTH: str(len(document))})
+    return Response(b"".join((document, *binary)), media_type=BINARY, headers={LENGTH: str(len(document))})
 
 
-def _bytes_of(texts: np.ndarray) -> bytes:
+def _encode_texts(texts: np.ndarray) -> bytes:
     encoded = [text.encode() for text in texts.ravel()]
-    return b"".join(part for text in encoded for part in (len(text).to_bytes(_PREFIX, "little"), text))
+    return b"".join(part for text in encoded for part in (len(text).to_bytes(_LENGTH_BYTES, "little"), text))

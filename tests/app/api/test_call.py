@@ -15,7 +15,7 @@ from fastapi import FastAPI, Response
 from prometheus_client.parser import text_string_to_metric_families
 from support import assert_problem, serving
 
-from app.api.call import shaped
+from app.api.call import shape_response
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.inference.answer import OutputRequest, Outputs, answer
@@ -177,7 +177,7 @@ def test_a_request_that_fails_is_counted_under_the_model_it_meant(models: Path) 
 
 def test_large_answers_are_shaped_in_a_thread_and_small_ones_are_not() -> None:
     async def shaped_in(values: int) -> str:
-        return (await shaped(values, lambda: Response(threading.current_thread().name))).body.decode()
+        return (await shape_response(values, lambda: Response(threading.current_thread().name))).body.decode()
 
     assert asyncio.run(shaped_in(28 * 28)) == threading.current_thread().name
     assert asyncio.run(shaped_in(128 * 224 * 224 * 3)) != threading.current_thread().name

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from support import assert_problem
 
-from app.api.dispatch import inferred
+from app.api.dispatch import infer_model
 from app.bundle.drawings import garment
 from app.bundle.encode import png
 
@@ -61,4 +61,4 @@ def test_an_inference_is_answered_alike(client: httpx.Client, path: str, more: d
     ],
 )
 def test_the_path_of_an_inference_says_its_model(path: str, model: str | None) -> None:
-    assert inferred(path) == model
+    assert infer_model(path) == model

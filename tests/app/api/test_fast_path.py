@@ -23,9 +23,9 @@ from support import serving
 from uvicorn.server import ServerState
 
 from app.api.call import Plan
-from app.api.fast_path import Asked, Asking, Headers, Hot
+from app.api.fast_path import FastPath, Headers, PendingRequest, PlainRequest
 from app.api.middleware import access
-from app.api.middleware.body_limits import CROWDED
+from app.api.middleware.body_limits import TOO_MANY_CONNECTIONS
 from app.api.routes import operations
 from app.api.v2 import routes as oip
 from app.bundle.drawings import GARMENTS, garment
@@ -35,7 +35,7 @@ from app.inference.admission import Bytes
 from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
-from app.serving.fast_connection import HotConnection, _Turn, bounded
+from app.serving.fast_connection import FastConnection, _FastCycle, connection_factory
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
 from app.telemetry.requests import CLIENT_DISCONNECTED, DEADLINE_PASSED, STARTED_AT, RequestRecord
@@ -80,14 +80,18 @@ class Line:
 
     def __init__(self, app: FastAPI, keys: Sequence[str] = (), room: int = 10**9, most: int = 9) -> None:
         self.app, self.others, self.counted = app, Others(), list[tuple[str | None, int]]()
-        self.hot = app.state.hot
-        inference = partial(oip.plain, app.state.metrics, app.state.settings.max_images)
+        self.fast_path = app.state.fast_path
+        inference = partial(oip.parse_small_infer, app.state.metrics, app.state.settings.max_images)
         told = Counted(self.counted)
-        self.hot = Hot(app, operations.BY_PATH, inference, Bytes(room), app.state.alarms, access.Keys(keys), told)
+        self.fast_path = FastPath(
+            app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), told
+        )
         config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
         self.state = ServerState()
-        self._protocol = partial(bounded(self.hot, 5, 5, most), config=config, server_state=self.state, app_state={})
+        self._protocol = partial(
+            connection_factory(self.fast_path, 5, 5, most), config=config, server_state=self.state, app_state={}
+        )
 
     async def __aenter__(self) -> "Line":
         self._life = self.app.router.lifespan_context(self.app)
@@ -103,8 +107,8 @@ class Line:
             await asyncio.sleep(0.005)
         self._server.close()
         await self._life.__aexit__(None, None, None)
-        assert self.hot.room.held == 0
-        assert self.hot.predictor.admission.images == 0
+        assert self.fast_path.room.held == 0
+        assert self.fast_path.predictor.admission.images == 0
 
     async def answer(self) -> Answer:
         head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().splitlines()
@@ -308,7 +312,7 @@ def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> No
             return found, line
 
     found, line = asyncio.run(go())
-    assert (found.status, line.others.body, line.others.scope["state"][CROWDED]) == (299, IMAGE, 1)
+    assert (found.status, line.others.body, line.others.scope["state"][TOO_MANY_CONNECTIONS]) == (299, IMAGE, 1)
 
 
 def test_where_there_is_no_room_for_a_body_it_is_said_here(app: FastAPI) -> None:
@@ -382,7 +386,7 @@ class Gate:
         self.open, self.began, self._app = threading.Event(), threading.Event(), app
 
     def close(self) -> None:
-        model = self._app.state.hot.predictor.repository.get(None)
+        model = self._app.state.fast_path.predictor.repository.get(None)
 
         def run(wishes: Sequence[OutputRequest]) -> list[Outputs]:
             self.began.set()
@@ -427,11 +431,11 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: b
                 line.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 line.writer.transport.abort()
             else:
-                line.hot.predictor.repository.get(None).seconds = 2.0
+                line.fast_path.predictor.repository.get(None).seconds = 2.0
                 line.writer.close()
-            while line.hot.room.held:  # noqa: ASYNC110
+            while line.fast_path.room.held:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-            assert line.hot.predictor.admission.images == 0  # while the model is still at it
+            assert line.fast_path.predictor.admission.images == 0  # while the model is still at it
             gate.open.set()
         return line
 
@@ -566,28 +570,28 @@ def shapes_badly(call: Any, images: list[bytes]) -> Plan:
     return operations.classify(call, images)._replace(shape=fault)
 
 
-class Faulty(Hot):
-    def recognised(self, url: bytes, headers: Headers) -> Asked | None:
+class Faulty(FastPath):
+    def recognise(self, url: bytes, headers: Headers) -> PlainRequest | None:
         return fault()
 
 
-FAULTS: dict[str, tuple[type[Hot], Callable[..., Any]]] = {
+FAULTS: dict[str, tuple[type[FastPath], Callable[..., Any]]] = {
     "recognising": (Faulty, operations.classify),
-    "planning": (Hot, fault),
-    "shaping": (Hot, shapes_badly),
-    "answering": (Hot, shapes_nothing),
+    "planning": (FastPath, fault),
+    "shaping": (FastPath, shapes_badly),
+    "answering": (FastPath, shapes_nothing),
 }
 
 
 @pytest.mark.parametrize(("kind", "operation"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_of_the_fast_path_is_answered_by_the_ordinary_one_counted_and_logged(
-    models: Path, caplog: pytest.LogCaptureFixture, kind: type[Hot], operation: Callable[..., Any]
+    models: Path, caplog: pytest.LogCaptureFixture, kind: type[FastPath], operation: Callable[..., Any]
 ) -> None:
     settings = Settings(models=models)
     app = create_app(settings)
-    whole = app.state.hot
+    whole = app.state.fast_path
     of_all = {"/v1/classify": operation}
-    app.state.hot = kind(app, of_all, fault, whole.room, whole.alarms, access.Keys([]), whole.told)
+    app.state.fast_path = kind(app, of_all, fault, whole.room, whole.deadlines, access.Keys([]), whole.request_log)
     with serving(settings, app) as client:
         for _ in range(3):
             answer = client.post("/v1/classify", content=IMAGE, headers=RAW)
@@ -602,8 +606,8 @@ def test_a_fault_of_the_fast_path_is_answered_by_the_ordinary_one_counted_and_lo
 def test_a_fault_of_the_protocols_fast_path_too(models: Path) -> None:
     settings = Settings(models=models)
     app = create_app(settings)
-    whole = app.state.hot
-    app.state.hot = Hot(app, {}, fault, whole.room, whole.alarms, access.Keys([]), whole.told)
+    whole = app.state.fast_path
+    app.state.fast_path = FastPath(app, {}, fault, whole.room, whole.deadlines, access.Keys([]), whole.request_log)
     with serving(settings, app) as client:
         headers, body = question()
         assert client.post(INFER, content=body, headers=headers).status_code == 200
@@ -696,7 +700,7 @@ def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
 
     async def go() -> tuple[Answer, Line]:
         async with Line(app) as line:
-            line.hot.predictor.repository.get(None).batcher = Batcher(failing, 32, ThreadPoolExecutor(1))
+            line.fast_path.predictor.repository.get(None).batcher = Batcher(failing, 32, ThreadPoolExecutor(1))
             line.writer.write(wire(RAW, IMAGE))
             return await line.answer(), line
 
@@ -708,7 +712,7 @@ def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
 def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI, whole: bytes) -> None:
     def there() -> list[int]:
         counted = Counter(type(each) for each in gc.get_objects())
-        return [counted[kind] for kind in (Asking, HotConnection, _Turn)]
+        return [counted[kind] for kind in (PendingRequest, FastConnection, _FastCycle)]
 
     async def go() -> tuple[list[int], list[int]]:
         async with Line(app) as line:

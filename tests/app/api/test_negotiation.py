@@ -1,6 +1,6 @@
 import pytest
 
-from app.api.negotiation import JSON, NPY, PNG, chosen
+from app.api.negotiation import JSON, NPY, PNG, choose
 from app.errors import NotAcceptable
 
 
@@ -22,7 +22,7 @@ from app.errors import NotAcceptable
     ],
 )
 def test_the_best_liked_form_is_chosen(accept: str | None, form: str) -> None:
-    assert chosen(accept, (JSON, NPY, PNG)) == form
+    assert choose(accept, (JSON, NPY, PNG)) == form
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_the_best_liked_form_is_chosen(accept: str | None, form: str) -> None:
 )
 def test_a_form_that_there_is_not_is_refused_with_those_there_are(accept: str) -> None:
     with pytest.raises(NotAcceptable, match=r"application/json, application/x-npy"):
-        chosen(accept, (JSON, NPY))
+        choose(accept, (JSON, NPY))

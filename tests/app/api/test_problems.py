@@ -32,7 +32,7 @@ def test_the_docstring_draws_every_error() -> None:
 def test_an_unknown_path_and_a_wrong_method(client: httpx.Client) -> None:
     assert_problem(client.get("/nowhere"), 404, "not-found", "/nowhere")
     answer = client.get("/v1/classify")
-    assert_problem(answer, 405, "method-not-allowed", "GET is not for /v1/classify")
+    assert_problem(answer, 405, "method-not-allowed", "/v1/classify does not accept GET")
     assert answer.headers["allow"] == "POST"
 
 
@@ -67,7 +67,7 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
             raise RuntimeError("secret of the inside")
 
     usual = app.state.predictor
-    app.state.predictor = app.state.hot.predictor = Failing(usual.repository, usual.admission, usual.decoding, 9)
+    app.state.predictor = app.state.fast_path.predictor = Failing(usual.repository, usual.admission, usual.decoding, 9)
     with caplog.at_level(logging.ERROR), serving(settings, app) as client:
         answer = client.post("/v1/classify", files={"image": png(garment("bag"))})
         body = assert_problem(answer, 500, "internal-server-error")

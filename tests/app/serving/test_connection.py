@@ -19,7 +19,7 @@ from support import assert_problem, eventually, running, serving
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
-from app.serving.connection import MOST_HEAD
+from app.serving.connection import MAX_HEAD
 from app.settings import Settings
 
 IMAGE = png(garment("bag"))
@@ -287,9 +287,9 @@ def test_a_head_of_more_than_64_kb_is_431_and_one_of_64_kb_is_not(
 ) -> None:
     with connected(patient) as kept:
         for _ in range(2):
-            send_until_answered(kept, filled(request_, MOST_HEAD, by), size)
+            send_until_answered(kept, filled(request_, MAX_HEAD, by), size)
             assert status_of(kept) == 200
-    for many in (MOST_HEAD + 1, 300_000):
+    for many in (MAX_HEAD + 1, 300_000):
         for before in (b"", request_):
             with connected(patient) as large:
                 large.sendall(before)
@@ -303,7 +303,7 @@ def test_a_head_of_more_than_64_kb_is_431_and_one_of_64_kb_is_not(
 @pytest.mark.parametrize("more", [0, 1])
 def test_a_head_that_comes_byte_by_byte_has_the_same_limit(models: Path, more: int) -> None:
     with serving(Settings(models=models, head_timeout_s=300)) as client, connected(str(client.base_url)) as slow:
-        send_until_answered(slow, filled(FAST, MOST_HEAD + more, "a long header"), 1)
+        send_until_answered(slow, filled(FAST, MAX_HEAD + more, "a long header"), 1)
         assert status_of(slow) == (431 if more else 200)
 
 

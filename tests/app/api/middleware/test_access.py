@@ -56,7 +56,7 @@ def test_under_a_prefix_health_is_open_too(models: Path) -> None:
         assert client.get("/graft/v1/models").status_code == 401
 
 
-@pytest.mark.parametrize(("content", "told"), [(None, "cannot be read"), ("\n \n", "no key in it")])
+@pytest.mark.parametrize(("content", "told"), [(None, "cannot be read"), ("\n \n", "the file has no key")])
 def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: str | None, told: str) -> None:
     path = tmp_path / "keys"
     if content is not None:

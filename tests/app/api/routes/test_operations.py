@@ -151,7 +151,7 @@ HUGE = png(Image.new("L", (2000, 600)))
         ({"json": []}, 400, "malformed-request", "images"),
         ({"json": {"images": []}}, 400, "malformed-request", "at least one"),
         ({"json": {"images": "abc"}}, 400, "malformed-request", "images"),
-        ({"json": {"images": ["abc"], "top_k": 3}}, 400, "malformed-request", "nothing else"),
+        ({"json": {"images": ["abc"], "top_k": 3}}, 400, "malformed-request", "without other fields"),
         ({"json": {"images": [3]}}, 400, "malformed-request", "images[0]"),
         ({"json": {"images": ["§"]}}, 400, "malformed-request", "not base64"),
         ({"json": {"images": ["abc"]}}, 400, "malformed-request", "not base64"),
