@@ -97,8 +97,8 @@ def save_faulty(models: Path, fault: str) -> None:
     ("fault", "kind", "told"),
     [
         ("raises", "internal-server-error", "unexpected"),
-        ("not a number", "not-finite", "model faulty@1 gives embedding that is not finite"),
-        ("infinite", "not-finite", "model faulty@1 gives embedding that is not finite"),
+        ("not a number", "not-finite", "model faulty@1 returned embedding that is not finite"),
+        ("infinite", "not-finite", "model faulty@1 returned embedding that is not finite"),
     ],
 )
 def test_what_a_graph_does_to_one_image_is_a_500_to_that_image_alone(
@@ -152,7 +152,7 @@ def test_a_file_for_which_a_graph_gives_no_number_is_a_problem_beside_the_others
     assert done.returncode == 0, done.stderr
     assert re.findall(r"(\w)\.png", out.read_text()) == ["a", "c"]
     told = (tmp_path / "rows.csv.errors.csv").read_text()
-    assert re.findall(r"(\w)\.png,not-finite,model faulty@1 gives embedding that is not finite", told) == ["b"]
+    assert re.findall(r"(\w)\.png,not-finite,model faulty@1 returned embedding that is not finite", told) == ["b"]
 
 
 def test_a_graph_that_hangs_is_504_in_time_and_others_are_answered(tmp_path: Path) -> None:

@@ -185,7 +185,12 @@ def _published(folder: Path) -> Path | None:
     """The bundle that the run published last."""
     path = folder / DONE_FILE
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    return Path(os.fsdecode(lines[-1])) if lines else None
+    if not lines:
+        return None
+    bundle = Path(os.fsdecode(lines[-1]))
+    if not bundle.is_absolute() or b"\0" in lines[-1]:
+        raise TrainingError(f"{path}: damaged: publish the run again with graft-train export {folder}")
+    return bundle
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:

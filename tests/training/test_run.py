@@ -558,8 +558,8 @@ def test_what_cannot_be_resumed_says_why(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("data.json", "damaged: whether"),
-        ("bundle.txt", "nothing was published|a bundle lies in"),
+        ("data.json", "damaged, so changed data would go unnoticed"),
+        ("bundle.txt", "the run has published nothing yet|bundle.txt: damaged: publish the run again"),
         ("metrics.jsonl", ""),
     ],
 )

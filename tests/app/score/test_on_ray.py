@@ -273,7 +273,7 @@ def test_a_worker_obeys_the_provider(models: Path, tmp_path: Path) -> None:
     """As the function that Ray calls there; of an image that is none, which leaves nothing to write."""
     (tmp_path / "none.png").write_bytes(b"none")
     files = tuple((path.name, path.read_bytes()) for path in sorted((models / "tiny/1").iterdir()))
-    job = Job("tiny", 1, files, ("classify", None, None), str(tmp_path), 4, 1, 10**6, 10**6, "cpu")
+    job = Job("tiny", 1, files, ("classify", None, None), str(tmp_path), 4, 1, 10**6, 10**6, "cpu", None)
     problems, provider = job.score([str(tmp_path / "none.png")], set())
     assert ([each.kind for each in problems], provider) == (["not-an-image"], CPU[0])
     with pytest.raises(SettingsInvalid, match="GRAFT_PROVIDER=require-gpu: this onnxruntime has no"):

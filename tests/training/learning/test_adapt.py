@@ -225,6 +225,6 @@ def test_what_has_no_pretraining_is_neither_pretrained_nor_taken_from_elsewhere(
     assert "transfer.mode=dann has no pretraining" in capsys.readouterr().err
     taken = ["--from", str(trained / "run")]
     assert main(["transfer", str(recipe), "--run", str(tmp_path / "run"), *taken, *given]) == 2
-    assert "transfer.mode=dann has no pretraining: leave --from away" in capsys.readouterr().err
+    assert "transfer.mode=dann has no pretraining: leave out --from" in capsys.readouterr().err
     assert main(["compare", str(recipe), "--out", str(tmp_path / "compared"), *given]) == 2
     assert "the arms of a comparison learn the target's labels" in capsys.readouterr().err

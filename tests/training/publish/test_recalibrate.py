@@ -59,7 +59,7 @@ def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys
     normals, odd = drawn(tmp_path / "normals", 300, (0, 120)), drawn(tmp_path / "odd", 60, (100, 256))
     command = ["calibrate", str(old), str(normals), "--threshold", "f1"]
     assert main(command) == 2
-    assert "without anomalies there is no F1" in capsys.readouterr().err
+    assert "--threshold f1 needs --anomalies FOLDER: F1 counts anomalies too" in capsys.readouterr().err
     assert main([*command, "--anomalies", str(odd)]) == 0
     anomaly = load(tmp_path / "models/tiny/2").manifest.anomaly
     assert anomaly is not None
