@@ -1,4 +1,4 @@
-"""The service as its user starts it: a process of its own, from the command line."""
+"""The service as users start it: a process, from the command line."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ from app.main import threads_per_worker
 from app.settings import PREFIX, SECRETS, Settings
 
 
-def test_it_starts_says_where_answers_and_stops_in_success() -> None:
+def test_it_starts_prints_its_address_answers_and_stops_with_success() -> None:
     with running() as (process, address, seconds):
         assert process.stdout is not None
         curl = process.stdout.readline().split()
@@ -34,7 +34,7 @@ def test_it_starts_says_where_answers_and_stops_in_success() -> None:
 
 
 def test_neither_torch_nor_training_is_imported(models: Path) -> None:
-    """Not even while a bundle is loaded and answers."""
+    """Not even when a bundle is loaded and used."""
     code = f"""
 import sys, pathlib, app.__main__, app.serving.server, app.bundle, app.bundle.drawings as drawings
 bundle = app.bundle.load(pathlib.Path({str(models / "tiny/1")!r}))
@@ -47,30 +47,30 @@ print([module for module in ("torch", "training", "onnx", "cv2") if module in sy
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_in_success(number: signal.Signals) -> None:
+def test_a_signal_stops_it_with_success(number: signal.Signals) -> None:
     with running() as (process, _, _):
         process.send_signal(number)
         assert process.wait(timeout=20) == 0
 
 
-def test_settings_reach_it(models: Path) -> None:
+def test_settings_are_used(models: Path) -> None:
     with running(GRAFT_MODELS=str(models), GRAFT_MAX_IMAGES="1", GRAFT_MAX_BODY_MB="1") as (_, address, _):
         files = [("a", b"x"), ("b", b"y")]
         assert_problem(httpx.post(f"{address}/v1/classify", files=files), 413, "too-many-images")
         assert httpx.get(f"{address}/v1/models").json()["models"][0]["name"] == "tiny"
 
 
-def test_a_path_prefix_is_honoured_in_the_description(models: Path) -> None:
+def test_a_path_prefix_is_in_the_openapi_description(models: Path) -> None:
     with running(GRAFT_MODELS=str(models), GRAFT_ROOT_PATH="/graft") as (_, address, _):
         assert httpx.get(f"{address}/openapi.json").json()["servers"] == [{"url": "/graft"}]
 
 
 @pytest.mark.parametrize("flag", ["--api-keys", "--metrics-key"])
 def test_a_key_on_the_command_line_is_refused_and_not_repeated(models: Path, flag: str) -> None:
-    """`ps` would show it. The file of keys keeps its flag, which argparse would take this for an abbreviation of."""
-    for given in ((flag, "hunter2"), (f"{flag}=hunter2",), (flag,), ("--workers", "2", flag, "hunter2")):
-        done = stopped(*given, "--models", str(models), "--port", "0")
-        assert done.returncode == 2, given
+    """`ps` would show it. argparse must not take --api-keys as short for --api-keys-file, which is allowed."""
+    for arguments in ((flag, "hunter2"), (f"{flag}=hunter2",), (flag,), ("--workers", "2", flag, "hunter2")):
+        done = stopped(*arguments, "--models", str(models), "--port", "0")
+        assert done.returncode == 2, arguments
         assert "hunter2" not in done.stdout + done.stderr
         assert done.stderr.startswith(f"graft: {flag}: ")
         assert done.stderr.count("\n") == 1
@@ -78,7 +78,7 @@ def test_a_key_on_the_command_line_is_refused_and_not_repeated(models: Path, fla
         assert ("GRAFT_API_KEYS_FILE" in done.stderr) == (flag == "--api-keys")
 
 
-def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Path) -> None:
+def test_errors_at_startup_are_one_sentence(tmp_path: Path, models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = [
@@ -92,16 +92,16 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path, models: Pat
             (stopped("--models", "x" * 3000), "no such folder", "make train"),
             (stopped("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid", "HOST"),
         ]
-    for done, what, mend in cases:
+    for done, problem, fix in cases:
         assert done.returncode == 2
         assert done.stderr.startswith("graft: ")
         assert done.stderr.count("\n") == 1
-        assert what in done.stderr
-        assert mend in done.stderr
+        assert problem in done.stderr
+        assert fix in done.stderr
 
 
-@pytest.mark.skipif("CUDAExecutionProvider" in compiled_in(), reason="this onnxruntime may have a GPU to run on")
-def test_without_a_gpu_one_that_is_required_stops_the_start_and_one_that_is_preferred_does_not(models: Path) -> None:
+@pytest.mark.skipif("CUDAExecutionProvider" in compiled_in(), reason="this onnxruntime may have a GPU")
+def test_without_a_gpu_require_gpu_stops_the_start_and_prefer_gpu_does_not(models: Path) -> None:
     done = stopped(GRAFT_PROVIDER="require-gpu", GRAFT_MODELS=str(models))
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"graft: GRAFT_PROVIDER=require-gpu: .*CUDAEx.*CPUEx.*`make install-gpu`.*\n", done.stderr)

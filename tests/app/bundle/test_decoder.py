@@ -20,18 +20,18 @@ from app.bundle.header import PIXELS_CEILING, read_header
 from app.bundle.preprocess import preprocess
 from app.errors import BrokenImage, DecoderEnded, NotAnImage, TooManyPixels
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="there is no such process on this system")
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this system has no decoder process")
 SPEC = spec(31, 29, 3, background="white", resize="pad")
-SLOW = bmp_run_length(1500, 1400)  # a third of a second of Python
+SLOW = bmp_run_length(1500, 1400)  # takes a third of a second, in Python
 ROOM = 1 << 30
 
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    made = Decoder(timeout_s=60)
-    yield made
-    made.close()
-    assert not made.alive
+    child = Decoder(timeout_s=60)
+    yield child
+    child.close()
+    assert not child.alive
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -58,11 +58,11 @@ def test_golden_files_decode_to_the_same_pixels(decoder: Decoder) -> None:
 def test_errors_are_the_same_as_in_this_process(
     decoder: Decoder, data: bytes, most: int, error: type[Exception]
 ) -> None:
-    with pytest.raises(error) as there:
+    with pytest.raises(error) as in_child:
         decoder.decode(data, SPEC, most, ROOM)
-    with pytest.raises(error) as here:
+    with pytest.raises(error) as in_parent:
         preprocess(data, SPEC, most)
-    assert str(there.value) == str(here.value)
+    assert str(in_child.value) == str(in_parent.value)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is Linux's")
@@ -103,20 +103,20 @@ def test_a_process_that_takes_too_long_is_killed() -> None:
 
 
 def test_closing_it_wakes_the_thread_that_waits() -> None:
-    decoder, heard = Decoder(timeout_s=60), []
+    decoder, errors = Decoder(timeout_s=60), []
 
-    def ask() -> None:
+    def decode_until_closed() -> None:
         try:
             _decode_for_long(decoder)
         except DecoderEnded as error:
-            heard.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=decode_until_closed)
     thread.start()
     time.sleep(0.3)
     decoder.close()
     thread.join(20)
-    assert len(heard) == 1
+    assert len(errors) == 1
 
 
 def test_it_exits_when_its_parent_is_killed() -> None:
@@ -133,7 +133,7 @@ def test_it_exits_when_its_parent_is_killed() -> None:
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert eventually(lambda: not _lives(child))
+    assert eventually(lambda: not _is_running(child))
 
 
 def _decode_for_long(decoder: Decoder) -> None:
@@ -141,7 +141,7 @@ def _decode_for_long(decoder: Decoder) -> None:
         decoder.decode(SLOW, SPEC, PIXELS_CEILING, ROOM)
 
 
-def _lives(process_id: int) -> bool:
+def _is_running(process_id: int) -> bool:
     try:
         return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

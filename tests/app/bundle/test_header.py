@@ -161,7 +161,7 @@ def test_modes_without_a_fixed_range_are_refused_before_decoding() -> None:
     data = bytearray(saved("TIFF", "F", 200, 200))
     assert data.count(bytes(4 * 200 * 200)) == 1
     with pytest.raises(ImageError, match="mode F"):
-        decode(bytes(data.replace(bytes(4 * 200 * 200), b"")), spec())  # its pixels are not missed
+        decode(bytes(data.replace(bytes(4 * 200 * 200), b"")), spec())  # fails before it notices the missing pixels
 
 
 def test_text_that_inflates_is_counted() -> None:

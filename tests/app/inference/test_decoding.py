@@ -25,7 +25,7 @@ def need(data: bytes) -> int:
     return read_header(data).peak_bytes(SPEC)
 
 
-class Watched(InProcessDecoder):
+class RecordingDecoder(InProcessDecoder):
     """Records what it decodes, and waits until the test lets it continue."""
 
     def __init__(self, open_: bool = True) -> None:
@@ -78,7 +78,7 @@ async def decoded(of: Decoding, *files: bytes) -> np.ndarray:
 
 
 def test_one_image_does_not_wait_for_all_images_of_an_earlier_request() -> None:
-    one = Watched(open_=False)
+    one = RecordingDecoder(open_=False)
 
     async def ask(of: Decoding) -> None:
         many = asyncio.ensure_future(decoded(of, *[LARGE] * 20))
@@ -95,7 +95,7 @@ def test_one_image_does_not_wait_for_all_images_of_an_earlier_request() -> None:
 
 
 def test_requests_of_many_images_take_turns() -> None:
-    one = Watched(open_=False)
+    one = RecordingDecoder(open_=False)
 
     async def ask(of: Decoding) -> None:
         first = asyncio.ensure_future(decoded(of, *[LARGE] * 10))
@@ -113,7 +113,7 @@ def test_requests_of_many_images_take_turns() -> None:
 
 
 def test_concurrent_decoding_stays_within_the_budget_and_decodes_everything() -> None:
-    every = Watched(open_=False)
+    every = RecordingDecoder(open_=False)
     limits = Limits(10_000_000, 100_000_000, 2 * need(LARGE) + need(SMALL) // 2)
     most = 0
 
@@ -137,15 +137,16 @@ def test_concurrent_decoding_stays_within_the_budget_and_decodes_everything() ->
 
 def test_an_image_that_could_never_fit_is_refused_with_both_numbers() -> None:
     with decoding(InProcessDecoder, Limits(10_000_000, 100_000_000, need(LARGE) - 1)) as of:
-        with pytest.raises(TooManyPixels, match=f"take {need(LARGE):,} bytes.* at most {need(LARGE) - 1:,} are") as found:
+        numbers = f"take {need(LARGE):,} bytes.* at most {need(LARGE) - 1:,} are"
+        with pytest.raises(TooManyPixels, match=numbers) as refused:
             asyncio.run(decoded(of, SMALL, LARGE))
-        assert found.value.index == 1
+        assert refused.value.index == 1
         assert len(asyncio.run(decoded(of, MIDDLE))) == 1
 
 
 @pytest.mark.parametrize("count", [3, 30], ids=["on the loop", "in a thread"])
 def test_the_pixels_of_a_request_are_bounded_before_anything_is_decoded(count: int) -> None:
-    one = Watched()
+    one = RecordingDecoder()
     with decoding(lambda: one, Limits(10_000_000, count * 200_000 - 1, 1 << 30)) as of:
         with pytest.raises(
             TooManyPixels, match=f"{count * 200_000:,} pixels in total; at most {count * 200_000 - 1:,}"
@@ -156,7 +157,7 @@ def test_the_pixels_of_a_request_are_bounded_before_anything_is_decoded(count: i
 
 
 def test_the_images_of_a_caller_that_leaves_are_not_decoded() -> None:
-    one = Watched(open_=False)
+    one = RecordingDecoder(open_=False)
 
     async def ask(of: Decoding) -> None:
         first = asyncio.ensure_future(decoded(of, LARGE))
@@ -176,10 +177,10 @@ def test_the_images_of_a_caller_that_leaves_are_not_decoded() -> None:
 
 
 def test_when_a_decoder_dies_its_image_fails_and_another_decodes_the_next() -> None:
-    made: list[Watched] = []
+    made: list[RecordingDecoder] = []
 
-    def make() -> Watched:
-        made.append(Watched())
+    def make() -> RecordingDecoder:
+        made.append(RecordingDecoder())
         made[-1].dies = len(made) == 1
         return made[-1]
 
@@ -195,10 +196,10 @@ def test_when_a_decoder_dies_its_image_fails_and_another_decodes_the_next() -> N
 
 
 def test_a_decoder_that_died_while_idle_fails_no_image() -> None:
-    made: list[Watched] = []
+    made: list[RecordingDecoder] = []
 
-    def make() -> Watched:
-        made.append(Watched())
+    def make() -> RecordingDecoder:
+        made.append(RecordingDecoder())
         return made[-1]
 
     async def ask(of: Decoding) -> None:
@@ -212,10 +213,10 @@ def test_a_decoder_that_died_while_idle_fails_no_image() -> None:
 
 
 def test_an_idle_decoder_is_closed_and_started_again_when_needed() -> None:
-    made: list[Watched] = []
+    made: list[RecordingDecoder] = []
 
-    def make() -> Watched:
-        made.append(Watched())
+    def make() -> RecordingDecoder:
+        made.append(RecordingDecoder())
         return made[-1]
 
     async def ask(of: Decoding) -> None:
@@ -235,7 +236,7 @@ def test_an_idle_decoder_is_closed_and_started_again_when_needed() -> None:
 
 
 def test_a_broken_image_reports_its_index_and_stops_the_later_ones() -> None:
-    one = Watched()
+    one = RecordingDecoder()
     broken = LARGE[:8] + bytes(len(LARGE) - 200) + LARGE[-192:]
     with decoding(lambda: one) as of:
         with pytest.raises(BrokenImage) as found:
@@ -245,11 +246,11 @@ def test_a_broken_image_reports_its_index_and_stops_the_later_ones() -> None:
 
 
 def test_small_images_stay_in_this_process() -> None:
-    one = Watched()
+    one = RecordingDecoder()
     files = [DRAWN[name](40, 30) for name in ("PNG RGBA", "JPEG RGB", "GIF", "WebP RGB")]
     with decoding(lambda: one) as of:
         for file in files:
             assert asyncio.run(decoded(of, file)).shape == (1, 8, 8, 3)
         assert not one.order
-        asyncio.run(decoded(of, *files * 30))  # one by one small, together not
+        asyncio.run(decoded(of, *files * 30))  # each is small, all together are not
         assert len(one.order) == 120

@@ -24,7 +24,7 @@ from app.bundle.encode import png, png_of
 from app.bundle.store import save
 
 IMAGE = png(garment("bag"))
-SIDE = 200  # of a matrix whose product with another takes a tenth of a millisecond
+SIDE = 200  # a product of two matrices of this size takes a tenth of a millisecond
 CLASSIFY = post("/v1/classify", IMAGE, "image/png")
 
 
@@ -40,8 +40,8 @@ def connected(address: str) -> Iterator[http.client.HTTPConnection]:
         connection.close()
 
 
-def begin(connection: http.client.HTTPConnection, sent: int) -> None:
-    """Sends a request without its body."""
+def send_head(connection: http.client.HTTPConnection, sent: int) -> None:
+    """Sends the head of a request, and the first `sent` bytes of its body."""
     connection.putrequest("POST", "/v1/classify")
     connection.putheader("Content-Type", "image/png")
     connection.putheader("Content-Length", str(len(IMAGE)))
@@ -55,7 +55,7 @@ def test_a_stopping_process_is_not_ready_and_answers_requests_on_open_connection
         connected(address) as slow,
         connected(address) as idle,
     ):
-        begin(slow, 50)
+        send_head(slow, 50)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         idle.request("GET", "/readyz")
@@ -99,10 +99,10 @@ def test_under_load_every_request_that_was_accepted_is_answered(models: Path, wo
 
 def test_a_second_signal_ends_the_process_at_once(models: Path) -> None:
     with running(GRAFT_MODELS=str(models)) as (process, address, _), connected(address) as slow:
-        begin(slow, 50)
+        send_head(slow, 50)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
-        assert process.poll() is None, "it waits for the request"
+        assert process.poll() is None, "it did not wait for the request"
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 1, "a request was dropped"
@@ -112,15 +112,15 @@ def test_a_second_signal_ends_the_process_at_once(models: Path) -> None:
 def test_a_second_signal_that_drops_nothing_is_a_success(models: Path) -> None:
     with running(GRAFT_MODELS=str(models)) as (process, address, _), connected(address):
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)  # it waits for who may be about to ask
+        time.sleep(0.3)  # it waits for requests on idle connections
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
 
 
-def test_a_request_without_its_body_does_not_delay_the_exit(models: Path) -> None:
+def test_an_unfinished_request_does_not_delay_the_exit_beyond_the_drain(models: Path) -> None:
     settings = {"GRAFT_MODELS": str(models), "GRAFT_DRAIN_S": "1"}
     with running(**settings) as (process, address, _), connected(address) as slow:
-        begin(slow, 50)
+        send_head(slow, 50)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 1
@@ -149,7 +149,7 @@ def save_slow_on_white(models: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMin", ["float"], ["least"], keepdims=0),
-        helper.make_node("Div", ["least", "full"], ["white"]),  # 1 of white, else less
+        helper.make_node("Div", ["least", "full"], ["white"]),  # 1 for white, less otherwise
         helper.make_node("Floor", ["white"], ["whole"]),
         helper.make_node("Mul", ["whole", "often"], ["more"]),
         helper.make_node("Add", ["more", "at_least"], ["product"]),
@@ -187,7 +187,7 @@ def test_a_graph_that_outlasts_the_drain_is_cut_off_and_its_request_is_reported_
             start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(ConnectionResetError):
-                assert client.recv(1) == b"", "it was answered: the model was not slow"
+                assert client.recv(1) == b"", "the request was answered, so the model was not slow"
         assert process.wait(timeout=20) == 1
         assert 0.8 < time.monotonic() - start < 4
         assert process.stderr is not None

@@ -23,9 +23,9 @@ import sys
 from app.telemetry.metrics import Metrics, Served
 metrics = Metrics("1.2.3")
 metrics.serve([Served("tiny", 1, "3f6c", "CPUExecutionProvider")])
-for line in sys.stdin:  # an expression that calls metrics, or shows what they say
+for line in sys.stdin:  # an expression that changes or prints metrics
     eval(line)
-    metrics.write()  # as the service does again and again
+    metrics.write()  # as the service does periodically
     print("done", flush=True)
 """
 
@@ -151,7 +151,7 @@ def test_two_services_that_share_a_folder_answer_as_one(tmp_path: Path) -> None:
             for url in (urls[0], urls[1], urls[1]):
                 httpx.get(f"{url}/healthz").raise_for_status()
             answered = {"operation": "healthz", "model": "-", "version": "-", "status": 200}
-            time.sleep(1)  # what one has counted, the other knows a little later
+            time.sleep(1)  # until each sees the counts of the other
             assert (
                 metric_value(read_metrics(httpx.get(f"{urls[0]}/metrics").text), "graft_requests_total", **answered)
                 == 3
