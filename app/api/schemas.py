@@ -1,4 +1,4 @@
-"""The JSON that goes out and, described for OpenAPI, the bodies that come in."""
+"""The JSON of responses and, for OpenAPI, the bodies of requests."""
 
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result", bound=BaseModel)
 
 
 class ModelRef(BaseModel):
-    """Which bundle answered: embeddings and scores compare only within one digest."""
+    """The bundle that answered: embeddings and scores compare only within one digest."""
 
     name: str
     version: int
@@ -152,8 +152,8 @@ class ModelDetail(ModelSummary):
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 
 
-def _written(array: np.ndarray) -> Any:
-    """As nested lists; five digits are more than a picture shows."""
+def _rounded(array: np.ndarray) -> Any:
+    """Nested lists of numbers with five digits, more than a plot shows."""
     return np.vectorize(lambda value: float(f"{value:.5g}"))(array).tolist()
 
 
@@ -170,9 +170,9 @@ class MapResponse(BaseModel):
     def of(cls, bundle: Bundle, latent_map: LatentMap) -> "MapResponse":
         return cls(
             model=ModelRef.of(bundle),
-            mean=_written(latent_map.mean),
-            directions=_written(latent_map.directions),
-            points=_written(latent_map.points),
+            mean=_rounded(latent_map.mean),
+            directions=_rounded(latent_map.directions),
+            points=_rounded(latent_map.points),
             labels=None if latent_map.labels is None else latent_map.labels.tolist(),
         )
 
@@ -256,9 +256,10 @@ IMAGE_BODY: dict[str, Any] = {
 }
 
 
-def binary(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: what it answers beside JSON, where Accept asks for it."""
-    content = {kind: {"schema": {"type": "string", "format": "binary", "description": description}} for kind in kinds}
+def binary(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: the media types it can send besides JSON, by the Accept header."""
+    schema = {"type": "string", "format": "binary", "description": description}
+    content = {media_type: {"schema": schema} for media_type in media_types}
     return {200: {"content": content}}
 
 

@@ -1,4 +1,4 @@
-"""The protocol's JSON, for answers and for OpenAPI. Requests are read by hand: clients name no content type."""
+"""The protocol's JSON, for responses and for OpenAPI. wire.py parses requests, since clients send no content type."""
 
 from http import HTTPStatus
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class IndexEntry(BaseModel):
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: these statuses answer with an error of the protocol."""
+    """For a route's `responses`: these statuses have an error of the protocol as their body."""
     content = {JSON: {"schema": Failed.model_json_schema()}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 

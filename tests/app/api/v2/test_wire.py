@@ -94,7 +94,10 @@ def test_what_is_wrong_is_named(document: Any, rest: bytes, says: str) -> None:
         ({"data": [1, 2, 3, 10**30]}, "outside 0…255"),
         ({"data": [1, 2, 3, 10**400]}, "not a list of UINT8 numbers"),
         ({"data": [True, 2, 3, 4]}, "not a list of UINT8 numbers"),
-        ({"data": [[1, 2, 3, 4] * 1000, ["x" * 10_000_000] * 4000]}, "not a list of UINT8 numbers"),  # 160 GB as one array
+        (
+            {"data": [[1, 2, 3, 4] * 1000, ["x" * 10_000_000] * 4000]},
+            "not a list of UINT8 numbers",
+        ),  # 160 GB as one array
         ({"data": [1, 2, 3, {}]}, "not a list of UINT8 numbers"),
         ({"data": [[1], *[1] * 50_000]}, "data is 50,001 rows; shape says [2, 2]"),
         ({"data": [[1]], "shape": ()}, "data is 1 rows; shape says []"),
