@@ -1,1 +1,1 @@
-"""HTTP, and the only place that knows it: routes, bodies, schemas, and the table from errors to statuses."""
+"""The HTTP layer: routes, request bodies, response schemas, and the table from errors to status codes."""

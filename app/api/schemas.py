@@ -1,10 +1,11 @@
-"""The JSON that goes out and, described for OpenAPI, the bodies that come in."""
+"""The JSON of responses and, for OpenAPI, the bodies of requests."""
 
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api import json_schema
 from app.bundle.bundle import Bundle
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Metric
@@ -14,7 +15,7 @@ Result = TypeVar("Result", bound=BaseModel)
 
 
 class ModelRef(BaseModel):
-    """Which bundle answered: embeddings and scores compare only within one digest."""
+    """The bundle that answered: embeddings and scores compare only within one digest."""
 
     name: str
     version: int
@@ -152,8 +153,8 @@ class ModelDetail(ModelSummary):
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 
 
-def _written(array: np.ndarray) -> Any:
-    """As nested lists; five digits are more than a picture shows."""
+def _rounded(array: np.ndarray) -> Any:
+    """Nested lists of numbers with five digits, more than a plot shows."""
     return np.vectorize(lambda value: float(f"{value:.5g}"))(array).tolist()
 
 
@@ -170,9 +171,9 @@ class MapResponse(BaseModel):
     def of(cls, bundle: Bundle, latent_map: LatentMap) -> "MapResponse":
         return cls(
             model=ModelRef.of(bundle),
-            mean=_written(latent_map.mean),
-            directions=_written(latent_map.directions),
-            points=_written(latent_map.points),
+            mean=_rounded(latent_map.mean),
+            directions=_rounded(latent_map.directions),
+            points=_rounded(latent_map.points),
             labels=None if latent_map.labels is None else latent_map.labels.tolist(),
         )
 
@@ -217,72 +218,33 @@ class Problem(BaseModel):
     index: int | None = Field(None, description="absent unless one image of the request is at fault")
 
 
-IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "description": "one or more files, under any field names",
-                    "properties": {
-                        "image": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-                    },
-                    "required": ["image"],
-                },
-                "encoding": {"image": {"contentType": "image/*"}},
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary", "description": "one file, as it is"}},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {
-                                "type": "string",
-                                "contentEncoding": "base64",
-                                "description": "one file in base64; a data-URL prefix is allowed",
-                            },
-                        }
-                    },
-                    "required": ["images"],
-                    "additionalProperties": False,
-                }
-            },
-        },
+_IMAGES = json_schema.array(
+    json_schema.STRING
+    | {"contentEncoding": "base64", "description": "one file in base64; a data-URL prefix is allowed"},
+    minItems=1,
+)
+IMAGE_BODY = json_schema.body(
+    {
+        "multipart/form-data": json_schema.fields(
+            {"image": json_schema.array(json_schema.binary(), minItems=1)},
+            ["image"],
+            description="one or more files, under any field names",
+        ),
+        "image/*": json_schema.binary("one file, as it is"),
+        "application/json": json_schema.fields({"images": _IMAGES}, ["images"], additionalProperties=False),
     }
-}
+)
+IMAGE_BODY["requestBody"]["content"]["multipart/form-data"]["encoding"] = {"image": {"contentType": "image/*"}}
 
-
-def binary(description: str, *kinds: str) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: what it answers beside JSON, where Accept asks for it."""
-    content = {kind: {"schema": {"type": "string", "format": "binary", "description": description}} for kind in kinds}
-    return {200: {"content": content}}
-
-
-EMBEDDINGS_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "embeddings": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"type": "array", "items": {"type": "number"}, "minItems": 1},
-                        }
-                    },
-                    "required": ["embeddings"],
-                    "additionalProperties": False,
-                }
-            },
-            "application/x-npy": {
-                "schema": {"type": "string", "format": "binary", "description": "numpy's .npy of N × D float32"}
-            },
-        },
+_EMBEDDINGS = json_schema.array(json_schema.array({"type": "number"}, minItems=1), minItems=1)
+EMBEDDINGS_BODY = json_schema.body(
+    {
+        "application/json": json_schema.fields({"embeddings": _EMBEDDINGS}, ["embeddings"], additionalProperties=False),
+        "application/x-npy": json_schema.binary("numpy's .npy of N × D float32"),
     }
-}
+)
+
+
+def binary(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: the media types it can send besides JSON, by the Accept header."""
+    return {200: {"content": json_schema.content(dict.fromkeys(media_types, json_schema.binary(description)))}}

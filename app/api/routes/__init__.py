@@ -1,1 +1,1 @@
-"""The addresses under /v1, and those of health, pages and documentation."""
+"""The routes under /v1, health checks, metrics, web pages and the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""/healthz: the process lives. /readyz: it can answer. /metrics: what it did, for Prometheus."""
+"""/healthz: the process is alive. /readyz: it can answer. /metrics: Prometheus."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -25,9 +25,9 @@ async def readyz(repository: Models) -> Health:
 
 def require_ready(repository: Repository) -> None:
     if repository.leaving:
-        raise NotReady("this process is about to end")
+        raise NotReady("this process is shutting down")
     if not repository.ready:
-        raise NotReady("no model can be served: " + ("; ".join(repository.refused.values()) or "none was found"))
+        raise NotReady("no model can be served: " + ("; ".join(repository.refused.values()) or "no bundle was found"))
 
 
 class _Exposition(Response):
@@ -36,6 +36,6 @@ class _Exposition(Response):
 
 @router.get("/metrics", summary="Numbers for Prometheus", response_class=_Exposition, responses=documented(401, 500))
 def metrics(request: Request) -> _Exposition:
-    """Not `async`, so that its files are read in a thread."""
-    measured: Metrics = request.app.state.metrics
-    return _Exposition(measured.exposition())
+    # Not `async`, so that FastAPI runs it in a thread: it reads the workers' files.
+    collected: Metrics = request.app.state.metrics
+    return _Exposition(collected.exposition())

@@ -1,4 +1,4 @@
-"""/v1/models: what is loaded, and everything that is known of it."""
+"""/v1/models: the loaded models, their cards, reports, maps and drift."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -24,7 +24,7 @@ _REFUSALS = documented(401, 404, 500)
 
 
 async def _repository(request: Request) -> Repository:
-    """`async`, or FastAPI would find it in a thread."""
+    """`async` because FastAPI would call a plain function in a thread."""
     return request.app.state.repository  # type: ignore[no-any-return]
 
 
@@ -42,10 +42,10 @@ async def list_models(repository: Models) -> ModelList:
 
 @router.get("/{name}", summary="One model: name or name@version", responses=_REFUSALS)
 async def model(name: str, repository: Models) -> ModelDetail:
-    found = repository.get(name)
-    summary = ModelSummary.summary(found, repository.ready and found is repository.get(None))
+    model = repository.get(name)
+    summary = ModelSummary.summary(model, repository.ready and model is repository.get(None))
     return ModelDetail(
-        **summary.model_dump(), parts=found.bundle.parts, manifest=found.bundle.manifest.model_dump(mode="json")
+        **summary.model_dump(), parts=model.bundle.parts, manifest=model.bundle.manifest.model_dump(mode="json")
     )
 
 
@@ -54,7 +54,7 @@ class _Markdown(Response):
 
 
 class _Report(Response):
-    """Whoever made a bundle wrote it: it may look as it likes, and do nothing."""
+    """Written by the bundle's author, so untrusted: it may have any style, and run nothing."""
 
     media_type = "text/html"
 
@@ -95,15 +95,15 @@ async def latent_map(name: str, repository: Models) -> MapResponse:
     responses=documented(401, 404, 409, 500),
 )
 async def drift(name: str, repository: Models) -> DriftResponse:
-    found = repository.get(name)
-    judged = await repository.drift(found)
+    model = repository.get(name)
+    drift = await repository.drift(model)
     return DriftResponse(
-        model=ModelRef.of(found.bundle),
-        images=judged.images,
-        window=judged.window,
-        discrepancy=judged.discrepancy,
-        p_value=judged.p_value,
-        drifted=None if judged.p_value is None else judged.p_value < ALARM,
-        confidence_stability=judged.confidence,
-        anomaly_score_stability=judged.anomaly_score,
+        model=ModelRef.of(model.bundle),
+        images=drift.images,
+        window=drift.window,
+        discrepancy=drift.discrepancy,
+        p_value=drift.p_value,
+        drifted=None if drift.p_value is None else drift.p_value < ALARM,
+        confidence_stability=drift.confidence,
+        anomaly_score_stability=drift.anomaly_score,
     )

@@ -1,4 +1,4 @@
-"""/openapi.json, which /docs draws: what is said of the API is what the API does."""
+"""/openapi.json, which /docs shows, corrected where FastAPI describes the API wrongly."""
 
 from typing import Any
 
@@ -8,10 +8,8 @@ from app.api.middleware.access import OPEN
 
 
 def correct_schema(app: FastAPI, keyed: bool) -> None:
-    """FastAPI promises a 422 of its own shape wherever a parameter can be wrong; Graft answers 400 there.
-
-    And it says of a parameter that may be absent that it may be null, which nothing in an address or a header can be.
-    Of keys it knows nothing: where the service is `keyed`, it is said how they are sent, and where none is needed.
+    """FastAPI documents 422 for invalid parameters, where Graft answers 400, and null for optional ones, which no query
+    or header can send. It knows nothing of API keys: if the service is `keyed`, add how and where they are sent.
     """
     generate = app.openapi
 
@@ -20,8 +18,8 @@ def correct_schema(app: FastAPI, keyed: bool) -> None:
             schema = generate()
             for path in schema["paths"].values():
                 for operation in path.values():
-                    promised = operation["responses"].get("422", {}).get("content", {})
-                    if "HTTPValidationError" in str(promised):
+                    unprocessable = operation["responses"].get("422", {}).get("content", {})
+                    if "HTTPValidationError" in str(unprocessable):
                         del operation["responses"]["422"]
                     for parameter in operation.get("parameters", ()):
                         parameter["schema"] = _without_null(parameter["schema"])
@@ -46,7 +44,7 @@ def _describe_keys(schema: dict[str, Any]) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    if len(kinds) != 1:
+    types: list[dict[str, Any]] = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(types) != 1:
         return schema
-    return {name: value for name, value in schema.items() if name != "anyOf"} | kinds[0]
+    return {name: value for name, value in schema.items() if name != "anyOf"} | types[0]

@@ -1,4 +1,4 @@
-"""/v1/<operation>: what a model does with images."""
+"""/v1/<operation>: classify, encode, reconstruct, anomaly and predict."""
 
 import io
 from collections.abc import Callable, Sequence, Sized
@@ -41,7 +41,7 @@ from app.inference.results import (
 
 router = APIRouter(prefix="/v1", tags=["operations"])
 
-Planned = TypeVar("Planned", bound=Callable[..., Plan])
+PlanFunction = TypeVar("PlanFunction", bound=Callable[..., Plan])
 _REFUSALS = (400, 401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
 InDomain = Annotated[bool, Query(description="also say whether the anomaly score takes it for one of the model's")]
@@ -54,22 +54,22 @@ Rate = Annotated[
 
 
 def _route(
-    operation: str, summary: str, model: type[BaseModel], *kinds: str, says: str = ""
-) -> Callable[[Planned], Planned]:
-    responses = documented(*_REFUSALS) | (binary(says, *kinds) if kinds else {})
+    operation: str, summary: str, response_model: type[BaseModel], *binary_types: str, binary_description: str = ""
+) -> Callable[[PlanFunction], PlanFunction]:
+    responses = documented(*_REFUSALS) | (binary(binary_description, *binary_types) if binary_types else {})
     route = router.post(
-        f"/{operation}", summary=summary, response_model=model, responses=responses, openapi_extra=IMAGE_BODY
+        f"/{operation}", summary=summary, response_model=response_model, responses=responses, openapi_extra=IMAGE_BODY
     )
 
-    def registered(plan: Planned) -> Planned:
-        @wraps(plan)  # FastAPI reads the parameters of what is wrapped
-        async def answered(call: Call, images: list[bytes], **parameters: Any) -> Response:
+    def register(plan: PlanFunction) -> PlanFunction:
+        @wraps(plan)  # FastAPI reads the wrapped function's parameters
+        async def handler(call: Call, images: list[bytes], **parameters: Any) -> Response:
             return await call.run(images, plan(call, images, **parameters))
 
-        route(answered)
+        route(handler)
         return plan
 
-    return registered
+    return register
 
 
 @_route("classify", "Which label, and how sure", ClassifyResponse)
@@ -82,58 +82,64 @@ def classify(
     false_alarm_rate: Rate = None,
 ) -> Plan:
     call.choose_type(JSON)
-    wanted = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
+    outputs = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
 
-    def shape(found: Prediction) -> Response:
-        fields = _classified(call, found, top_k)
+    def shape(result: Prediction) -> Response:
+        fields = _classified(call, result, top_k)
         if in_domain:
-            merge(fields, [in_domain_fields(each) for each in _judged(call, found, false_alarm_rate)])
-        return as_json(found.bundle, fields)
+            merge(fields, [in_domain_fields(each) for each in _scored(call, result, false_alarm_rate)])
+        return json_response(result.bundle, fields)
 
-    return Plan(needs, wanted, shape)
+    return Plan(needs, outputs, shape)
 
 
-@_route("encode", "The image as a few numbers", EncodeResponse, NPY, says="numpy's .npy of N × D float32")
+@_route("encode", "The image as a few numbers", EncodeResponse, NPY, binary_description="numpy's .npy of N × D float32")
 def encode(call: ACall, images: Images) -> Plan:
-    form = call.choose_type(JSON, NPY)
+    media_type = call.choose_type(JSON, NPY)
 
-    def shape(found: Prediction) -> Response:
-        if form == NPY:
-            return as_npy(found.outputs[EMBEDDING])
-        return as_json(found.bundle, encode_fields(found.outputs))
+    def shape(result: Prediction) -> Response:
+        if media_type == NPY:
+            return npy_response(result.outputs[EMBEDDING])
+        return json_response(result.bundle, encode_fields(result.outputs))
 
     return Plan(["encode"], frozenset([EMBEDDING]), shape)
 
 
-@_route("reconstruct", "The image, drawn from those numbers", ReconstructResponse, PNG, says="of one image")
+@_route(
+    "reconstruct",
+    "The image, drawn from those numbers",
+    ReconstructResponse,
+    PNG,
+    binary_description="of one image",
+)
 def reconstruct(call: ACall, images: Images) -> Plan:
-    form = call.choose_type(JSON, *one(PNG, images))
+    media_type = call.choose_type(JSON, *if_single(PNG, images))
 
-    def shape(found: Prediction) -> Response:
-        drawn = found.outputs[RECONSTRUCTION]
-        if form == PNG:
+    def shape(result: Prediction) -> Response:
+        drawn = result.outputs[RECONSTRUCTION]
+        if media_type == PNG:
             return Response(pictures.unit_png(drawn[0]), media_type=PNG)
-        return as_json(found.bundle, _reconstructed(found))
+        return json_response(result.bundle, _reconstructed(result))
 
     return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
 
 
-@_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, says="the heatmap of one image")
+@_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, binary_description="the heatmap of one image")
 def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
-    form = call.choose_type(JSON, *one(PNG, images))
-    mapped = heatmap or form == PNG
-    needs = ["anomaly", *(["reconstruct"] if mapped else [])]
+    media_type = call.choose_type(JSON, *if_single(PNG, images))
+    with_heatmap = heatmap or media_type == PNG
+    needs = ["anomaly", *(["reconstruct"] if with_heatmap else [])]
 
-    def shape(found: Prediction) -> Response:
-        if form == PNG:
-            return Response(_heatmaps(found)[0], media_type=PNG)
-        fields = [anomaly_fields(each) for each in _judged(call, found, false_alarm_rate)]
+    def shape(result: Prediction) -> Response:
+        if media_type == PNG:
+            return Response(_heatmaps(result)[0], media_type=PNG)
+        fields = [anomaly_fields(each) for each in _scored(call, result, false_alarm_rate)]
         if heatmap:
-            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
-        return as_json(found.bundle, fields)
+            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
+        return json_response(result.bundle, fields)
 
-    return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if mapped else [])]), shape)
+    return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if with_heatmap else [])]), shape)
 
 
 @_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
@@ -146,70 +152,70 @@ def predict(
     false_alarm_rate: Rate = None,
 ) -> Plan:
     call.choose_type(JSON)
-    able = call.bundle.operations
+    supported = call.bundle.operations
     needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
-    wanted = [output for operation, output in OUTPUT_OF.items() if operation in able]
+    outputs = [output for operation, output in OUTPUT_OF.items() if operation in supported]
 
-    def shape(found: Prediction) -> Response:
-        fields = encode_fields(found.outputs)
-        if "classify" in able:
-            merge(fields, _classified(call, found, top_k))
-        if "reconstruct" in able:
-            merge(fields, _reconstructed(found))
-        if "anomaly" in able:
-            verdicts = _judged(call, found, false_alarm_rate)
-            merge(fields, [anomaly_fields(each) | in_domain_fields(each) for each in verdicts])
+    def shape(result: Prediction) -> Response:
+        fields = encode_fields(result.outputs)
+        if "classify" in supported:
+            merge(fields, _classified(call, result, top_k))
+        if "reconstruct" in supported:
+            merge(fields, _reconstructed(result))
+        if "anomaly" in supported:
+            scores = _scored(call, result, false_alarm_rate)
+            merge(fields, [anomaly_fields(each) | in_domain_fields(each) for each in scores])
         if heatmap:
-            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(found)])
-        return as_json(found.bundle, fields)
+            merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
+        return json_response(result.bundle, fields)
 
-    return Plan(needs, frozenset([*wanted, *([EXPLANATION] if explain else [])]), shape)
+    return Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape)
 
 
-def _classified(call: Call, found: Prediction, top_k: int | None) -> list[Fields]:
-    bundle = found.bundle
-    fields = classify_fields(bundle, found.outputs, top_k)
+def _classified(call: Call, result: Prediction, top_k: int | None) -> list[Fields]:
+    bundle = result.bundle
+    fields = classify_fields(bundle, result.outputs, top_k)
     call.metrics.classified(bundle.name, bundle.version, [each["confidence"] for each in fields])
-    if EXPLANATION in found.outputs:
+    if EXPLANATION in result.outputs:
         height, width, _ = bundle.manifest.input.shape
-        for each, shares in zip(fields, found.outputs[EXPLANATION], strict=True):
+        for each, shares in zip(fields, result.outputs[EXPLANATION], strict=True):
             each["explanation"] = pictures.base64_of(pictures.explanation_png(shares[each["index"]], height, width))
     return fields
 
 
-def _judged(call: Call, found: Prediction, false_alarm_rate: float | None) -> list[AnomalyScore]:
-    verdicts = anomaly_scores(found.bundle, found.outputs, false_alarm_rate)
-    call.metrics.scored(found.bundle.name, found.bundle.version, [verdict.score for verdict in verdicts])
-    return verdicts
+def _scored(call: Call, result: Prediction, false_alarm_rate: float | None) -> list[AnomalyScore]:
+    scores = anomaly_scores(result.bundle, result.outputs, false_alarm_rate)
+    call.metrics.scored(result.bundle.name, result.bundle.version, [score.score for score in scores])
+    return scores
 
 
-def _reconstructed(found: Prediction) -> list[Fields]:
-    both = zip(found.outputs[RECONSTRUCTION], found.outputs[ERRORS].tolist(), strict=True)
-    return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in both]
+def _reconstructed(result: Prediction) -> list[Fields]:
+    pairs = zip(result.outputs[RECONSTRUCTION], result.outputs[ERRORS].tolist(), strict=True)
+    return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in pairs]
 
 
-def _heatmaps(found: Prediction) -> list[bytes]:
-    both = zip(found.images, found.outputs[RECONSTRUCTION], strict=True)
-    return [pictures.error_png(image, drawn) for image, drawn in both]
+def _heatmaps(result: Prediction) -> list[bytes]:
+    pairs = zip(result.images, result.outputs[RECONSTRUCTION], strict=True)
+    return [pictures.error_png(image, reconstruction) for image, reconstruction in pairs]
 
 
 BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in (classify, encode, reconstruct, anomaly, predict)}
 
 
-def one(kind: str, images: Sized) -> tuple[str, ...]:
-    """A picture is an answer to one image."""
-    return (kind,) if len(images) == 1 else ()
+def if_single(media_type: str, images: Sized) -> tuple[str, ...]:
+    """The media type, if there is a single image: a PNG is the answer to one."""
+    return (media_type,) if len(images) == 1 else ()
 
 
-def as_npy(array: np.ndarray) -> Response:
+def npy_response(array: np.ndarray) -> Response:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return Response(buffer.getvalue(), media_type=NPY)
 
 
-def as_json(bundle: Bundle, results: Sequence[Fields], **more: object) -> Response:
-    """What is None is left out. Written as it is, for checking it anew would take longer than all else: that it is as
-    the route's response_model says, tests see to."""
+def json_response(bundle: Bundle, results: Sequence[Fields], **more: object) -> Response:
+    """Leaves out fields that are None. Tests validate it by the route's response_model; doing so here would take longer
+    than everything else."""
     ref = {"name": bundle.name, "version": bundle.version, "digest": bundle.digest}
-    answer = {"model": ref, "results": results, **more}
-    return Response(to_json(answer, exclude_none=True, inf_nan_mode="null"), media_type=JSON)
+    document = {"model": ref, "results": results, **more}
+    return Response(to_json(document, exclude_none=True, inf_nan_mode="null"), media_type=JSON)

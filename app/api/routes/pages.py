@@ -1,4 +1,4 @@
-"""/ and /models/{name}: the pages, and under /web what they are made of. No build step, nothing from outside."""
+"""The web pages /, /models/{name} and /docs, and their files under /web. No build step, nothing from other hosts."""
 
 from os import PathLike, stat_result
 from pathlib import Path
@@ -12,9 +12,9 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src {styles}; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_STYLES = {"model.html": "'self' 'unsafe-inline'"}  # a bundle's report, framed there without scripts, has its own
+_STYLES = {"model.html": "'self' 'unsafe-inline'"}  # it frames a bundle's report, which has inline styles
 _HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked about each time: 304 while it is the same
+    "Cache-Control": "no-cache",  # cached, and revalidated on each use: 304 while unchanged
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -31,7 +31,7 @@ class _Files(StaticFiles):
 
 
 def install(app: FastAPI) -> None:
-    """Also where keys are set, since the pages hold no data: they ask for the key themselves."""
+    """The pages need no API key, since they hold no data; they ask for the key themselves."""
     files = _Files(directory=FOLDER)
     router = APIRouter(include_in_schema=False)
 

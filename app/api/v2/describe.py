@@ -1,4 +1,4 @@
-"""What a model is, as the protocol and Triton's tools read it: metadata, configuration, statistics."""
+"""A model's metadata, configuration and statistics, in the form that the protocol's clients and Triton's tools read."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,51 +24,48 @@ def metadata(bundle: Bundle, versions: Sequence[int]) -> ModelMetadata:
 
 
 def configuration(bundle: Bundle, most: int) -> dict[str, Any]:
-    """`most` images may be in one request."""
-    told = metadata(bundle, ())
+    """`most` is the number of images allowed in one request."""
+    tensors = metadata(bundle, ())
     return {
         "name": bundle.name,
         "platform": "onnxruntime_onnx",
         "backend": "onnxruntime",
         "max_batch_size": most,
-        "input": [_configured(tensor) for tensor in told.inputs],
-        "output": [_configured(tensor) for tensor in told.outputs],
+        "input": [_configuration(tensor) for tensor in tensors.inputs],
+        "output": [_configuration(tensor) for tensor in tensors.outputs],
         "dynamic_batching": {},
     }
 
 
-def _configured(tensor: TensorMetadata) -> dict[str, Any]:
+def _configuration(tensor: TensorMetadata) -> dict[str, Any]:
     return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.shape[1:]}
 
 
 def statistics(bundle: Bundle, samples: Iterable[Sample]) -> dict[str, Any]:
-    """From the sums that /metrics tells of, so that several workers answer as one.
-
-    What a run took is divided among the requests that it answered.
-    """
+    """From the metrics, so that several workers answer as one. A run's time is divided among its requests."""
     sums = defaultdict[str, float](float)
     for sample in samples:
         failed = sample.labels.get("outcome") == "failure" or sample.labels.get("status", "200") >= "400"
         sums[f"{sample.name} failed" if failed else sample.name] += sample.value
 
-    def spent(count: str, seconds: str) -> dict[str, int]:
+    def duration(count: str, seconds: str) -> dict[str, int]:
         return {"count": round(sums[count]), "ns": round(1e9 * sums[seconds])}
 
-    nothing = {"count": 0, "ns": 0}
+    none = {"count": 0, "ns": 0}
     return {
         "name": bundle.name,
         "version": str(bundle.version),
         "inference_count": round(sums["graft_batch_images_sum"]),
         "execution_count": round(sums["graft_run_seconds_count"]),
         "inference_stats": {
-            "success": spent("graft_requests_total", "graft_model_seconds_total"),
-            "fail": spent("graft_requests_total failed", "graft_model_seconds_total failed"),
-            "queue": spent("graft_queue_seconds_count", "graft_queue_seconds_sum"),
-            "compute_input": spent("graft_decode_seconds_count", "graft_decode_seconds_sum"),
-            "compute_infer": spent("graft_queue_seconds_count", "graft_run_seconds_sum"),
-            "compute_output": nothing,
-            "cache_hit": nothing,
-            "cache_miss": nothing,
+            "success": duration("graft_requests_total", "graft_model_seconds_total"),
+            "fail": duration("graft_requests_total failed", "graft_model_seconds_total failed"),
+            "queue": duration("graft_queue_seconds_count", "graft_queue_seconds_sum"),
+            "compute_input": duration("graft_decode_seconds_count", "graft_decode_seconds_sum"),
+            "compute_infer": duration("graft_queue_seconds_count", "graft_run_seconds_sum"),
+            "compute_output": none,
+            "cache_hit": none,
+            "cache_miss": none,
         },
         "batch_stats": [],
     }

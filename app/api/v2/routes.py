@@ -120,7 +120,7 @@ async def config(model: AModel, request: Request) -> dict[str, Any]:
 
 @_of_model("get", "/stats", "What a model has done, as Triton has it", responses=failures(401, 404, 500, 503))
 def stats(model: AModel, request: Request) -> ModelStatistics:
-    """Not `async`, so that the workers' files are read in a thread."""
+    # Not `async`, so that FastAPI runs it in a thread: it reads the workers' files.
     bundle = model.bundle
     samples = request.app.state.metrics.of(bundle.name, bundle.version)
     return ModelStatistics(model_stats=[describe.statistics(bundle, samples)])

@@ -46,7 +46,8 @@ class InputTensor:
     data: list[Any] | memoryview
 
     def array(self) -> np.ndarray:
-        """The data in its shape, whose datatype is one of DTYPES. Numbers outside the datatype's range are refused."""
+        """The data in its shape; the datatype is one of DTYPES. JSON integers outside its range are refused, and floats
+        become infinite."""
         dtype, size = DTYPES[self.datatype], math.prod(self.shape)
         if isinstance(self.data, memoryview):
             if len(self.data) != size * dtype.itemsize:

@@ -641,7 +641,7 @@ def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
         return Counter({name: int(float(count)) for name, _, count in named})
 
     with caplog.at_level("INFO", "graft"), serving(settings, app) as client:
-        admission.enter(admission.most, 0.001)
+        admission.hold(admission.most)
         app.state.predictor.repository.get(None).seconds = 0.0025  # which tells when to try again
         told = []
         for extra in ({}, {"x-timeout-ms": "9999"}):  # which asks for the ordinary path
@@ -674,7 +674,7 @@ def test_nothing_is_read_of_who_is_refused_because_the_queue_is_full(models: Pat
     app = create_app(settings)
     admission = app.state.predictor.admission
     with serving(settings, app) as client:
-        admission.enter(admission.most, 0.001)
+        admission.hold(admission.most)
         for headers in ({"content-type": "multipart/form-data; boundary=b"}, {"content-type": "application/json"}):
             answer = client.post(path, content=b"neither", headers=headers)
             assert answer.status_code == 429, answer.text
@@ -688,7 +688,7 @@ def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_
     admission = app.state.predictor.admission
     headers, body = form(IMAGE, IMAGE[:-9])  # the second is broken
     with serving(settings, app) as client:
-        admission.enter(admission.most - 1, 0.001)
+        admission.hold(admission.most - 1)
         assert client.post("/v1/classify", content=body, headers=headers).status_code == 429
         admission.leave(admission.most - 1)
         assert client.post("/v1/classify", content=body, headers=headers).status_code == 422

@@ -93,7 +93,7 @@ GOOD = [0.0] * LATENT
 @pytest.mark.parametrize(
     ("codes", "status", "told"),
     [
-        ({}, 400, "nothing else in it"),
+        ({}, 400, "without other fields"),
         ({"embeddings": []}, 400, "is expected"),
         ({"embeddings": [[]]}, 400, "is expected"),
         ({"embeddings": GOOD}, 400, "is expected"),
@@ -102,7 +102,7 @@ GOOD = [0.0] * LATENT
         ({"embeddings": [[True] * LATENT]}, 400, "is expected"),
         ({"embeddings": [[None] * LATENT]}, 400, "is expected"),
         ({"embeddings": [[1e39, *GOOD[1:]]]}, 400, "finite"),
-        ({"embeddings": [GOOD], "more": 1}, 400, "nothing else in it"),
+        ({"embeddings": [GOOD], "more": 1}, 400, "without other fields"),
         ({"embeddings": [GOOD[1:]]}, 400, f"have {LATENT}"),
         ({"embeddings": [GOOD] * 9}, 413, "at most 8"),
         ({"embeddings": [[1]] * 30_000}, 413, "more values"),
@@ -118,7 +118,7 @@ def test_codes_of_which_the_decoder_makes_no_numbers_are_refused() -> None:
     with serving(Settings(models=ROOT / "models", default_model="fashion-mnist-seed")) as client:
         size = client.get("/v1/models/fashion-mnist-seed").json()["manifest"]["latent_size"]
         answer = client.post("/v1/decode", json={"embeddings": [[0.0] * size, [3e38] * size]})
-        assert_problem(answer, 400, "malformed-request", "so far from any image's")
+        assert_problem(answer, 400, "malformed-request", "so far from those of images")
 
 
 @pytest.mark.parametrize(
