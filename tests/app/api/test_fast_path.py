@@ -318,7 +318,7 @@ def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> No
 def test_where_there_is_no_room_for_a_body_it_is_said_here(app: FastAPI) -> None:
     found, line = asked(app, wire(RAW, IMAGE), room=10)
     assert (found.status, line.others.body, line.counted) == (429, None, [("classify", 429)])
-    assert "at most 10 may" in json.loads(found.body)["detail"]
+    assert "at most 10 are allowed" in json.loads(found.body)["detail"]
 
 
 @pytest.mark.parametrize("pause", [0.01, 0.1], ids=["within a moment", "later"])
@@ -641,7 +641,7 @@ def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
         return Counter({name: int(float(count)) for name, _, count in named})
 
     with caplog.at_level("INFO", "graft"), serving(settings, app) as client:
-        admission.hold(admission.most)
+        release = admission.hold(admission.most)
         app.state.predictor.repository.get(None).seconds = 0.0025  # which tells when to try again
         told = []
         for extra in ({}, {"x-timeout-ms": "9999"}):  # which asks for the ordinary path
@@ -653,7 +653,7 @@ def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
             lines = [{name: vars(record).get(name) for name in SHOWN} for record in caplog.records]
             kept = {name: value for name, value in answer.headers.items() if name != "server-timing"}
             told.append((answer.status_code, kept, answer.content, +after, lines, answer.headers["server-timing"][:10]))
-        admission.leave(admission.most)
+        release()
         assert client.post(path, content=body, headers=headers).status_code == 200
     assert told[0] == told[1]
     status, kept, content, after, lines, _ = told[0]
@@ -674,11 +674,11 @@ def test_nothing_is_read_of_who_is_refused_because_the_queue_is_full(models: Pat
     app = create_app(settings)
     admission = app.state.predictor.admission
     with serving(settings, app) as client:
-        admission.hold(admission.most)
+        release = admission.hold(admission.most)
         for headers in ({"content-type": "multipart/form-data; boundary=b"}, {"content-type": "application/json"}):
             answer = client.post(path, content=b"neither", headers=headers)
             assert answer.status_code == 429, answer.text
-        admission.leave(admission.most)
+        release()
         assert client.post(path, content=b"neither", headers=headers).status_code == 400
 
 
@@ -688,9 +688,9 @@ def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_
     admission = app.state.predictor.admission
     headers, body = form(IMAGE, IMAGE[:-9])  # the second is broken
     with serving(settings, app) as client:
-        admission.hold(admission.most - 1)
+        release = admission.hold(admission.most - 1)
         assert client.post("/v1/classify", content=body, headers=headers).status_code == 429
-        admission.leave(admission.most - 1)
+        release()
         assert client.post("/v1/classify", content=body, headers=headers).status_code == 422
 
 
