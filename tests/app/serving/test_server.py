@@ -62,7 +62,7 @@ def test_a_stopping_process_is_not_ready_and_answers_requests_on_open_connection
         answer = idle.getresponse()
         assert answer.status == 503
         assert answer.headers["Connection"] == "close"
-        assert b"about to end" in answer.read()
+        assert b"shutting down" in answer.read()
         with pytest.raises(ConnectionRefusedError), connected(address):
             pass
         slow.send(IMAGE[50:])
