@@ -227,4 +227,4 @@ def test_what_has_no_pretraining_is_neither_pretrained_nor_taken_from_elsewhere(
     assert main(["transfer", str(recipe), "--run", str(tmp_path / "run"), *taken, *given]) == 2
     assert "transfer.mode=dann has no pretraining: leave out --from" in capsys.readouterr().err
     assert main(["compare", str(recipe), "--out", str(tmp_path / "compared"), *given]) == 2
-    assert "the arms of a comparison learn the target's labels" in capsys.readouterr().err
+    assert "transfer.mode=dann: a comparison needs labels of the target" in capsys.readouterr().err
