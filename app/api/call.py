@@ -25,7 +25,7 @@ SHAPED_ON_LOOP = 1 << 16  # pixel values; a few milliseconds of PNG and JSON
 ModelName = Annotated[str | None, Query(description="name or name@version; unset, the default model")]
 Timeout = Annotated[
     int | None,
-    Header(alias="X-Timeout-Ms", ge=1, description="milliseconds after which the answer is of no use any more: 504"),
+    Header(alias="X-Timeout-Ms", ge=1, description="deadline in milliseconds, after which the answer is 504"),
 ]
 Accept = Annotated[str | None, Header(include_in_schema=False)]
 

@@ -30,8 +30,8 @@ class ClassifyResult(BaseModel):
     label: str
     index: int
     confidence: float
-    probabilities: dict[str, float] = Field(description="likeliest first; as many as `top_k`, or all")
-    in_domain: bool | None = Field(None, description="false: the anomaly score takes it for none of the model's images")
+    probabilities: dict[str, float] = Field(description="likeliest first; the first `top_k`, or all")
+    in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
     explanation: str | None = Field(
         None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
     )
@@ -58,7 +58,7 @@ class AnomalyResult(BaseModel):
 
 
 class PredictResult(BaseModel):
-    """All that the model can say of an image; what it cannot is absent."""
+    """The results of all operations that the model supports; the others are absent."""
 
     label: str | None = None
     index: int | None = None
@@ -84,12 +84,12 @@ class DecodeResult(BaseModel):
 
 
 class GenerateResult(DecodeResult):
-    embedding: list[float] = Field(description="the code that was drawn")
+    embedding: list[float] = Field(description="the embedding that was drawn")
 
 
 class Response(BaseModel, Generic[Result]):
     model: ModelRef
-    results: list[Result] = Field(description="one for each image, in the order they came")
+    results: list[Result] = Field(description="one for each image, in the order of the request")
 
 
 class ClassifyResponse(Response[ClassifyResult]):
@@ -125,11 +125,11 @@ class ModelSummary(ModelRef):
     default: bool = Field(description="answers when a request names no model")
     operations: list[str]
     labels: list[str] | None
-    input: list[int] = Field(description="height, width, channels: what every image is brought to")
-    provider: str = Field(description="the execution provider of onnxruntime that its graphs run on")
+    input: list[int] = Field(description="height, width, channels: every image is resized to this")
+    provider: str = Field(description="the onnxruntime execution provider that runs its graphs")
     metrics: list[Metric]
-    milliseconds: float = Field(description="measured at start: everything of one image")
-    most_on_loop: int = Field(description="images of a batch that needs no thread of its own; 0: each has one")
+    milliseconds: float = Field(description="to process one image, measured at start")
+    most_on_loop: int = Field(description="largest batch that runs on the event loop; 0: every batch runs in a thread")
 
     @classmethod
     def summary(cls, model: Model, default: bool) -> "ModelSummary":
@@ -149,7 +149,7 @@ class ModelSummary(ModelRef):
 
 
 class ModelDetail(ModelSummary):
-    parts: list[str] = Field(description="what it carries to look at: card, report, map, drift")
+    parts: list[str] = Field(description="the optional parts it has: card, report, map, drift")
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 
 
@@ -159,13 +159,13 @@ def _rounded(array: np.ndarray) -> Any:
 
 
 class MapResponse(BaseModel):
-    """A plane through the space of codes: an embedding falls on (embedding - mean) · directions."""
+    """A plane through the space of embeddings; an embedding's point is (embedding - mean) · directions."""
 
     model: ModelRef
     mean: list[float]
     directions: list[list[float]] = Field(description="D × 2")
-    points: list[list[float]] = Field(description="where held-out images fall")
-    labels: list[int] | None = Field(None, description="of each point, as an index into the model's labels")
+    points: list[list[float]] = Field(description="the points of held-out images")
+    labels: list[int] | None = Field(None, description="the index of each point's label")
 
     @classmethod
     def of(cls, bundle: Bundle, latent_map: LatentMap) -> "MapResponse":
@@ -179,16 +179,16 @@ class MapResponse(BaseModel):
 
 
 class DriftResponse(BaseModel):
-    """What is not known yet is absent."""
+    """Fields that are not known yet are absent."""
 
     model: ModelRef
-    images: int = Field(description="the latest, that were looked at")
-    window: int = Field(description="how many it takes")
-    discrepancy: float | None = Field(description="maximum mean discrepancy of their codes from held-out ones, squared")
-    p_value: float | None = Field(description="how often chance alone would have brought as much")
+    images: int = Field(description="latest images that were compared")
+    window: int = Field(description="images that a comparison needs")
+    discrepancy: float | None = Field(description="squared maximum mean discrepancy from held-out embeddings")
+    p_value: float | None = Field(description="probability of such a discrepancy without drift")
     drifted: bool | None = Field(description="p_value < 0.01")
-    confidence_stability: float | None = Field(description="population stability index; above 0.25 much has moved")
-    anomaly_score_stability: float | None = Field(description="likewise")
+    confidence_stability: float | None = Field(description="population stability index; above 0.25 is a large change")
+    anomaly_score_stability: float | None = Field(description="population stability index of the anomaly scores")
 
 
 class Refused(BaseModel):
@@ -198,7 +198,7 @@ class Refused(BaseModel):
 
 class ModelList(BaseModel):
     models: list[ModelSummary]
-    refused: list[Refused] = Field(description="bundles that were found and failed a check")
+    refused: list[Refused] = Field(description="bundles in the folder that failed a check")
 
 
 class Health(BaseModel):
@@ -206,7 +206,7 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457. `index` names the image when one of several is at fault."""
+    """RFC 9457. `index` is the position of the faulty image."""
 
     model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "detail", "request_id"]})
 
@@ -215,7 +215,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
-    index: int | None = Field(None, description="absent unless one image of the request is at fault")
+    index: int | None = Field(None, description="absent unless one of several images is faulty")
 
 
 _IMAGES = json_schema.array(

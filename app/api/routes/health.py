@@ -12,7 +12,7 @@ from app.telemetry.metrics import CONTENT_TYPE, Metrics
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", summary="The process lives", responses=documented(500))
+@router.get("/healthz", summary="The process is alive", responses=documented(500))
 async def healthz() -> Health:
     return Health(status="ok")
 
@@ -34,7 +34,7 @@ class _Exposition(Response):
     media_type = CONTENT_TYPE
 
 
-@router.get("/metrics", summary="Numbers for Prometheus", response_class=_Exposition, responses=documented(401, 500))
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=_Exposition, responses=documented(401, 500))
 def metrics(request: Request) -> _Exposition:
     # Not `async`, so that FastAPI runs it in a thread: it reads the workers' files.
     collected: Metrics = request.app.state.metrics

@@ -31,7 +31,7 @@ async def _repository(request: Request) -> Repository:
 Models = Annotated[Repository, Depends(_repository)]
 
 
-@router.get("", summary="What is loaded", responses=documented(401, 500))
+@router.get("", summary="The loaded models", responses=documented(401, 500))
 async def list_models(repository: Models) -> ModelList:
     default = repository.get(None) if repository.ready else None
     return ModelList(
@@ -66,21 +66,21 @@ class _Report(Response):
         self.headers["X-Content-Type-Options"] = "nosniff"
 
 
-@router.get("/{name}/card", summary="What it is, for a person", response_class=_Markdown, responses=_REFUSALS)
+@router.get("/{name}/card", summary="Model card, as Markdown", response_class=_Markdown, responses=_REFUSALS)
 async def card(name: str, repository: Models) -> Response:
     bundle = repository.get(name).bundle
     bundle.require_part("card")
     return _Markdown(bundle.documents[CARD_FILE])
 
 
-@router.get("/{name}/report", summary="How it does, as a page", response_class=_Report, responses=_REFUSALS)
+@router.get("/{name}/report", summary="Report of its quality, as a page", response_class=_Report, responses=_REFUSALS)
 async def report(name: str, repository: Models) -> Response:
     bundle = repository.get(name).bundle
     bundle.require_part("report")
     return _Report(bundle.documents[REPORT_FILE])
 
 
-@router.get("/{name}/map", summary="Where held-out images lie in the space of codes", responses=_REFUSALS)
+@router.get("/{name}/map", summary="Map of the embeddings of held-out images", responses=_REFUSALS)
 async def latent_map(name: str, repository: Models) -> MapResponse:
     bundle = repository.get(name).bundle
     bundle.require_part("map")
@@ -90,7 +90,7 @@ async def latent_map(name: str, repository: Models) -> MapResponse:
 
 @router.get(
     "/{name}/drift",
-    summary="Whether what it is served still looks like what it was held to",
+    summary="Whether recent images have drifted from the held-out ones",
     response_model_exclude_none=True,
     responses=documented(401, 404, 409, 500),
 )

@@ -44,12 +44,12 @@ router = APIRouter(prefix="/v1", tags=["operations"])
 PlanFunction = TypeVar("PlanFunction", bound=Callable[..., Plan])
 _REFUSALS = (400, 401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
-InDomain = Annotated[bool, Query(description="also say whether the anomaly score takes it for one of the model's")]
-Explain = Annotated[bool, Query(description="also give a map of what in the image speaks for the label")]
-Heatmap = Annotated[bool, Query(description="also give a map of where the reconstruction is off")]
+InDomain = Annotated[bool, Query(description="also return whether the anomaly score finds the image normal")]
+Explain = Annotated[bool, Query(description="also return a map of what in the image speaks for the label")]
+Heatmap = Annotated[bool, Query(description="also return a map of the reconstruction's error")]
 Rate = Annotated[
     float | None,
-    Query(gt=0, lt=1, description="false-alarm rate to judge by; unset, the model's own"),
+    Query(gt=0, lt=1, description="false-alarm rate that sets the threshold; unset, the model's own"),
 ]
 
 
@@ -72,7 +72,7 @@ def _route(
     return register
 
 
-@_route("classify", "Which label, and how sure", ClassifyResponse)
+@_route("classify", "Label and confidence", ClassifyResponse)
 def classify(
     call: ACall,
     images: Images,
@@ -94,7 +94,7 @@ def classify(
     return Plan(needs, outputs, shape)
 
 
-@_route("encode", "The image as a few numbers", EncodeResponse, NPY, binary_description="numpy's .npy of N × D float32")
+@_route("encode", "Embedding of the image", EncodeResponse, NPY, binary_description="numpy's .npy of N × D float32")
 def encode(call: ACall, images: Images) -> Plan:
     media_type = call.choose_type(JSON, NPY)
 
@@ -108,7 +108,7 @@ def encode(call: ACall, images: Images) -> Plan:
 
 @_route(
     "reconstruct",
-    "The image, drawn from those numbers",
+    "The image, reconstructed from its embedding",
     ReconstructResponse,
     PNG,
     binary_description="of one image",
@@ -125,7 +125,7 @@ def reconstruct(call: ACall, images: Images) -> Plan:
     return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
 
 
-@_route("anomaly", "How unlike the normal images", AnomalyResponse, PNG, binary_description="the heatmap of one image")
+@_route("anomaly", "Anomaly score", AnomalyResponse, PNG, binary_description="the heatmap of one image")
 def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
     media_type = call.choose_type(JSON, *if_single(PNG, images))
     with_heatmap = heatmap or media_type == PNG
@@ -142,7 +142,7 @@ def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_r
     return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if with_heatmap else [])]), shape)
 
 
-@_route("predict", "All of it in one pass: what the model cannot say is absent", PredictResponse)
+@_route("predict", "All operations that the model supports, in one pass", PredictResponse)
 def predict(
     call: ACall,
     images: Images,

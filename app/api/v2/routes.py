@@ -91,7 +91,7 @@ async def server(request: Request) -> ServerMetadata:
     return ServerMetadata(name="graft", version=request.app.version, extensions=EXTENSIONS)
 
 
-@router.get("/health/live", summary="The process lives", responses=failures(500))
+@router.get("/health/live", summary="The process is alive", responses=failures(500))
 async def live(repository: Models) -> ServerHealth:
     return ServerHealth(live=True, ready=repository.ready)
 
@@ -102,23 +102,23 @@ async def ready(repository: Models) -> ServerHealth:
     return ServerHealth(live=True, ready=True)
 
 
-@_of_model("get", "", "Which tensors a model takes and gives", responses=failures(401, 404, 500, 503))
+@_of_model("get", "", "Input and output tensors of a model", responses=failures(401, 404, 500, 503))
 async def metadata(model: AModel, repository: Models) -> ModelMetadata:
     name = model.bundle.name
     return describe.metadata(model.bundle, [m.bundle.version for m in repository.all() if m.bundle.name == name])
 
 
-@_of_model("get", "/ready", "A model answers", responses=failures(401, 404, 500, 503))
+@_of_model("get", "/ready", "Whether a model is ready", responses=failures(401, 404, 500, 503))
 async def model_ready(model: AModel) -> ModelHealth:
     return ModelHealth(name=model.bundle.name, ready=True)
 
 
-@_of_model("get", "/config", "A model's configuration, as Triton has it", responses=failures(401, 404, 500, 503))
+@_of_model("get", "/config", "A model's configuration, in Triton's form", responses=failures(401, 404, 500, 503))
 async def config(model: AModel, request: Request) -> dict[str, Any]:
     return describe.configuration(model.bundle, request.app.state.settings.max_images)
 
 
-@_of_model("get", "/stats", "What a model has done, as Triton has it", responses=failures(401, 404, 500, 503))
+@_of_model("get", "/stats", "A model's statistics, in Triton's form", responses=failures(401, 404, 500, 503))
 def stats(model: AModel, request: Request) -> ModelStatistics:
     # Not `async`, so that FastAPI runs it in a thread: it reads the workers' files.
     bundle = model.bundle
@@ -129,7 +129,7 @@ def stats(model: AModel, request: Request) -> ModelStatistics:
 @_of_model(
     "post",
     "/infer",
-    "What a model makes of tensors",
+    "Run a model on tensors",
     INFER_BODY,
     responses=INFER_ANSWER | failures(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
@@ -211,7 +211,7 @@ def _count(metrics: Metrics, bundle: Bundle, outputs: Outputs, values: dict[str,
 
 @router.post(
     "/repository/index",
-    summary="Every version there is, loaded or not",
+    summary="All versions, loaded or not",
     responses=failures(400, 401, 408, 413, 415, 429, 500),
     openapi_extra=INDEX_BODY,
 )
@@ -232,7 +232,7 @@ _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
 
 @router.post(
     "/repository/models/{name}/load",
-    summary="Load a model, or another version of it, in place of what answers",
+    summary="Load a model, or replace its loaded version",
     responses=_CONTROL,
     openapi_extra=LOAD_BODY,
     dependencies=_GUARDED,
@@ -251,7 +251,7 @@ async def load(request: Request, name: str, repository: Models) -> dict[str, str
 
 @router.post(
     "/repository/models/{name}/unload",
-    summary="Let no version of a model answer any more",
+    summary="Unload all versions of a model",
     responses=_CONTROL,
     openapi_extra=LOAD_BODY,
     dependencies=_GUARDED,

@@ -28,7 +28,7 @@ class ServerHealth(BaseModel):
 class TensorMetadata(BaseModel):
     name: str
     datatype: str
-    shape: list[int] = Field(description="-1 is any number of rows")
+    shape: list[int] = Field(description="-1: any number of rows")
 
 
 class ModelMetadata(BaseModel):
@@ -85,25 +85,29 @@ def _tensor(data: Schema, parameters: Schema) -> Schema:
 
 
 _INPUT = _tensor(
-    array(description="row-major, nested or flat; of BYTES: each a file in base64"),
-    fields({"binary_data_size": SIZE | {"description": "in place of data"}}),
+    array(description="row-major, nested or flat; each element of BYTES is a file in base64"),
+    fields({"binary_data_size": SIZE | {"description": "instead of data"}}),
 )
-_CLASSIFICATION = {"type": "integer", "minimum": 1, "description": "the best classes alone, as value:index:label"}
+_CLASSIFICATION = {
+    "type": "integer",
+    "minimum": 1,
+    "description": "this many likeliest classes, as value:index:label",
+}
 _REQUESTED_OUTPUT = fields(
     {"name": STRING, "parameters": fields({"binary_data": BOOLEAN, "classification": _CLASSIFICATION})}, ["name"]
 )
 _REQUEST_PARAMETERS = fields(
     {
-        "binary_data_output": BOOLEAN | {"description": "of all outputs that do not say themselves"},
+        "binary_data_output": BOOLEAN | {"description": "the default for outputs without binary_data"},
         "timeout": {"type": "integer", "minimum": 1, "description": "microseconds"},
     }
 )
 _REQUEST = fields(
     {
-        "id": STRING | {"description": "comes back with the answer"},
+        "id": STRING | {"description": "returned with the response"},
         "parameters": _REQUEST_PARAMETERS,
         "inputs": array(_INPUT, minItems=1),
-        "outputs": array(_REQUESTED_OUTPUT, description="none, or empty: all there are"),
+        "outputs": array(_REQUESTED_OUTPUT, description="absent or empty: all outputs"),
     },
     ["inputs"],
 )
@@ -120,11 +124,11 @@ _RESPONSE = fields(
 INFER_BODY = {"parameters": [_LENGTH_PARAMETER]} | body({JSON: _REQUEST, BINARY: _BINARY})
 INFER_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "what was asked for",
-        "headers": {LENGTH: {"schema": {"type": "integer"}, "description": "where tensors come after the JSON"}},
+        "description": "the outputs",
+        "headers": {LENGTH: {"schema": {"type": "integer"}, "description": "set if tensors follow the JSON"}},
         "content": content({JSON: _RESPONSE, BINARY: _BINARY}),
     }
 }
-INDEX_BODY = body({JSON: fields({"ready": BOOLEAN | {"description": "only those that are"}})}, required=False)
-_VERSION = fields({"version": STRING | {"description": "unset, the highest in the folder"}})
+INDEX_BODY = body({JSON: fields({"ready": BOOLEAN | {"description": "only versions that are ready"}})}, required=False)
+_VERSION = fields({"version": STRING | {"description": "unset: the highest in the folder"}})
 LOAD_BODY = body({JSON: fields({"parameters": _VERSION})}, required=False)

@@ -8,7 +8,7 @@ import pytest
 from app.api.deadlines import Deadlines
 
 
-def test_it_cancels_its_task_when_its_time_is_over_and_no_other() -> None:
+def test_a_deadline_cancels_its_own_task_only() -> None:
     async def sleeper(deadlines: Deadlines, seconds: float) -> str:
         deadline = deadlines.set(seconds)
         try:
@@ -28,7 +28,7 @@ def test_it_cancels_its_task_when_its_time_is_over_and_no_other() -> None:
     assert time.monotonic() - start >= 0.5
 
 
-def test_what_is_off_does_not_ring_and_the_task_lives_on() -> None:
+def test_a_cleared_deadline_does_not_fire() -> None:
     async def through() -> int:
         deadlines = Deadlines()
         deadlines.set(0.01).clear()
@@ -40,7 +40,7 @@ def test_what_is_off_does_not_ring_and_the_task_lives_on() -> None:
     assert asyncio.run(through()) == 0
 
 
-def test_a_task_that_was_cancelled_by_its_alarm_can_go_on_awaiting() -> None:
+def test_a_task_can_await_again_after_its_deadline_fired() -> None:
     async def through() -> str:
         deadline = Deadlines().set(60)
         deadline.fire("left")
@@ -54,27 +54,27 @@ def test_a_task_that_was_cancelled_by_its_alarm_can_go_on_awaiting() -> None:
     assert asyncio.run(through()) == "left"
 
 
-def test_who_wants_to_know_is_told_once_after_a_moment() -> None:
-    async def told(seconds: float) -> int:
-        deadlines, heard = Deadlines(), []
-        deadline = deadlines.set(60, after_moment=heard.append)
+def test_after_moment_is_called_once() -> None:
+    async def calls(seconds: float) -> int:
+        deadlines, called = Deadlines(), []
+        deadline = deadlines.set(60, after_moment=called.append)
         await asyncio.sleep(seconds)
         deadline.clear()
         await asyncio.sleep(0.1)
-        assert heard in ([], [deadline])
-        return len(heard)
+        assert called in ([], [deadline])
+        return len(called)
 
-    assert asyncio.run(told(0)) == 0
-    assert asyncio.run(told(0.3)) == 1
+    assert asyncio.run(calls(0)) == 0
+    assert asyncio.run(calls(0.3)) == 1
 
 
-def test_deadlines_outlive_a_loop_that_ended_before_they_were_looked_at() -> None:
+def test_deadlines_work_on_a_new_event_loop_after_the_first_has_ended() -> None:
     deadlines = Deadlines()
 
     async def left_behind() -> None:
         deadlines.set(60)
 
-    async def rings() -> str:
+    async def fires() -> str:
         deadline = deadlines.set(0.01)
         try:
             await asyncio.sleep(20)
@@ -85,4 +85,4 @@ def test_deadlines_outlive_a_loop_that_ended_before_they_were_looked_at() -> Non
         return deadline.fired
 
     asyncio.run(left_behind())
-    assert asyncio.run(rings()) == "late"
+    assert asyncio.run(fires()) == "late"

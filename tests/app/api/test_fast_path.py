@@ -1,4 +1,4 @@
-"""Which requests are answered where their bytes arrive, over real sockets, and that all others are handed on unread."""
+"""The fast path answers plain requests and hands all others over untouched; over real sockets."""
 
 import asyncio
 import gc
@@ -49,8 +49,8 @@ def form(*files: bytes) -> tuple[dict[str, str], bytes]:
     return {"content-type": "multipart/form-data; boundary=b"}, b"".join(head + f + b"\r\n" for f in files) + b"--b--"
 
 
-class Others:
-    """What is handed on, and what they read of it."""
+class OrdinaryPath:
+    """The ordinary path: an ASGI app that records the request it is handed."""
 
     def __init__(self) -> None:
         self.body: bytes | None = None
@@ -76,17 +76,17 @@ class Answer(NamedTuple):
 
 
 class Line:
-    """One connection to a service that answers plain requests itself, and hands all else to `others`."""
+    """One connection to a service whose ordinary path is replaced by `ordinary`."""
 
     def __init__(self, app: FastAPI, keys: Sequence[str] = (), room: int = 10**9, most: int = 9) -> None:
-        self.app, self.others, self.counted = app, Others(), list[tuple[str | None, int]]()
+        self.app, self.ordinary, self.counted = app, OrdinaryPath(), list[tuple[str | None, int]]()
         self.fast_path = app.state.fast_path
         inference = partial(oip.parse_small_infer, app.state.metrics, app.state.settings.max_images)
         told = Counted(self.counted)
         self.fast_path = FastPath(
             app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), told
         )
-        config = uvicorn.Config(self.others, ws="none", log_config=None)  # type: ignore[arg-type]
+        config = uvicorn.Config(self.ordinary, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
         self.state = ServerState()
         self._protocol = partial(
@@ -132,8 +132,8 @@ def wire(headers: dict[str, str], body: bytes, target: str = "/v1/classify", sta
     return f"{start.format(target)}\r\n{head}\r\n".encode() + body
 
 
-def asked(app: FastAPI, *pieces: bytes, pause: float = 0, **line: Any) -> tuple[Answer, Line]:
-    """The answer to a request that comes in pieces, and where it was given."""
+def answer_to(app: FastAPI, *pieces: bytes, pause: float = 0, **line: Any) -> tuple[Answer, Line]:
+    """The answer to a request that is sent in pieces, and the connection it came by."""
 
     async def go() -> tuple[Answer, Line]:
         async with Line(app, **line) as there:
@@ -157,8 +157,8 @@ SMALL = [png(garment(kind).resize((4, 6))) for kind in GARMENTS]
 @pytest.mark.parametrize("operation", ["classify", "encode", "reconstruct", "anomaly", "predict"])
 @pytest.mark.parametrize(("headers", "body"), [(RAW, IMAGE), form(IMAGE), form(*SMALL), form(*SMALL * 5)])
 def test_plain_requests_are_answered_here(app: FastAPI, operation: str, headers: dict[str, str], body: bytes) -> None:
-    found, line = asked(app, wire(headers | {"x-request-id": "mine"}, body, f"/v1/{operation}"))
-    assert (found.status, line.others.body) == (200, None)
+    found, line = answer_to(app, wire(headers | {"x-request-id": "mine"}, body, f"/v1/{operation}"))
+    assert (found.status, line.ordinary.body) == (200, None)
     assert line.counted == [(operation, 200)]
     assert line.state.total_requests == 1
     assert found.headers["x-request-id"] == "mine"
@@ -189,8 +189,8 @@ def with_bytes(**more: Any) -> tuple[dict[str, str], bytes]:
 def test_plain_pixels_of_the_protocol_are_answered_here(
     app: FastAPI, path: str, headers: dict[str, str], body: bytes
 ) -> None:
-    found, line = asked(app, wire(headers, body, path))
-    assert (found.status, line.others.body, line.counted) == (200, None, [("infer", 200)])
+    found, line = answer_to(app, wire(headers, body, path))
+    assert (found.status, line.ordinary.body, line.counted) == (200, None, [("infer", 200)])
     said = found.headers.get(LENGTH)
     told = json.loads(found.body[: int(said)] if said else found.body)
     assert (told["model_name"], told["model_version"], told.get("id")) == (
@@ -218,18 +218,18 @@ def test_plain_pixels_of_the_protocol_are_answered_here(
         (INFER, question()[0] | {"origin": "http://elsewhere"}, question()[1]),
     ],
 )
-def test_all_else_of_the_protocol_is_handed_on_unread(
+def test_other_protocol_requests_are_handed_over_untouched(
     app: FastAPI, path: str, headers: dict[str, str], body: bytes
 ) -> None:
-    found, line = asked(app, wire(headers, body, path))
-    assert (found.status, line.others.body, line.counted) == (299, body, [])
+    found, line = answer_to(app, wire(headers, body, path))
+    assert (found.status, line.ordinary.body, line.counted) == (299, body, [])
 
 
-def test_a_prefix_may_stand_before_the_protocol(models: Path) -> None:
+def test_the_root_path_may_precede_a_protocol_path(models: Path) -> None:
     app = create_app(Settings(models=models, root_path="/seen"))
     for path in (INFER, f"/seen{INFER}"):
-        assert asked(app, wire(*question(), path))[0].status == 200
-    assert asked(app, wire(*question(), f"/other{INFER}"))[0].status == 299
+        assert answer_to(app, wire(*question(), path))[0].status == 200
+    assert answer_to(app, wire(*question(), f"/other{INFER}"))[0].status == 299
 
 
 ALONE = "POST {} HTTP/1.1"
@@ -263,11 +263,11 @@ ALONE = "POST {} HTTP/1.1"
         (*form(*[IMAGE] * 200), ALONE),
     ],
 )
-def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], body: bytes, start: str) -> None:
-    found, line = asked(app, wire(headers, body, start=start))
-    assert (found.status, line.others.body, line.counted) == (299, body, [])
+def test_others_are_handed_over_untouched(app: FastAPI, headers: dict[str, str], body: bytes, start: str) -> None:
+    found, line = answer_to(app, wire(headers, body, start=start))
+    assert (found.status, line.ordinary.body, line.counted) == (299, body, [])
     path, _, query = start.format("/v1/classify").split()[1].partition("?")
-    told = line.others.scope
+    told = line.ordinary.scope
     assert (told["path"], told["query_string"]) == (path.replace("%20", " "), query.encode())
     assert told["headers"] == [
         (name.lower().encode(), value.encode())
@@ -275,33 +275,33 @@ def test_all_else_is_handed_on_unread(app: FastAPI, headers: dict[str, str], bod
     ]
 
 
-def test_what_was_tried_here_counts_for_the_others_too(app: FastAPI) -> None:
-    _, line = asked(app, wire(RAW, IMAGE[:-9]))
-    assert line.others.scope["state"].keys() == {STARTED_AT}
+def test_a_handed_over_request_keeps_its_start_time(app: FastAPI) -> None:
+    _, line = answer_to(app, wire(RAW, IMAGE[:-9]))
+    assert line.ordinary.scope["state"].keys() == {STARTED_AT}
 
 
 @pytest.mark.parametrize("origins", ["", "https://shop.example"])
-def test_caches_are_told_what_answers_depend_on(models: Path, origins: str) -> None:
+def test_answers_vary_by_origin_if_cors_is_set(models: Path, origins: str) -> None:
     app = create_app(Settings(models=models, cors_origins=origins))
-    assert asked(app, wire(RAW, IMAGE))[0].headers.get("vary") == ("Origin" if origins else None)
+    assert answer_to(app, wire(RAW, IMAGE))[0].headers.get("vary") == ("Origin" if origins else None)
 
 
-def test_what_the_others_are_told_is_what_uvicorn_tells(app: FastAPI) -> None:
-    _, refused_here = asked(app, wire(RAW, IMAGE[:-9]))
-    _, never_here = asked(app, wire(RAW | {"origin": "http://elsewhere"}, IMAGE))
-    ours, theirs = refused_here.others.scope, never_here.others.scope
+def test_the_scope_of_a_handover_equals_uvicorns(app: FastAPI) -> None:
+    _, refused_here = answer_to(app, wire(RAW, IMAGE[:-9]))
+    _, never_here = answer_to(app, wire(RAW | {"origin": "http://elsewhere"}, IMAGE))
+    ours, theirs = refused_here.ordinary.scope, never_here.ordinary.scope
     assert ours.keys() == theirs.keys()
     differ = {"headers", "client", "server", "state"}  # ports are chosen anew; of the state see above
     assert {name: ours[name] for name in ours.keys() - differ} == {name: theirs[name] for name in ours.keys() - differ}
 
 
-def test_a_key_that_fits_is_let_in_here(app: FastAPI) -> None:
-    assert asked(app, wire(RAW | {"x-api-key": "secret"}, IMAGE), keys=["secret"])[0].status == 200
-    assert asked(app, wire(RAW | {"x-api-key": "another"}, IMAGE), keys=["secret"])[0].status == 299
-    assert asked(app, wire(RAW, IMAGE), keys=["secret"])[0].status == 299
+def test_a_request_with_a_valid_key_is_answered_here(app: FastAPI) -> None:
+    assert answer_to(app, wire(RAW | {"x-api-key": "secret"}, IMAGE), keys=["secret"])[0].status == 200
+    assert answer_to(app, wire(RAW | {"x-api-key": "another"}, IMAGE), keys=["secret"])[0].status == 299
+    assert answer_to(app, wire(RAW, IMAGE), keys=["secret"])[0].status == 299
 
 
-def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> None:
+def test_a_connection_over_the_limit_is_handed_over(app: FastAPI) -> None:
     async def go() -> tuple[Answer, Line]:
         async with Line(app, most=1) as line:
             first = line.writer
@@ -312,12 +312,12 @@ def test_one_connection_too_many_is_for_the_others_to_refuse(app: FastAPI) -> No
             return found, line
 
     found, line = asyncio.run(go())
-    assert (found.status, line.others.body, line.others.scope["state"][TOO_MANY_CONNECTIONS]) == (299, IMAGE, 1)
+    assert (found.status, line.ordinary.body, line.ordinary.scope["state"][TOO_MANY_CONNECTIONS]) == (299, IMAGE, 1)
 
 
-def test_where_there_is_no_room_for_a_body_it_is_said_here(app: FastAPI) -> None:
-    found, line = asked(app, wire(RAW, IMAGE), room=10)
-    assert (found.status, line.others.body, line.counted) == (429, None, [("classify", 429)])
+def test_a_body_without_room_is_refused_here(app: FastAPI) -> None:
+    found, line = answer_to(app, wire(RAW, IMAGE), room=10)
+    assert (found.status, line.ordinary.body, line.counted) == (429, None, [("classify", 429)])
     assert "at most 10 are allowed" in json.loads(found.body)["detail"]
 
 
@@ -325,11 +325,11 @@ def test_where_there_is_no_room_for_a_body_it_is_said_here(app: FastAPI) -> None
 def test_a_body_may_come_after_its_head(app: FastAPI, pause: float) -> None:
     whole = wire(RAW, IMAGE)
     at = len(whole) - len(IMAGE)
-    found, line = asked(app, whole[:9], whole[9:at], whole[at : at + 50], whole[at + 50 :], pause=pause)
-    assert (found.status, line.others.body) == ((200, None) if pause < 0.05 else (299, IMAGE))
+    found, line = answer_to(app, whole[:9], whole[9:at], whole[at : at + 50], whole[at + 50 :], pause=pause)
+    assert (found.status, line.ordinary.body) == ((200, None) if pause < 0.05 else (299, IMAGE))
 
 
-def test_who_leaves_within_a_body_is_known_to_the_others_to_have_left(app: FastAPI) -> None:
+def test_a_client_that_disconnects_within_a_body_is_handed_over_as_disconnected(app: FastAPI) -> None:
     async def go() -> Line:
         async with Line(app) as line:
             line.writer.write(wire(RAW, IMAGE)[:-5])
@@ -338,11 +338,11 @@ def test_who_leaves_within_a_body_is_known_to_the_others_to_have_left(app: FastA
         return line
 
     line = asyncio.run(go())
-    assert line.others.left
+    assert line.ordinary.left
     assert line.counted == []
 
 
-def test_answers_keep_the_order_of_what_was_asked_on_one_connection(app: FastAPI) -> None:
+def test_answers_keep_the_order_of_requests_on_one_connection(app: FastAPI) -> None:
     other = wire({}, b"", start="GET /elsewhere HTTP/1.1")
     asked_at_once = [wire(RAW, IMAGE), other, wire(*form(IMAGE), "/v1/encode"), wire(RAW, IMAGE), other]
 
@@ -354,12 +354,12 @@ def test_answers_keep_the_order_of_what_was_asked_on_one_connection(app: FastAPI
             return [each.status for each in [*found, await line.answer()]], line
 
     statuses, line = asyncio.run(go())
-    # What comes while another is under way waits for its turn with the others.
+    # Requests that arrive while another is in flight are handed over.
     assert statuses == [200, 299, 299, 299, 299, 200]
     assert line.state.total_requests == 6
 
 
-def test_many_connections_share_a_batch_and_each_gets_its_own(app: FastAPI) -> None:
+def test_many_connections_share_a_batch_and_each_gets_its_own_answer(app: FastAPI) -> None:
     async def go() -> list[bytes]:
         async with Line(app) as line:
             found = []
@@ -397,7 +397,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*question(), INFER)], ids=["v1", "v2"])
-def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: bytes) -> None:
+def test_a_request_past_its_deadline_is_handed_over_with_the_error(models: Path, whole: bytes) -> None:
     app = create_app(Settings(models=models, timeout_ms=30))
     gate = Gate(app)
 
@@ -411,14 +411,14 @@ def test_an_answer_that_is_too_late_is_told_by_the_others(models: Path, whole: b
 
     found, line = asyncio.run(go())
     assert (found.status, line.counted) == (299, [])
-    error, known = line.others.scope["state"][DEADLINE_PASSED]
+    error, known = line.ordinary.scope["state"][DEADLINE_PASSED]
     assert isinstance(error, DeadlinePassed)
     assert (known.model, known.version, known.images) == ("tiny", 1, 1)
 
 
 @pytest.mark.parametrize("abruptly", [True, False])
-def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: bool) -> None:
-    """Where the queue is long, whoever closes a connection has left: he may as well have closed his half of it."""
+def test_the_work_of_a_disconnected_client_is_dropped_and_counted(app: FastAPI, abruptly: bool) -> None:
+    """While the queue is long, a half-closed connection counts as disconnected too."""
     gate = Gate(app)
 
     async def go() -> Line:
@@ -440,10 +440,10 @@ def test_the_work_of_who_leaves_is_dropped_and_counted(app: FastAPI, abruptly: b
         return line
 
     line = asyncio.run(go())
-    assert (line.counted, line.others.body) == ([("classify", CLIENT_DISCONNECTED)], None)
+    assert (line.counted, line.ordinary.body) == ([("classify", CLIENT_DISCONNECTED)], None)
 
 
-def test_who_closes_his_half_is_answered_however_long_it_takes(app: FastAPI) -> None:
+def test_a_half_closed_connection_is_answered_however_long_it_takes(app: FastAPI) -> None:
     gate = Gate(app)
 
     async def go() -> tuple[Answer, bytes]:
@@ -460,7 +460,7 @@ def test_who_closes_his_half_is_answered_however_long_it_takes(app: FastAPI) -> 
     assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
 
 
-def test_a_connection_that_is_to_end_ends_after_its_answer(app: FastAPI) -> None:
+def test_shutdown_closes_a_connection_after_its_answer(app: FastAPI) -> None:
     gate = Gate(app)
 
     async def go() -> tuple[Answer, bytes]:
@@ -478,7 +478,7 @@ def test_a_connection_that_is_to_end_ends_after_its_answer(app: FastAPI) -> None
     assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
 
 
-def test_a_connection_that_is_to_end_within_a_body_ends_after_its_answer(app: FastAPI) -> None:
+def test_shutdown_within_a_body_closes_the_connection_after_its_answer(app: FastAPI) -> None:
     async def go() -> tuple[Answer, bytes]:
         async with Line(app) as line:
             whole = wire(RAW, IMAGE)
@@ -494,7 +494,7 @@ def test_a_connection_that_is_to_end_within_a_body_ends_after_its_answer(app: Fa
     assert (found.status, found.headers["connection"], rest) == (299, "close", b"")
 
 
-def test_at_the_end_of_the_server_all_that_was_asked_is_answered_and_the_end_said_once(app: FastAPI) -> None:
+def test_a_draining_server_answers_pipelined_requests_and_says_close_once(app: FastAPI) -> None:
     gate = Gate(app)
 
     async def go() -> tuple[Answer, Answer, bytes]:
@@ -512,7 +512,7 @@ def test_at_the_end_of_the_server_all_that_was_asked_is_answered_and_the_end_sai
     assert (first.status, second.status, second.headers["connection"], rest) == (200, 299, "close", b"")
 
 
-def test_who_asks_at_the_end_of_the_server_is_told_of_it_once(app: FastAPI) -> None:
+def test_a_request_to_a_draining_server_gets_one_connection_close(app: FastAPI) -> None:
     async def go() -> bytes:
         async with Line(app) as line:
             line.state.default_headers = [*line.state.default_headers, (b"connection", b"close")]
@@ -523,7 +523,7 @@ def test_who_asks_at_the_end_of_the_server_is_told_of_it_once(app: FastAPI) -> N
 
 
 def handed_over(app: FastAPI) -> dict[str, float]:
-    """Requests by the reason for which the ordinary path answered them."""
+    """Handovers by reason."""
     found = re.findall(r'graft_fast_path_handovers_total{reason="(.*)"} (.*)', app.state.metrics.exposition().decode())
     return {reason: float(count) for reason, count in found}
 
@@ -539,22 +539,22 @@ def handed_over(app: FastAPI) -> dict[str, float]:
         ("refused", "/v2/models/none/infer", *question()),
     ],
 )
-def test_what_is_handed_on_counts_by_its_reason(
+def test_handovers_are_counted_by_reason(
     app: FastAPI, reason: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
-    found, line = asked(app, wire(headers, body, path))
-    assert (found.status, line.others.body, handed_over(app)) == (299, body, {reason: 1})
+    found, line = answer_to(app, wire(headers, body, path))
+    assert (found.status, line.ordinary.body, handed_over(app)) == (299, body, {reason: 1})
 
 
-def test_what_is_answered_here_or_was_never_recognised_is_not_handed_on(app: FastAPI) -> None:
-    asked(app, wire(RAW, IMAGE))
-    asked(app, wire(RAW, IMAGE, "/v1/classify?top_k=1"))
+def test_answered_and_unrecognised_requests_are_not_handovers(app: FastAPI) -> None:
+    answer_to(app, wire(RAW, IMAGE))
+    answer_to(app, wire(RAW, IMAGE, "/v1/classify?top_k=1"))
     assert handed_over(app) == {}
 
 
-def test_a_body_that_comes_late_or_never_counts_by_its_reason(app: FastAPI) -> None:
+def test_a_slow_body_is_a_handover(app: FastAPI) -> None:
     whole = wire(RAW, IMAGE)
-    asked(app, whole[:-5], whole[-5:], pause=0.2)
+    answer_to(app, whole[:-5], whole[-5:], pause=0.2)
     assert handed_over(app) == {"slow-body": 1}
 
 
@@ -584,7 +584,7 @@ FAULTS: dict[str, tuple[type[FastPath], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize(("kind", "operation"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_of_the_fast_path_is_answered_by_the_ordinary_one_counted_and_logged(
+def test_the_ordinary_path_answers_when_the_fast_path_fails(
     models: Path, caplog: pytest.LogCaptureFixture, kind: type[FastPath], operation: Callable[..., Any]
 ) -> None:
     settings = Settings(models=models)
@@ -603,7 +603,7 @@ def test_a_fault_of_the_fast_path_is_answered_by_the_ordinary_one_counted_and_lo
     assert line.exc_info[2] is not None, "the traceback"
 
 
-def test_a_fault_of_the_protocols_fast_path_too(models: Path) -> None:
+def test_the_ordinary_path_answers_when_the_protocols_fast_path_fails(models: Path) -> None:
     settings = Settings(models=models)
     app = create_app(settings)
     whole = app.state.fast_path
@@ -622,7 +622,7 @@ REFUSED = [("/v1/classify", *form(IMAGE)), ("/v1/encode", RAW, IMAGE), (INFER, *
 
 @pytest.mark.parametrize("log_requests", ["errors", "none"])
 @pytest.mark.parametrize(("path", "headers", "body"), REFUSED)
-def test_a_full_queue_is_told_here_as_the_ordinary_path_tells_it(
+def test_a_full_queue_is_refused_as_on_the_ordinary_path(
     models: Path,
     caplog: pytest.LogCaptureFixture,
     path: str,
@@ -668,8 +668,8 @@ SHOWN = ("msg", "levelname", "model", "version", "operation", "problem", "path",
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/classify?top_k=1", "/v1/decode", INFER, INFER + "?a=b"])
-def test_nothing_is_read_of_who_is_refused_because_the_queue_is_full(models: Path, path: str) -> None:
-    """The body is no image, no form and no JSON, which would be told if it were read."""
+def test_a_full_queue_is_refused_before_the_body_is_parsed(models: Path, path: str) -> None:
+    """The body is not an image, a form or JSON, which would be the error if it were parsed."""
     settings = Settings(models=models)
     app = create_app(settings)
     admission = app.state.predictor.admission
@@ -682,7 +682,7 @@ def test_nothing_is_read_of_who_is_refused_because_the_queue_is_full(models: Pat
         assert client.post(path, content=b"neither", headers=headers).status_code == 400
 
 
-def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_are_decoded(models: Path) -> None:
+def test_too_many_images_for_the_queue_are_refused_before_they_are_decoded(models: Path) -> None:
     settings = Settings(models=models)
     app = create_app(settings)
     admission = app.state.predictor.admission
@@ -694,7 +694,7 @@ def test_a_request_of_more_images_than_there_is_room_for_is_refused_before_they_
         assert client.post("/v1/classify", content=body, headers=headers).status_code == 422
 
 
-def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
+def test_a_failed_batch_is_handed_over(app: FastAPI) -> None:
     def failing(_: Sequence[OutputRequest]) -> list[Outputs]:
         raise ValueError("of nobody's making")
 
@@ -705,11 +705,11 @@ def test_a_batch_that_fails_is_for_the_others_to_tell_of(app: FastAPI) -> None:
             return await line.answer(), line
 
     found, line = asyncio.run(go())
-    assert (found.status, line.others.body, line.counted) == (299, IMAGE, [])
+    assert (found.status, line.ordinary.body, line.counted) == (299, IMAGE, [])
 
 
 @pytest.mark.parametrize("whole", [wire(RAW, IMAGE), wire(*with_bytes(), INFER)], ids=["v1", "v2"])
-def test_nothing_of_a_request_waits_for_the_collector_of_garbage(app: FastAPI, whole: bytes) -> None:
+def test_no_request_is_left_to_the_garbage_collector(app: FastAPI, whole: bytes) -> None:
     def there() -> list[int]:
         counted = Counter(type(each) for each in gc.get_objects())
         return [counted[kind] for kind in (PendingRequest, FastConnection, _FastCycle)]
