@@ -1,4 +1,4 @@
-"""Deadlines, callers that leave, and a full queue, over a real socket; the model is held back by a gate."""
+"""Deadlines, disconnects and a full queue, over a real socket; a gate holds the model back."""
 
 import asyncio
 import socket
@@ -72,7 +72,7 @@ def held(models: Path) -> Iterator[Held]:
         found.gate.set()
 
 
-def test_an_answer_that_comes_too_late_is_504_and_its_work_is_dropped(held: Held) -> None:
+def test_past_its_deadline_a_request_is_504_and_its_work_is_dropped(held: Held) -> None:
     first = held.ask()
     start = time.monotonic()
     late = held.post(headers={"X-Timeout-Ms": "200"})
@@ -85,7 +85,7 @@ def test_an_answer_that_comes_too_late_is_504_and_its_work_is_dropped(held: Held
     until(lambda: held.predictor.admission.images == 0)
 
 
-def test_the_setting_bounds_what_a_caller_may_ask_for(models: Path) -> None:
+def test_the_setting_limits_the_deadline_of_a_request(models: Path) -> None:
     settings = Settings(models=models, timeout_ms=150)
     app = create_app(settings)
     with serving(settings, app) as client:
@@ -100,12 +100,12 @@ def test_the_setting_bounds_what_a_caller_may_ask_for(models: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5", "9" * 5000])
-def test_a_deadline_that_is_none_is_400(client: httpx.Client, value: str) -> None:
+def test_an_invalid_deadline_is_400(client: httpx.Client, value: str) -> None:
     answer = client.post("/v1/classify", files={"image": GOOD}, headers={"X-Timeout-Ms": value})
     assert "X-Timeout-Ms" in assert_problem(answer, 400, "malformed-request")["detail"]
 
 
-def test_the_work_of_a_caller_who_left_is_not_run_and_its_neighbours_are_answered(held: Held) -> None:
+def test_the_work_of_a_disconnected_client_is_not_run_and_others_are_answered(held: Held) -> None:
     first = held.ask()
     address = held.client.base_url.host, held.client.base_url.port or 80
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(GOOD)}\r\n\r\n"
@@ -120,7 +120,7 @@ def test_the_work_of_a_caller_who_left_is_not_run_and_its_neighbours_are_answere
     assert held.batches == [1, 1]
 
 
-def test_a_full_queue_is_429_and_says_when_to_come_back(held: Held) -> None:
+def test_a_full_queue_is_429_with_retry_after(held: Held) -> None:
     under_way = [held.ask(), held.ask(images=3)]
     refused = held.post()
     assert "at most 4" in assert_problem(refused, 429, "queue-full")["detail"]
@@ -148,7 +148,7 @@ def test_requests_that_wait_together_run_together(held: Held) -> None:
     assert held.batches == [1, 3]
 
 
-def test_what_was_done_is_counted_and_timed(models: Path) -> None:
+def test_work_is_counted_and_timed(models: Path) -> None:
     with serving(Settings(models=models)) as client:
         for path, images in (("classify", 3), ("predict", 2), ("encode", 1)):
             answer = client.post(f"/v1/{path}", files=[("image", GOOD)] * images)
@@ -166,7 +166,7 @@ def test_what_was_done_is_counted_and_timed(models: Path) -> None:
     assert told["graft_queue_images", None] == 0
 
 
-def test_a_request_that_fails_is_counted_under_the_model_it_meant(models: Path) -> None:
+def test_a_failed_request_is_counted_under_its_model(models: Path) -> None:
     with serving(Settings(models=models)) as client:
         client.post("/v1/classify", content=GOOD[:40], headers={"content-type": "image/png"})
         client.post("/v1/classify?model=other", content=GOOD, headers={"content-type": "image/png"})

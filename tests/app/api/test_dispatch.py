@@ -1,4 +1,4 @@
-"""What goes past FastAPI, or past everything, is answered as FastAPI would have it answered."""
+"""Requests that bypass FastAPI, or the whole application, get the answer that FastAPI would give."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def told(answer: httpx.Response) -> tuple[int, str, bytes]:
 @pytest.mark.parametrize("operation", ["classify", "encode", "reconstruct", "anomaly", "predict"])
 @pytest.mark.parametrize("headers", [{}, NPY, {"accept": "image/png"}, {"accept": "text/html"}])
 @pytest.mark.parametrize("image", [GOOD, LARGE], ids=["small", "large"])
-def test_an_operation_is_answered_alike(
+def test_an_operation_gets_the_same_answer(
     client: httpx.Client, operation: str, headers: dict[str, str], image: bytes
 ) -> None:
     path, files = f"/v1/{operation}", {"image": image}
@@ -40,7 +40,7 @@ def test_an_operation_is_answered_alike(
 
 @pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer"])
 @pytest.mark.parametrize("more", [{}, {"inputs": []}, {"outputs": [{"name": "embedding"}]}])
-def test_an_inference_is_answered_alike(client: httpx.Client, path: str, more: dict[str, Any]) -> None:
+def test_an_infer_request_gets_the_same_answer(client: httpx.Client, path: str, more: dict[str, Any]) -> None:
     question = {"id": "7", "inputs": [PIXELS], **more}
     direct = client.post(path, json=question)
     assert told(direct) == told(client.post(f"{path}?x=1", json=question))
@@ -60,5 +60,5 @@ def test_an_inference_is_answered_alike(client: httpx.Client, path: str, more: d
         ("/v2/models/a/ready", None),
     ],
 )
-def test_the_path_of_an_inference_says_its_model(path: str, model: str | None) -> None:
+def test_the_path_of_an_infer_request_names_its_model(path: str, model: str | None) -> None:
     assert infer_model(path) == model

@@ -1,4 +1,4 @@
-"""The quick way of reading a form against python-multipart's, and what only the latter reads."""
+"""The fast reader of plain forms against python-multipart's parser, and the forms that only the parser reads."""
 
 import httpx
 import pytest
@@ -20,14 +20,14 @@ def form(
 
 
 @given(FILES)
-def test_files_come_out_as_they_went_in(files: list[bytes]) -> None:
+def test_files_are_read_unchanged(files: list[bytes]) -> None:
     if not any(b"\r\n--b" in file for file in files):
         assert plain_files(form(files), b"b", 5) == files
 
 
 @given(st.binary(max_size=30).map(lambda junk: junk.replace(b"x", b"\r\n--b").replace(b"y", b"\r\n")), FILES)
 @example(b"--", [b""])
-def test_where_the_quick_way_reads_a_form_the_parser_reads_the_same(junk: bytes, files: list[bytes]) -> None:
+def test_the_fast_reader_and_the_parser_read_the_same_files(junk: bytes, files: list[bytes]) -> None:
     whole = form(files)
     for at in (0, 3, len(whole) // 2, len(whole) - 4, len(whole)):
         body = whole[:at] + junk + whole[at:]
@@ -36,7 +36,7 @@ def test_where_the_quick_way_reads_a_form_the_parser_reads_the_same(junk: bytes,
 
 
 @pytest.mark.parametrize("sent", PLAIN)
-def test_what_clients_send_is_plain(sent: dict[str, object]) -> None:
+def test_forms_of_common_clients_are_plain(sent: dict[str, object]) -> None:
     request = httpx.Request("POST", "http://x", **sent)  # type: ignore[arg-type]
     boundary = request.headers["content-type"].partition("boundary=")[2].encode()
     found = plain_files(request.read(), boundary, 5)
@@ -56,12 +56,12 @@ def test_what_clients_send_is_plain(sent: dict[str, object]) -> None:
         form([b"A"], head=b'name="a"; filename="b"\r\nContent-Type: image/png\r\nX-More: 1'),
     ],
 )
-def test_odd_forms_are_read_too(body: bytes) -> None:
+def test_unusual_forms_are_read_by_the_parser(body: bytes) -> None:
     assert files_of(body, "multipart/form-data; boundary=b", 5) == [b"A"]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 9, 20])
-def test_a_form_that_was_cut_is_refused(cut: int) -> None:
+def test_a_truncated_form_is_refused(cut: int) -> None:
     body = form([b"A", b"B"], end=b"")
     with pytest.raises(MalformedRequest):
         files_of(body[:-cut], "multipart/form-data; boundary=b", 5)

@@ -21,7 +21,7 @@ from app.errors import NotAcceptable
         ("application/json;q=0, */*", NPY),
     ],
 )
-def test_the_best_liked_form_is_chosen(accept: str | None, form: str) -> None:
+def test_the_preferred_type_is_chosen(accept: str | None, form: str) -> None:
     assert choose(accept, (JSON, NPY, PNG)) == form
 
 
@@ -29,6 +29,6 @@ def test_the_best_liked_form_is_chosen(accept: str | None, form: str) -> None:
     "accept",
     ["text/html", "application/json;q=0", "image/png", "nonsense", "*/*;q=x", "*/*;q=nan", "*/*;q=inf", "*/*;q=-1"],
 )
-def test_a_form_that_there_is_not_is_refused_with_those_there_are(accept: str) -> None:
+def test_an_unsupported_type_is_refused_with_a_list_of_the_supported(accept: str) -> None:
     with pytest.raises(NotAcceptable, match=r"application/json, application/x-npy"):
         choose(accept, (JSON, NPY))

@@ -1,4 +1,4 @@
-"""What a client may do to its connection, over real sockets: heads that come slowly or never end, and too many."""
+"""Limits of a connection over real sockets: the time and size of heads, idle time, half-closing, their number."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def status_of(connection: socket.socket) -> int:
 
 
 def answer_of(connection: socket.socket) -> tuple[int, bytes]:
-    """(status, body) of one answer; what may follow is left."""
+    """(status, body) of one answer; reads nothing after it."""
     with connection.makefile("rb", buffering=0) as told:
         status = int(told.readline().split()[1])
         length = 0
@@ -91,7 +91,7 @@ def problem_of(told: bytes) -> dict[str, object]:
 
 
 def dribble(connection: socket.socket, data: bytes) -> float:
-    """A byte every 50 ms, until the other side has had enough; seconds until then."""
+    """Sends a byte every 50 ms until the server closes; returns the seconds until then."""
     start = time.monotonic()
     connection.settimeout(0.05)
     for byte in data:
@@ -108,7 +108,7 @@ def dribble(connection: socket.socket, data: bytes) -> float:
 
 
 @pytest.mark.parametrize("before", [b"", HEALTH], ids=["first", "later"])
-def test_a_head_that_comes_a_byte_at_a_time_is_408(address: str, before: bytes) -> None:
+def test_a_head_that_arrives_a_byte_at_a_time_is_408(address: str, before: bytes) -> None:
     with connected(address) as slow:
         if before:
             slow.sendall(before)
@@ -121,7 +121,7 @@ def test_a_head_that_comes_a_byte_at_a_time_is_408(address: str, before: bytes) 
 
 
 @pytest.mark.parametrize("said", [b"", b"\r\n" * 100], ids=["nothing", "lines that say nothing"])
-def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word(address: str, said: bytes) -> None:
+def test_an_idle_connection_is_closed_without_an_answer(address: str, said: bytes) -> None:
     with connected(address) as idle:
         start = time.monotonic()
         dribble(idle, said)
@@ -129,7 +129,7 @@ def test_a_connection_on_which_nothing_is_asked_is_closed_without_a_word(address
         assert 0.8 < time.monotonic() - start < 5
 
 
-def test_a_connection_that_asks_again_in_time_is_kept_and_a_slow_body_is_not_a_slow_head(address: str) -> None:
+def test_a_connection_in_use_is_kept_and_a_slow_body_is_not_a_slow_head(address: str) -> None:
     with connected(address) as kept:
         for _ in range(4):
             kept.sendall(HEALTH)
@@ -158,7 +158,7 @@ def answered_on_every_path(address: str, opened: ExitStack) -> list[tuple[socket
     return kept
 
 
-def test_a_head_in_two_pieces_has_its_whole_time_after_a_long_silence(patient: str) -> None:
+def test_the_time_of_a_head_begins_with_its_first_byte(patient: str) -> None:
     with ExitStack() as opened:
         kept = answered_on_every_path(patient, opened)
         for _ in range(2):
@@ -184,7 +184,7 @@ def test_a_head_that_stalls_after_an_answer_is_408(patient: str) -> None:
 
 
 @pytest.mark.parametrize(("keep_alive_s", "head_timeout_s"), [(1, 60), (2, 1)])
-def test_a_connection_is_closed_when_nothing_was_asked_for_as_long_as_is_set(
+def test_a_keep_alive_connection_is_closed_after_the_set_idle_time(
     models: Path, keep_alive_s: float, head_timeout_s: float
 ) -> None:
     settings = Settings(models=models, keep_alive_s=keep_alive_s, head_timeout_s=head_timeout_s)
@@ -205,7 +205,7 @@ def test_a_connection_is_closed_when_nothing_was_asked_for_as_long_as_is_set(
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
 @on_every_path
 def test_an_upgrade_is_ignored(address: str, request_: bytes, protocol: bytes, size: int | None) -> None:
-    """As `curl --http2` asks for it."""
+    """As `curl --http2` sends it."""
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol + b"\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
     asks = with_headers(request_, upgrade)
     with connected(address) as plain, connected(address) as upgrading:
@@ -231,7 +231,7 @@ def test_an_upgrade_with_a_body_in_chunks_is_ignored(address: str) -> None:
 
 
 @pytest.mark.parametrize("target", [b"graft:443", b"/v1/classify"])
-def test_a_tunnel_is_refused_and_nothing_in_it_is_read(address: str, target: bytes) -> None:
+def test_connect_is_refused_and_nothing_after_it_is_read(address: str, target: bytes) -> None:
     with connected(address) as tunnel:
         tunnel.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: graft:443\r\n\r\n" + HEALTH)
         told = until_closed(tunnel)
@@ -239,7 +239,7 @@ def test_a_tunnel_is_refused_and_nothing_in_it_is_read(address: str, target: byt
     assert told.count(b"HTTP/1.1") == 1
 
 
-def test_curl_that_asks_for_http_2_is_answered(address: str, tmp_path: Path) -> None:
+def test_curl_with_http2_is_answered(address: str, tmp_path: Path) -> None:
     curl = shutil.which("curl")
     if curl is None or "HTTP2" not in subprocess.run([curl, "--version"], capture_output=True, text=True).stdout:
         pytest.skip("curl is not installed, or was built without HTTP/2")
@@ -270,7 +270,7 @@ def filled(request: bytes, size: int, by: str) -> bytes:
 
 
 def send_until_answered(connection: socket.socket, data: bytes, size: int) -> None:
-    """Whoever refuses may close before all was sent."""
+    """The server may refuse and close before everything was sent."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         for piece in in_pieces(data, size):
@@ -301,7 +301,7 @@ def test_a_head_of_more_than_64_kb_is_431_and_one_of_64_kb_is_not(
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_head_that_comes_byte_by_byte_has_the_same_limit(models: Path, more: int) -> None:
+def test_a_head_that_arrives_byte_by_byte_has_the_same_limit(models: Path, more: int) -> None:
     with serving(Settings(models=models, head_timeout_s=300)) as client, connected(str(client.base_url)) as slow:
         send_until_answered(slow, filled(FAST, MAX_HEAD + more, "a long header"), 1)
         assert status_of(slow) == (431 if more else 200)
@@ -310,7 +310,7 @@ def test_a_head_that_comes_byte_by_byte_has_the_same_limit(models: Path, more: i
 @pytest.mark.parametrize(
     "before", [HEALTH * 400, FAST * 50, PATHS["with parameters"] * 50], ids=["get", "fast", "others"]
 )
-def test_what_lies_before_a_head_in_its_segment_does_not_count_for_it(patient: str, before: bytes) -> None:
+def test_bytes_before_a_head_in_its_segment_do_not_count_for_it(patient: str, before: bytes) -> None:
     """A segment ends within the head of the last request, far below the limit."""
     last = filled(HEALTH, 40_000, "a long header")
     with connected(patient) as pipelining:
@@ -321,7 +321,7 @@ def test_what_lies_before_a_head_in_its_segment_does_not_count_for_it(patient: s
         assert status_of(pipelining) == 200
 
 
-def test_headers_after_a_body_in_chunks_are_bounded_too(patient: str) -> None:
+def test_trailers_after_a_chunked_body_are_limited_too(patient: str) -> None:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
     with connected(patient) as endless:
         endless.sendall(head + b"1\r\nx\r\n0\r\nX-Long: ")
@@ -345,7 +345,7 @@ def test_headers_after_a_body_in_chunks_are_bounded_too(patient: str) -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 @on_every_path
-def test_who_closes_his_half_after_asking_is_answered(address: str, request_: bytes, times: int) -> None:
+def test_a_client_that_half_closes_after_its_request_is_answered(address: str, request_: bytes, times: int) -> None:
     with connected(address) as half:
         half.sendall(request_ * times)
         half.shutdown(socket.SHUT_WR)
@@ -354,7 +354,7 @@ def test_who_closes_his_half_after_asking_is_answered(address: str, request_: by
 
 
 @on_every_path
-def test_a_request_takes_from_its_head_on_wherever_it_is_answered(models: Path, request_: bytes) -> None:
+def test_the_duration_of_a_request_begins_with_its_complete_head(models: Path, request_: bytes) -> None:
     operation = {b"healthz": "healthz", b"infer": "infer"}.get(request_.split()[1].rpartition(b"/")[2], "classify")
     head, split, body = request_.partition(b"\r\n\r\n")
     if not body:
@@ -398,13 +398,13 @@ def test_a_head_that_does_not_end_is_431(address: str) -> None:
         assert problem_of(told)["type"] == "urn:graft:problem:head-too-large"
 
 
-def test_what_is_not_http_is_400_in_our_shape(address: str) -> None:
+def test_malformed_http_is_400_with_a_problem(address: str) -> None:
     with connected(address) as stranger:
         stranger.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         assert problem_of(until_closed(stranger))["type"] == "urn:graft:problem:malformed-request"
 
 
-def test_who_closes_one_half_has_left_and_nothing_is_kept_of_him(address: str) -> None:
+def test_a_client_that_half_closes_without_a_request_is_disconnected(address: str) -> None:
     whole = post("/v1/classify", IMAGE, "image/png")
     for sent in (b"", whole[:20], whole[:-10], whole):
         with connected(address) as half:
@@ -416,7 +416,7 @@ def test_who_closes_one_half_has_left_and_nothing_is_kept_of_him(address: str) -
     assert httpx.post(f"{address}/v1/classify", content=IMAGE, headers={"content-type": "image/png"}).status_code == 200
 
 
-def test_more_connections_than_there_may_be_are_turned_away_and_health_is_told_to_them(models: Path) -> None:
+def test_connections_above_the_limit_are_503_except_for_health(models: Path) -> None:
     settings = {"GRAFT_MODELS": str(models), "GRAFT_MAX_CONNECTIONS": "4", "GRAFT_HEAD_TIMEOUT_S": "2"}
     with running(**settings) as (process, address, _), ExitStack() as opened:
         _, most = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)

@@ -12,11 +12,11 @@ CLOSED = ("/v1/models", "/v1/models/tiny/card", "/openapi.json", "/nothing", "/m
 
 
 @pytest.mark.parametrize("path", CLOSED)
-def test_without_keys_all_is_open(client: httpx.Client, path: str) -> None:
+def test_without_keys_every_route_is_open(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code != 401
 
 
-def test_with_keys_all_but_health_is_closed(models: Path, tmp_path: Path) -> None:
+def test_with_keys_every_route_but_health_needs_one(models: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("from-file\n\n other \n")
     settings = Settings(models=models, api_keys="first, second", api_keys_file=tmp_path / "keys")
     with serving(settings) as client:
@@ -35,7 +35,7 @@ def test_with_keys_all_but_health_is_closed(models: Path, tmp_path: Path) -> Non
 
 
 def test_a_refused_request_is_not_read(models: Path) -> None:
-    """A body that is too large for anybody is refused for want of a key first."""
+    """The missing key is reported before the body that is too large."""
     with serving(Settings(models=models, api_keys="k", max_body_mb=1)) as client:
         answer = client.post("/v1/classify", content=b"x" * 2_000_000, headers={"content-type": "image/png"})
         assert_problem(answer, 401, "unauthorised")

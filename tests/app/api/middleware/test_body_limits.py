@@ -1,4 +1,4 @@
-"""Bodies that come slowly, and more of them than there is room for, over a real socket."""
+"""Slow bodies, and bodies beyond the limit on bytes in memory, over a real socket."""
 
 import socket
 import time
@@ -22,7 +22,7 @@ def begin(client: httpx.Client, length: int, body: bytes) -> socket.socket:
     return connection
 
 
-def test_a_body_that_does_not_come_is_408_and_its_connection_is_closed(models: Path) -> None:
+def test_a_slow_body_is_408_and_its_connection_is_closed(models: Path) -> None:
     with serving(Settings(models=models, body_timeout_s=1)) as client, begin(client, 100, b"x" * 42) as slow:
         answer = b""
         while more := slow.recv(4096):
@@ -32,7 +32,7 @@ def test_a_body_that_does_not_come_is_408_and_its_connection_is_closed(models: P
         assert client.post("/v1/classify", content=GOOD, headers=RAW).status_code == 200
 
 
-def test_bodies_beyond_the_room_for_them_are_429_and_the_others_are_answered(models: Path) -> None:
+def test_bodies_beyond_the_room_are_429_and_the_others_are_answered(models: Path) -> None:
     size = 1_000_000
     settings = Settings(models=models, max_body_mb=1, max_bodies_mb=3, max_pixels=9)
     with serving(settings) as client:

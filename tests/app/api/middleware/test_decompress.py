@@ -18,7 +18,7 @@ def post(client: httpx.Client, body: bytes, coding: str = "gzip") -> httpx.Respo
 
 
 @pytest.mark.parametrize("level", [0, 9])
-def test_a_body_is_what_it_was_before_it_was_packed(client: httpx.Client, level: int) -> None:
+def test_a_compressed_body_is_decompressed(client: httpx.Client, level: int) -> None:
     assert post(client, gzip.compress(BODY, level)).status_code == 200
     assert post(client, zlib.compress(BODY, level), "Deflate").status_code == 200
     packed = gzip.compress(BODY)
@@ -26,13 +26,13 @@ def test_a_body_is_what_it_was_before_it_was_packed(client: httpx.Client, level:
     assert client.post(INDEX, content=parts, headers={"content-encoding": "gzip"}).status_code == 200
 
 
-def test_the_limit_is_of_what_it_unpacks_to(client: httpx.Client) -> None:
+def test_the_limit_is_on_the_decompressed_size(client: httpx.Client) -> None:
     assert_error(post(client, gzip.compress(b" " * 999_998 + b"{}")[:-8]), 400, "ends too early")
     assert post(client, gzip.compress(b" " * 999_998 + b"{}")).status_code == 200
     assert_error(post(client, gzip.compress(b" " * 999_999 + b"{}")), 413, "more than the 1,000,000")
 
 
-def test_a_packed_body_that_unpacks_to_nothing_has_a_limit_too(client: httpx.Client) -> None:
+def test_compressed_bytes_that_decompress_to_nothing_are_limited_too(client: httpx.Client) -> None:
     packer = zlib.compressobj()
     empty = packer.compress(b"") + b"".join(packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     assert_error(post(client, empty + b"\0\0\0\xff\xff" * 250_000, "deflate"), 413, "more than the 1,000,000")
@@ -51,7 +51,7 @@ def test_a_packed_body_that_unpacks_to_nothing_has_a_limit_too(client: httpx.Cli
         (gzip.compress(b"{}", mtime=0) * 2, "gzip", "goes on after the end"),
     ],
 )
-def test_what_is_not_packed_as_it_says_is_refused(client: httpx.Client, body: bytes, coding: str, says: str) -> None:
+def test_a_body_that_does_not_decompress_is_refused(client: httpx.Client, body: bytes, coding: str, says: str) -> None:
     assert_error(post(client, body, coding), 400, says)
     parts = (body[at : at + 1] for at in range(len(body)))
     assert_error(client.post(INDEX, content=parts, headers={"content-encoding": coding}), 400, says)
@@ -62,14 +62,14 @@ def test_other_codings_are_refused(client: httpx.Client, coding: str) -> None:
     assert_error(post(client, b"{}", coding), 415, "Content-Encoding")
 
 
-def test_elsewhere_a_packed_body_is_refused_as_before(client: httpx.Client) -> None:
+def test_other_routes_refuse_a_compressed_body(client: httpx.Client) -> None:
     headers = {"content-encoding": "gzip", "content-type": "image/png"}
     answer = client.post("/v1/classify", content=gzip.compress(b"{}", mtime=0), headers=headers)
     assert_problem(answer, 415, "unsupported-media-type")
 
 
-def test_a_bomb_costs_no_memory(models: Path) -> None:
-    """Ten of 256 MB; on a process whose memory can be seen."""
+def test_a_decompression_bomb_costs_no_memory(models: Path) -> None:
+    """Ten bodies that decompress to 256 MB, sent to a process whose memory is measured."""
     packer = zlib.compressobj(1)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
     with running(GRAFT_MODELS=str(models)) as (process, address, _), httpx.Client(base_url=address) as client:

@@ -7,7 +7,7 @@ from app.settings import Settings
 
 
 @pytest.mark.parametrize("prefix", ["/graft", "graft/", "/of/the/shop"])
-def test_a_proxy_may_strip_its_path_or_not(models: Path, prefix: str) -> None:
+def test_a_proxy_may_strip_the_root_path_or_not(models: Path, prefix: str) -> None:
     with serving(Settings(models=models, root_path=prefix)) as client:
         path = "/" + prefix.strip("/")
         for before in ("", path):
