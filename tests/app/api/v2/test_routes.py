@@ -291,7 +291,7 @@ def test_requests_of_both_kinds_run_together(models: Path) -> None:
         new = [callers.submit(held.client.post, INFER, json=question) for _ in range(2)]
         old.append(callers.submit(held.client.post, "/v1/encode", files={"image": GOOD}))
         held.wait_for(4)
-        assert_error(held.client.post(INFER, json=question), 429, "at most 4 may")
+        assert_error(held.client.post(INFER, json=question), 429, "at most 4 are allowed")
         assert int(held.client.post(INFER, json=question).headers["retry-after"]) >= 1
         held.gate.set()
         codes = [each.result().json()["results"][0]["embedding"] for each in old]
