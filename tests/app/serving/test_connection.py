@@ -379,7 +379,8 @@ def test_the_duration_of_a_request_begins_with_its_complete_head(models: Path, r
             status = status_of(asking)
             assert status == 200
             if request_ is not HEALTH:  # which is answered before its body has come
-                assert taken(many) - before >= pause
+                # A busy machine may read the head late, and so see a part of the pause alone.
+                assert taken(many) - before >= pause / 4
                 before = taken(many)
 
 
