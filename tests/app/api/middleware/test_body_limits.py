@@ -39,7 +39,7 @@ def test_bodies_beyond_the_room_are_429_and_the_others_are_answered(models: Path
         first, second = (begin(client, size, b"x" * (size - 1)) for _ in range(2))
         time.sleep(0.2)
         refused = client.post("/v1/classify", content=b"x" * size, headers=RAW)
-        assert "2,625,000 may" in assert_problem(refused, 429, "queue-full")["detail"]
+        assert "2,625,000 are allowed" in assert_problem(refused, 429, "queue-full")["detail"]
         assert int(refused.headers["retry-after"]) >= 1
         small = client.post("/v1/classify", content=b"x" * 1000, headers=RAW)
         assert_problem(small, 415, "not-an-image")  # an eighth of the room is for such
