@@ -22,7 +22,7 @@ from app.api.middleware.root_path import RootPath
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
-from app.bundle.cgroup import decoding_share
+from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes

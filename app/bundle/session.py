@@ -12,7 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which 
 import numpy as np
 import onnxruntime
 
-from app.bundle.cgroup import cpu_quota
+from app.bundle.container_limits import cpu_quota
 from app.bundle.manifest import Graph, Tensor
 from app.errors import ExternalData, GraphMismatch, ProviderMissing
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from app.bundle.bundle import Bundle
-from app.bundle.cgroup import decoding_share
+from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.bundle.store import load
 from app.errors import CannotScore

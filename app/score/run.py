@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.bundle.cgroup import decoding_share
+from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.errors import NotFinite, kebab
 from app.inference.results import Fields

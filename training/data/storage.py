@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from app.bundle.cgroup import memory_left
+from app.bundle.container_limits import memory_left
 from training import ranks
 from training.errors import TrainingError
 

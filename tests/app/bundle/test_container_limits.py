@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bundle.cgroup import cpu_quota, memory_left, memory_limit
+from app.bundle.container_limits import cpu_quota, memory_left, memory_limit
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = [
