@@ -153,7 +153,7 @@ def test_triton_understands_what_is_refused(client: triton.InferenceServerClient
         (lambda: client.infer("other", [image(FILES)]), "404", "there is no model 'other'"),
         (lambda: client.infer("tiny", [image(FILES)], "9"), "404", "no version '9'"),
         (lambda: client.infer("tiny", [image(FILES * 3)]), "413", "at most 8"),
-        (lambda: client.infer("tiny", [image(FILES)], outputs=[wanted("x")]), "400", "gives no 'x'"),
+        (lambda: client.infer("tiny", [image(FILES)], outputs=[wanted("x")]), "400", "has no 'x'"),
         (lambda: client.infer("tiny", [image(pixels[:, :2])]), "400", "[n, 6, 4, 1] is expected"),
         (lambda: client.infer("tiny", [image([b"none"])]), "415", "not"),
         (lambda: client.infer("tiny", [image([bytes(1_000_001)])]), "413", "at most 1,000,000"),

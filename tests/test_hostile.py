@@ -56,7 +56,7 @@ def test_the_pixels_of_a_request_are_bounded_on_every_way_in(client: httpx.Clien
 def test_an_image_that_could_never_fit_is_refused_with_both_numbers(client: httpx.Client) -> None:
     assert read_header(LARGE).pixels < 4_000_000
     answer = client.post("/v1/classify", content=LARGE, headers=WEBP)
-    body = assert_problem(answer, 413, "too-many-pixels", "there are 45,000,000 for that")
+    body = assert_problem(answer, 413, "too-many-pixels", "at most 45,000,000 are available")
     assert "1900 × 1900 pixels of this WEBP take " in body["detail"]
     several = client.post("/v1/classify", files=[("image", SMALL), ("image", LARGE)])
     assert assert_problem(several, 413, "too-many-pixels")["index"] == 1

@@ -12,7 +12,7 @@ STACK = (
     ("more", "stage"),
     [
         ("", "call and its answer's shape"),
-        (";within (/r/app/api/call.py:85)", "deadline and disconnect"),
+        (";within_deadline (/r/app/api/call.py:85)", "deadline and disconnect"),
         (";predict (/r/app/inference/predictor.py:44);decode (/r/app/bundle/decode.py:9)", "decode"),
         (";predict (/r/app/inference/predictor.py:44);isfinite (/x/other.py:1)", "batcher, admission, predictor"),
         (";run (/r/app/bundle/session.py:61)", "run of the graphs"),
