@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hostile import DRAWN, PNG_MAGIC, bmp_run_length, chunk, exif, laden, png, saved, tiff
 from PIL import Image
-from support import ROOT, environment, spec
+from support import PACKAGE_PARENT, ROOT, environment, spec
 
 from app.bundle.decode import convert_colours, decode
 from app.bundle.header import COSTS, read_header
@@ -33,7 +33,7 @@ def test_a_header_is_read_as_pillow_reads_it(name: str) -> None:
 def test_decoding_takes_no_more_memory_than_is_reserved() -> None:
     """In a separate process, because its peak counts nothing else."""
     command = [sys.executable, "-m", "benchmarks.decoding", "--json", "--side", "1200"]
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    path = {"PYTHONPATH": f"{PACKAGE_PARENT}:{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=ROOT, env=environment() | path, capture_output=True, text=True, check=True)
     found = {each["name"]: each for each in map(json.loads, done.stdout.splitlines())}
     assert set(found) == set(DRAWN)
