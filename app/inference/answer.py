@@ -28,9 +28,6 @@ class OutputRequest:
         return len(self.images)
 
 
-Wish = OutputRequest  # the old name, until app/inference/predictor.py follows
-
-
 def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
     """For each request its outputs by name, (n, …) each; there may be more than it needs."""
     images = requests[0].images if len(requests) == 1 else np.concatenate([request.images for request in requests])

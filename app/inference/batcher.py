@@ -41,10 +41,6 @@ class Pending(Generic[Input, Output]):
     dropped: bool = False
 
 
-Done = Completed  # the old names, until app/inference/predictor.py follows
-Item = Pending
-
-
 class Batcher(Generic[Input, Output]):
     """`run` takes the inputs of one batch and returns an output for each; the length of an input is its images.
 

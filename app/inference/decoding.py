@@ -14,7 +14,7 @@ import contextlib
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
@@ -117,12 +117,9 @@ class Decoding:
     def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
         headers, pixels, limit = [], 0, self.limits.request_pixels
         for index, data in enumerate(files):
-            try:
+            with _naming(index, files):
                 header = read_header(data, self.limits.image_pixels)
                 self._require_room(header, spec)
-            except ImageError as error:
-                error.index = index if len(files) > 1 else None
-                raise
             headers.append(header)
             pixels += header.pixels
         if pixels > limit:
@@ -168,11 +165,8 @@ class Decoding:
         images = np.empty((len(files), *spec.shape), np.uint8)
         try:
             for index, job in enumerate(jobs):
-                try:
+                with _naming(index, files):
                     images[index] = await job.future
-                except ImageError as error:
-                    error.index = index if len(files) > 1 else None
-                    raise
         finally:
             self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], hold)
             for job in jobs:
@@ -184,11 +178,8 @@ class Decoding:
         images = np.empty((len(files), *spec.shape), np.uint8)
         for index, data in enumerate(files):
             raise_if_abandoned()
-            try:
+            with _naming(index, files):
                 images[index] = preprocess(data, spec, self.limits.image_pixels)
-            except ImageError as error:
-                error.index = index if len(files) > 1 else None
-                raise
         return images
 
     async def in_thread(self, work: Callable[[RaiseIfAbandoned], Result], images: int, hold: Hold) -> Result:
@@ -288,3 +279,13 @@ class Decoding:
             with contextlib.suppress(OSError):
                 decoder.close()
         self._idle.clear()
+
+
+@contextlib.contextmanager
+def _naming(index: int, files: Sequence[bytes]) -> Iterator[None]:
+    """An error says which of several images it is about."""
+    try:
+        yield
+    except ImageError as error:
+        error.index = index if len(files) > 1 else None
+        raise

@@ -11,8 +11,8 @@ from app.bundle.bundle import Bundle
 from app.bundle.header import Header
 from app.errors import ImageError
 from app.inference.admission import Admission
-from app.inference.answer import LOGITS, RECONSTRUCTION, Outputs, Wish
-from app.inference.batcher import Done, Item
+from app.inference.answer import LOGITS, RECONSTRUCTION, OutputRequest, Outputs
+from app.inference.batcher import Completed, Pending
 from app.inference.decoding import Decoding, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
@@ -46,9 +46,9 @@ class PredictionTask:
         then: Callable[[Prediction | Exception], None],
     ) -> None:
         self._admission, self._model, self._images, self._then = admission, model, images, then
-        self._done: list[Done[Outputs]] = []
-        self._items: Sequence[Item[Wish, Outputs]] = [
-            model.batcher.put(Wish(part, outputs), self._ended) for part in parts
+        self._done: list[Completed[Outputs]] = []
+        self._items: Sequence[Pending[OutputRequest, Outputs]] = [
+            model.batcher.put(OutputRequest(part, outputs), self._ended) for part in parts
         ]
 
     def drop(self) -> None:
@@ -56,7 +56,7 @@ class PredictionTask:
             self._model.batcher.drop(item)
         self._leave()
 
-    def _ended(self, outcome: Done[Outputs] | Exception) -> None:
+    def _ended(self, outcome: Completed[Outputs] | Exception) -> None:
         if isinstance(outcome, Exception):
             self.drop()
             self._then(outcome)
@@ -94,14 +94,16 @@ class Predictor:
             images = files if isinstance(files, np.ndarray) else await self._decode(bundle, files, headers)
             decode_s = time.perf_counter() - start
             if count <= self._max_batch:
-                done = await model.batcher.submit(Wish(images, outputs))
+                done = await model.batcher.submit(OutputRequest(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
         return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
 
-    async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Done[Outputs]:
+    async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Completed[Outputs]:
         """More images than fit into a batch run as several, so that other requests can run in between."""
-        tasks = [asyncio.ensure_future(model.batcher.submit(Wish(part, outputs))) for part in self._parts(images)]
+        tasks = [
+            asyncio.ensure_future(model.batcher.submit(OutputRequest(part, outputs))) for part in self._parts(images)
+        ]
         try:
             return _merge(await asyncio.gather(*tasks))
         finally:
@@ -177,8 +179,8 @@ class Predictor:
         return images
 
 
-def _merge(parts: Sequence[Done[Outputs]]) -> Done[Outputs]:
-    return Done(
+def _merge(parts: Sequence[Completed[Outputs]]) -> Completed[Outputs]:
+    return Completed(
         _concatenate([each.result for each in parts]),
         parts[0].queue_s,
         sum(each.run_s for each in parts),
