@@ -32,12 +32,13 @@ def export_resnet() -> None:
     from app.bundle import save
     from app.bundle.manifest import Classifier, Provenance
     from training.networks import build
-    from training.publish.onnx import OPSET, export
+    from training.networks.graph import OPSET
+    from training.publish.onnx import export
     from training.recipe import Input, Network
 
     torch.manual_seed(0)
     spec = Input(height=224, width=224, channels=3).spec()
-    net = build(Network(kind="resnet18", width=8, most=16), spec.shape)
+    net = build(Network(backbone="resnet18", weights=None, width=8, most=16), spec.shape)
     exported = export(net, nn.Linear(net.latent, 10), spec)
     provenance = Provenance(
         recipe="{}",

@@ -54,11 +54,12 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 # Room → its modules that other rooms import. Every other module is private to its room.
 OPEN = {
     "data": {"checks", "download", "folder", "imageset", "material", "named", "read", "splits", "storage"},
-    "networks": {"dense", "encoded", "head"},
+    "networks": {"dense", "encoded", "graph", "head", "weights"},
     "measure": {
         "components",
         "detection",
         "domains",
+        "encodings",
         "intervals",
         "likelihood",
         "metrics",
@@ -92,7 +93,7 @@ KEPT_TO = {
         *("training.ranks", "training.networks", "training.learning", "training.publish"),
         *("training.measure.likelihood", "training.measure.probes", "training.compare.methods"),
     ),
-    "onnx": ("training.publish.onnx", "training.score.prototypes"),
+    "onnx": ("training.networks.graph", "training.score.prototypes"),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),

@@ -21,6 +21,7 @@ from training.progress import say
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from training.data.download import Source
     from training.score.prototypes import Distance
     from training.shots.graft import Reads
 
@@ -184,14 +185,25 @@ def _fetch_missing(chosen: Recipe) -> None:
     for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
         if named.is_missing(name):
             _download(name)
+    if chosen.network.weights is None:
+        return
+    from training.networks import weights
+
+    if (wanted := weights.to_download(chosen.network)) is not None:
+        _fetch(chosen.network.weights, *wanted)
 
 
 def _download(name: str) -> None:
+    from training.data.download import SOURCES
+
+    _fetch(name, SOURCES[name], named.root() / name)
+
+
+def _fetch(what: str, source: "Source", folder: Path) -> None:
     import httpx
 
-    from training.data.download import SOURCES, TIMEOUT, download
+    from training.data.download import TIMEOUT, download
 
-    folder = named.root() / name
-    say(f"downloading {name} into {folder} (set GRAFT_DATA to choose another folder)")
+    say(f"downloading {what} into {folder} (set GRAFT_DATA to choose another folder)")
     with httpx.Client(timeout=TIMEOUT) as client:
-        download(SOURCES[name], folder, client)
+        download(source, folder, client)

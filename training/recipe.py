@@ -23,7 +23,9 @@ from training.errors import TrainingError, printable
 
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
+IMAGENET = "imagenet"  # network.weights: those that are published for the backbone
 STORED = "stored"  # pydantic's context where a recipe is read that a run or a bundle keeps
+_ONCE_KINDS = ("resnet18", "resnet50")  # of networks, before they were backbones
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
 
@@ -32,10 +34,15 @@ class _Part(BaseModel):
 
 
 class Network(_Part):
-    kind: Literal["conv", "conv-seed", "dense", "resnet18", "resnet50"] = "conv"
-    width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; resnet: of the decoder
+    kind: Literal["conv", "conv-seed", "dense"] = "conv"
+    # A published network in the place of `kind`.
+    backbone: (
+        Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet18", "resnet50"] | None
+    ) = None
+    weights: str | None = None  # of the backbone: imagenet (what is published for it), or a file by path or URL
+    width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; backbone: of the decoder
     depth: PositiveInt = 1  # conv: residual blocks in each stage
-    most: PositiveInt = 256  # conv and resnet's decoder: channels of no stage exceed it
+    most: PositiveInt = 256  # conv and a backbone's decoder: channels of no stage exceed it
     stem: NonNegativeInt = 0  # conv: channels of a convolution at the full size, before the first halving
     hidden: PositiveInt = 512  # dense: between pixels and code
     shortcuts: bool = True  # conv: residual blocks; without, a plain convolution for each
@@ -44,20 +51,33 @@ class Network(_Part):
     grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled, for a head that reads them
     maxima: bool = False  # of each cell the largest value, beside the average
     variational: bool = False  # conv and dense
-    weights: str | None = None  # resnet: a torchvision state dict, by path or URL
+
+    @model_validator(mode="before")
+    @classmethod
+    def backbones(cls, table: Any) -> Any:
+        """A backbone has its published weights unless others are named; older recipes name it as `kind`."""
+        if not isinstance(table, dict):
+            return table
+        if table.get("kind") in _ONCE_KINDS and table.get("backbone") is None:
+            return {**{name: value for name, value in table.items() if name != "kind"}, "backbone": table["kind"]}
+        return {"weights": IMAGENET, **table} if table.get("backbone") is not None else table
+
+    @property
+    def name(self) -> str:
+        return self.backbone or self.kind
 
     @model_validator(mode="after")
     def fits(self) -> "Network":
-        if self.variational and self.kind not in ("conv", "dense"):
-            raise ValueError(f"variational is for conv and dense, not for {self.kind}")
-        if self.activation != "linear" and self.kind not in ("conv", "dense"):
-            raise ValueError(f"activation is for conv and dense, not for {self.kind}")
+        if self.variational and self.name not in ("conv", "dense"):
+            raise ValueError(f"variational is for conv and dense, not for {self.name}")
+        if self.activation != "linear" and self.name not in ("conv", "dense"):
+            raise ValueError(f"activation is for conv and dense, not for {self.name}")
         if self.activation != "linear" and self.variational:
             raise ValueError(
                 f"activation={self.activation}: a variational code is drawn from a normal: leave it linear"
             )
-        if self.weights is not None and not self.kind.startswith("resnet"):
-            raise ValueError(f"weights are for resnet18 and resnet50, not for {self.kind}")
+        if self.weights is not None and self.backbone is None:
+            raise ValueError(f"weights are for a backbone, not for {self.kind}: set network.backbone")
         return self
 
 
@@ -113,6 +133,10 @@ class Stage(_Part):
 
 class Pretrain(Stage):
     epochs: NonNegativeInt = 10  # none: network.weights are all the pretraining there is
+
+
+class DecoderStage(Stage):
+    epochs: NonNegativeInt = 10  # none: the bundle has no decoder, and does not reconstruct
 
 
 class _Mode(_Part):
@@ -329,6 +353,9 @@ class Input(_Part):
         )
 
 
+_OF_BACKBONES = (("pretrain", "epochs", 0), ("decoder", "epochs", 0), ("input", "channels", 3))  # defaults
+
+
 class Recipe(_Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]  # of the bundle
     title: str
@@ -343,9 +370,39 @@ class Recipe(_Part):
     split: Split = Split()
     pretrain: Pretrain = Pretrain()
     transfer: Annotated[Transfer, BeforeValidator(_own_settings)] = HeadMode()
-    decoder: Stage = Stage()
+    decoder: DecoderStage = DecoderStage()
     anomaly: Score = Score()
     export: Export = Export()
+
+    @model_validator(mode="before")
+    @classmethod
+    def backbones_have_other_defaults(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Where a recipe names a backbone: no pretraining, no decoder, three channels."""
+        network = fields.get("network") if isinstance(fields, dict) else None
+        if not isinstance(network, dict) or network.get("backbone") is None or info.context == STORED:
+            return fields
+        for part, name, value in _OF_BACKBONES:
+            table = fields.get(part, {})
+            if isinstance(table, dict) and name not in table:
+                fields = {**fields, part: {**table, name: value}}
+        decoder = fields["decoder"]
+        if isinstance(decoder, dict) and decoder.get("epochs") == 0 and "distances" not in fields.get("anomaly", {}):
+            without = [name for name in DISTANCES if name != "reconstruction"]
+            fields = {**fields, "anomaly": {**fields.get("anomaly", {}), "distances": without}}
+        return fields
+
+    @model_validator(mode="after")
+    def what_reconstructs_has_a_decoder(self) -> Self:
+        if self.decoder.epochs:
+            return self
+        if "reconstruction" in self.anomaly.distances:
+            raise ValueError(
+                "decoder.epochs=0: without a decoder nothing is reconstructed: take reconstruction out of "
+                "anomaly.distances, or set decoder.epochs above 0"
+            )
+        if self.network.backbone is None and self.transfer.mode == "decoder":
+            raise ValueError("decoder.epochs=0 with transfer.mode=decoder: nothing of the target would be learnt")
+        return self
 
     @model_validator(mode="after")
     def int8_is_held_to_an_accuracy(self) -> "Recipe":

@@ -1,6 +1,7 @@
 """onnxruntime sessions. The only importer of onnxruntime, and the only reader of the ONNX wire format."""
 
 import contextlib
+import hashlib
 import math
 import os
 import sys
@@ -52,6 +53,7 @@ class Session:
         expected = [_signature(graph.input)], [_signature(t) for t in graph.outputs]
         if actual != expected:
             raise GraphMismatch(f"{where}: the graph's inputs and outputs are {actual}, the manifest says {expected}")
+        self.digest = hashlib.sha256(model).digest()
         self._input = graph.input.name
         self._outputs = [t.name for t in graph.outputs]
 

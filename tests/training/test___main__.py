@@ -78,7 +78,7 @@ def npz_without_images(here: Path) -> list[str]:
 
 def unreadable_weights(here: Path) -> list[str]:
     (here / "resnet18.pth").write_text("no weights")
-    return run("network.kind=resnet18", "network.weights=resnet18.pth")
+    return run("network.backbone=resnet18", "network.weights=resnet18.pth")
 
 
 def another_recipe(here: Path) -> list[str]:

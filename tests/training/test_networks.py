@@ -26,8 +26,8 @@ NETWORKS = [
     (Network(width=8, variational=True), COLOUR),
     (Network(width=8), (224, 224, 3)),
     (Network(width=8, depth=2, stem=4), (30, 45, 3)),
-    (Network(kind="resnet18", width=8), COLOUR),
-    (Network(kind="resnet50", width=8), GREY),
+    (Network(backbone="resnet18", weights=None, width=8), COLOUR),
+    (Network(backbone="resnet50", weights=None, width=8), GREY),
 ]
 
 
@@ -137,11 +137,11 @@ def torchvision_names(kind: str) -> set[str]:
 @pytest.mark.parametrize("kind", ["resnet18", "resnet50"])
 def test_weights_under_torchvisions_names_load(kind: str, tmp_path: object) -> None:
     path = f"{tmp_path}/weights.pth"
-    made = build(Network(kind=kind, width=8), COLOUR).encoder.state_dict()  # type: ignore[arg-type]
+    made = build(Network(backbone=kind, weights=None, width=8), COLOUR).encoder.state_dict()  # type: ignore[arg-type]
     fc = {"fc.weight": torch.zeros(1000, 8), "fc.bias": torch.zeros(1000)}
     assert set(made) | set(fc) == torchvision_names(kind)
     torch.save({**{name: torch.full_like(value, 0.5) for name, value in made.items()}, **fc}, path)
-    loaded = build(Network(kind=kind, width=8, weights=path), COLOUR)  # type: ignore[arg-type]
+    loaded = build(Network(backbone=kind, width=8, weights=path), COLOUR)  # type: ignore[arg-type]
     assert all(
         (value.float() == (0.5 if value.is_floating_point() else 0)).all()
         for value in loaded.encoder.state_dict().values()
@@ -151,13 +151,13 @@ def test_weights_under_torchvisions_names_load(kind: str, tmp_path: object) -> N
 def test_weights_that_are_not_weights_are_refused(tmp_path: object) -> None:
     path = f"{tmp_path}/weights.pth"
     with pytest.raises(TrainingError, match="cannot be read"):
-        build(Network(kind="resnet18", weights=path), COLOUR)
+        build(Network(backbone="resnet18", weights=path), COLOUR)
     np.save(path, np.zeros(3))
     with pytest.raises(TrainingError, match="cannot be read"):
-        build(Network(kind="resnet18", weights=f"{path}.npy"), COLOUR)
+        build(Network(backbone="resnet18", weights=f"{path}.npy"), COLOUR)
     torch.save({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(TrainingError, match="not of this network"):
-        build(Network(kind="resnet18", weights=path), COLOUR)
+    with pytest.raises(TrainingError, match="not of resnet18"):
+        build(Network(backbone="resnet18", weights=path), COLOUR)
 
 
 @pytest.mark.parametrize("hidden", [0, 7])

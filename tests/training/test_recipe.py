@@ -43,7 +43,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("pretrain.epochs=-1", "pretrain.epochs: Input should be greater than or equal to 0"),
         ("network.kind=alexnet", "network.kind"),
         ("network.variational=true", "variational is for conv and dense"),
-        ("network.weights=x.pth", "weights are for resnet18"),
+        ("network.weights=x.pth", "weights are for a backbone, not for conv-seed: set network.backbone"),
         ("network.activation=relu", "activation is for conv and dense, not for conv-seed"),
         ("objective.kl=0.1", "set network.activation=sigmoid, or use objective.l1"),
         ("objective.reconstruction=0", "nothing is left to learn"),

@@ -30,7 +30,8 @@ from training.data.material import gather
 from training.learning.decoder import finetune_decoder
 from training.learning.workshop import workshop
 from training.networks import build
-from training.publish.onnx import Exported, export, to_onnx
+from training.networks.graph import to_onnx
+from training.publish.onnx import Exported, export
 from training.recipe import Input, Network, Stage
 from training.recipe import load as load_recipe
 
@@ -359,7 +360,7 @@ def test_every_mode_learns_and_is_exported(mode: str, reads: str, recipe: Path, 
 def backbone(folder: Path, images: Path) -> list[str]:
     """A weights file as torchvision publishes them, its classifier too, and what makes a recipe of it small."""
     torch.manual_seed(1)
-    state = build(Network(kind="resnet18"), (64, 64, 3)).encoder.state_dict()
+    state = build(Network(backbone="resnet18", weights=None), (64, 64, 3)).encoder.state_dict()
     fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save({**state, **fc}, folder / "resnet18.pth")
     few = folder / "few"
@@ -368,7 +369,7 @@ def backbone(folder: Path, images: Path) -> list[str]:
         for number in range(9):
             shutil.copy(images / "train" / kind / f"{number}.png", few / kind)
     return [
-        *(f"source={few}", f"target={few}", "network.kind=resnet18", f"network.weights={folder / 'resnet18.pth'}"),
+        *(f"source={few}", f"target={few}", "network.backbone=resnet18", f"network.weights={folder / 'resnet18.pth'}"),
         *("transfer.epochs=2", "decoder.epochs=1", "false_alarm_rate=0.2"),
     ]
 

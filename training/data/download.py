@@ -1,9 +1,8 @@
-"""Download named data sets: mirrors are tried in order; checksums are of the unpacked file."""
+"""Download files: mirrors are tried in order, an interrupted download goes on, checksums are of the unpacked file."""
 
 import gzip
 import hashlib
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +19,16 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """`<mirror><name>.gz`, unpacked to `sha256` and `size`."""
+    """`<mirror><name>.gz`, unpacked to `sha256` and `size`; or `<mirror><name>`, where it is not `packed`."""
 
     name: str
-    sha256: str
-    size: int
+    sha256: str  # or its first digits
+    size: int  # or the most that it may be
+    packed: bool = True
+
+    @property
+    def stored(self) -> str:
+        return f"{self.name}.gz" if self.packed else self.name
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,20 @@ def download(source: Source, folder: Path, client: httpx.Client) -> None:
     """Fetch and verify every missing file, or raise a TrainingError with each mirror's failure."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in source.files:
-        target = folder / f"{file.name}.gz"
-        if target.is_file() and _unpacked_sum(target, file) == file.sha256:
+        target = folder / file.stored
+        if target.is_file() and _unpacked_sum(target, file).startswith(file.sha256):
             say(f"{target}: already there")
             continue
         failures = []
         for mirror in source.mirrors:
             try:
-                _fetch(f"{mirror}{file.name}.gz", target, file, client)
+                _fetch(f"{mirror}{file.stored}", target, file, client)
                 break
             except (httpx.HTTPError, OSError, _WrongBytes) as error:
                 failures.append(f"{mirror}: {error or type(error).__name__}")
         else:
             raise TrainingError(
-                f"{file.name}.gz could not be downloaded: {'; '.join(failures)}. "
+                f"{file.stored} could not be downloaded: {'; '.join(failures)}. "
                 f"Get it by other means, put it into {folder}, and run this again: its sum is checked"
             )
         say(f"{target}: downloaded and verified")
@@ -109,40 +113,55 @@ class _WrongBytes(Exception):
 
 
 def _fetch(url: str, target: Path, file: RemoteFile, client: httpx.Client) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".downloading-", delete=False) as temporary:
-        path = Path(temporary.name)
-        try:
-            with client.stream("GET", url, follow_redirects=True) as response:
-                response.raise_for_status()
-                length = int(response.headers.get("content-length", 0))
-                chunks = track(response.iter_raw(_CHUNK), file.name, -(-length // _CHUNK))
-                for count, chunk in enumerate(chunks):
-                    if count * _CHUNK > 2 * file.size:
-                        raise _WrongBytes("more bytes than the file has")
-                    temporary.write(chunk)
-            temporary.flush()
-            actual = _unpacked_sum(path, file)
-            if actual != file.sha256:
-                raise _WrongBytes(f"SHA-256 {actual[:12]}… where {file.sha256[:12]}… was expected")
-            path.chmod(0o644)
-            os.replace(path, target)
-        finally:
-            path.unlink(missing_ok=True)
+    """What an interrupted download left is kept as `.NAME.part`, and the rest is asked for."""
+    partial = target.with_name(f".{target.name}.part")
+    resumed = partial.is_file()
+    try:
+        _append(url, partial, file, client)
+        actual = _unpacked_sum(partial, file)
+        if not actual.startswith(file.sha256):
+            raise _WrongBytes(f"SHA-256 {actual[:12]}… where {file.sha256[:12]}… was expected")
+    except _WrongBytes:
+        partial.unlink(missing_ok=True)
+        if not resumed:
+            raise
+        _fetch(url, target, file, client)  # the part was of other bytes
+        return
+    os.replace(partial, target)
+
+
+def _append(url: str, partial: Path, file: RemoteFile, client: httpx.Client) -> None:
+    there = partial.stat().st_size if partial.is_file() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={there}-"} if there else {})}
+    with client.stream("GET", url, headers=headers, follow_redirects=True) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # the part may be whole: its sum tells
+        response.raise_for_status()
+        goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
+        length = int(response.headers.get("content-length", 0))
+        most = 2 * file.size - (there if goes_on else 0)
+        with partial.open("ab" if goes_on else "wb") as written:
+            chunks = track(response.iter_raw(_CHUNK), file.name, -(-length // _CHUNK))
+            for count, chunk in enumerate(chunks):
+                if count * _CHUNK > most:
+                    raise _WrongBytes("more bytes than the file has")
+                written.write(chunk)
 
 
 def _unpacked_sum(path: Path, file: RemoteFile) -> str:
     """SHA-256 of the unpacked contents; stops reading beyond the expected size."""
     digest = hashlib.sha256()
     try:
-        for chunk in _unpack(path, file.size + 1):
+        for chunk in _unpack(path, file):
             digest.update(chunk)
     except (OSError, EOFError, zlib.error):
-        return "(not a whole gzip file)"
+        return "(not a whole gzip file)" if file.packed else "(cannot be read)"
     return digest.hexdigest()
 
 
-def _unpack(path: Path, most: int) -> Iterator[bytes]:
-    with gzip.open(path) as unpacked:
+def _unpack(path: Path, file: RemoteFile) -> Iterator[bytes]:
+    most = file.size + 1
+    with gzip.open(path) if file.packed else path.open("rb") as unpacked:
         while most > 0 and (chunk := unpacked.read(min(_CHUNK, most))):
             most -= len(chunk)
             yield chunk

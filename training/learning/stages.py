@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from training.data.material import Material
 from training.errors import TrainingError, in_short
@@ -34,7 +35,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     net = shop.net
     if shop.precision != recipe.precision:
         say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
-    if mode.pretrains:
+    if mode.pretrains and (recipe.pretrain.epochs or only_pretrain):
         pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
@@ -44,9 +45,13 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         head = adapt(shop, material.source_train, material.source_validation, train, mode)
     elif isinstance(mode, LabelMode):
         head = METHODS[mode.mode](shop, train, validation, mode)
-    finetune_decoder(shop, train, validation, recipe.decoder)
+    final: dict[str, nn.Module] = {"encoder": net.encoder}
+    if recipe.decoder.epochs:
+        finetune_decoder(shop, train, validation, recipe.decoder)
+        final["decoder"] = net.decoder
+    if head is not None:
+        final["head"] = head
     net.pool.cpu()
-    final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
     shop.checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
     return Learnt(net, head)
 
@@ -62,7 +67,8 @@ def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> 
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
         net.encoder.load_state_dict(states["encoder"])
-        net.decoder.load_state_dict(states["decoder"])
+        if recipe.decoder.epochs:
+            net.decoder.load_state_dict(states["decoder"])
         head = None
         if "head" in states:
             head = heads.like(states["head"])

@@ -9,9 +9,11 @@ from app.bundle import Bundle
 from app.bundle.scoring import reconstruction_errors
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
+from training.measure import encodings
 from training.progress import track
 
 _BATCH = 128  # as many as one request may hold
+_PIXELS = 1 << 21  # of a batch, where that is fewer images
 EVERYTHING = ("embedding", "logits", "errors", "scores")
 
 
@@ -31,19 +33,29 @@ def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[st
     `wanted` names tensors that anomaly distances read, and any of `logits`, `errors` and `scores`.
     """
     arrays: dict[str, np.ndarray] = {}
-    starts = range(0, len(data), _BATCH)
+    encoder = {tensor.name for tensor in bundle.manifest.graphs.encoder.outputs}
+    before = encodings.kept(bundle.encoder.digest, data.images)
+    height, width, _ = bundle.manifest.input.shape
+    size = max(1, min(_BATCH, _PIXELS // (height * width)))
+    starts = range(0, len(data), size)
     for start in track(starts, label, len(starts)):
-        images = data.images[start : start + _BATCH]
-        for name, part in _batch(bundle, images, wanted).items():
+        part = slice(start, start + size)
+        encoded = None if before is None else {name: points[part] for name, points in before.items()}
+        for name, values in _batch(bundle, data.images[part], encoded, wanted).items():
             if name not in arrays:
-                arrays[name] = allocate((len(data), *part.shape[1:]), part.dtype.type)
-            arrays[name][start : start + len(part)] = part
+                arrays[name] = allocate((len(data), *values.shape[1:]), values.dtype.type)
+            arrays[name][part] = values
+    if before is None and encoder <= set(arrays):
+        encodings.keep(bundle.encoder.digest, data.images, {name: arrays[name] for name in encoder})
     logits, errors, scores = (arrays.pop(name, None) for name in ("logits", "errors", "scores"))
     return Outputs(arrays, logits, errors, scores)
 
 
-def _batch(bundle: Bundle, images: np.ndarray, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    encoded = bundle.encode(images)
+def _batch(
+    bundle: Bundle, images: np.ndarray, encoded: dict[str, np.ndarray] | None, wanted: Collection[str]
+) -> dict[str, np.ndarray]:
+    """`encoded` are the encoder's outputs, if they are known."""
+    encoded = bundle.encode(images) if encoded is None else encoded
     scorer = bundle.scorer if "scores" in wanted else None
     tensors = bundle.taken(images, encoded, {*wanted, *(scorer.tensors if scorer else ())})
     part = {name: values for name, values in tensors.items() if name in wanted}

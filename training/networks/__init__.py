@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training.networks import conv, conv_seed, dense, resnet
+from training.networks import conv, conv_seed, dense, efficientnet_lite, resnet, weights
 from training.networks.encoded import Encoded, Encoder, Pool
 from training.recipe import Network
 
@@ -19,6 +19,7 @@ class Autoencoder:
     decoder: nn.Module  # (N, latent) → (N, C, H, W) logits; sigmoid gives 0…1
     pool: Pool  # maps of the encoder's stages → (N, features), what a head may read in place of the code
     latent: int
+    published: bool = False  # the encoder is a backbone
 
     def encode(self, images: Tensor) -> Encoded:
         return self.encoder(images)  # type: ignore[no-any-return]
@@ -57,23 +58,42 @@ def _conv(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     return conv.Encoder(shape, network), conv.Decoder(shape, network.width, network.most, network.latent)
 
 
-def _resnet(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
-    encoder = resnet.Encoder(network.kind, shape, network.weights)
-    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
-
-
 KINDS: dict[str, Callable[[Network, Shape], tuple[Encoder, nn.Module]]] = {
     "conv": _conv,
     "conv-seed": _conv_seed,
     "dense": _dense,
-    "resnet18": _resnet,
-    "resnet50": _resnet,
 }
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """A network of others: how its encoder is built, and how the names of its classifier's weights begin."""
+
+    build: Callable[[str, Shape], Encoder]
+    classifier: str
+
+
+BACKBONES = {
+    **dict.fromkeys(efficientnet_lite.COEFFICIENTS, Backbone(efficientnet_lite.Encoder, "_fc.")),
+    **dict.fromkeys(resnet.DEPTHS, Backbone(resnet.Encoder, "fc.")),
+}
+
+
+def _backbone(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
+    assert network.backbone is not None
+    made = BACKBONES[network.backbone]
+    encoder = made.build(network.backbone, shape)
+    if network.weights is not None:
+        weights.load(encoder, network, made.classifier)
+    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
+
+
 def build(network: Network, shape: Shape) -> Autoencoder:
-    encoder, decoder = KINDS[network.kind](network, shape)
-    return Autoencoder(encoder, decoder, Pool(encoder.maps, network.grid, network.maxima), encoder.latent)
+    make = KINDS[network.kind] if network.backbone is None else _backbone
+    encoder, decoder = make(network, shape)
+    return Autoencoder(
+        encoder, decoder, Pool(encoder.maps, network.grid, network.maxima), encoder.latent, network.backbone is not None
+    )
 
 
 __all__ = ["Autoencoder", "Encoded", "build"]

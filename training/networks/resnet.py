@@ -1,20 +1,17 @@
 """ResNet-18 and -50 (He et al. 2015) with torchvision's state-dict names, so that its weight files load."""
 
 import math
-from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.errors import TrainingError, in_short
 from training.networks import encoded
 from training.networks.encoded import Encoded
 
 # What torchvision's weights were trained on.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
 class Basic(nn.Module):
@@ -59,14 +56,14 @@ class Encoder(encoded.Encoder):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, kind: str, shape: tuple[int, int, int], weights: str | None) -> None:
+    def __init__(self, kind: str, shape: tuple[int, int, int]) -> None:
         super().__init__()
         block: type[Basic] | type[Bottleneck] = Basic if kind == "resnet18" else Bottleneck
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         given, self.maps = 64, list[tuple[int, ...]]()
         high, wide = (math.ceil(math.ceil(side / 2) / 2) for side in shape[:2])
-        for index, depth in enumerate(_DEPTHS[kind]):
+        for index, depth in enumerate(DEPTHS[kind]):
             planes, stride = 64 * 2**index, 1 if index == 0 else 2
             blocks = [
                 block(given if i == 0 else planes * block.expansion, planes, stride if i == 0 else 1)
@@ -79,33 +76,20 @@ class Encoder(encoded.Encoder):
         self.latent = given
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        if weights is not None:
-            load_weights(self, weights)
 
     def blocks(self) -> list[nn.Module]:
         return [nn.ModuleList([self.conv1, self.bn1]), *(self.get_submodule(f"layer{i + 1}") for i in range(4))]
 
-    def forward(self, image: Tensor) -> Encoded:
+    def last_map(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(the last map, stage maps); the code is the average over its places."""
         image = (image.expand(-1, 3, -1, -1) - self.mean) / self.std  # grey becomes the same thrice
         image = self.maxpool(F.relu(self.bn1(self.conv1(image))))
         maps = []
         for index in range(4):
             image = self.get_submodule(f"layer{index + 1}")(image)
             maps.append(image)
-        return Encoded(image.mean(dim=(2, 3)), maps)
+        return image, maps
 
-
-def load_weights(encoder: nn.Module, weights: str) -> None:
-    """A torchvision state dict from a path, or a URL that is fetched once; its classifier is left out."""
-    try:
-        if urlparse(weights).scheme in ("http", "https"):
-            state = torch.hub.load_state_dict_from_url(weights, map_location="cpu", weights_only=True)
-        else:
-            state = torch.load(Path(weights), map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, file and network errors share no base
-        raise TrainingError(f"network.weights={weights}: cannot be read as torch weights: {in_short(error)}") from None
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise TrainingError(f"network.weights={weights}: not of this network: {in_short(error)}") from None
+    def forward(self, image: Tensor) -> Encoded:
+        last, maps = self.last_map(image)
+        return Encoded(last.mean(dim=(2, 3)), maps)

@@ -1,14 +1,11 @@
 """torch modules → ONNX graphs; torch and onnxruntime must agree on each."""
 
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -19,23 +16,11 @@ from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks import Autoencoder
 from training.networks.encoded import GRID
+from training.networks.graph import EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
 
-OPSET = 20
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
 _BATCHES = (1, 17)
-
-
-class _Encoder(nn.Module):
-    """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph."""
-
-    def __init__(self, net: Autoencoder, features: bool) -> None:
-        super().__init__()
-        self.encoder, self.pool = net.encoder, net.pool if features else None
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
-        return (encoded.code,) if self.pool is None else (encoded.code, self.pool(encoded.maps))
 
 
 class _Decoder(nn.Module):
@@ -111,26 +96,37 @@ class Exported:
 
 
 def export(
-    net: Autoencoder, head: Head | None, spec: InputSpec, reads: str = "embedding", features: bool = False
+    net: Autoencoder,
+    head: Head | None,
+    spec: InputSpec,
+    *,
+    reads: str = "embedding",
+    features: bool = False,
+    decodes: bool = True,
 ) -> Exported:
-    """`reads` names the input of the head; the encoder outputs `features` if the head or `features` asks for them."""
+    """`reads` names the input of the head; the encoder outputs `features` if the head or `features` asks for them.
+
+    The decoder is exported if the bundle `decodes`.
+    """
     features = features or (head is not None and reads == "features")
-    image = TensorSpec(name="image", dtype="uint8", shape=(-1, *spec.shape))
-    embedding, pooled = _floats("embedding", net.latent), _floats("features", net.pool.size)
-    encoded = (embedding, pooled) if features else (embedding,)
+    stated = encoder_graph(net, spec.shape, features)
+    embedding, pooled = stated.outputs[0], stated.outputs[-1]
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
     files: dict[str, bytes] = {}
 
     def graph(name: str, module: nn.Module, input: TensorSpec, *outputs: TensorSpec) -> Graph:  # noqa: A002
-        stated = Graph(file=f"{name}.onnx", input=input, outputs=outputs)
+        return proven(Graph(file=f"{name}.onnx", input=input, outputs=outputs), module)
+
+    def proven(stated: Graph, module: nn.Module) -> Graph:
         module = module.cpu().eval()
         files[stated.file] = to_onnx(module, stated)
         _require_parity(module, files[stated.file], stated)
         return stated
 
-    encoder = graph("encoder", _Encoder(net, features), image, *encoded)
-    decoder = graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape))
-    classifier = explainer = None
+    encoder = proven(stated, EncoderGraph(net, features))
+    decoder = classifier = explainer = None
+    if decodes:
+        decoder = graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape))
     if head is not None:
         logits = _floats("logits", labels_of(head))
         classifier = graph("head", head, pooled if reads == "features" else embedding, logits)
@@ -141,48 +137,11 @@ def export(
     return Exported(spec, net.latent, maps, graphs, files, {})
 
 
-def to_onnx(module: nn.Module, graph: Graph) -> bytes:
-    """Weights inside, dynamic batch; without the exporter's notes, which quote paths and source."""
-    example = _random_input(graph.input, 2)
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # it warns that torchvision is missing, which nothing here uses
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations; `_require_parity` checks the result
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=[graph.input.name],
-            output_names=[tensor.name for tensor in graph.outputs],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    for message in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.value_info,
-        *model.graph.input,
-        *model.graph.output,
-    ):
-        del message.metadata_props[:]
-        message.doc_string = ""
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
-
-
 def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
     """On random input, alone and in a batch."""
     session = Session(model, graph, graph.file, threads=1)
     for size in _BATCHES:
-        batch = _random_input(graph.input, size)
+        batch = random_input(graph.input, size)
         with torch.no_grad():
             expected = module(batch)
         outputs = session.run(batch.numpy())
@@ -197,8 +156,3 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
 
 def _floats(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name=name, dtype="float32", shape=(-1, *shape))
-
-
-def _random_input(tensor: TensorSpec, size: int) -> Tensor:
-    shape = (size, *tensor.shape[1:])
-    return torch.randint(0, 256, shape, dtype=torch.uint8) if tensor.dtype == "uint8" else torch.randn(shape)

@@ -50,10 +50,10 @@ def test_the_first_norm_takes_the_statistics_of_the_images(synchronised: bool, s
     assert set(after.values()) == {0.1}
 
 
-@pytest.mark.parametrize("kind", ["resnet18", "conv"])
+@pytest.mark.parametrize("kind", ["backbone=resnet18", "kind=conv"])
 def test_norms_that_are_synchronised_are_those_that_the_network_calls(kind: str, tmp_path: Path) -> None:
     """Blocks are converted with what learns beside them; ResNet's stem is a list of modules made for the occasion."""
-    changes = [f"network.kind={kind}", "network.width=4", "transfer.mode=scratch"]
+    changes = [f"network.{kind}", "network.width=4", "transfer.mode=scratch"]
     net = workshop(recipe.load("seed", changes), (32, 32, 3), tmp_path, untrained=True).net
     synchronise(net.encoder)
     blocks = nn.ModuleList([*net.blocks().values(), nn.BatchNorm1d(4)])

@@ -17,7 +17,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[Exported, torch.nn.Linear]
     spec = Input(height=64, width=32, channels=3).spec()
     net = build(NETWORKS[request.param], spec.shape)
     head = torch.nn.Linear(net.pool.size, 3)
-    return export(net, head, spec, "features"), head
+    return export(net, head, spec, reads="features"), head
 
 
 def run(exported: Exported, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -58,7 +58,7 @@ def test_a_head_on_the_code_or_on_maps_without_places_cannot_be_explained() -> N
     for network, reads in ((Network(kind="conv-seed"), "embedding"), (Network(kind="dense", hidden=16), "features")):
         net = build(network, spec.shape)
         size = net.latent if reads == "embedding" else net.pool.size
-        assert export(net, torch.nn.Linear(size, 3), spec, reads).graphs.explain is None
+        assert export(net, torch.nn.Linear(size, 3), spec, reads=reads).graphs.explain is None
 
 
 def test_features_are_given_where_they_are_asked_for() -> None:

@@ -18,7 +18,7 @@ def test_integers_give_nearly_what_floats_gave_and_the_tolerances_say_how_nearly
     net.encoder.train()
     with torch.no_grad():
         net.encode(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)  # statistics of its normalisation
-    before = export(net, torch.nn.Linear(net.pool.size, 3), spec, "features")
+    before = export(net, torch.nn.Linear(net.pool.size, 3), spec, reads="features")
     after = quantised(before, ImageSet(images, np.array([], np.int64), ()))
 
     operators = {node.op_type for node in onnx.load_from_string(after.files["encoder.onnx"]).graph.node}

@@ -1,0 +1,78 @@
+"""torch modules → ONNX graphs."""
+
+import logging
+import warnings
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from app.bundle.manifest import Graph
+from app.bundle.manifest import Tensor as TensorSpec
+from training.networks import Autoencoder
+
+OPSET = 20
+
+
+class EncoderGraph(nn.Module):
+    """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph."""
+
+    def __init__(self, net: Autoencoder, features: bool) -> None:
+        super().__init__()
+        self.encoder, self.pool = net.encoder, net.pool if features else None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
+        return (encoded.code,) if self.pool is None else (encoded.code, self.pool(encoded.maps))
+
+
+def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Graph:
+    """What the exported encoder takes and gives; it gives `features` too if they are asked for."""
+    outputs = [("embedding", net.latent), *([("features", net.pool.size)] if features else [])]
+    return Graph(
+        file="encoder.onnx",
+        input=TensorSpec(name="image", dtype="uint8", shape=(-1, *shape)),
+        outputs=tuple(TensorSpec(name=name, dtype="float32", shape=(-1, size)) for name, size in outputs),
+    )
+
+
+def to_onnx(module: nn.Module, graph: Graph) -> bytes:
+    """Weights inside, dynamic batch; without the exporter's notes, which quote paths and source."""
+    example = random_input(graph.input, 2)
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns that torchvision is missing, which nothing here uses
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; `_require_parity` checks the result
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[graph.input.name],
+            output_names=[tensor.name for tensor in graph.outputs],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for message in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        del message.metadata_props[:]
+        message.doc_string = ""
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def random_input(tensor: TensorSpec, size: int) -> Tensor:
+    shape = (size, *tensor.shape[1:])
+    return torch.randint(0, 256, shape, dtype=torch.uint8) if tensor.dtype == "uint8" else torch.randn(shape)
