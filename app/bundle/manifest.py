@@ -23,7 +23,7 @@ Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]  # a level for each cha
 
 
 class Strict(BaseModel):
-    """Absent parts are null. A field has a default only where an earlier schema lacks it, and the default is its way."""
+    """Absent parts are null. A field has a default only where an older schema lacks it, and it means what that did."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 

@@ -164,6 +164,17 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert pixels[:, 14:].max() < 25
 
 
+def test_exif_orientation_is_applied_where_a_deep_grey_is_transparent() -> None:
+    deep = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 80
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    file = encoded(Image.fromarray(deep), "PNG", transparency=int(deep[20, 4]), exif=exif)
+    pixels = preprocess(file, spec(28, 28, background="white"))[..., 0]
+    expected = (deep >> 8).astype(np.uint8)
+    expected[20, 4] = 255
+    assert np.array_equal(pixels, expected[::-1, ::-1])
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
 def test_an_animation_keeps_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (28, 28), colour) for colour in ("white", "black", "red")]
