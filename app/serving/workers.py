@@ -19,7 +19,7 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 
-from app.serving.listener import refuse_connections
+from app.serving.stop_listening import refuse_connections
 from app.telemetry.logs import log
 
 HANDED_OVER = "GRAFT_HANDED_OVER"  # from parent to worker: descriptors of listening socket and channel; not a setting
