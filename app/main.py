@@ -22,11 +22,10 @@ from app.api.middleware.root_path import RootPath
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
-from app.inference.decoding import Decoding, InProcessDecoder, Limits
+from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
 from app.inference.predictor import Predictor
 from app.inference.repository import Repository, again_and_again
 from app.settings import Settings
@@ -47,7 +46,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     threads = threads_per_worker(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
-    limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
+    limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(default_memory()))
     decoding = Decoding(
         decode_pool,
         limits,

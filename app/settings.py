@@ -126,9 +126,9 @@ class Settings(BaseSettings):
     def max_body_bytes(self) -> int:
         return self.max_body_mb * 1_000_000
 
-    def decode_bytes(self, share: int) -> int:
-        """Bytes for decoding in each worker. `share` is the default for all workers together."""
-        return (share if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
+    def decode_bytes(self, default: int) -> int:
+        """Bytes for decoding in each worker. `default` is for all workers: app.inference.decoding.default_memory."""
+        return (default if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
 
     @field_validator("max_bodies_mb")
     @classmethod

@@ -17,11 +17,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Protocol, TypeVar
 
 import numpy as np
 
+from app.bundle.container_limits import total_memory
 from app.bundle.header import Header, read_header
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
@@ -31,6 +33,7 @@ Result = TypeVar("Result")
 Hold = Callable[[int], Callable[[], None]]  # Admission.hold
 RaiseIfAbandoned = Callable[[], None]  # raises Abandoned if the caller has left
 
+_MEMORY_SHARE = 0.55  # the rest is for models, request bodies and the processes themselves
 _SMALL_S = 0.002  # for all images of a request; cheaper ones are not worth another process
 _SMALL_BYTES = 16 << 20
 _SMALL_KINDS = {"PNG", "JPEG", "GIF", "WEBP"}  # formats whose headers are reliable about size and cost
@@ -60,6 +63,11 @@ class InProcessDecoder:
 
     def close(self) -> None:
         pass
+
+
+def default_memory(root: Path = Path("/")) -> int:
+    """The default of GRAFT_DECODE_MB, in bytes: a share of the container's memory, or of the machine's."""
+    return int(_MEMORY_SHARE * total_memory(root))
 
 
 @dataclass(frozen=True, slots=True)

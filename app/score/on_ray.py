@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from app.bundle.bundle import Bundle
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.bundle.store import load
 from app.errors import CannotScore
 from app.inference import providers
+from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
@@ -70,7 +70,7 @@ class Job:
         """Other blocks are scored on the same machine, as many as it has CPUs for."""
         if self.decode_mb is not None:
             return self.decode_mb * 1_000_000
-        return decoding_share() * self.threads // max(self.threads, cpu_limit())
+        return default_memory() * self.threads // max(self.threads, cpu_limit())
 
     def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[FileProblem], str]:
         """Writes the block's file. Returns the images without a row, and the execution provider of the graphs."""

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.errors import NotFinite, kebab
+from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
@@ -85,7 +85,7 @@ class Run:
             settings.threads or cpu_limit(),
             settings.max_pixels,
             settings.max_body_bytes,
-            settings.decode_bytes(decoding_share()),
+            settings.decode_bytes(default_memory()),
         )
         try:
             for batch in batches:
