@@ -135,6 +135,17 @@ def refuse_too_many(width: int, height: int, max_pixels: int) -> None:
         raise TooManyPixels(f"{width} × {height} = {width * height:,} pixels; at most {allowed:,} are allowed")
 
 
+def require_memory(header: Header, spec: InputSpec, most: int) -> int:
+    """The bytes that decoding takes; raises TooManyPixels if `most` could never hold them."""
+    needed = header.peak_bytes(spec)
+    if needed > most:
+        raise TooManyPixels(
+            f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
+            f"at most {most:,} are available (DECODE_MB): make it smaller, or save it in another format"
+        )
+    return needed
+
+
 def require_sound(data: bytes, header: Header) -> None:
     """Refuses PNGs that are cut off and PNGs or JPEGs that take Pillow too long."""
     if header.kind == "PNG":

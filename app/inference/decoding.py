@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from app.bundle.container_limits import total_memory
-from app.bundle.header import Header, read_header
+from app.bundle.header import Header, read_header, require_memory
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
 from app.errors import DecoderEnded, ImageError, TooManyPixels
@@ -77,6 +77,14 @@ class Limits:
     memory: int  # bytes for all images that are being decoded
 
 
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The headers of a request's files."""
+
+    each: Sequence[Header]
+    small: bool  # all images together are cheap enough for a thread of this process
+
+
 class Abandoned(Exception):
     """The caller has left. Nobody sees this exception."""
 
@@ -116,18 +124,18 @@ class Decoding:
 
     # --- headers -----------------------------------------------------------------------------------------------------
 
-    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
-        """The header of each file. Refuses files that are not images, and requests that are too large."""
+    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
+        """Refuses files that are not images, and requests that are too large."""
         if len(files) <= _HEADERS_ON_LOOP and sum(map(len, files)) <= _BYTES_ON_LOOP:
             return self._read_headers(files, spec)
         return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec))
 
-    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
+    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
         headers, pixels, limit = [], 0, self.limits.request_pixels
         for index, data in enumerate(files):
             with _naming(index, files):
                 header = read_header(data, self.limits.image_pixels)
-                self._require_room(header, spec)
+                require_memory(header, spec, self.limits.memory)
             headers.append(header)
             pixels += header.pixels
         if pixels > limit:
@@ -135,36 +143,17 @@ class Decoding:
                 f"the images of this request have {pixels:,} pixels in total; at most {limit:,} are allowed "
                 "(MAX_REQUEST_PIXELS): send them in several requests"
             )
-        return headers
-
-    def _require_room(self, header: Header, spec: InputSpec) -> None:
-        needed = header.peak_bytes(spec)
-        if needed > self.limits.memory:
-            raise TooManyPixels(
-                f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
-                f"at most {self.limits.memory:,} are available (DECODE_MB): send it smaller, or in another format"
-            )
-
-    @staticmethod
-    def is_small(headers: Sequence[Header], spec: InputSpec) -> bool:
-        """Whether all images together are cheap enough for a thread of this process."""
-        return (
-            all(header.kind in _SMALL_KINDS for header in headers)
-            and sum(header.seconds(spec) for header in headers) <= _SMALL_S
-            and max(header.peak_bytes(spec) for header in headers) <= _SMALL_BYTES
-        )
+        return Headers(headers, _are_small(headers, spec))
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    async def decode(
-        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, hold: Hold
-    ) -> np.ndarray:
+    async def decode(self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold) -> np.ndarray:
         """(n, H, W, C) uint8."""
-        if self.is_small(headers, spec):
+        if headers.small:
             return await self.in_thread(lambda check: self._decode_all(files, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
-        for data, header in zip(files, headers, strict=True):
+        for data, header in zip(files, headers.each, strict=True):
             clock += header.seconds(spec)
             job = _Job(data, spec, header.peak_bytes(spec), loop.create_future(), clock)
             jobs.append(job)
@@ -287,6 +276,14 @@ class Decoding:
             with contextlib.suppress(OSError):
                 decoder.close()
         self._idle.clear()
+
+
+def _are_small(headers: Sequence[Header], spec: InputSpec) -> bool:
+    return (
+        all(header.kind in _SMALL_KINDS for header in headers)
+        and sum(header.seconds(spec) for header in headers) <= _SMALL_S
+        and max(header.peak_bytes(spec) for header in headers) <= _SMALL_BYTES
+    )
 
 
 @contextlib.contextmanager

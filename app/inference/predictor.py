@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.header import Header
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, OutputRequest, Outputs
 from app.inference.batcher import Completed, Pending
-from app.inference.decoding import Decoding, RaiseIfAbandoned
+from app.inference.decoding import Decoding, Headers, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -84,12 +83,11 @@ class Predictor:
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """Results are in the order of `files`: encoded images, or pixels of the model's size, (n, H, W, C) uint8."""
-        count, large, bundle = len(files), False, model.bundle
-        headers: Sequence[Header] = ()
+        count, bundle = len(files), model.bundle
+        headers = Headers((), small=True)  # pixels have none
         if not isinstance(files, np.ndarray):
             headers = await self.decoding.read_headers(files, bundle.manifest.input)
-            large = not self.decoding.is_small(headers, bundle.manifest.input)
-        with self.admission.admit(count, model.seconds, large):
+        with self.admission.admit(count, model.seconds, large=not headers.small):
             start = time.perf_counter()
             images = files if isinstance(files, np.ndarray) else await self._decode(bundle, files, headers)
             decode_s = time.perf_counter() - start
@@ -149,7 +147,7 @@ class Predictor:
                 else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
-    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
+    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Headers) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.header import read_header
-from app.errors import BodyTooLarge, GraftError, TooManyPixels, kebab
+from app.bundle.header import read_header, require_memory
+from app.errors import BodyTooLarge, GraftError, kebab
 from app.score.paths import FileProblem, unreadable
 
 
@@ -131,12 +131,6 @@ class Batches:
         return images, problems
 
     def _preprocessed(self, data: bytes) -> np.ndarray:
-        header, most = read_header(data, self._max_pixels), self._budget.most
-        needed = header.peak_bytes(self._bundle.manifest.input)
-        if needed > most:
-            raise TooManyPixels(
-                f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
-                f"there are {most:,} for that (--decode-mb)"
-            )
-        with self._budget.hold(needed):
+        header = read_header(data, self._max_pixels)
+        with self._budget.hold(require_memory(header, self._bundle.manifest.input, self._budget.most)):
             return self._bundle.preprocess(data, self._max_pixels)
