@@ -31,7 +31,7 @@ from training.data import named
 from training.data.imageset import ImageSet
 from training.data.read import has_parts, read_part
 from training.data.splits import split
-from training.learning.episodes import SYMMETRIES, learn_to_learn, turned
+from training.learning.episodes import SYMMETRIES, train_encoder, turned
 from training.learning.finetune import finetune
 from training.learning.inference import read
 from training.learning.workshop import Workshop, workshop
@@ -135,7 +135,7 @@ def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str,
             continue
         own = replace(shop, net=copy.deepcopy(shop.net)).kept_in(folder / arm)
         if arm == "episodic":
-            learn_to_learn(own, halves.train, halves.validation, transfer)
+            train_encoder(own, halves.train, halves.validation, transfer)
         else:
             parts = [halves.train, halves.validation]
             name(own, *(eightfold(part) if arm == "turned" else part for part in parts), chosen)

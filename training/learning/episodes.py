@@ -14,8 +14,10 @@ from torch import Tensor
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.learning.augment import augmented, erased
+from training.learning.finetune import train_head
 from training.learning.fit import Task, fit
 from training.learning.workshop import Workshop
+from training.networks.head import Head
 from training.recipe import Augment, EpisodicMode
 from training.score.prototypes import SCALE, block_scales
 
@@ -83,8 +85,14 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
 
 
-def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
-    """Train the encoder by episodes; the validation loss is the mean over the same episodes after each epoch."""
+def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
+    """The encoder learns by episodes; then a head learns on its outputs."""
+    train_encoder(shop, train, validation, transfer)
+    return train_head(shop, train, validation, transfer)
+
+
+def train_encoder(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
+    """The validation loss is the mean over the same episodes after each epoch."""
     blocks = shop.net.sizes_read(transfer.reads)
     seen = Episodes(train, transfer, blocks)
     held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)

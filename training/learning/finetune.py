@@ -1,7 +1,6 @@
-"""The target's labels: a head, and as much of the encoder as the mode says."""
+"""Fine-tuning on the target's labels: a head alone, head and encoder, or both with the decoder."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +10,13 @@ from torch import Tensor, nn
 from training.data.imageset import ImageSet
 from training.data.storage import chunks
 from training.learning.augment import augmented, erased
-from training.learning.episodes import learn_to_learn
 from training.learning.fit import Task, fit
 from training.learning.inference import mean_loss, read
 from training.learning.objectives import reconstruction
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.recipe import Augment, EpisodicMode, GradualMode, LabelMode, MultitaskMode
+from training.recipe import Augment, LabelMode, MultitaskMode
 
 
 def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
@@ -51,23 +49,6 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
 def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
     """Head, encoder and decoder together."""
     return finetune(shop, train, validation, transfer, reconstruct=transfer.reconstruction)
-
-
-def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
-    """The head first; each equal share of the epochs then frees the next block down, slower than the last."""
-    names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
-    slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
-
-    def still_frozen(progress: float) -> set[str]:
-        return set(names[: len(names) - int(progress * (len(names) + 1))])
-
-    return finetune(shop, train, validation, transfer, blocks=names, rate_shares=slower, frozen=still_frozen)
-
-
-def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
-    """The encoder by episodes, then a head on it as it is."""
-    learn_to_learn(shop, train, validation, transfer)
-    return train_head(shop, train, validation, transfer)
 
 
 def finetune(
@@ -131,15 +112,3 @@ def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
     mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
-
-
-# Mode → what learns the target's labels, and takes that mode's settings.
-METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
-    "head": train_head,
-    "random-frozen": train_head,
-    "full": finetune,
-    "scratch": finetune,
-    "multitask": multitask,
-    "gradual": gradual,
-    "episodic": episodic,
-}

@@ -1,17 +1,25 @@
-"""From material to weights: pretraining, labels, decoder; each stage goes on where an interrupted run left it."""
+"""The stages of a run in their order: pretraining, transfer by the recipe's mode, decoder. Finished ones are skipped.
 
+METHODS says which function transfers by labels in which mode: finetune.py, gradual.py or episodes.py.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
 from training.learning.decoder import finetune_decoder
-from training.learning.finetune import METHODS
+from training.learning.episodes import episodic
+from training.learning.finetune import finetune, multitask, train_head
+from training.learning.gradual import gradual
 from training.learning.pretrain import pretrain
-from training.learning.workshop import workshop
+from training.learning.workshop import Workshop, workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
@@ -19,6 +27,17 @@ from training.progress import say
 from training.recipe import AdaptMode, LabelMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
+
+# Mode → what learns the target's labels; the last argument is the mode's settings.
+METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
+    "head": train_head,
+    "random-frozen": train_head,
+    "full": finetune,
+    "scratch": finetune,
+    "multitask": multitask,
+    "gradual": gradual,
+    "episodic": episodic,
+}
 
 
 @dataclass(frozen=True)
