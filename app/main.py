@@ -56,14 +56,14 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     provider = providers.choose(settings.provider)
     repository = Repository(
         settings.models,
-        settings.default_model,
-        threads,
-        provider,
-        settings.max_batch,
-        pool,
-        metrics,
-        settings.model_control,
-        on_freed,
+        default=settings.default_model,
+        threads=threads,
+        providers=provider,
+        max_batch=settings.max_batch,
+        pool=pool,
+        metrics=metrics,
+        control=settings.model_control,
+        on_freed=on_freed,
     )
 
     async def write() -> None:
@@ -127,7 +127,15 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     app.add_middleware(Head)
     app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
     parse_infer = partial(oip.parse_small_infer, metrics, settings.max_images)
-    app.state.fast_path = FastPath(app, operations.BY_PATH, parse_infer, room, app.state.deadlines, keys, request_log)
+    app.state.fast_path = FastPath(
+        app,
+        operations.BY_PATH,
+        parse_infer,
+        room=room,
+        deadlines=app.state.deadlines,
+        keys=keys,
+        request_log=request_log,
+    )
     openapi.correct_schema(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):
         app.include_router(module.router)

@@ -57,7 +57,7 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
-    return _publish(recipe, material, learnt, models, folder) if ranks.first() else folder
+    return _publish(recipe, material, learnt, models=models, folder=folder) if ranks.first() else folder
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
@@ -109,7 +109,7 @@ def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
     learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
-    return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
+    return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
 
 
 def report(folder: Path) -> Path:
@@ -121,7 +121,7 @@ def report(folder: Path) -> Path:
     bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
-    study = gather_report(bundle, recipe, material, outputs, _epochs(folder), results.read(folder))
+    study = gather_report(bundle, recipe, material, outputs, journal=_epochs(folder), compared=results.read(folder))
     return _write(folder / REPORT_FILE, page(study, pictures=True))
 
 
@@ -133,7 +133,7 @@ def compare(
     seeds: int = 3,
 ) -> Path:
     """The page of the comparison; its numbers lie beside it as JSON and Markdown."""
-    return comparison.write(folder, bench.compare(recipe, folder, arms, budgets, seeds))
+    return comparison.write(folder, bench.compare(recipe, folder, arms=arms, budgets=budgets, seeds=seeds))
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
@@ -167,10 +167,10 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     scored = fit_score(recipe, material, exported)
     measured = measure(material, scored)
     bundle = measured.draft.bundle
-    study = gather_report(bundle, recipe, material, measured.outputs, epochs, results.read(folder))
+    study = gather_report(bundle, recipe, material, measured.outputs, journal=epochs, compared=results.read(folder))
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
-    path = deliver(models, material, measured.draft, page(study, pictures=False), minutes)
+    path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)
     metrics = bundle.manifest.metrics
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
     for metric in metrics:

@@ -129,7 +129,12 @@ class FastPath:
         if model is not None:
             json_length = by_name.get(_JSON_LENGTH)
             return PlainRequest(
-                path, INFER, "", None, model, None if json_length is None else json_length.decode("latin-1")
+                path=path,
+                operation=INFER,
+                content_type="",
+                accept=None,
+                model=model,
+                json_length=None if json_length is None else json_length.decode("latin-1"),
             )
         assert content_type is not None
         accepted = None if accept is None else accept.decode("latin-1")
@@ -163,10 +168,21 @@ class FastPath:
         images, plan = parsed
         bundle = model.bundle
         own_id, trace_id = identify(headers)
-        record = RequestRecord(request.operation, bundle.name, bundle.version, len(images), start)
+        record = RequestRecord(
+            operation=request.operation, model=bundle.name, version=bundle.version, images=len(images), body_read=start
+        )
         record.trace_id = trace_id
         record.decode_s = perf_counter() - start if request.model is None else 0.0  # /v2 sends pixels
-        pending = PendingRequest(self, request.path, own_id, record, since, plan, len(body), client)
+        pending = PendingRequest(
+            self,
+            path=request.path,
+            own_id=own_id,
+            record=record,
+            start=since,
+            plan=plan,
+            body_size=len(body),
+            client=client,
+        )
         pending.begin(images, model)
         return pending
 
@@ -181,7 +197,9 @@ class FastPath:
         sent = [*response.raw_headers, (HEADER, own_id), (TIMING, timing), *self.extra_headers]
         client.answer(response.status_code, sent, bytes(response.body))
         scope = {"method": "POST", "path": request.path}
-        self.request_log.finished_without_context(scope, own_id, record, response.status_code, perf_counter() - since)
+        self.request_log.finished_without_context(
+            scope, own_id=own_id, record=record, status=response.status_code, seconds=perf_counter() - since
+        )
 
     def count_handover(self, reason: str | Exception) -> None:
         """Count a request that goes to the ordinary path; an unexpected exception is logged as well."""
@@ -322,7 +340,7 @@ class PendingRequest:
     def _count(self, status: int) -> None:
         scope = {"method": "POST", "path": self._path}
         self._fast_path.request_log.finished_without_context(
-            scope, self._own_id, self._record, status, perf_counter() - self._start
+            scope, own_id=self._own_id, record=self._record, status=status, seconds=perf_counter() - self._start
         )
 
     def _drop(self) -> None:

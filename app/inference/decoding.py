@@ -155,7 +155,7 @@ class Decoding:
         clock, jobs = self._clock, []
         for data, header in zip(files, headers.each, strict=True):
             clock += header.seconds(spec)
-            job = _Job(data, spec, header.peak_bytes(spec), loop.create_future(), clock)
+            job = _Job(data=data, spec=spec, memory=header.peak_bytes(spec), future=loop.create_future(), clock=clock)
             jobs.append(job)
             heapq.heappush(self._waiting, (clock, next(self._count), job))
         self._start_next()

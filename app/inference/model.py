@@ -45,10 +45,10 @@ class Model:
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(
             lambda requests: answer(bundle, requests) if window is None else window.add(answer(bundle, requests)),
-            most,
-            pool,
-            costs.on_loop,
-            lambda images, seconds: ran(bundle.name, bundle.version, images, seconds),
+            most=most,
+            pool=pool,
+            on_loop=costs.on_loop,
+            ran=lambda images, seconds: ran(bundle.name, bundle.version, images, seconds),
         )
 
 

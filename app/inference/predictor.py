@@ -67,7 +67,17 @@ class PredictionTask:
         self._leave()
         done = parts_done[0] if len(parts_done) == 1 else _merge(parts_done)
         images = self._images
-        self._then(Prediction(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
+        self._then(
+            Prediction(
+                self._model.bundle,
+                images,
+                outputs=done.result,
+                decode_s=0.0,
+                queue_s=done.queue_s,
+                run_s=done.run_s,
+                batch=done.batch,
+            )
+        )
 
     def _leave(self) -> None:
         self._admission.leave(len(self._images))
@@ -95,7 +105,15 @@ class Predictor:
                 done = await model.batcher.submit(OutputRequest(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
-        return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+        return Prediction(
+            bundle,
+            images,
+            outputs=done.result,
+            decode_s=decode_s,
+            queue_s=done.queue_s,
+            run_s=done.run_s,
+            batch=done.batch,
+        )
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Completed[Outputs]:
         """More images than fit into a batch run as several, so that other requests can run in between."""
@@ -119,7 +137,7 @@ class Predictor:
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
-        return PredictionTask(self.admission, model, images, parts, outputs, then)
+        return PredictionTask(self.admission, model=model, images=images, parts=parts, outputs=outputs, then=then)
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]

@@ -58,7 +58,9 @@ def _score(options: argparse.Namespace) -> int:
     images, unread = find(options.paths)
     settings = _settings(options)
     operation = _operation(options, settings, providers.choose(settings.provider))
-    return Run(options.paths, images, unread, out, options.strict).score(operation, settings)
+    return Run(paths=options.paths, images=images, unread=unread, out=out, strict=options.strict).score(
+        operation, settings
+    )
 
 
 def _score_on_ray(options: argparse.Namespace) -> int:
@@ -71,7 +73,9 @@ def _score_on_ray(options: argparse.Namespace) -> int:
         )
     settings = _settings(options)
     operation = _operation(options, settings, CPU)  # the submitting machine need not have a GPU
-    return on_ray.run(options.ray, options.paths, options.out, operation, settings, options.strict)
+    return on_ray.run(
+        options.ray, paths=options.paths, out=options.out, operation=operation, settings=settings, strict=options.strict
+    )
 
 
 def _settings(options: argparse.Namespace) -> Settings:

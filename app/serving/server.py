@@ -75,7 +75,9 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=settings.drain_s,
     )
-    server = _Server(config, settings.drain_s, lambda: ready(listener), app.state.repository.leave, has_parent)
+    server = _Server(
+        config, settings.drain_s, ready=lambda: ready(listener), leave=app.state.repository.leave, has_parent=has_parent
+    )
     server.run([listener])
     return server.status if server.started else 1
 

@@ -44,7 +44,7 @@ class RequestLog:
     def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
         if self._should_log(record, status):
-            _log_access(scope, operation, record, status, seconds)
+            _log_access(scope, operation, record=record, status=status, seconds=seconds)
 
     def finished_without_context(
         self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float
@@ -62,7 +62,7 @@ class RequestLog:
         """Adds the request to the metrics; returns its operation."""
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
-        metrics.request(operation, model, version, status, seconds)
+        metrics.request(operation, model, version, status=status, seconds=seconds)
         if record.problem is not None:
             metrics.refused(record.problem)
         if record.queue_s is not None:

@@ -65,15 +65,35 @@ def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
     for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
         tell(f"note: {warning}")
     train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
-    _refuse_what_cannot_end(recipe, target, validation, calibration, test)
+    _refuse_what_cannot_end(recipe, target, validation=validation, calibration=calibration, test=test)
     if one_domain:
         # Calibration images are seen by nothing that is trained: pretraining has the rest.
-        return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
+        return Material(
+            spec=spec,
+            source=target,
+            source_train=train,
+            source_validation=validation,
+            source_test=test,
+            target=target,
+            train=train,
+            validation=validation,
+            calibration=calibration,
+            test=test,
+        )
     source = _without(source, (validation, calibration, test), recipe.source, tell)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
     _refuse_empty(recipe.source, source, {"validation": source_validation, "the test": source_test})
     return Material(
-        spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
+        spec=spec,
+        source=source,
+        source_train=source_train,
+        source_validation=source_validation,
+        source_test=source_test,
+        target=target,
+        train=train,
+        validation=validation,
+        calibration=calibration,
+        test=test,
     )
 
 

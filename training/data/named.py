@@ -48,4 +48,4 @@ def read_named(name: str, part: str, spec: InputSpec) -> ImageSet:
         return idx.read_idx_set(folder, part, spec, CLASSES[name])
     surfaces = root() / textures.FOLDER
     textured = partial(textures.textured, folder=surfaces, part=part)
-    return idx.read_idx_set(folder, part, spec, CLASSES[plain], textured)
+    return idx.read_idx_set(folder, part, spec, classes=CLASSES[plain], changed=textured)

@@ -29,7 +29,9 @@ def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage
         else:
             images = torch.cat([augmented(images, augment) for _ in range(2)])
         with shop.autocast():
-            return pretraining_loss(shop.net, shop.objective, images, erased(images, augment), progress, projector)
+            return pretraining_loss(
+                shop.net, shop.objective, images, shown=erased(images, augment), progress=progress, projector=projector
+            )
 
     def held_out(batch: Tensor) -> Tensor:
         if projector is None:

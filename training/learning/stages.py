@@ -60,7 +60,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     train, validation = material.train, material.validation
     head: Head | None = None
     if isinstance(mode, AdaptMode):
-        head = adapt(shop, material.source_train, material.source_validation, train, mode)
+        head = adapt(shop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
     elif isinstance(mode, LabelMode):
         head = METHODS[mode.mode](shop, train, validation, mode)
     finetune_decoder(shop, train, validation, recipe.decoder)

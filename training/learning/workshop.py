@@ -70,4 +70,11 @@ def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untraine
         for part in (net.encoder, net.decoder):
             distributed.synchronise(part)
     journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
-    return Workshop(net, recipe.objective, journal, checkpoints, device, computed_in(recipe.precision, device))
+    return Workshop(
+        net=net,
+        objective=recipe.objective,
+        journal=journal,
+        checkpoints=checkpoints,
+        device=device,
+        precision=computed_in(recipe.precision, device),
+    )

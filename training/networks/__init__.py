@@ -45,7 +45,7 @@ class Autoencoder:
 
 
 def _dense(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
-    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational, network.activation)
+    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational, activation=network.activation)
     return encoder, dense.Decoder(shape, network.hidden, network.latent)
 
 

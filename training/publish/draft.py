@@ -57,7 +57,7 @@ class Measured:
 def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     """The graphs, as accurate as the torch modules; int8 if the recipe asks for it and the accuracy holds."""
     features = "features" in distances.tensors(recipe.anomaly.distances)
-    exported = onnx.export(learnt.net, learnt.head, material.spec, recipe.transfer.reads, features)
+    exported = onnx.export(learnt.net, learnt.head, material.spec, reads=recipe.transfer.reads, features=features)
     fields = _fields(recipe, material, labelled=learnt.head is not None)
     draft = Draft.of(recipe.name, exported, fields)
     notes: list[Metric] = []
@@ -120,7 +120,11 @@ def judges_in_words(material: Material) -> str:
 def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
     """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
     calibration, arrays = anomaly.fit_to_bundle(
-        draft.bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
+        draft.bundle,
+        material.train,
+        material.calibration,
+        distances=recipe.anomaly.distances,
+        false_alarm_rate=recipe.false_alarm_rate,
     )
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
     logits = outputs_of(draft.bundle, material.judges, "temperature", ("logits",)).logits
@@ -137,7 +141,7 @@ def measure(material: Material, draft: Draft) -> Measured:
     test, bundle = material.test, draft.bundle
     outputs = outputs_of(bundle, test, f"evaluate {bundle.name}")
     how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
-    metrics = (*bundle_metrics(bundle, test, how, outputs, material.train), *draft.notes)
+    metrics = (*bundle_metrics(bundle, test, how, outputs=outputs, train=material.train), *draft.notes)
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
     return Measured(draft.with_references({"metrics": metrics}, shown), outputs)

@@ -29,7 +29,12 @@ def recalibrate(
     """
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
     calibration, arrays = anomaly.fit_to_bundle(
-        bundle, fitted_on, held_out, distances.usual(bundle), false_alarm_rate, anomalies
+        bundle,
+        fitted_on,
+        held_out,
+        distances=distances.usual(bundle),
+        false_alarm_rate=false_alarm_rate,
+        anomalies=anomalies,
     )
     before = bundle.manifest
     arrays |= drift.reference(bundle, held_out, before.classifier.temperature if before.classifier else None)

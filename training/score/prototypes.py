@@ -56,7 +56,11 @@ def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequ
     single = np.float32
     directions = distance == "cosine"
     return Prototypes(
-        centre.astype(single), scale.astype(single), weight.astype(single), bias.astype(single), directions
+        centre=centre.astype(single),
+        scale=scale.astype(single),
+        weight=weight.astype(single),
+        bias=bias.astype(single),
+        directions=directions,
     )
 
 
@@ -105,7 +109,7 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
         for tensor in (points, logits)
     ]
     initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    made = helper.make_graph(nodes, "prototypes", ends[:1], ends[1:], initialisers)
+    made = helper.make_graph(nodes, "prototypes", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
     checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]

@@ -154,7 +154,9 @@ def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], st
     rate = stated.false_alarm_rate if stated else _USUAL_RATE
     if rate * (len(held_out) + 1) < 1:
         rate = _USUAL_RATE
-    calibration, arrays = anomaly.fit_to_bundle(base, fitted_on, held_out, distances.usual(base), rate)
+    calibration, arrays = anomaly.fit_to_bundle(
+        base, fitted_on, held_out, distances=distances.usual(base), false_alarm_rate=rate
+    )
     arrays |= drift.reference(base, held_out, None)
     message = (
         f"the anomaly score was fitted anew on {len(fitted_on)} of the images; on the other {len(held_out)} it was "
