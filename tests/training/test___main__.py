@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import draw_folder, save_tiny
 
 import training
-from training.__main__ import main
+from training.__main__ import _is_out_of_memory, main
 
 PARENT = Path(training.__file__).parents[1]
 SETS = ["network.kind=dense", "network.hidden=8", "network.latent=4", "pretrain.epochs=1", "decoder.epochs=1"]
@@ -156,6 +157,9 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (few_images, "leave none for validation"),
     (lambda _: run(recipe="sead"), "no recipe 'sead': ours are"),
     (lambda _: run("pretrain.epoch=3"), "pretrain.epoch: Extra inputs are not permitted"),
+    (lambda _: run("seed=-1"), "seed: Input should be greater than or equal to 0"),
+    (lambda _: run(target=""), "'': neither a data set of ours"),
+    (lambda _: run(target='"\\u0000"'), "\\x00: neither a data set of ours"),
     (lambda _: run(target="nowhere"), "nowhere: neither a data set of ours (mnist, fashion-mnist, mnist-textured,"),
     (lambda _: run("split.test=0.9999"), "cannot give"),
     (lambda _: run("split.groups=(x+)"), "split.groups=(x+): does not match"),
@@ -240,3 +244,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(here: Path, full_disk: Path) ->
     assert "cannot be written" in last
     assert "Traceback" not in done.stderr
     assert not (here / "models").exists()
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(2**60, np.uint8), lambda: torch.empty(2**60, dtype=torch.uint8)])
+def test_what_does_not_fit_into_memory_is_known_from_other_errors(allocate: Callable[[], object]) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as found:
+        allocate()
+    assert _is_out_of_memory(found.value)
+    assert not _is_out_of_memory(RuntimeError("the size of tensor a must match"))

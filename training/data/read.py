@@ -33,8 +33,8 @@ def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
     if data in NAMES:
         return read_named(data, part, spec)
     folder, shown = Path(data), printable(data)
-    if not folder.is_dir():
-        raise TrainingError(f"{shown}: neither a data set of ours ({', '.join(NAMES)}) nor a folder")
+    if not data or not folder.is_dir():  # "" would be the current folder
+        raise TrainingError(f"{shown or repr(data)}: neither a data set of ours ({', '.join(NAMES)}) nor a folder")
     if any(idx.find(folder, stem) is not None for stem in (idx.FILES[each][0] for each in PARTS)):
         return idx.read_idx_set(folder, part, spec, ())
     if any((folder / npz.FILES[each]).is_file() for each in PARTS):
