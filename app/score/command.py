@@ -109,7 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Files that cannot be scored are listed in OUT.errors.csv. Exit status: 0, there are results; 1, there "
         "are none; 2, it cannot run with these arguments; 130, stopped.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder, with the folders below it")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="an image, or a folder, with the folders below it and those that links in it lead to",
+    )
     parser.add_argument("--out", required=True, help=f"file to write; its name ends in {', '.join(FORMATS)}")
     parser.add_argument("--model", metavar="NAME[@VERSION]", help="model to run (default: the service's default model)")
     parser.add_argument(
