@@ -278,6 +278,7 @@ def connection_factory(
         head_s=head_s,
         keep_alive_s=keep_alive_s,
         max_connections=max_connections,
+        request_log=fast_path.request_log,
         fast_path=fast_path,
         default_headers=_DefaultHeaders(),
     )

@@ -38,6 +38,7 @@ from app.main import create_app
 from app.serving.fast_connection import FastConnection, _FastCycle, connection_factory
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
+from app.telemetry.metrics import Metrics
 from app.telemetry.requests import CLIENT_DISCONNECTED, DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 IMAGE = png(garment("bag"))
@@ -82,9 +83,9 @@ class Line:
         self.app, self.ordinary, self.counted = app, OrdinaryPath(), list[tuple[str | None, int]]()
         self.fast_path = app.state.fast_path
         inference = partial(oip.parse_small_infer, app.state.metrics, app.state.settings.max_images)
-        told = Counted(self.counted)
+        request_log = Counted(self.counted)
         self.fast_path = FastPath(
-            app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), told
+            app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), request_log
         )
         config = uvicorn.Config(self.ordinary, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
@@ -118,10 +119,11 @@ class Line:
 
 class Counted(RequestLog):
     def __init__(self, counted: list[tuple[str | None, int]]) -> None:
+        super().__init__(Metrics(""))
         self._counted = counted
 
     def finished_without_context(
-        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+        self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float
     ) -> None:
         self._counted.append((record.operation, status))
 
