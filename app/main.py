@@ -27,7 +27,7 @@ from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
 from app.inference.predictor import Predictor
-from app.inference.repository import Repository, again_and_again
+from app.inference.repository import Repository, repeat
 from app.settings import Settings
 from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
@@ -76,7 +76,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         if settings.model_control == "poll":
             tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
-            tasks.append(asyncio.create_task(again_and_again(_WRITE_METRICS_S, write, "metrics were not written")))
+            tasks.append(asyncio.create_task(repeat(_WRITE_METRICS_S, write, "metrics were not written")))
         yield
         request_log.close()
         metrics.write()

@@ -82,16 +82,16 @@ def drawn(most_pixels: int) -> list[bytes]:
 
 def requests(files: list[bytes]) -> list[bytes]:
     rng = random.Random(0)
-    asked = [post("/v1/classify", file, "image/png") for file in files]
+    requested = [post("/v1/classify", file, "image/png") for file in files]
     small = [file for file in files if len(file) < 100_000]
-    asked += [form("/v1/predict", rng.sample(small, rng.choice((2, 4, 30)))) for _ in range(30)]
-    rng.shuffle(asked)
-    return asked
+    requested += [form("/v1/predict", rng.sample(small, rng.choice((2, 4, 30)))) for _ in range(30)]
+    rng.shuffle(requested)
+    return requested
 
 
 def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
     settings = shipped()
-    asked = requests(drawn(int(settings["GRAFT_MAX_PIXELS"])))
+    requested = requests(drawn(int(settings["GRAFT_MAX_PIXELS"])))
     hostile, plain = Heard(), Heard()
     with confined() as group:
         entering = [group, *([Path(str(group).replace("/memory/", "/cpu/"))] if "/memory/" in str(group) else [])]
@@ -110,8 +110,8 @@ def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
 
             async def both() -> None:
                 loads = [
-                    Load(address, PLAIN, clients=1, hears=plain.hears),
-                    Load(address, asked, clients=ATTACKERS, hears=hostile.hears),
+                    Load(address, PLAIN, clients=1, on_answer=plain.on_answer),
+                    Load(address, requested, clients=ATTACKERS, on_answer=hostile.on_answer),
                 ]
                 tasks = [asyncio.create_task(each.run()) for each in loads]
                 await asyncio.sleep(seconds)
@@ -123,10 +123,10 @@ def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
 
             asyncio.run(both())
             lives = process.poll() is None
-            told = _told(group)
+            output = _told(group)
         finally:
             started.__exit__(None, None, None)
-    return plain, hostile, told, lives
+    return plain, hostile, output, lives
 
 
 def _told(group: Path) -> dict[str, str]:
@@ -142,14 +142,14 @@ def main() -> int:
         print("skipped: control groups need Linux and root", file=sys.stderr)
         return 77
     try:
-        plain, hostile, told, lives = measured(given.seconds)
+        plain, hostile, output, lives = measured(given.seconds)
     except Skipped as error:
         print(f"skipped: {error}", file=sys.stderr)
         return 77
     held = lives and +plain.statuses == Counter({200: plain.statuses[200]}) and plain.statuses[200] > 0
     print(f"plain    {dict(+plain.statuses)}, p50 {plain.p(50):.1f} ms, p99 {plain.p(99):.1f} ms")
     print(f"hostile  {dict(+hostile.statuses)}")
-    print(f"memory   {told} of {MEMORY:,}")
+    print(f"memory   {output} of {MEMORY:,}")
     print(f"the process {'lives' if lives else 'DIED'}: {'held' if held else 'NOT HELD'}")
     return 0 if held else 1
 

@@ -36,7 +36,7 @@ from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.inference import read
 from training.learning.pretrain import pretrain
-from training.learning.workshop import workshop
+from training.learning.workshop import open_workshop
 from training.measure import strangers
 from training.measure.detection import auroc
 from training.measure.intervals import student
@@ -176,11 +176,11 @@ def one_class(out: Path) -> Iterator[Bar]:
         ],
     )
     material = gather(chosen)
-    shop = workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
-    pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
-    blocks = [math.prod(shape) for shape in shop.net.pool.shapes]
+    workshop = open_workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
+    pretrain(workshop, material.source_train, material.source_validation, chosen.pretrain)
+    blocks = [math.prod(shape) for shape in workshop.net.pool.shapes]
     train, test = (
-        Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
+        Normals({"features": read(workshop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
         for part in (material.target, material.test)
     )
     sizes = {name: points.shape[1] for name, points in test.encoded.items()}
@@ -230,7 +230,7 @@ def main() -> None:
         try:
             reached = []
             for bar in measures[name]():
-                print(bar.told(), flush=True)
+                print(bar.line(), flush=True)
                 reached.append(bar)
             if given.doc:
                 page.write(PAGE, name, table(reached, digits=4), [now])

@@ -84,20 +84,20 @@ class Soak:
     def at_s(self) -> float:
         return time.monotonic() - self.began
 
-    def hears_good(self, _: int, answer: Answer) -> None:
+    def on_good_answer(self, _: int, answer: Answer) -> None:
         if answer.status == 200:
             self.good += 1
             self.waits.append((self.at_s, answer.seconds))
         else:
             self.unexpected[f"{answer.status} to a good request"] += 1
 
-    def hears_hostile(self, _: int, answer: Answer) -> None:
+    def on_hostile_answer(self, _: int, answer: Answer) -> None:
         if answer.status in HOSTILE:
             self.hostile[answer.status] += 1
         else:
             self.unexpected[f"{answer.status} to a hostile request"] += 1
 
-    def hears_bad(self, which: int, answer: Answer) -> None:
+    def on_bad_answer(self, which: int, answer: Answer) -> None:
         meant = BAD[which][1]
         if answer.status == meant:
             self.bad[meant] += 1
@@ -174,15 +174,17 @@ class Soak:
 async def soaked(soak: Soak, address: str, models: Path, service: psutil.Process, seconds: float) -> None:
     judge = Judge({bundle.digest: probabilities(bundle) for bundle in map(load, KINDS)})
 
-    def hears_judged(which: int, answer: Answer) -> None:
-        soak.hears_good(which, answer)
-        judge.hears(which, answer)
+    def on_judged_answer(which: int, answer: Answer) -> None:
+        soak.on_good_answer(which, answer)
+        judge.on_answer(which, answer)
 
     loads = [
-        Load(address, [post("/v1/classify", file, "image/png") for file in FILES], clients=8, hears=hears_judged),
-        Load(address, GOOD, clients=4, hears=soak.hears_good),
-        Load(address, hostile_requests("garments"), clients=2, hears=soak.hears_hostile),
-        Load(address, [request for request, _ in BAD], clients=2, kept=False, hears=soak.hears_bad),
+        Load(
+            address, [post("/v1/classify", file, "image/png") for file in FILES], clients=8, on_answer=on_judged_answer
+        ),
+        Load(address, GOOD, clients=4, on_answer=soak.on_good_answer),
+        Load(address, hostile_requests("garments"), clients=2, on_answer=soak.on_hostile_answer),
+        Load(address, [request for request, _ in BAD], clients=2, kept=False, on_answer=soak.on_bad_answer),
     ]
     tasks = [asyncio.create_task(each.run()) for each in loads]
     tasks.append(asyncio.create_task(_swap(soak, models, address, judge, seconds)))
@@ -238,13 +240,13 @@ def main() -> int:
     soak = measured(arguments.minutes)
     rows = soak.table()
     held = [f"| {what} | {value} | {'' if good else '**no**'} |" for what, value, good in rows]
-    told = "\n".join(["| what | value | as it should be? |", "| --- | --- | --- |", *held])
+    output = "\n".join(["| what | value | as it should be? |", "| --- | --- | --- |", *held])
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "soak.md").write_text(f"{machine()}\n\n{told}\n")
+    (arguments.out / "soak.md").write_text(f"{machine()}\n\n{output}\n")
     (arguments.out / "soak.svg").write_text(soak.plot())
     every = {"machine": machine(), "table": rows, "held": [asdict(each) for each in soak.held], "p99_ms": soak.p99s()}
     (arguments.out / "soak.json").write_text(json.dumps(every | {"warnings": soak.warnings}, indent=1))
-    print(told)
+    print(output)
     return 0 if all(good for *_, good in rows) else 1
 
 

@@ -269,7 +269,7 @@ def test_nothing_that_is_served_is_unpickled(name: str) -> None:
     assert not {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch"} & roots
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "np.save", "np.fromfile", "numpy.load"}:
-            said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            assert said.get("allow_pickle") == "False", f"{name}:{node.lineno}"
+            text = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert text.get("allow_pickle") == "False", f"{name}:{node.lineno}"
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in {"eval", "exec", "compile", "__import__"}, f"{name}:{node.lineno}"

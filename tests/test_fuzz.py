@@ -47,10 +47,10 @@ def test_the_service_is_as_its_description_says(tmp_path: Path, key: str | None)
     """Twice: all is open, or all takes a key."""
     keyed = {"GRAFT_API_KEYS": key} if key else {}
     headers = ["-H", f"X-API-Key: {key}"] if key else []
-    told = fuzzed(tmp_path, "{}/openapi.json", *headers, "--max-examples", "7", **keyed)
-    described = re.search(r"Selected: (\d+)/\1\b", told)
-    assert described, told
-    assert f"Tested: {described[1]}" in told
+    output = fuzzed(tmp_path, "{}/openapi.json", *headers, "--max-examples", "7", **keyed)
+    described = re.search(r"Selected: (\d+)/\1\b", output)
+    assert described, output
+    assert f"Tested: {described[1]}" in output
 
 
 def test_the_service_is_as_the_open_inference_protocol_says(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Visit:
         )
         self.complaints: list[str] = []
         self.page: Page = self.context.new_page()
-        self.page.on("console", lambda told: self._heard(told.type, told.text))
+        self.page.on("console", lambda answer_text: self._heard(answer_text.type, answer_text.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _heard(self, kind: str, text: str) -> None:
@@ -79,8 +79,8 @@ class Visit:
         self.page.goto(address)
         expect(self.page.locator("#what")).not_to_contain_text("Reading")
 
-    def sample(self, said: str) -> None:
-        self.page.get_by_role("button", name=f"Sample: {said}").click()
+    def sample(self, sentence: str) -> None:
+        self.page.get_by_role("button", name=f"Sample: {sentence}").click()
 
     @property
     def label(self) -> Locator:
@@ -151,8 +151,8 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     bars = answer.locator(".bars li")
     expect(bars).to_have_count(10)
     expect(bars.first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
-    for said in ("Your image", "Drawn back", "Why", "Drawing error"):
-        expect(answer.get_by_text(said, exact=True)).to_be_visible()
+    for sentence in ("Your image", "Drawn back", "Why", "Drawing error"):
+        expect(answer.get_by_text(sentence, exact=True)).to_be_visible()
     for map_name in ("why", "odd"):
         painted = answer.locator(f"[data-figure={map_name}] canvas")
         expect(painted).to_have_js_property("width", 28)
@@ -229,11 +229,11 @@ def test_every_distance_that_a_score_may_have_is_told_in_words(visit: Visitor, t
         summands = re.findall(
             r"([^,(]+(?:, relative [^,(]+)?) \(([−\d.]+)\)", words.inner_text().partition("deviations,")[2]
         )
-        assert len(summands) == len(distances) == len({said for said, _ in summands}), summands
-        for distance, (said, number) in zip(distances, summands, strict=True):
-            assert distance.name not in said, f"app/web/answer.js has no words for {distance.name}"
+        assert len(summands) == len(distances) == len({sentence for sentence, _ in summands}), summands
+        for distance, (sentence, number) in zip(distances, summands, strict=True):
+            assert distance.name not in sentence, f"app/web/answer.js has no words for {distance.name}"
             expected = (truth["distances"][distance.name] - distance.mean) / distance.std
-            assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), said
+            assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), sentence
         v.kept("every-distance")
 
 
@@ -563,8 +563,8 @@ def test_nobody_is_kept_out(visit: Visitor, address: str, size: str, scheme: str
     v.open(address)
     without_barriers(v.page)
     v.page.get_by_role("button", name="Draw").click()
-    for said in ("a sneaker", "a bag", "rings"):
-        v.sample(said)
+    for sentence in ("a sneaker", "a bag", "rings"):
+        v.sample(sentence)
     expect(v.page.locator(".anomaly.odd")).to_be_visible()
     expect(v.page.locator("#explorer output")).not_to_be_empty()
     without_barriers(v.page)
@@ -612,17 +612,17 @@ def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str
 
 def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, address: str) -> None:
     v = visit()
-    told = v.page.locator("#drift")
+    answer_text = v.page.locator("#drift")
     v.page.goto(f"{address}/models/plain")
-    expect(told).to_contain_text("This bundle has nothing to tell by")
+    expect(answer_text).to_contain_text("This bundle has nothing to tell by")
     v.page.goto(f"{address}/models/fashion-mnist-seed@1")
-    expect(told).to_contain_text("Not known yet: it takes 400 images")
+    expect(answer_text).to_contain_text("Not known yet: it takes 400 images")
     files = [("image", data) for data in DRAWN.values()] * 20
     for _ in range(4):
         httpx.post(f"{address}/v1/predict?model=fashion-mnist-seed@1", files=files).raise_for_status()
     found = httpx.get(f"{address}/v1/models/fashion-mnist-seed@1/drift").json()
     assert found["drifted"], "five drawings, over and over"
-    expect(told).to_contain_text(
+    expect(answer_text).to_contain_text(
         "do not look like those that were held out", timeout=10_000
     )  # it looks again by itself
     expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, moved much")

@@ -24,7 +24,7 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         yield from items
         return
     if not sys.stderr.isatty() or find_spec("rich") is None:
-        yield from _plainly(items, what, total)
+        yield from _print_lines(items, what, total)
         return
     from rich.console import Console  # here: commands that need no torch run without it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,7 +39,7 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             progress.update(task, completed=done, rate=f"{done / max(1e-9, time.monotonic() - start):,.0f}/s")
 
 
-def _plainly(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def _print_lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     start = told = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item

@@ -13,10 +13,10 @@ from app.bundle.bundle import REPORT_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
-from training.data.material import Material, gather, seen_in_pretraining
+from training.data.material import Material, count_seen_in_pretraining, gather
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
-from training.learning.stages import Learnt, learn, learnt_before
+from training.learning.stages import Learnt, learn, load_learnt
 from training.learning.workshop import CHECKPOINTS
 from training.measure.outputs import outputs_of
 from training.progress import say
@@ -88,7 +88,7 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
     recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
     ranks.from_first(lambda: open_folder(folder, recipe, resume))
     material = _gather(recipe, folder)
-    if seen := seen_in_pretraining(before, material):
+    if seen := count_seen_in_pretraining(before, material):
         raise TrainingError(
             f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
             "them could be trusted: pretrain with the target's own split, or on other images"
@@ -108,7 +108,7 @@ def _copy(weights: Path, checkpoints: Path) -> None:
 def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
-    learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
+    learnt = load_learnt(recipe, recipe.input.spec().shape, folder)
     return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
 
 

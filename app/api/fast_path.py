@@ -268,11 +268,11 @@ class PendingRequest:
 
     def begin(self, images: np.ndarray, model: Model) -> None:
         fast_path = self._fast_path
-        fast_path.room.take(self._body_size)
+        fast_path.room.acquire(self._body_size)
         try:
             self._begun = fast_path.predictor.begin(images, model, self._plan.outputs, self._on_result)
         except BaseException:
-            fast_path.room.give_back(self._body_size)
+            fast_path.room.release(self._body_size)
             raise
         self._deadline = fast_path.deadlines.set(fast_path.timeout_s, on_expiry=self._on_deadline)
 
@@ -352,4 +352,4 @@ class PendingRequest:
         """Break all reference cycles, so that nothing is left to the garbage collector."""
         self._begun = self._client = None
         self._deadline.clear()
-        self._fast_path.room.give_back(self._body_size)
+        self._fast_path.room.release(self._body_size)

@@ -68,9 +68,9 @@ class Bytes:
                 1,
             )
 
-    def take(self, more: int, before: int = 0) -> None:
+    def acquire(self, more: int, before: int = 0) -> None:
         self.require(more, before)
         self.held += more
 
-    def give_back(self, bytes_taken: int) -> None:
+    def release(self, bytes_taken: int) -> None:
         self.held -= bytes_taken

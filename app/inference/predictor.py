@@ -31,9 +31,9 @@ class Prediction:
 
 
 class PredictionTask:
-    """A prediction in progress. It leaves the queue when it ends or is dropped; after a drop, `then` is not called."""
+    """A prediction in progress. It leaves the queue when it ends; a dropped one does not call `on_result`."""
 
-    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_then")
+    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_on_result")
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class PredictionTask:
         images: np.ndarray,
         parts: Sequence[np.ndarray],
         outputs: frozenset[str],
-        then: Callable[[Prediction | Exception], None],
+        on_result: Callable[[Prediction | Exception], None],
     ) -> None:
-        self._admission, self._model, self._images, self._then = admission, model, images, then
+        self._admission, self._model, self._images, self._on_result = admission, model, images, on_result
         self._done: list[Completed[Outputs]] = []
         self._items: Sequence[Pending[OutputRequest, Outputs]] = [
             model.batcher.put(OutputRequest(part, outputs), self._ended) for part in parts
@@ -58,7 +58,7 @@ class PredictionTask:
     def _ended(self, outcome: Completed[Outputs] | Exception) -> None:
         if isinstance(outcome, Exception):
             self.drop()
-            self._then(outcome)
+            self._on_result(outcome)
             return
         parts_done = self._done
         parts_done.append(outcome)
@@ -67,7 +67,7 @@ class PredictionTask:
         self._leave()
         done = parts_done[0] if len(parts_done) == 1 else _merge(parts_done)
         images = self._images
-        self._then(
+        self._on_result(
             Prediction(
                 self._model.bundle,
                 images,
@@ -131,18 +131,20 @@ class Predictor:
         images: np.ndarray,
         model: Model,
         outputs: frozenset[str],
-        then: Callable[[Prediction | Exception], None],
+        on_result: Callable[[Prediction | Exception], None],
     ) -> "PredictionTask":
-        """Like `predict`, for pixels and without a task: `then` is called once, on the event loop."""
+        """Like `predict`, for pixels and without a task: `on_result` is called once, on the event loop."""
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
-        return PredictionTask(self.admission, model=model, images=images, parts=parts, outputs=outputs, then=then)
+        return PredictionTask(
+            self.admission, model=model, images=images, parts=parts, outputs=outputs, on_result=on_result
+        )
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
 
-    async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
+    async def run_from_encoded(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
         """The encoder's outputs, (n, D) by tensor name → RECONSTRUCTION or LOGITS, as in `outputs`.
 
         Runs in a thread if there are many images.

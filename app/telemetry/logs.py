@@ -73,9 +73,9 @@ class RequestLog:
         if record.problem is not None:
             metrics.refused(record.problem)
         if record.queue_s is not None:
-            metrics.waited(model, version, record.queue_s)
+            metrics.observe_queue(model, version, record.queue_s)
         if record.decode_s is not None:
-            metrics.decoded(model, version, record.decode_s)
+            metrics.observe_decoding(model, version, record.decode_s)
         return operation
 
     def _should_log(self, record: RequestRecord, status: int) -> bool:

@@ -181,25 +181,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("prepare", "says"), BAD, ids=[says[:40] for _, says in BAD])
+@pytest.mark.parametrize(("prepare", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_it_is_named_in_one_sentence_and_nothing_is_lost(
-    prepare: Callable[[Path], list[str]], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+    prepare: Callable[[Path], list[str]], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = prepare(here)
     before = contents(here)
     capsys.readouterr()
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    last = told.err.splitlines()[-1]
+    output = capsys.readouterr()
+    last = output.err.splitlines()[-1]
     assert last.startswith("graft-train: ")
-    assert says in last
-    assert told.out == ""
+    assert message in last
+    assert output.out == ""
     after = contents(here)
     assert all(after[name] == data for name, data in before.items())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["calibrate", "b", "n", "--false-alarm-rate", "few"], "--false-alarm-rate: few is not between 0 and 1"),
         (["calibrate", "b", "n", "--false-alarm-rate", "nan"], "--false-alarm-rate: nan is not between 0 and 1"),
@@ -210,12 +210,12 @@ def test_it_is_named_in_one_sentence_and_nothing_is_lost(
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -77,9 +77,9 @@ def test_ctrl_c_ends_all_and_they_go_on_to_the_same_weights(images: Path, recipe
     (tmp_path / "mine/bag/0.png").write_bytes(b"no image")
     changes = (*CONV, *SHORT, "objective.noise=0.1", "pretrain.augment.crop=0.5", "pretrain.epochs=6")
     changes = (*changes, f"source={tmp_path}/mine", f"target={tmp_path}/mine")
-    said = by_two(*arguments(recipe, tmp_path / "whole", changes))
-    assert said.count("left out") == 1
-    assert said.count("pretrain 1/6: ") == 1
+    sentence = by_two(*arguments(recipe, tmp_path / "whole", changes))
+    assert sentence.count("left out") == 1
+    assert sentence.count("pretrain 1/6: ") == 1
 
     cut = arguments(recipe, tmp_path / "cut", changes)
     with subprocess.Popen([*TWO, *cut], stderr=subprocess.PIPE, text=True) as process:

@@ -37,7 +37,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("pretrain.epoch=3", "pretrain.epoch: Extra inputs"),
         ("pretrain.epochs=-1", "pretrain.epochs: Input should be greater than or equal to 0"),
@@ -73,8 +73,8 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("name.x=3", "name is not a table"),
     ],
 )
-def test_a_bad_change_is_named(change: str, says: str) -> None:
-    with pytest.raises(TrainingError, match=says):
+def test_a_bad_change_is_named(change: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         recipe.load("seed", [change])
 
 
@@ -101,7 +101,7 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "setting", "says"),
+    ("mode", "setting", "message"),
     [
         ("head", "way=20", "transfer.way belongs to mode episodic, and the mode is head: leave it out, or set"),
         ("full", "thaw=1", "transfer.thaw belongs to mode gradual, and the mode is full"),
@@ -116,7 +116,9 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("given", ["file", "changes"])
-def test_a_setting_of_another_mode_is_refused(mode: str, setting: str, says: str, given: str, tmp_path: Path) -> None:
+def test_a_setting_of_another_mode_is_refused(
+    mode: str, setting: str, message: str, given: str, tmp_path: Path
+) -> None:
     path, plain = tmp_path / "mine.toml", 'name = "mine"\ntitle = "t"\nsource = "a"\ntarget = "b"\n'
     changes = [f"transfer.mode={mode}", f"transfer.{setting}"]
     if given == "file":
@@ -125,7 +127,7 @@ def test_a_setting_of_another_mode_is_refused(mode: str, setting: str, says: str
         changes = []
     else:
         path.write_text(plain)
-    with pytest.raises(TrainingError, match=says) as raised:
+    with pytest.raises(TrainingError, match=message) as raised:
         recipe.load(str(path), changes)
     assert "Value error" not in str(raised.value)
 

@@ -28,7 +28,7 @@ from training.data.folder import read_folder
 from training.data.imageset import ImageSet
 from training.data.material import gather
 from training.learning.decoder import finetune_decoder
-from training.learning.workshop import workshop
+from training.learning.workshop import open_workshop
 from training.networks import build
 from training.publish.onnx import Exported, export, to_onnx
 from training.recipe import Input, Network, Stage
@@ -168,8 +168,8 @@ def test_a_code_that_was_never_drawn_from_is_drawn_from_in_the_end(recipe: Path,
     changes += ["objective.contrast=1", "objective.reconstruction=0", "pretrain.augment.crop=0.5"]
     learnt(recipe, tmp_path / "run", changes)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    told, drawn = ([line["validation_loss"] for line in lines if line["stage"] == s] for s in ("pretrain", "decoder"))
-    assert told[-1] < told[0]
+    output, drawn = ([line["validation_loss"] for line in lines if line["stage"] == s] for s in ("pretrain", "decoder"))
+    assert output[-1] < output[0]
     assert drawn[-1] < 0.9 * drawn[0]
 
 
@@ -289,15 +289,15 @@ def test_evaluate_divides_a_folder_as_the_recipe_did(
     assert main([*arguments, *(part for change in SMALL for part in ("--set", change))]) == 0
     capsys.readouterr()
     bundle = str(tmp_path / "models/drawn/1")
-    for data, says, count in (
+    for data, message, count in (
         (images / "train", "divided as then", 96),
         (images / "test", "all of it is measured", 120),
     ):
         assert main(["evaluate", bundle, "--data", str(data)]) == 0
-        told = capsys.readouterr()
-        assert says in told.err
-        assert f" over {count} images" in told.out
-        assert "95 % by chance in both samples" in told.out
+        output = capsys.readouterr()
+        assert message in output.err
+        assert f" over {count} images" in output.out
+        assert "95 % by chance in both samples" in output.out
 
 
 def test_ctrl_c_stops_without_a_traceback_and_publishes_nothing(recipe: Path, tmp_path: Path) -> None:
@@ -502,13 +502,13 @@ def test_a_variational_decoder_is_fine_tuned_on_draws_of_the_code(recipe: Path, 
     chosen = load_recipe(str(recipe), ["network.kind=dense", "network.variational=true", "network.latent=4"])
     drawn = {}
     for spread in (-20.0, 20.0):  # of the draws, as the log variance has it
-        shop = workshop(chosen, (28, 28, 1), tmp_path / str(spread), untrained=True)
+        workshop = open_workshop(chosen, (28, 28, 1), tmp_path / str(spread), untrained=True)
         data = gather(chosen).train
-        bias = shop.net.encoder.log_variance.bias
+        bias = workshop.net.encoder.log_variance.bias
         bias.data.fill_(spread)
-        finetune_decoder(shop, data, data, Stage(epochs=6, rate=5e-3))
+        finetune_decoder(workshop, data, data, Stage(epochs=6, rate=5e-3))
         with torch.no_grad():
-            drawn[spread] = shop.net.decoder(shop.net.encode(shop.unit(data.images[:64])).code).sigmoid()
+            drawn[spread] = workshop.net.decoder(workshop.net.encode(workshop.unit(data.images[:64])).code).sigmoid()
     assert drawn[20.0].std(0).mean() < drawn[-20.0].std(0).mean() / 4
 
 
@@ -544,19 +544,19 @@ def test_what_cannot_be_resumed_says_why(
     recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ["run", str(recipe), "--resume"]
-    for arguments, says in (
+    for arguments, message in (
         (run, "--resume needs --run"),
         ([*run, "--run", str(tmp_path / "none")], "not a run: recipe.json is missing"),
         ([*run, "--run", str(trained / "run"), "--set", "seed=9"], "has another recipe"),
         ([*run, "--run", str(trained / "run")], "the run is finished: it published"),
     ):
         assert main(arguments) == 2
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1, 2]\n", b"\xff\xfe\x00"])
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("data.json", "damaged, so changed data would go unnoticed"),
         ("bundle.txt", "the run has published nothing yet|bundle.txt: damaged: publish the run again"),
@@ -564,12 +564,12 @@ def test_what_cannot_be_resumed_says_why(
     ],
 )
 def test_a_damaged_file_of_a_run_is_named_or_passed_over(
-    name: str, says: str, damage: bytes, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, damage: bytes, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
     (run / name).write_bytes(damage)
-    assert main(["report", str(run)]) == (2 if says else 0)
-    assert re.search(says, capsys.readouterr().err)
+    assert main(["report", str(run)]) == (2 if message else 0)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_an_exported_graph_keeps_nothing_of_the_machine_it_was_made_on() -> None:

@@ -97,7 +97,7 @@ def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
     )
 
 
-def seen_in_pretraining(before: Recipe, material: Material) -> int:
+def count_seen_in_pretraining(before: Recipe, material: Material) -> int:
     """How many of the images that are held out here an earlier run's pretraining had.
 
     A copy of one of them that this run learns from itself is not counted: `gather` has told of it.

@@ -22,7 +22,7 @@ from training.learning.augment import augmented, erased
 from training.learning.finetune import class_weights
 from training.learning.fit import Task, fit
 from training.learning.inference import mean_loss
-from training.learning.normalisation import settle
+from training.learning.normalisation import recompute_statistics
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
@@ -111,7 +111,7 @@ def _off_diagonal(square: Tensor) -> Tensor:
 
 
 def adapt(
-    shop: Workshop,
+    workshop: Workshop,
     source: ImageSet,
     held_out: ImageSet,
     target: ImageSet,
@@ -121,25 +121,25 @@ def adapt(
 
     The last epoch is kept: without labels of the target no loss tells which epoch is best for it.
     """
-    net = shop.net
+    net = workshop.net
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
+    head = heads.make(size, len(source.classes), transfer.hidden).to(workshop.device)
     learning = net.blocks() | {"head": head}
     penalty, adaptation = None, 0.0
     if isinstance(transfer, DannMode | MmdMode):
         penalty, adaptation = PENALTIES[transfer.mode](transfer, size, learning), transfer.adaptation
-    weights = class_weights(source).to(shop.device) if transfer.class_weights else None
+    weights = class_weights(source).to(workshop.device) if transfer.class_weights else None
 
     def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
-        return erased(augmented(shop.unit(data.images[batch.numpy()]), augment), augment)
+        return erased(augmented(workshop.unit(data.images[batch.numpy()]), augment), augment)
 
     def read(given: Tensor) -> Tensor:
-        with shop.autocast():
+        with workshop.autocast():
             encoded = net.encode(given.contiguous(memory_format=torch.channels_last))
         return (encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)).float()
 
     def named(points: Tensor, batch: Tensor, data: ImageSet, smoothing: float) -> Tensor:
-        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(workshop.device)
         return F.cross_entropy(head(points), labels, weights, label_smoothing=smoothing)
 
     def loss(batch: Tensor, progress: float) -> Tensor:
@@ -162,9 +162,9 @@ def adapt(
         validate=lambda: mean_loss(held_out_loss, len(held_out)),
         keep="last",
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     if penalty is not None:
-        settle(shop, target)
+        recompute_statistics(workshop, target)
     return head
 
 

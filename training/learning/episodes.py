@@ -85,24 +85,24 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
 
 
-def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
+def episodic(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
     """The encoder learns by episodes; then a head learns on its outputs."""
-    train_encoder(shop, train, validation, transfer)
-    return train_head(shop, train, validation, transfer)
+    train_encoder(workshop, train, validation, transfer)
+    return train_head(workshop, train, validation, transfer)
 
 
-def train_encoder(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
+def train_encoder(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
     """The validation loss is the mean over the same episodes after each epoch."""
-    blocks = shop.net.sizes_read(transfer.reads)
+    blocks = workshop.net.sizes_read(transfer.reads)
     seen = Episodes(train, transfer, blocks)
     held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
 
     def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
         indices, turns = episodes.draw()
-        images = shop.unit(data.images[indices.numpy()])
+        images = workshop.unit(data.images[indices.numpy()])
         images = augmented(turned(images, turns) if transfer.symmetries else images, augment)
-        with shop.autocast():
-            return episodes.loss(shop.net.read(erased(images, augment), transfer.reads))
+        with workshop.autocast():
+            return episodes.loss(workshop.net.read(erased(images, augment), transfer.reads))
 
     def held_out() -> float:
         with torch.random.fork_rng():
@@ -110,7 +110,7 @@ def train_encoder(shop: Workshop, train: ImageSet, validation: ImageSet, transfe
             losses = [loss(validation, held, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
         return sum(losses) / len(losses)
 
-    learning = {name: shop.net.blocks()[name] for name in shop.net.blocks_read(transfer.reads)}
+    learning = {name: workshop.net.blocks()[name] for name in workshop.net.blocks_read(transfer.reads)}
     stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
     task = Task(
         "episodes",
@@ -119,7 +119,7 @@ def train_encoder(shop: Workshop, train: ImageSet, validation: ImageSet, transfe
         images=len(train),
         validate=held_out,
     )
-    fit(task, stage, shop.journal, shop.checkpoints)
+    fit(task, stage, workshop.journal, workshop.checkpoints)
 
 
 def _fitting(data: ImageSet, transfer: EpisodicMode) -> int:

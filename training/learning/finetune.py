@@ -19,9 +19,9 @@ from training.networks.head import Head
 from training.recipe import Augment, LabelMode, MultitaskMode
 
 
-def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
+def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
     """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
-    seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
+    seen, held = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
     mean, std = _moments(seen)
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
@@ -38,7 +38,7 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
         images=len(seen),
         validate=lambda: mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     with torch.no_grad():
         first = heads.reading(head)
         first.bias.sub_(first.weight @ (mean / std))
@@ -46,13 +46,13 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
     return head
 
 
-def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
+def multitask(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
     """Head, encoder and decoder together."""
-    return finetune(shop, train, validation, transfer, reconstruct=transfer.reconstruction)
+    return finetune(workshop, train, validation, transfer, reconstruct=transfer.reconstruction)
 
 
 def finetune(
-    shop: Workshop,
+    workshop: Workshop,
     train: ImageSet,
     validation: ImageSet,
     transfer: LabelMode,
@@ -63,22 +63,22 @@ def finetune(
     frozen: Callable[[float], set[str]] = lambda _: set(),
 ) -> Head:
     """Head and encoder together: all its blocks, or those named. `reconstruct` weighs the decoder's loss; 0: none."""
-    net = shop.net
+    net = workshop.net
     if blocks is None:
         blocks = list(net.blocks())
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    head = heads.make(size, len(train.classes), transfer.hidden).to(shop.device)
-    weights = class_weights(train).to(shop.device) if transfer.class_weights else None
+    head = heads.make(size, len(train.classes), transfer.hidden).to(workshop.device)
+    weights = class_weights(train).to(workshop.device) if transfer.class_weights else None
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, smoothing: float) -> Tensor:
-        images = augmented(shop.unit(data.images[batch.numpy()]), augment)
-        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
-        with shop.autocast():
+        images = augmented(workshop.unit(data.images[batch.numpy()]), augment)
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(workshop.device)
+        with workshop.autocast():
             encoded = net.encode(erased(images, augment))
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
             total = F.cross_entropy(head(taken).float(), labels, weights, label_smoothing=smoothing)
             if reconstruct:
-                total = total + reconstruct * reconstruction(shop.objective, net.decoder(encoded.code), images)
+                total = total + reconstruct * reconstruction(workshop.objective, net.decoder(encoded.code), images)
             return total
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
@@ -95,7 +95,7 @@ def finetune(
         rate_shares=rate_shares or {},
         frozen=frozen,
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     for block in net.blocks().values():
         block.requires_grad_(True)
     return head

@@ -7,12 +7,12 @@ from training.networks.head import Head
 from training.recipe import GradualMode
 
 
-def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
+def gradual(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
     """Each equal share of the epochs unfreezes the next block down, which learns more slowly than the one above it."""
-    names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
+    names = workshop.net.blocks_read(transfer.reads)[-transfer.thaw :]
     rate_shares = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
 
     def frozen(progress: float) -> set[str]:
         return set(names[: len(names) - int(progress * (len(names) + 1))])
 
-    return finetune(shop, train, validation, transfer, blocks=names, rate_shares=rate_shares, frozen=frozen)
+    return finetune(workshop, train, validation, transfer, blocks=names, rate_shares=rate_shares, frozen=frozen)

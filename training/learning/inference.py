@@ -36,9 +36,9 @@ def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
     return distributed.mean(sum(loss(part).item() * len(part) for part in mine)) * ranks.count() / rows
 
 
-def read(shop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
+def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     """(N, D) float32: `embedding` or `features` of every image."""
-    return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), data.images)
+    return in_batches(lambda images: workshop.net.read(workshop.unit(images), tensor), data.images)
 
 
 def accuracy_of(net: Autoencoder, head: Head, tensor: str, data: ImageSet) -> float:

@@ -19,7 +19,7 @@ from training.learning.episodes import episodic
 from training.learning.finetune import finetune, multitask, train_head
 from training.learning.gradual import gradual
 from training.learning.pretrain import pretrain
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
@@ -49,28 +49,30 @@ class Learnt:
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
     """Train all stages and keep the weights in `folder`; stages that are finished there are not repeated."""
     mode = recipe.transfer
-    shop = workshop(recipe, material.spec.shape, folder, mode.untrained)
-    net = shop.net
-    if shop.precision != recipe.precision:
-        say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
+    workshop = open_workshop(recipe, material.spec.shape, folder, mode.untrained)
+    net = workshop.net
+    if workshop.precision != recipe.precision:
+        say(f"note: this CPU has no {recipe.precision}: computed in {workshop.precision}")
     if mode.pretrains:
-        pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
+        pretrain(workshop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
     train, validation = material.train, material.validation
     head: Head | None = None
     if isinstance(mode, AdaptMode):
-        head = adapt(shop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
+        head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
     elif isinstance(mode, LabelMode):
-        head = METHODS[mode.mode](shop, train, validation, mode)
-    finetune_decoder(shop, train, validation, recipe.decoder)
+        head = METHODS[mode.mode](workshop, train, validation, mode)
+    finetune_decoder(workshop, train, validation, recipe.decoder)
     net.pool.cpu()
     final = {"encoder": net.encoder, "decoder": net.decoder} | ({"head": head} if head else {})
-    shop.checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
+    workshop.checkpoints.write(
+        folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()}
+    )
     return Learnt(net, head)
 
 
-def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
+def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
     """The weights of a finished run."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():

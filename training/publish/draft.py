@@ -102,7 +102,7 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     assert learnt.head is not None
     images, how = material.test, "the torch modules, the same images"
     if not len(images.labels):
-        images, how = material.judges, f"the torch modules, {judges_in_words(material)}"
+        images, how = material.judges, f"the torch modules, {label_source(material)}"
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
     served = accuracy(bundle, images, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
@@ -112,7 +112,7 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
 
 
-def judges_in_words(material: Material) -> str:
+def label_source(material: Material) -> str:
     of = "" if material.judges is material.validation else " of the source"
     return f"{len(material.judges):,} validation images{of}"
 

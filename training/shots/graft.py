@@ -38,7 +38,7 @@ def graft(
     distance: prototypes.Distance = "mahalanobis",
 ) -> Path:
     """The published bundle, the next version of models/<name>/."""
-    name = name or _slug(shots)
+    name = name or _name_of(shots)
     _refuse_taken(models / name)
     chosen = choose(shots, base)
     manifest, labels = chosen.base.manifest, chosen.images.labels
@@ -91,7 +91,7 @@ def graft(
     return path
 
 
-def _slug(shots: Path) -> str:
+def _name_of(shots: Path) -> str:
     found = re.sub(r"[^a-z0-9._-]+", "-", shots.resolve().name.lower()).strip("-._")[:64]
     if not found:
         raise TrainingError(f"{shots}: no model can have this name; give one with --name")
