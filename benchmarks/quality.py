@@ -37,7 +37,7 @@ from training.data.splits import train_and_held_out
 from training.learning.inference import read
 from training.learning.pretrain import pretrain
 from training.learning.workshop import open_workshop
-from training.measure import strangers
+from training.measure import drawn_domains
 from training.measure.detection import auroc
 from training.measure.intervals import student
 from training.measure.metrics import accuracy
@@ -94,7 +94,7 @@ def ood(drawn: int = 2400) -> Iterator[Bar]:
         "mnist": read_part("mnist", "test", spec),
         "digits": read_part(digits.NAME, "test", spec),
         "NEU surfaces": read_part(str(named.root() / textures.FOLDER), "test", spec),
-        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=drawn).items()},
+        **{name: unlabelled(images) for name, images in drawn_domains.drawn(spec.shape, count=drawn).items()},
     }
     areas, normal = {}, np.zeros(0)
     for name, images in domains.items():

@@ -151,7 +151,7 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     bars = answer.locator(".bars li")
     expect(bars).to_have_count(10)
     expect(bars.first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
-    for sentence in ("Your image", "Drawn back", "Why", "Drawing error"):
+    for sentence in ("Your image", "Reconstruction", "Why", "Reconstruction error"):
         expect(answer.get_by_text(sentence, exact=True)).to_be_visible()
     for map_name in ("why", "odd"):
         painted = answer.locator(f"[data-figure={map_name}] canvas")
@@ -171,7 +171,7 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     summands = re.findall(r"\(([−\d.]+)\)", anomaly.locator("p").inner_text())
     assert len(summands) == len(manifest["anomaly"]["distances"])
     assert sum(float(part.replace("−", "-")) for part in summands) == pytest.approx(truth["score"], abs=0.02)
-    expect(answer.locator("[data-figure=odd]")).to_contain_text("; no part of the score")
+    expect(answer.locator("[data-figure=odd]")).to_contain_text("; not part of the score")
     expect(answer.locator(".strip")).to_have_js_property("width", len(truth["embedding"]))
     assert answer.locator(".map circle").count() == 500 + 2
     expect(answer.locator(".keys .own")).to_have_text(truth["label"])
@@ -414,9 +414,9 @@ def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visito
     expect(between).to_have_attribute("alt", re.compile("100 % sneaker.png"))
     expect(v.page.locator("#explorer output")).to_have_text("100 % sneaker.png, 0 % t-shirt.png")
     v.page.get_by_role("button", name=re.compile("^sneaker")).click()
-    drawn_back = v.page.get_by_role("img", name="The image, drawn back from its code")
-    expect(drawn_back).to_be_visible()
-    assert between.evaluate(PIXELS) == drawn_back.evaluate(PIXELS), "at its end lies the image's own reconstruction"
+    reconstruction = v.page.get_by_role("img", name="The image, reconstructed from its embedding")
+    expect(reconstruction).to_be_visible()
+    assert between.evaluate(PIXELS) == reconstruction.evaluate(PIXELS), "at its end lies the image's own reconstruction"
     slider.press("End")
     expect(between).to_have_attribute("alt", re.compile("100 % t-shirt.png"))
     assert between.evaluate(PIXELS) != halfway
@@ -595,7 +595,7 @@ def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str
     v.page.goto(f"{address}/models/fashion-mnist")
     manifest = json.loads((ROOT / "models/fashion-mnist/1/manifest.json").read_text())
     [accuracy] = [metric["value"] for metric in manifest["metrics"] if metric["name"] == "accuracy"]
-    expect(v.page.locator("#tiles")).to_contain_text(f"{100 * accuracy:.2f} %named rightly")
+    expect(v.page.locator("#tiles")).to_contain_text(f"{100 * accuracy:.2f} %classified correctly")
     expect(v.page.locator("#facts")).to_contain_text(manifest["classifier"]["labels"][3])
     expect(v.page.locator("#numbers")).to_contain_text(re.compile(r"images\s*[1-9]"))
     expect(v.page.get_by_role("img", name=re.compile("Anomaly scores of [1-9]"))).to_be_visible()
@@ -614,7 +614,7 @@ def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, 
     v = visit()
     answer_text = v.page.locator("#drift")
     v.page.goto(f"{address}/models/plain")
-    expect(answer_text).to_contain_text("This bundle has nothing to tell by")
+    expect(answer_text).to_contain_text("This bundle cannot measure drift")
     v.page.goto(f"{address}/models/fashion-mnist-seed@1")
     expect(answer_text).to_contain_text("Not known yet: it takes 400 images")
     files = [("image", data) for data in DRAWN.values()] * 20
@@ -630,7 +630,7 @@ def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, 
 
 
 def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_path: Path) -> None:
-    """Its kinds are called by numbers, which a browser would put into an order of its own."""
+    """Its classes are named by numbers, which a browser would sort."""
     numbers = {"t-shirt": "9", "trouser": "7", "sneaker": "10", "bag": "1"}
     for kind in (drawn := draw_folder(tmp_path / "drawn", 5, seed=0)).iterdir():
         kind.rename(drawn / numbers[kind.name])
@@ -645,7 +645,7 @@ def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_p
         assert v.page.locator("#answer .map circle").count() == 20 + 2
         v.kept("few-shots")
         v.page.goto(f"{str(client.base_url).rstrip('/')}/models/drawn")
-        expect(v.page.locator("#tiles")).to_contain_text("100.00 %named rightly of its few images")
+        expect(v.page.locator("#tiles")).to_contain_text("100.00 %of its few images classified correctly")
         expect(v.page.locator("#drift")).to_contain_text("or of too few images")
 
 

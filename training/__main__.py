@@ -64,7 +64,7 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 def _print_any_name() -> None:
-    """On stdout the bytes of a path as they are; what an encoding lacks, as an escape."""
+    """Paths are printed byte for byte on stdout; characters that the encoding lacks are escaped."""
     if isinstance(sys.stdout, TextIOWrapper):
         utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")

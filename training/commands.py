@@ -54,7 +54,7 @@ def _train(
     work: Callable[[ModuleType, Recipe, Path], Path],
     stopped: str = "nothing is lost",
 ) -> None:
-    """`work` is handed training.run, the recipe and the run's folder."""
+    """`work` gets training.run, the recipe and the run's folder."""
     chosen = recipes.load(recipe, changes)
     own = folder or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume and folder is None:

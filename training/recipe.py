@@ -223,10 +223,10 @@ class AdaptMode(LabelMode):
 
 
 class DannMode(AdaptMode):
-    """A classifier of domains, which the encoder learns to leave nothing to tell them by."""
+    """The encoder learns features from which a classifier cannot predict the domain."""
 
     mode: Literal["dann"] = "dann"
-    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the domains' likeness, once it has risen
+    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the penalty, once it has risen
 
 
 class MmdMode(AdaptMode):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.methods.shots import QUERIES, SHOTS, drawn, eightfold, halved, calibration_line, only, solved
+from benchmarks.methods.shots import QUERIES, SHOTS, calibration_line, drawn, eightfold, halved, only, solved
 from training import recipe
 from training.data.imageset import ImageSet
 

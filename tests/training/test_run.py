@@ -179,7 +179,7 @@ def test_contrast_needs_another_image_to_tell_from(
     changes = ["objective.contrast=1", "pretrain.augment.crop=0.5", "split.validation=1"]
     sets = [part for change in changes for part in ("--set", change)]
     assert main(["pretrain", str(recipe), "--run", str(tmp_path / "run"), *sets]) == 2
-    assert "1 validation image has no other to be told from: contrast needs two" in capsys.readouterr().err
+    assert "1 validation image: contrast compares images, and needs two" in capsys.readouterr().err
 
 
 def test_an_untrained_encoder_is_untrained(recipe: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_what_is_held_out_is_not_pretrained_on(
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     source = ["--set", f"source={tmp_path}/all", "--set", "pretrain.epochs=1"]
     assert main(["pretrain", str(recipe), "--run", first, *source]) == 0
-    assert "are held out of the target: pretraining goes without them" in capsys.readouterr().err
+    assert "are held out of the target: pretraining leaves them out" in capsys.readouterr().err
     assert main(["transfer", str(recipe), "--run", second, "--from", first]) == 0
     assert capsys.readouterr().err.count("are held out of the target") == 1, "once is enough"
     alone = ["--set", f"source={tmp_path}/all", "--set", f"target={tmp_path}/all", "--set", "transfer.mode=decoder"]

@@ -1,4 +1,4 @@
-"""A comparison: every arm at every label budget, over several seeds; an interrupted one resumes."""
+"""A comparison: every arm at every label budget, over several seeds. An interrupted comparison resumes."""
 
 import json
 from collections.abc import Sequence

@@ -132,7 +132,7 @@ def generated(bench: Bench, rows: np.ndarray) -> float:
 
 
 def _with_drawn(bench: Bench, labelled: ImageSet) -> ImageSet:
-    """If source and target are one, the source's labels are beyond the budget: the generator pretrains without."""
+    """If source and target are one, the generator pretrains without labels: the source's exceed the budget."""
     m, workshop = bench.material, bench.open_workshop("generator")
     torch.manual_seed(bench.seed)
     generator = generate.untrained(m.spec.shape, 0 if m.one_domain else len(m.source_train.classes))

@@ -1,4 +1,4 @@
-"""Named data sets: where they lie, their classes, and how each is read."""
+"""Named data sets: their folders, their classes, and how each is read."""
 
 import os
 from functools import partial
@@ -22,7 +22,7 @@ NAMES = (*CLASSES, *TEXTURED, digits.NAME)
 
 
 def root() -> Path:
-    """Where named data sets lie: GRAFT_DATA, or the user's cache."""
+    """The folder of named data sets: GRAFT_DATA, or the user's cache."""
     given = os.environ.get("GRAFT_DATA")
     if given:
         return Path(given)

@@ -1,4 +1,4 @@
-"""Fine-tuning the decoder on the codes of an encoder that no longer changes."""
+"""Fine-tuning the decoder on the embeddings of the frozen encoder."""
 
 import numpy as np
 import torch
@@ -14,14 +14,14 @@ from training.recipe import Stage
 
 
 def finetune_decoder(workshop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """Reconstruct the target's images from the frozen encoder's codes; from samples of a variational code."""
+    """Reconstruct the target's images from their embeddings; of a variational encoder, from samples around them."""
 
     def joined(images: Tensor) -> Tensor:
         """(N, latent), or (N, 2 · latent): the means, then the log variances."""
         code, _, log_variance = workshop.net.encode(workshop.unit(images))
         return code if log_variance is None else torch.cat([code, log_variance], dim=1)
 
-    seen, held = in_batches(joined, train.images), in_batches(joined, validation.images)
+    train_codes, validation_codes = in_batches(joined, train.images), in_batches(joined, validation.images)
 
     def loss(codes: np.ndarray, data: ImageSet, batch: Tensor) -> Tensor:
         code, *log_variance = torch.split(
@@ -35,8 +35,8 @@ def finetune_decoder(workshop: Workshop, train: ImageSet, validation: ImageSet, 
     task = Task(
         "decoder",
         {"decoder": workshop.net.decoder},
-        loss=lambda batch, _: loss(seen, train, batch),
-        images=len(seen),
-        validate=lambda: mean_loss(lambda batch: loss(held, validation, batch), len(held)),
+        loss=lambda batch, _: loss(train_codes, train, batch),
+        images=len(train_codes),
+        validate=lambda: mean_loss(lambda batch: loss(validation_codes, validation, batch), len(validation_codes)),
     )
     fit(task, stage, workshop.journal, workshop.checkpoints)

@@ -22,7 +22,7 @@ from training.recipe import Augment, EpisodicMode
 from training.score.prototypes import SCALE, block_scales
 
 SYMMETRIES = 8  # of a square
-_VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
+_VALIDATION_EPISODES = 50  # after each epoch
 
 
 class Episodes:
@@ -36,7 +36,7 @@ class Episodes:
         for name, found in zip(data.classes, of_class, strict=True):
             if len(found) < self.each:
                 raise TrainingError(
-                    f"transfer.mode=episodic: {name} has {len(found)} images to learn from or to be judged by; an "
+                    f"transfer.mode=episodic: {name} has {len(found)} images to train or validate on; an "
                     f"episode takes {self._shots} shots and {self._queries} queries of a class: set them lower"
                 )
         self._of_class = of_class
@@ -94,8 +94,10 @@ def episodic(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer
 def train_encoder(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
     """The validation loss is the mean over the same episodes after each epoch."""
     blocks = workshop.net.sizes_read(transfer.reads)
-    seen = Episodes(train, transfer, blocks)
-    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
+    train_episodes = Episodes(train, transfer, blocks)
+    validation_episodes = Episodes(
+        validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks
+    )
 
     def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
         indices, turns = episodes.draw()
@@ -107,15 +109,15 @@ def train_encoder(workshop: Workshop, train: ImageSet, validation: ImageSet, tra
     def held_out() -> float:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            losses = [loss(validation, held, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
+            losses = [loss(validation, validation_episodes, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
         return sum(losses) / len(losses)
 
     learning = {name: workshop.net.blocks()[name] for name in workshop.net.blocks_read(transfer.reads)}
-    stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
+    stage = transfer.model_copy(update={"batch": train_episodes.size})  # an epoch sees as many images as there are
     task = Task(
         "episodes",
         learning,
-        loss=lambda *_: loss(train, seen, transfer.augment),
+        loss=lambda *_: loss(train, train_episodes, transfer.augment),
         images=len(train),
         validate=held_out,
     )

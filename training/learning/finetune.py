@@ -20,12 +20,12 @@ from training.recipe import Augment, LabelMode, MultitaskMode
 
 
 def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
-    """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
-    seen, held = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
-    mean, std = _moments(seen)
-    labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
+    """A classifier on the frozen encoder's outputs. It learns on standardised input, whose scaling is folded in."""
+    train_points, validation_points = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
+    mean, std = _moments(train_points)
+    labels, validation_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
-    head = heads.make(seen.shape[1], len(train.classes), transfer.hidden)
+    head = heads.make(train_points.shape[1], len(train.classes), transfer.hidden)
 
     def loss(points: np.ndarray, truth: Tensor, batch: Tensor, smoothing: float) -> Tensor:
         standardised = (torch.from_numpy(points[batch.numpy()]) - mean) / std
@@ -34,9 +34,11 @@ def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transf
     task = Task(
         "head",
         {"head": head},
-        loss=lambda batch, _: loss(seen, labels, batch, transfer.smoothing),
-        images=len(seen),
-        validate=lambda: mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
+        loss=lambda batch, _: loss(train_points, labels, batch, transfer.smoothing),
+        images=len(train_points),
+        validate=lambda: mean_loss(
+            lambda batch: loss(validation_points, validation_labels, batch, 0.0), len(validation_points)
+        ),
     )
     fit(task, transfer, workshop.journal, workshop.checkpoints)
     with torch.no_grad():
@@ -83,7 +85,7 @@ def finetune(
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
     for block in net.blocks().values():
-        block.requires_grad_(False)  # `fit` frees those that learn
+        block.requires_grad_(False)  # `fit` unfreezes those that learn
     if reconstruct:
         learning["decoder"] = net.decoder
     task = Task(

@@ -5,7 +5,7 @@ minimised is the bound of an image x of class y, as everywhere a mean over its P
 
     L(x, y) = R(x, g(z ⊕ y)) + KL(q(z | x) ‖ N(0, 1)) / P,    z ~ q(z | x)
 
-More of a class is drawn between two labelled images of it, for few of them leave gaps that the prior falls into:
+New images of a class are drawn between two labelled ones, because few images leave gaps in the prior:
 
     x = g((1 - λ) z + λ z' ⊕ y),    z ~ q(z | x₁), z' ~ q(z | x₂), λ ~ U(0, 1)
 """
@@ -30,7 +30,7 @@ from training.recipe import Objective, Stage
 _STAGE = Stage(epochs=10)  # of pretraining, and again of adaptation
 _HIDDEN, _LATENT = 512, 16
 _BOUND = Objective(warm_up=0.2)
-_FEWEST = 30 * _STAGE.batch  # images in an epoch of adaptation: few are gone through often
+_FEWEST = 30 * _STAGE.batch  # images in an epoch of adaptation: a few are repeated
 _AT_A_TIME = 1024  # images that are drawn together
 
 
@@ -85,7 +85,7 @@ def adapted(workshop: Workshop, generator: Generator, target: ImageSet) -> Gener
 
 
 def with_drawn(workshop: Workshop, generator: Generator, target: ImageSet, each: int) -> ImageSet:
-    """The labelled images, and so many more of every class."""
+    """The labelled images, and `each` drawn ones of every class."""
 
     def posterior(images: Tensor) -> Tensor:
         """(N, 2 · latent): the means, then the log variances."""

@@ -1,4 +1,4 @@
-"""The network over a whole set, in batches; nothing is learnt."""
+"""Runs the network over a whole set, in batches, without training."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from training.learning.workshop import Workshop
 from training.networks import Autoencoder
 from training.networks.head import Head
 
-_BATCH = 1024  # nothing is learnt, so its size is only a matter of memory
+_BATCH = 1024  # limited by memory alone
 
 
 def in_batches(function: Callable[[Tensor], Tensor], rows: np.ndarray | Rows) -> np.ndarray:

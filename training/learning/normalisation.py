@@ -1,4 +1,4 @@
-"""Batch normalisation: whose statistics a network carries."""
+"""Batch normalisation: replacing a network's running statistics by those of other images."""
 
 import torch
 from torch import nn

@@ -19,7 +19,7 @@ def pretrain(workshop: Workshop, train: ImageSet, validation: ImageSet, stage: S
     projector = None
     if workshop.objective.contrast:
         if len(validation) < 2:
-            raise TrainingError(f"{len(validation)} validation image has no other to be told from: contrast needs two")
+            raise TrainingError(f"{len(validation)} validation image: contrast compares images, and needs two")
         projector = learning["projection"] = projection(workshop.net.latent).to(workshop.device)
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:

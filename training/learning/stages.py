@@ -77,7 +77,7 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise TrainingError(
-            f"{folder}: not trained to its end; go on with graft-train transfer RECIPE --run {folder} --resume"
+            f"{folder}: not trained to its end; resume it with graft-train transfer RECIPE --run {folder} --resume"
         )
     net = build(recipe.network.model_copy(update={"weights": None}), shape)
     try:

@@ -102,7 +102,7 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     assert learnt.head is not None
     images, how = material.test, "the torch modules, the same images"
     if not len(images.labels):
-        images, how = material.judges, f"the torch modules, {label_source(material)}"
+        images, how = material.labelled_held_out, f"the torch modules, {label_source(material)}"
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
     served = accuracy(bundle, images, "agreement")
     if abs(in_torch - served) > MOST_ACCURACY_LOST:
@@ -113,8 +113,8 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
 
 
 def label_source(material: Material) -> str:
-    of = "" if material.judges is material.validation else " of the source"
-    return f"{len(material.judges):,} validation images{of}"
+    of = "" if material.labelled_held_out is material.validation else " of the source"
+    return f"{len(material.labelled_held_out):,} validation images{of}"
 
 
 def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
@@ -127,10 +127,10 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
         false_alarm_rate=recipe.false_alarm_rate,
     )
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
-    logits = outputs_of(draft.bundle, material.judges, "temperature", ("logits",)).logits
+    logits = outputs_of(draft.bundle, material.labelled_held_out, "temperature", ("logits",)).logits
     fitted = None
     if logits is not None:
-        fitted = temperature.fit(logits, material.judges.labels)
+        fitted = temperature.fit(logits, material.labelled_held_out.labels)
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
     arrays |= drift.reference(draft.bundle, material.calibration, fitted)
     return draft.with_references(fields, arrays)
