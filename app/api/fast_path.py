@@ -1,7 +1,7 @@
 """The fast path: answers plain requests with small images right where their bytes arrive, in front of the ASGI app.
 
 An ASGI application costs several times what a small model takes: FastAPI, the middleware, a task and its messages.
-Here a request is two function calls, one with its body and one with the result of its batch:
+Here a request is two function calls, one when its body is complete and one when its batch has run:
 
     recognise ─▶ body ─▶ room? ─▶ files ─▶ pixels ─▶ batch ···▶ response ─▶ answer ─▶ count
         │         │       └─ 429   │        │                      │

@@ -1,4 +1,4 @@
-"""Limits on the work in flight. Requests beyond them are refused before any work is done for them."""
+"""Limits on the work in flight. Requests above them are refused before any work is done for them."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Compares what a model was sent lately with its reference. Requests only store outputs that they computed anyway."""
+"""Compares a model's latest images with its reference. Only outputs that requests computed anyway are stored."""
 
 from collections import deque
 from collections.abc import Iterable

@@ -29,7 +29,7 @@ def read_file(path: str, most: int) -> bytes:
 
 
 class Budget:
-    """Bytes that all threads together may take to decode; who has waited longest is next."""
+    """Bytes that all threads together may take to decode; the longest-waiting thread is next."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -81,7 +81,7 @@ class Batches:
         memory: int,
         read: Callable[[str, int], bytes] = read_file,
     ) -> None:
-        """`memory`, in bytes, bounds what all that is being decoded takes."""
+        """`memory`: bytes for all images that are being decoded."""
         self._bundle, self._paths, self._done = bundle, paths, done
         self._size, self._threads = size, threads
         self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read

@@ -17,7 +17,7 @@ from app.score.paths import find
 from app.score.run import AGAIN, FORMATS, PARQUET, Run, say
 from app.settings import PREFIX, Settings, load_settings
 
-SETTINGS = {  # settings of the service that apply here too → further names of their options
+SETTINGS = {  # settings of the service that are options here too → aliases of the option
     "models": (),
     "max_batch": ("--batch",),
     "threads": (),
@@ -93,11 +93,11 @@ def _load(model: str | None, settings: Settings, chosen: Sequence[str]) -> Bundl
     available = {name: versions(models / name) for name in names(models)} if models.is_dir() else {}
     available = {name: numbers for name, numbers in available.items() if numbers}
     if not available:
-        raise CannotScore(f"--models {models}: no <name>/<version>/ in it; give the folder of bundles")
+        raise CannotScore(f"--models {models}: it has no <name>/<version>/; give the folder of bundles")
     name, _, version = (model or min(available)).partition("@")
     if name not in available or (version and version not in map(str, available[name])):
         listed = ", ".join(f"{name}@{number}" for name, numbers in available.items() for number in numbers)
-        raise UnknownModel(f"--model {model}: not in {models}; there is: {listed}")
+        raise UnknownModel(f"--model {model}: not in {models}, which has: {listed}")
     return load(models / name / (version or str(max(available[name]))), settings.threads, chosen)
 
 

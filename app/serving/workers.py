@@ -87,8 +87,8 @@ class Supervisor:
                 process.kill()
 
     async def _supervise(self, slot: int) -> int:
-        """Replaces each worker of this slot that dies; returns an exit status if that is hopeless. The other slots wait
-        for the first, so that an error at startup is printed once."""
+        """Replaces each worker of this slot that dies; returns an exit status if none can start. Slots wait for the
+        first, so that an error at startup is printed once."""
         if slot > 0:
             await self._first.wait()
         pause = SHORTEST_PAUSE_S
