@@ -405,7 +405,7 @@ def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visito
     v = visit(size)
     v.open(address)
     v.page.get_by_role("button", name="Try it with two samples").click()
-    between = v.page.get_by_role("img", name="Drawn from a code between both")
+    between = v.page.get_by_role("img", name="Drawn from an embedding between both")
     slider = v.page.get_by_role("slider", name="How far")
     expect(between).to_be_visible()
     halfway = between.evaluate(PIXELS)

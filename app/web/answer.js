@@ -84,7 +84,7 @@ function anomaly(result, model) {
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, calibration.quantiles, label));
 }
 
-const TAKEN = { pixels: "the reconstruction", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail" };
+const TAKEN = { pixels: "the drawing", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail" };
 const MEASURED = {
   reconstruction: (what) => `how far off ${what} is`,
   mahalanobis: (what) => `how far ${what} lies from the middle of the normal ones`,
