@@ -211,7 +211,7 @@ def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
     reference = io.BytesIO()
     np.savez(reference, **arrays)
     files = {name: (folder / name).read_bytes() for name in manifest.files if name != manifest.golden.file}
-    fields = {name: value for name, value in manifest if name not in ("golden", "files", "seal")}
+    fields = {name: value for name, value in manifest if name not in ("schema_version", "golden", "files", "seal")}
     fields["anomaly"] = manifest.anomaly.model_copy(update={"distances": distances})
     save(models, "every", fields, files | {manifest.reference: reference.getvalue()}, None, manifest.golden.outputs)
     return distances
