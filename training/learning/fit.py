@@ -52,6 +52,7 @@ def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) ->
     ]
     optimiser = optimiser_of(stage, [group for group in groups if group["params"]])
     reached = checkpoints.resume(what, modules, optimiser)
+    journal.rewind(what, reached.epochs)
     per_epoch = len(_batches(torch.arange(task.images), stage.batch))
     steps = stage.epochs * per_epoch
     for epoch in range(reached.epochs, stage.epochs):

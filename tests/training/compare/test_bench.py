@@ -12,6 +12,7 @@ from training.compare.arms import ARMS
 from training.compare.methods import METHODS
 
 SMALL = ["network.kind=dense", "network.hidden=32", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2"]
+SMALL += ["input.height=16", "input.width=16"]
 
 
 def command(recipe: Path, out: Path, *more: str) -> list[str]:
