@@ -91,8 +91,7 @@ def card_of_shots(
         "to come; other light, another camera or a kind that is missing here are not in it. "
         "`graft-train evaluate` on other labelled images says more.",
         "",
-        f"Logits are divided by a temperature of {classifier.temperature:.3f}, at which the mean confidence in images "
-        "that were left out is (right + 1) / (images + 2): what an accuracy can be believed in after so few.",
+        f"Logits are divided by a temperature of {classifier.temperature:.3f}, fitted on the images left out in turn.",
         "",
         f"{notes[0].upper()}{notes[1:]}.",
         "",
