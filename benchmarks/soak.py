@@ -9,6 +9,7 @@ says whether it held. Clients, and what answers are held to, are those of the te
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -123,11 +124,19 @@ class Soak:
         spread = np.sqrt((off**2).sum() / (len(off) - 2) / ((minutes - minutes.mean()) ** 2).sum())
         return float(steepness), float(spread)
 
+    def middle(self, start: float, end: float) -> Held:
+        """Medians over these shares of the time: a single look meets more or fewer connections by chance."""
+        part = self.held[int(start * len(self.held)) : int(end * len(self.held))]
+        at_s, megabytes, descriptors, threads = (
+            statistics.median(values) for values in zip(*map(astuple, part), strict=True)
+        )
+        return Held(at_s, megabytes, round(descriptors), round(threads))
+
     def table(self) -> list[tuple[str, str, bool]]:
         """(what, value, whether it is as it should be)"""
         p99s, (slope, error) = self.p99s(), self.slope()
         first, last = p99s[0][1], p99s[-2][1] if len(p99s) > 2 else p99s[-1][1]  # the last window may be a short one
-        early, late = self.held[len(self.held) // 10], self.held[-1]
+        early, late = self.middle(0.1, 0.5), self.middle(0.5, 1.0)
         bad = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.bad.items()))
         hostile = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.hostile.items()))
         unexpected = "; ".join(f"{count:,} × {what}" for what, count in self.unexpected.items())

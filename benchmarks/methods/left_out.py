@@ -73,7 +73,8 @@ def evaluate_task(points: np.ndarray, labels: np.ndarray, blocks: list[int], cla
         right = int((left_out.argmax(axis=1) == known).sum())
         queries = points[np.concatenate([each[shots:] for each in drawn])]
         logits = prototypes.fit(shown, known, "mahalanobis", blocks).logits(queries)
-        confidence = probabilities(logits, temperature.by_accuracy(left_out, right)).max(axis=1).mean()
+        fitted = temperature.fit(left_out, known, temperature.PROTOTYPES)
+        confidence = probabilities(logits, fitted).max(axis=1).mean()
         true = (logits.argmax(axis=1) == requested).mean()
         rows.append((right / len(known), true, confidence, true >= at_least(right, len(known))))
     return np.array(rows, float)

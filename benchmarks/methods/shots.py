@@ -191,12 +191,13 @@ def calibration_line(points: np.ndarray, labels: np.ndarray, blocks: list[int], 
         left_out = prototypes.left_out(points[shots], known, "mahalanobis", blocks)
         hits = int((left_out.argmax(axis=1) == known).sum())
         logits = prototypes.fit(points[shots], known, "mahalanobis", blocks).logits(points[queries])
-        sure = probabilities(logits, temperature.by_accuracy(left_out, hits)).max(axis=1).mean()
+        fitted = temperature.fit(left_out, known, temperature.PROTOTYPES)
+        sure = probabilities(logits, fitted).max(axis=1).mean()
         true = (logits.argmax(axis=1) == requested).mean()
         rows.append((hits / len(known), true, sure, at_least(hits, len(known)) <= true))
-    text, true, sure, inside = np.mean(rows, axis=0)
+    stated, true, sure, inside = np.mean(rows, axis=0)
     return (
-        f"left out {text:.4f}, queries {true:.4f}, mean confidence {sure:.4f}; the stated bound holds in "
+        f"left out {stated:.4f}, queries {true:.4f}, mean confidence {sure:.4f}; the stated bound holds in "
         f"{inside:.0%} of {len(rows)} tasks"
     )
 

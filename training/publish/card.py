@@ -95,8 +95,7 @@ def card_of_shots(
         "another camera or a class that is missing here. Measure it on other labelled images with "
         "`graft-train evaluate`.",
         "",
-        f"Logits are divided by a temperature of {classifier.temperature:.3f}, at which the mean confidence in images "
-        "that were left out is (right + 1) / (images + 2), the expected accuracy after so few.",
+        f"Logits are divided by a temperature of {classifier.temperature:.3f}, fitted on the images left out in turn.",
         "",
         f"{notes[0].upper()}{notes[1:]}.",
         "",

@@ -53,7 +53,9 @@ def graft(
     left_out = prototypes.left_out(points, labels, distance, blocks)
     right = int((left_out.argmax(axis=1) == labels).sum())
 
-    classifier = Classifier(labels=chosen.images.classes, temperature=temperature.by_accuracy(left_out, right))
+    classifier = Classifier(
+        labels=chosen.images.classes, temperature=temperature.fit(left_out, labels, temperature.PROTOTYPES)
+    )
     fields, files = _from_base(chosen, tensor, learnt, classifier)
     calibration, arrays, calibrated = _calibrated(chosen)
     arrays |= latent_map.fit(chosen.encoded["embedding"], labels).arrays()
