@@ -36,8 +36,8 @@ from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.inference import read
 from training.learning.pretrain import pretrain
-from training.learning.workshop import workshop
-from training.measure import strangers
+from training.learning.workshop import open_workshop
+from training.measure import drawn_domains
 from training.measure.detection import auroc
 from training.measure.intervals import student
 from training.measure.metrics import accuracy
@@ -94,7 +94,7 @@ def ood(drawn: int = 2400) -> Iterator[Bar]:
         "mnist": read_part("mnist", "test", spec),
         "digits": read_part(digits.NAME, "test", spec),
         "NEU surfaces": read_part(str(named.root() / textures.FOLDER), "test", spec),
-        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=drawn).items()},
+        **{name: unlabelled(images) for name, images in drawn_domains.drawn(spec.shape, count=drawn).items()},
     }
     areas, normal = {}, np.zeros(0)
     for name, images in domains.items():
@@ -176,11 +176,11 @@ def one_class(out: Path) -> Iterator[Bar]:
         ],
     )
     material = gather(chosen)
-    shop = workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
-    pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
-    blocks = [math.prod(shape) for shape in shop.net.pool.shapes]
+    workshop = open_workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
+    pretrain(workshop, material.source_train, material.source_validation, chosen.pretrain)
+    blocks = [math.prod(shape) for shape in workshop.net.pool.shapes]
     train, test = (
-        Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
+        Normals({"features": read(workshop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
         for part in (material.target, material.test)
     )
     sizes = {name: points.shape[1] for name, points in test.encoded.items()}
@@ -230,7 +230,7 @@ def main() -> None:
         try:
             reached = []
             for bar in measures[name]():
-                print(bar.told(), flush=True)
+                print(bar.line(), flush=True)
                 reached.append(bar)
             if given.doc:
                 page.write(PAGE, name, table(reached, digits=4), [now])

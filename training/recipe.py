@@ -9,8 +9,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -20,7 +18,7 @@ from pydantic import (
 from app.bundle import InputSpec
 from app.bundle.manifest import Colour
 from app.bundle.scoring import takes_and_measure
-from training.errors import TrainingError, printable
+from training.errors import TrainingError, in_short, printable
 
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
@@ -29,9 +27,13 @@ STORED = "stored"  # pydantic's context where a recipe is read that a run or a b
 _ONCE_KINDS = ("resnet18", "resnet50")  # of networks, before they were backbones
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
+# As pydantic's, but bounded: torch and numpy raise OverflowError above.
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Network(_Part):
@@ -227,7 +229,7 @@ class EpisodicMode(LabelMode):
     """The encoder learns to tell classes by a few images of each, then a head: a base to graft."""
 
     mode: Literal["episodic"] = "episodic"
-    way: Annotated[int, Field(ge=2)] = 10  # classes of an episode, or as many as there are
+    way: Annotated[int, Field(ge=2, lt=2**31)] = 10  # classes of an episode, or as many as there are
     shots: PositiveInt = 5  # images of each class that its prototype is the mean of
     queries: PositiveInt = 10  # images of each class that are classified by the prototypes
     symmetries: bool = False  # turned and mirrored, a class makes seven more
@@ -246,10 +248,10 @@ class AdaptMode(LabelMode):
 
 
 class DannMode(AdaptMode):
-    """A classifier of domains, which the encoder learns to leave nothing to tell them by."""
+    """The encoder learns features from which a classifier cannot predict the domain."""
 
     mode: Literal["dann"] = "dann"
-    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the domains' likeness, once it has risen
+    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the penalty, once it has risen
 
 
 class MmdMode(AdaptMode):
@@ -391,7 +393,7 @@ class Recipe(_Part):
     target: str
     network: Network = Network()
     objective: Objective = Objective()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 on machines that compute it faster; weights stay fp32
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     input: Input = Input()
@@ -463,6 +465,16 @@ class Recipe(_Part):
         for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", symmetries)):
             if asked and height != width:
                 raise ValueError(f"{setting} is for squares, not for {height} by {width} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def shifts_stay_inside(self) -> "Recipe":
+        for name, stage in (("pretrain", self.pretrain), ("transfer", self.transfer)):
+            side = min((side for side in (self.input.height, self.input.width) if side != "auto"), default=2**31)
+            if isinstance(stage, Stage) and stage.augment.shift >= side:
+                raise ValueError(
+                    f"{name}.augment.shift={stage.augment.shift}: must be below the image's side of {side}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -539,7 +551,7 @@ def load(recipe: str, changes: list[str]) -> Recipe:
     for change in changes:
         key, _, value = change.partition("=")
         if key == "transfer.mode":
-            _leave_mode(fields.get("transfer"), _value(value))
+            _leave_mode(fields.get("transfer"), _value(key, value))
     for change in changes:
         _set(fields, change)
     return _validated(recipe, fields)
@@ -570,25 +582,28 @@ def _leave_mode(table: Any, mode: Any) -> None:
 
 def _set(fields: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
-    if not equals or not key:
-        raise TrainingError(f"--set {change}: write key=value, as in pretrain.epochs=3")
+    *tables, last = key.split(".")
+    if not equals or not all((*tables, last)):
+        raise TrainingError(f"--set {printable(change)}: write key=value, as in pretrain.epochs=3")
     try:
-        value.encode()
+        change.encode()
     except UnicodeEncodeError:  # the recipe is kept as UTF-8
         raise TrainingError(f"--set {printable(change)}: not UTF-8; rename the folder, or make a link to it") from None
-    *tables, last = key.split(".")
     for table in tables:
         fields = fields.setdefault(table, {})
         if not isinstance(fields, dict):
             raise TrainingError(f"--set {change}: {table} is not a table")
-    fields[last] = _value(value)
+    fields[last] = _value(key, value)
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise TrainingError(f"--set {key}: the value cannot be read: {in_short(error)}") from None
+    return table["value"] if len(table) == 1 else text
 
 
 def write(recipe: Recipe, folder: Path) -> None:

@@ -13,11 +13,11 @@ from app.bundle.bundle import REPORT_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
-from training.data.material import Material, gather, seen_in_pretraining
+from training.data.material import Material, count_seen_in_pretraining, gather
 from training.data.resolution import settled
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
-from training.learning.stages import Learnt, learn, learnt_before
+from training.learning.stages import Learnt, learn, load_learnt
 from training.learning.workshop import CHECKPOINTS
 from training.measure.outputs import outputs_of
 from training.progress import say
@@ -68,7 +68,7 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
-    return _publish(recipe, material, learnt, models, folder) if ranks.first() else folder
+    return _publish(recipe, material, learnt, models=models, folder=folder) if ranks.first() else folder
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
@@ -99,7 +99,7 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
     recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
     recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
-    if seen := seen_in_pretraining(before, material):
+    if seen := count_seen_in_pretraining(before, material):
         raise TrainingError(
             f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
             "them could be trusted: pretrain with the target's own split, or on other images"
@@ -119,8 +119,8 @@ def _copy(weights: Path, checkpoints: Path) -> None:
 def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
-    learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
-    return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
+    learnt = load_learnt(recipe, recipe.input.spec().shape, folder)
+    return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
 
 
 def report(folder: Path) -> Path:
@@ -132,7 +132,7 @@ def report(folder: Path) -> Path:
     bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
-    study = gather_report(bundle, recipe, material, outputs, _epochs(folder), results.read(folder))
+    study = gather_report(bundle, recipe, material, outputs, journal=_epochs(folder), compared=results.read(folder))
     return _write(folder / REPORT_FILE, page(study, pictures=True))
 
 
@@ -144,7 +144,7 @@ def compare(
     seeds: int = 3,
 ) -> Path:
     """The page of the comparison; its numbers lie beside it as JSON and Markdown."""
-    return comparison.write(folder, bench.compare(recipe, folder, arms, budgets, seeds))
+    return comparison.write(folder, bench.compare(recipe, folder, arms=arms, budgets=budgets, seeds=seeds))
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
@@ -178,10 +178,10 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     scored = fit_score(recipe, material, exported)
     measured = measure(material, scored)
     bundle = measured.draft.bundle
-    study = gather_report(bundle, recipe, material, measured.outputs, epochs, results.read(folder))
+    study = gather_report(bundle, recipe, material, measured.outputs, journal=epochs, compared=results.read(folder))
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
-    path = deliver(models, material, measured.draft, page(study, pictures=False), minutes)
+    path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)
     metrics = bundle.manifest.metrics
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
     for metric in metrics:

@@ -1,4 +1,4 @@
-"""A comparison: every arm at every label budget, over several seeds; an interrupted one resumes."""
+"""A comparison: every arm at every label budget, over several seeds. An interrupted comparison resumes."""
 
 import json
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def compare(
         bench = Bench(recipe, material, seed, folder)
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
-            result = Result(arm, budget, len(rows), seed, METHODS[arm](bench, rows))
+            result = Result(arm=arm, budget=budget, labels=len(rows), seed=seed, accuracy=METHODS[arm](bench, rows))
             with (folder / _RESULTS).open("a") as file:
                 file.write(json.dumps(result.__dict__) + "\n")
             done.append(result)

@@ -1,6 +1,6 @@
 """Folders of image files: one folder per class, or images alone.
 
-    FOLDER/CLASS/IMAGE    images right in a class's folder
+    FOLDER/CLASS/IMAGE    images directly in a class's folder
     FOLDER/IMAGE          images without labels, where no folder has any
 
 Everything else is left out, counted and named: hidden entries, folders inside class folders, other files, broken links.
@@ -33,7 +33,7 @@ LOOSE = "images beside class folders"
 
 @dataclass
 class Survey:
-    """The images of a folder in the order of their names, and what else lies there."""
+    """The images of a folder in the order of their names, and the entries that are left out."""
 
     classes: tuple[str, ...] = ()
     files: list[tuple[Path, int]] = field(default_factory=list)  # the path, the index of its class or -1
@@ -63,7 +63,7 @@ def survey(folder: Path) -> Survey:
 
 
 def _survey_class(folder: Path, name: str, found: Survey) -> list[Path]:
-    """The images right in it."""
+    """The images directly in it."""
     if os.path.realpath(folder) in _with_parents(folder.parent):
         found.leave_out(CIRCLE, [name])
         return []
@@ -81,7 +81,7 @@ def _with_parents(folder: Path) -> set[str]:
 
 
 def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[str]]:
-    """(names of images, names of folders), sorted; the rest goes to `found`."""
+    """(names of images, names of folders), sorted; other entries are recorded in `found`."""
     images, folders = [], []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -111,7 +111,7 @@ def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_
     files, shown = found.files, printable(str(folder))
     if not files:
         raise TrainingError(
-            f"{shown}: no images in it, nor in the folders right below it{_but(found)}: "
+            f"{shown}: no images in it, nor in the folders directly below it{_but(found)}: "
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
     if spec is None:
@@ -142,7 +142,8 @@ def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_
     reasons = [f"{names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
         raise TrainingError(
-            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}; mend or remove them"
+            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}: repair or "
+            "remove them"
         )
     if broken:
         say(f"{shown}: left out unreadable images ({len(broken):,} of {len(files):,}): {listed(reasons)}")

@@ -1,4 +1,4 @@
-"""Named data sets: where they lie, their classes, and how each is read."""
+"""Named data sets: their folders, their classes, and how each is read."""
 
 import os
 from functools import partial
@@ -22,7 +22,7 @@ NAMES = (*CLASSES, *TEXTURED, digits.NAME)
 
 
 def root() -> Path:
-    """Where named data sets lie: GRAFT_DATA, or the user's cache."""
+    """The folder of named data sets: GRAFT_DATA, or the user's cache."""
     given = os.environ.get("GRAFT_DATA")
     if given:
         return Path(given)
@@ -48,4 +48,4 @@ def read_named(name: str, part: str, spec: InputSpec | None) -> ImageSet:
         return idx.read_idx_set(folder, part, spec, CLASSES[name])
     surfaces = root() / textures.FOLDER
     textured = partial(textures.textured, folder=surfaces, part=part)
-    return idx.read_idx_set(folder, part, spec, CLASSES[plain], textured)
+    return idx.read_idx_set(folder, part, spec, classes=CLASSES[plain], changed=textured)

@@ -1,7 +1,6 @@
-"""The target's labels: a head, and as much of the encoder as the mode says."""
+"""Fine-tuning on the target's labels: a head alone, head and encoder, or both with the decoder."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +10,22 @@ from torch import Tensor, nn
 from training.data.imageset import ImageSet
 from training.data.storage import chunks
 from training.learning.augment import augmented, erased
-from training.learning.episodes import learn_to_learn
 from training.learning.fit import Task, fit
 from training.learning.inference import mean_loss, read
 from training.learning.objectives import reconstruction
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.recipe import Augment, EpisodicMode, GradualMode, LabelMode, MultitaskMode
+from training.recipe import Augment, LabelMode, MultitaskMode
 
 
-def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
-    """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
-    seen, held = read(shop, train, transfer.reads), read(shop, validation, transfer.reads)
-    mean, std = _moments(seen)
-    labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
+def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
+    """A classifier on the frozen encoder's outputs. It learns on standardised input, whose scaling is folded in."""
+    train_points, validation_points = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
+    mean, std = _moments(train_points)
+    labels, validation_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
-    head = heads.make(seen.shape[1], len(train.classes), transfer.hidden)
+    head = heads.make(train_points.shape[1], len(train.classes), transfer.hidden)
 
     def loss(points: np.ndarray, truth: Tensor, batch: Tensor, smoothing: float) -> Tensor:
         standardised = (torch.from_numpy(points[batch.numpy()]) - mean) / std
@@ -36,11 +34,13 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
     task = Task(
         "head",
         {"head": head},
-        loss=lambda batch, _: loss(seen, labels, batch, transfer.smoothing),
-        images=len(seen),
-        validate=lambda: mean_loss(lambda batch: loss(held, held_labels, batch, 0.0), len(held)),
+        loss=lambda batch, _: loss(train_points, labels, batch, transfer.smoothing),
+        images=len(train_points),
+        validate=lambda: mean_loss(
+            lambda batch: loss(validation_points, validation_labels, batch, 0.0), len(validation_points)
+        ),
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     with torch.no_grad():
         first = heads.reading(head)
         first.bias.sub_(first.weight @ (mean / std))
@@ -48,30 +48,13 @@ def train_head(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: 
     return head
 
 
-def multitask(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
+def multitask(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: MultitaskMode) -> Head:
     """Head, encoder and decoder together."""
-    return finetune(shop, train, validation, transfer, reconstruct=transfer.reconstruction)
-
-
-def gradual(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
-    """The head first; each equal share of the epochs then frees the next block down, slower than the last."""
-    names = shop.net.blocks_read(transfer.reads)[-transfer.thaw :]
-    slower = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
-
-    def still_frozen(progress: float) -> set[str]:
-        return set(names[: len(names) - int(progress * (len(names) + 1))])
-
-    return finetune(shop, train, validation, transfer, blocks=names, rate_shares=slower, frozen=still_frozen)
-
-
-def episodic(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
-    """The encoder by episodes, then a head on it as it is."""
-    learn_to_learn(shop, train, validation, transfer)
-    return train_head(shop, train, validation, transfer)
+    return finetune(workshop, train, validation, transfer, reconstruct=transfer.reconstruction)
 
 
 def finetune(
-    shop: Workshop,
+    workshop: Workshop,
     train: ImageSet,
     validation: ImageSet,
     transfer: LabelMode,
@@ -82,27 +65,27 @@ def finetune(
     frozen: Callable[[float], set[str]] = lambda _: set(),
 ) -> Head:
     """Head and encoder together: all its blocks, or those named. `reconstruct` weighs the decoder's loss; 0: none."""
-    net = shop.net
+    net = workshop.net
     if blocks is None:
         blocks = list(net.blocks())
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    head = heads.make(size, len(train.classes), transfer.hidden).to(shop.device)
-    weights = class_weights(train).to(shop.device) if transfer.class_weights else None
+    head = heads.make(size, len(train.classes), transfer.hidden).to(workshop.device)
+    weights = class_weights(train).to(workshop.device) if transfer.class_weights else None
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, smoothing: float) -> Tensor:
-        images = augmented(shop.unit(data.images[batch.numpy()]), augment)
-        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
-        with shop.autocast():
+        images = augmented(workshop.unit(data.images[batch.numpy()]), augment)
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(workshop.device)
+        with workshop.autocast():
             encoded = net.encode(erased(images, augment))
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
             total = F.cross_entropy(head(taken).float(), labels, weights, label_smoothing=smoothing)
             if reconstruct:
-                total = total + reconstruct * reconstruction(shop.objective, net.decoder(encoded.code), images)
+                total = total + reconstruct * reconstruction(workshop.objective, net.decoder(encoded.code), images)
             return total
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
     for block in net.blocks().values():
-        block.requires_grad_(False)  # `fit` frees those that learn
+        block.requires_grad_(False)  # `fit` unfreezes those that learn
     if reconstruct:
         learning["decoder"] = net.decoder
     task = Task(
@@ -114,7 +97,7 @@ def finetune(
         rate_shares=rate_shares or {},
         frozen=frozen,
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     for block in net.blocks().values():
         block.requires_grad_(True)
     return head
@@ -131,15 +114,3 @@ def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
     mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
     return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
-
-
-# Mode → what learns the target's labels, and takes that mode's settings.
-METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
-    "head": train_head,
-    "random-frozen": train_head,
-    "full": finetune,
-    "scratch": finetune,
-    "multitask": multitask,
-    "gradual": gradual,
-    "episodic": episodic,
-}

@@ -26,7 +26,7 @@ def _none(_progress: float) -> set[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """What one stage learns, and what tells how well."""
+    """What one stage trains, and how it is validated."""
 
     name: str  # of the stage: in messages, journal and checkpoints
     modules: dict[str, nn.Module]  # those that learn
@@ -39,10 +39,10 @@ class Task:
 
 
 def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) -> None:
-    """Train the modules of a task; a stage that is done already, or half done, goes on from there."""
+    """Train the modules of a task. A finished stage is skipped, an interrupted one resumes."""
     what, modules = task.name, task.modules
     if checkpoints.finished(what, modules):
-        say(f"{what}: done before")
+        say(f"{what}: finished earlier")
         for module in modules.values():
             module.eval()
         return
@@ -52,16 +52,17 @@ def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) ->
     ]
     optimiser = optimiser_of(stage, [group for group in groups if group["params"]])
     reached = checkpoints.resume(what, modules, optimiser)
+    journal.rewind(what, reached.epochs)
     per_epoch = len(_batches(torch.arange(task.images), stage.batch))
     steps = stage.epochs * per_epoch
     for epoch in range(reached.epochs, stage.epochs):
         if stage.patience is not None and reached.since_best >= stage.patience:
-            say(f"{what}: no better for {reached.since_best} epochs; the best, {reached.best:.5f}, is kept")
+            say(f"{what}: no improvement for {reached.since_best} epochs; the best, {reached.best:.5f}, is kept")
             break
-        still = task.frozen(epoch / stage.epochs)
+        frozen = task.frozen(epoch / stage.epochs)
         for name, module in modules.items():
-            module.train(name not in still)
-            module.requires_grad_(name not in still)
+            module.train(name not in frozen)
+            module.requires_grad_(name not in frozen)
         start, total = time.monotonic(), 0.0
         order = _batches(distributed.shuffled(task.images), stage.batch)
         share_of_loss = distributed.shared_out(modules, task.loss)
@@ -101,7 +102,7 @@ def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) ->
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """A last batch too small for two images a rank joins the one before it: one has no spread to be normalised by."""
+    """A last batch too small for two images a rank joins the one before it: batch statistics need two."""
     parts = list(torch.split(order, size))
     if len(parts) > 1 and len(parts[-1]) < 2 * ranks.count():
         parts[-2:] = [torch.cat(parts[-2:])]

@@ -1,4 +1,4 @@
-"""Batch normalisation: whose statistics a network carries."""
+"""Batch normalisation: replacing a network's running statistics by those of other images."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from training.data.imageset import ImageSet
 from training.learning import distributed
 from training.learning.workshop import Workshop
 
-_TO_SETTLE_BY = 5000  # images
+_MOST_IMAGES = 5000  # images
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def settle(shop: Workshop, data: ImageSet) -> None:
+def recompute_statistics(workshop: Workshop, data: ImageSet) -> None:
     """Batch normalisation takes its statistics from these images, as if the network had been trained on them."""
-    net = shop.net
+    net = workshop.net
     net.encoder.train()
     norms = [module for module in net.encoder.modules() if isinstance(module, _NORMS)]
     momenta = [norm.momentum for norm in norms]
@@ -21,10 +21,10 @@ def settle(shop: Workshop, data: ImageSet) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean of all batches
     with torch.no_grad():
-        some = torch.randperm(len(data))[:_TO_SETTLE_BY]
+        some = torch.randperm(len(data))[:_MOST_IMAGES]
         for part in torch.split(some, max(2, len(some) // 20)):
             if len(part) > 1:
-                net.encode(shop.unit(data.images[part.numpy()]))
+                net.encode(workshop.unit(data.images[part.numpy()]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     distributed.agree({"encoder": net.encoder})  # each rank drew images of its own

@@ -53,7 +53,7 @@ def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Lit
     return precision
 
 
-def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
+def open_workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
     """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
 
     Modules start in evaluation mode: reading images with an untrained network must not change its batch statistics.
@@ -70,4 +70,11 @@ def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untraine
         for part in (net.encoder, net.decoder):
             distributed.synchronise(part)
     journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
-    return Workshop(net, recipe.objective, journal, checkpoints, device, computed_in(recipe.precision, device))
+    return Workshop(
+        net=net,
+        objective=recipe.objective,
+        journal=journal,
+        checkpoints=checkpoints,
+        device=device,
+        precision=computed_in(recipe.precision, device),
+    )

@@ -133,7 +133,7 @@ def export(
             evidence = _floats("evidence", head.out_features, GRID, GRID)
             explainer = graph("explain", _Explainer(head, maps), pooled, evidence)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
-    return Exported(spec, net.latent, maps, graphs, files, {})
+    return Exported(spec=spec, latent_size=net.latent, feature_maps=maps, graphs=graphs, files=files, tolerances={})
 
 
 def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:

@@ -165,7 +165,7 @@ EXPLAIN = {
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
         ("classifier", None, "one is null"),
         ("classifier.labels", ["a", "b"], "2 labels for a head of 3 outputs"),
@@ -195,7 +195,7 @@ EXPLAIN = {
         ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),
     ],
 )
-def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value: object, says: str) -> None:
+def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value: object, message: str) -> None:
     *tables, last = path.split(".")
     inner = fields
     for key in tables:
@@ -203,4 +203,4 @@ def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value:
     inner[last] = value
     with pytest.raises(BundleError) as refused:
         parse(fields)
-    assert says in str(refused.value)
+    assert message in str(refused.value)

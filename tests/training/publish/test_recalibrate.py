@@ -51,8 +51,8 @@ def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_
     np.testing.assert_array_equal(after.map.points, plane.points)
     fresh = RNG.integers(0, 120, (2000, 6, 4, 1), dtype=np.uint8)
     assert 0.01 < np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.12
-    strange = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
-    assert np.mean([score.anomalous for score in after.anomaly(strange)]) > 0.9
+    unusual = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
+    assert np.mean([score.anomalous for score in after.anomaly(unusual)]) > 0.9
 
 
 def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
