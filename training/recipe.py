@@ -189,6 +189,14 @@ class HeadMode(LabelMode):
     mode: Literal["head"] = "head"
 
 
+class LinearMode(_Mode):
+    """Encoder frozen, a linear head by logistic regression; its penalty is chosen by cross-validation."""
+
+    freezes = True
+    mode: Literal["linear"] = "linear"
+    class_weights: bool = False  # each class counts alike in the loss, however many images it has
+
+
 class RandomFrozenMode(LabelMode):
     """As head, without pretraining: what features have to beat."""
 
@@ -271,6 +279,7 @@ class SourceOnlyMode(AdaptMode):
 Transfer = Annotated[
     DecoderMode
     | HeadMode
+    | LinearMode
     | GradualMode
     | FullMode
     | MultitaskMode

@@ -17,7 +17,7 @@ from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
-from training.recipe import FullMode, LabelMode, Recipe
+from training.recipe import FullMode, LabelMode, LinearMode, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
@@ -68,7 +68,7 @@ class Bench:
     def train_whole(self, workshop: Workshop, images: ImageSet, validation: ImageSet) -> float:
         """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
         mode = self.recipe.transfer
-        weighted = isinstance(mode, LabelMode) and mode.class_weights
+        weighted = isinstance(mode, LabelMode | LinearMode) and mode.class_weights
         if isinstance(mode, LabelMode) and not mode.freezes:
             stage = mode.as_full()
         else:  # its settings suit a head alone

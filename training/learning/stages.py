@@ -1,6 +1,6 @@
 """The stages of a run in their order: pretraining, transfer by the recipe's mode, decoder. Finished ones are skipped.
 
-METHODS says which function transfers by labels in which mode: finetune.py, gradual.py or episodes.py.
+METHODS says which function transfers by labels in which mode: finetune.py, linear.py, gradual.py or episodes.py.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,21 @@ from training.learning.decoder import finetune_decoder
 from training.learning.episodes import episodic
 from training.learning.finetune import finetune, multitask, train_head
 from training.learning.gradual import gradual
+from training.learning.linear import train_linear
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, LabelMode, Recipe
+from training.recipe import AdaptMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 
 # Mode → what learns the target's labels; the last argument is the mode's settings.
 METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
     "head": train_head,
+    "linear": train_linear,
     "random-frozen": train_head,
     "full": finetune,
     "scratch": finetune,
@@ -62,7 +64,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     head: Head | None = None
     if isinstance(mode, AdaptMode):
         head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
-    elif isinstance(mode, LabelMode):
+    elif mode.mode in METHODS:
         head = METHODS[mode.mode](workshop, train, validation, mode)
     final: dict[str, nn.Module] = {"encoder": net.encoder}
     if recipe.decoder.epochs:
