@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import page
+from benchmarks import backbones, page
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone"
 PAGE = ROOT / "docs" / "quality.md"
 
 
@@ -224,6 +224,7 @@ def main() -> None:
         "frozen": lambda: frozen(given.out),
         "one-class": lambda: one_class(given.out),
         "neu": lambda: neu(given.out),
+        "backbone": lambda: backbones.backbone(given.out / "backbone"),
     }
     for name in given.only.split(","):
         start = time.monotonic()

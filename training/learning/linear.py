@@ -62,21 +62,25 @@ class Problem:
 
 
 def train_linear(workshop: Workshop, train: ImageSet, _: ImageSet, transfer: LinearMode) -> Head:
-    """The head takes the encoder's outputs as they are: centring and scaling are folded into it."""
-    points = read(workshop, train, transfer.reads)
+    weights = class_weights(train) if transfer.class_weights else None
+    return head_on(read(workshop, train, transfer.reads), train.labels, len(train.classes), weights)
+
+
+def head_on(points: np.ndarray, labels: np.ndarray, classes: int, weights: Tensor | None = None) -> Head:
+    """The head takes the encoder's outputs (N, D) as they are: centring and scaling are folded into it."""
     mean, scale = _centre_and_scale(points)
     problem = Problem(
         points=points,
-        labels=torch.from_numpy(train.labels),
+        labels=torch.from_numpy(labels),
         mean=mean,
         scale=scale,
-        weights=class_weights(train) if transfer.class_weights else None,
-        classes=len(train.classes),
+        weights=weights,
+        classes=classes,
     )
     penalty = choose(problem)
     layer = fit(problem, penalty)
-    say(f"linear: penalty {penalty:.2g}, loss {float(problem.loss(layer)):.4f} on {len(train):,} training images")
-    head = heads.make(points.shape[1], len(train.classes), hidden=0)
+    say(f"linear: penalty {penalty:.2g}, loss {float(problem.loss(layer)):.4f} on {len(points):,} training images")
+    head = heads.make(points.shape[1], classes, hidden=0)
     with torch.no_grad():
         weight = layer[:, :-1] / scale
         linear = heads.reading(head)
