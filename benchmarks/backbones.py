@@ -72,7 +72,7 @@ class Photographs:
 def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
     chosen = recipe.load("photos", [f"source={folder}", f"target={folder}", *settings])
     models = out / "models"
-    if not versions(models / chosen.name):
+    if not (models / chosen.name).is_dir():
         run.run(chosen, models, out / "run")
     bundle = load((models / chosen.name / str(versions(models / chosen.name)[-1])).resolve(), threads=1)
     spec = bundle.manifest.input
