@@ -1,6 +1,6 @@
 """A linear head on a frozen encoder: logistic regression whose penalty is chosen by cross-validation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.imageset import ImageSet
-from training.data.storage import Rows, chunks
+from training.data.storage import Rows, chunks, take
 from training.learning.finetune import class_weights
 from training.learning.inference import read
 from training.learning.workshop import Workshop
@@ -17,12 +17,16 @@ from training.networks.head import Head
 from training.progress import say, track
 from training.recipe import LinearMode
 
-PENALTIES = tuple(10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5))  # each begins from the last
+PENALTIES = tuple(
+    10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5, -5.5, -6)
+)  # each begins from the last
 _USUAL = 10**-3.5  # where a class has too few images to choose by
 _FOLDS = 4
 _MOST_TO_CHOOSE_BY = 10_000  # images
 _LENGTH = 3.0  # root mean square of the centred points that the penalties are meant for
+_WORSE = 2  # penalties in a row that are worse than the best end the search
 _STEPS = 100
+_TOLERANCE = 1e-6  # of loss and weights, below which a step is the last
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,7 @@ class Problem:
     classes: int
 
     def of(self, rows: np.ndarray) -> "Problem":
-        return Problem(
-            points=Rows(self.points, rows),
-            labels=self.labels[rows],
-            mean=self.mean,
-            scale=self.scale,
-            weights=self.weights,
-            classes=self.classes,
-        )
+        return replace(self, points=take(self.points, rows), labels=self.labels[rows])
 
     def loss(self, layer: Tensor) -> Tensor:
         """Mean cross-entropy of a layer (K, D + 1), the bias last; with its gradient, if it takes one."""
@@ -98,14 +95,19 @@ def choose(problem: Problem) -> float:
     rows = rng.permutation(len(problem.labels))[:_MOST_TO_CHOOSE_BY]
     rows = rows[np.argsort(problem.labels.numpy()[rows], kind="stable")]
     fold = np.arange(len(rows)) % _FOLDS
-    losses = np.zeros(len(PENALTIES))
-    for left_out in track(range(_FOLDS), "penalty", _FOLDS):
-        seen, held_out = problem.of(np.sort(rows[fold != left_out])), problem.of(np.sort(rows[fold == left_out]))
-        layer = None
-        for number, penalty in enumerate(PENALTIES):
-            layer = fit(seen, penalty, layer)
-            losses[number] += float(held_out.loss(layer)) * len(held_out.labels)
-    return PENALTIES[int(losses.argmin())]
+    parts = [
+        (problem.of(np.sort(rows[fold != each])), problem.of(np.sort(rows[fold == each]))) for each in range(_FOLDS)
+    ]
+    layers: list[Tensor | None] = [None] * _FOLDS
+    losses: list[float] = []
+    for penalty in track(PENALTIES, "penalty", len(PENALTIES)):
+        losses.append(0.0)
+        for number, (seen, held_out) in enumerate(parts):
+            layer = layers[number] = fit(seen, penalty, layers[number])
+            losses[-1] += float(held_out.loss(layer)) * len(held_out.labels)
+        if len(losses) - int(np.argmin(losses)) > _WORSE:
+            break
+    return PENALTIES[int(np.argmin(losses))]
 
 
 def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor:
@@ -113,7 +115,7 @@ def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor
     if layer is None:
         layer = torch.zeros(problem.classes, problem.points.shape[1] + 1)
     layer = layer.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([layer], max_iter=_STEPS, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([layer], max_iter=_STEPS, tolerance_change=_TOLERANCE, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from training.learning import linear
+from training.learning.linear import PENALTIES, choose, fit, head_on
+from training.networks.head import reading
+
+
+def clouds(count: int, apart: float, seed: int = 0, size: int = 20, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that differ in the first few numbers; the others are noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    points = rng.normal(5, 1, (count, size)).astype(np.float32)
+    points[np.arange(count), labels] += apart
+    return points, labels
+
+
+def problem(points: np.ndarray, labels: np.ndarray, classes: int = 3) -> linear.Problem:
+    mean, scale = linear._centre_and_scale(points)
+    return linear.Problem(
+        points=points, labels=torch.from_numpy(labels), mean=mean, scale=scale, weights=None, classes=classes
+    )
+
+
+def accuracy(head: torch.nn.Module, points: np.ndarray, labels: np.ndarray) -> float:
+    return float((head(torch.from_numpy(points)).argmax(1).numpy() == labels).mean())
+
+
+def test_the_gradient_is_zero_where_the_fit_ends() -> None:
+    posed = problem(*clouds(90, 1.5))
+    layer = fit(posed, 0.01).requires_grad_()
+    (posed.loss(layer) + 0.005 * layer[:, :-1].square().sum()).backward()
+    assert layer.grad is not None
+    assert layer.grad.abs().max() < 1e-3
+
+
+def test_the_loss_of_points_in_parts_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, labels = clouds(50, 1.0)
+    posed, layer = problem(points, labels), torch.randn(3, 21)
+    x = torch.cat([(torch.from_numpy(points) - posed.mean) / posed.scale, torch.ones(50, 1)], dim=1)
+    expected = functional.cross_entropy(x @ layer.T, posed.labels)
+    torch.testing.assert_close(posed.loss(layer), expected)
+    monkeypatch.setattr("training.data.storage._CHUNK", 7 * 80)
+    torch.testing.assert_close(posed.loss(layer), expected)
+
+
+def test_the_head_takes_points_as_they_are_wherever_they_lie() -> None:
+    points, labels = clouds(300, 3.0)
+    fresh, truth = clouds(300, 3.0, seed=1)
+    for shift, scale in ((0.0, 1.0), (-40.0, 0.01)):
+        head = head_on(points * scale + shift, labels, 3)
+        assert accuracy(head, (fresh * scale + shift).astype(np.float32), truth) > 0.9
+
+
+def test_noise_is_penalised_more_than_what_tells_classes_apart() -> None:
+    loud, clear = choose(problem(*clouds(60, 0.2))), choose(problem(*clouds(600, 4.0)))
+    assert loud > 10 * clear
+
+
+def test_the_chosen_penalty_is_better_than_none_on_few_labels() -> None:
+    points, labels = clouds(30, 1.5, size=200)
+    fresh, truth = clouds(3000, 1.5, seed=1, size=200)
+    chosen, posed = choose(problem(points, labels)), problem(points, labels)
+
+    def loss(penalty: float) -> float:
+        x = (torch.from_numpy(fresh) - posed.mean) / posed.scale
+        layer = fit(posed, penalty)
+        return float(
+            functional.cross_entropy(functional.linear(x, layer[:, :-1], layer[:, -1]), torch.from_numpy(truth))
+        )
+
+    assert loss(chosen) < loss(PENALTIES[-1])
+
+
+def test_one_image_of_a_class_leaves_nothing_to_choose_by() -> None:
+    points, labels = clouds(31, 3.0)
+    labels[-1] = 3
+    assert choose(problem(points, labels, classes=4)) == linear._USUAL
+
+
+def test_a_rare_class_counts_as_much_if_weighted() -> None:
+    points, labels = clouds(400, 0.7, classes=2)
+    kept = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:10]])
+    points, labels = points[kept], labels[kept]
+    counts = np.bincount(labels)
+    weights = torch.from_numpy(len(labels) / (2 * counts)).float()
+    fresh, truth = clouds(2000, 0.7, seed=1, classes=2)
+    rare = truth == 1
+    plain, weighted = head_on(points, labels, 2), head_on(points, labels, 2, weights)
+    assert accuracy(weighted, fresh[rare], truth[rare]) > accuracy(plain, fresh[rare], truth[rare]) + 0.1
+    assert reading(weighted).weight.shape == (2, 20)
