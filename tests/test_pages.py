@@ -646,7 +646,7 @@ def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_p
         v.kept("few-shots")
         v.page.goto(f"{str(client.base_url).rstrip('/')}/models/drawn")
         expect(v.page.locator("#tiles")).to_contain_text("100.00 %of its few images classified correctly")
-        expect(v.page.locator("#drift")).to_contain_text("or of too few images")
+        expect(v.page.locator("#drift")).to_contain_text("or from too few images")
 
 
 def test_a_report_may_look_as_it_likes_and_do_nothing(visit: Visitor, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_evaluate_divides_a_folder_as_the_recipe_did(
     capsys.readouterr()
     bundle = str(tmp_path / "models/drawn/1")
     for data, message, count in (
-        (images / "train", "divided as then", 96),
+        (images / "train", "split as in training", 96),
         (images / "test", "all of it is measured", 120),
     ):
         assert main(["evaluate", bundle, "--data", str(data)]) == 0

@@ -94,7 +94,7 @@ def test_it_says_what_it_is_and_what_it_does_not_know(here: Path, capsys: pytest
     for sentence in (
         "20 images are too few to calibrate one",
         f"{metric.value:.4f}",
-        "no other image was seen",
+        "No other image was used",
         "| bag | 5 |",
     ):
         assert sentence in card
@@ -215,7 +215,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (broken_file, "My shots: 1 of 20 images cannot be read: bag/3.png (broken PNG"),
     (name_taken, "models/base/1: this model was not made from shots"),
     (models_is_a_file, "the bundle cannot be written"),
-    (nothing_near, "none of its bundles has codes to compare with; name one"),
+    (nothing_near, "none of its bundles has embeddings to compare with; name one"),
     (nameless, "写真: no model can have this name; give one with --name"),
     (lambda _: ["--name", "Mine!"], "'Mine!' cannot name a bundle"),
     (lambda _: ["--reads", "features"], "--reads features: base@1 gives no features; use --reads embedding"),
