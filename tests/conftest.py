@@ -10,7 +10,7 @@ from support import save_tiny, serving
 from app.settings import Settings
 
 # Files of few and long tests: begun last, they would be waited for by all but one processor.
-LONG = ("test_fuzz.py", "test_bench.py", "test_documents.py", "test_ranks.py", "test_run.py")
+LONG = ("test_fuzz.py", "test_bench.py", "test_documents.py", "test_ranks.py", "test_run.py", "test_shapes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

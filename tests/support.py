@@ -67,6 +67,7 @@ SPECS = st.builds(
     resize=st.sampled_from(["stretch", "pad", "crop"]),
     filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
     background=st.sampled_from(["black", "white"]),
+    padding=st.sampled_from(["background", "edge"]),
 )
 
 
@@ -147,7 +148,6 @@ def tiny(
     if anomaly and decoder:
         calibration, files["reference.npz"] = tiny_anomaly(rng)
     fields = {
-        "schema_version": 1,
         "title": "a tiny bundle",
         "input": shape,
         "latent_size": LATENT,

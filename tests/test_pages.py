@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
-from support import ROOT, draw_folder, save_tiny, serving, tiny
+from support import ROOT, draw_folder, save_tiny, serving, spec, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
@@ -676,3 +676,31 @@ def test_a_model_that_is_not_there_is_said_to_be_so(visit: Visitor, address: str
     expect(v.page.get_by_role("alert")).to_contain_text("This model is not loaded any more. There is no model 'nobody'")
     assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
     v.complaints.clear()
+
+
+@pytest.mark.parametrize(
+    ("channels", "padding", "shown"),
+    [
+        (1, "background", "rgb(0, 0, 0)"),
+        (1, "edge", "rgba(0, 0, 0, 0)"),
+        (1, (90,), "rgb(90, 90, 90)"),
+        (3, (9, 80, 200), "rgb(9, 80, 200)"),
+    ],
+)
+def test_a_picture_stands_between_the_bars_that_the_model_sees(
+    visit: Visitor, tmp_path: Path, channels: int, padding: Any, shown: str
+) -> None:
+    """In a frame of the model's own aspect; a repeated edge is left to the page's background."""
+    save_tiny(tmp_path, shape=spec(12, 30, channels, resize="pad", padding=padding))
+    with serving(Settings(models=tmp_path)) as client:
+        guest = visit()
+        guest.open(str(client.base_url))
+        guest.sample("a bag")
+        frame = guest.page.locator('[data-figure="input"] .frame')
+        picture = frame.locator("img")
+        expect(picture).to_be_visible()
+        expect(picture).to_have_css("background-color", shown)
+        expect(picture).to_have_css("object-fit", "contain")
+        box = frame.bounding_box()
+        assert box is not None
+        assert box["width"] / box["height"] == pytest.approx(30 / 12, rel=0.05)

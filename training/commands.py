@@ -13,7 +13,7 @@ from app.bundle import Bundle, load
 from app.bundle.manifest import Metric
 from training import ranks
 from training import recipe as recipes
-from training.data import checks, named
+from training.data import checks, named, resolution
 from training.data.read import read_part
 from training.data.splits import part_to_measure, train_and_test
 from training.errors import TrainingError
@@ -174,9 +174,11 @@ def data(data: str, download: bool, side: int, groups: str | None) -> None:
             raise TrainingError(f"{data} cannot be downloaded, only {', '.join(named.CLASSES)}")
         _download(plain)
     spec = recipes.Input(height=side, width=side).spec()
-    train, test = train_and_test(data, spec, recipes.Split(groups=groups), seed=0)
+    rules = recipes.Split(groups=groups)
+    train, test = train_and_test(data, spec, rules, seed=0)
     for line in checks.table(train, test):
         print(line)
+    print(resolution.in_words(data, rules))
     for warning in checks.warnings(train, test):
         print(f"note: {warning}")
 

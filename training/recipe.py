@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
+from app.bundle.manifest import Colour
 from app.bundle.scoring import takes_and_measure
 from training.errors import TrainingError, printable
 
@@ -334,16 +335,40 @@ class Export(_Part):
 
 
 class Input(_Part):
-    height: PositiveInt = 28
-    width: PositiveInt = 28
-    channels: Literal[1, 3] = 1
+    """What the encoder takes. `auto` and `mean` are decided by the target's training images, in data/resolution.py."""
+
+    height: PositiveInt | Literal["auto"] = 28
+    width: PositiveInt | Literal["auto"] = 28
+    short_side: PositiveInt = 224  # pixels, of an automatic size, at most
+    channels: Literal[1, 3, "auto"] = 1  # auto: 1 if all images are grey
     resize: Literal["stretch", "pad", "crop"] = "stretch"
+    padding: Literal["background", "edge", "mean"] | Colour = "background"  # of pad: what fills the bars
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    background: Literal["black", "white"] = "black"
+    background: Literal["black", "white"] = "black"  # behind alpha
+
+    @model_validator(mode="after")
+    def padding_is_used(self) -> "Input":
+        if self.padding != "background" and self.resize != "pad":
+            raise ValueError(f"padding fills the bars of resize=pad, and resize is {self.resize}")
+        if isinstance(self.padding, tuple) and self.channels != len(self.padding):
+            raise ValueError(f"padding has {len(self.padding)} levels for {self.channels} channels")
+        return self
+
+    @property
+    def left_open(self) -> dict[str, str]:
+        """The settings that training images decide, as they are written."""
+        settings = {name: getattr(self, name) for name in ("height", "width", "channels", "padding")}
+        return {name: value for name, value in settings.items() if value in ("auto", "mean")}
+
+    def settled_as(self, other: "Input") -> "Input":
+        """With the values of another where this one leaves them open."""
+        return self.model_copy(update={name: getattr(other, name) for name in self.left_open})
 
     def spec(self) -> InputSpec:
+        for name, value in self.left_open.items():
+            raise TrainingError(f"input.{name}={value} was not decided by images: write a number or a colour")
         return InputSpec(
-            **self.model_dump(),
+            **self.model_dump(exclude={"short_side"}),
             orientation="apply",
             sixteen_bit="high_byte",
             palette="expand",
@@ -430,6 +455,8 @@ class Recipe(_Part):
         flips = {stage.augment.flip for stage in (self.pretrain, self.transfer) if isinstance(stage, Stage)}
         symmetries = isinstance(self.transfer, EpisodicMode) and self.transfer.symmetries
         height, width = self.input.height, self.input.width
+        if "auto" in (height, width):
+            return self  # asked again when they are numbers
         for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", symmetries)):
             if asked and height != width:
                 raise ValueError(f"{setting} is for squares, not for {height} by {width} pixels")
@@ -478,6 +505,10 @@ class Recipe(_Part):
         Older ones list the settings of all modes: those of others than the recipe's own are left out.
         """
         return cls.model_validate_json(text, context=STORED)
+
+    def settled_as(self, other: "Recipe") -> "Recipe":
+        """With the other's values where this one leaves the input to the images."""
+        return self.model_copy(update={"input": self.input.settled_as(other.input)})
 
     def with_parts(self, **parts: Any) -> "Recipe":
         """The recipe with other parts; they must go together."""

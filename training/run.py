@@ -14,6 +14,7 @@ from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
 from training.data.material import Material, gather, seen_in_pretraining
+from training.data.resolution import settled
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
 from training.learning.stages import Learnt, learn, learnt_before
@@ -33,27 +34,37 @@ _PRETRAINED = "pretrain.pt"
 _OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed")
 
 
-def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished."""
+def open_folder(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
+    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished.
+
+    Returns the recipe that the folder has: with values where `recipe` leaves the input to the images.
+    """
     if not resume:
         if folder.exists():
             raise TrainingError(f"{folder} already exists: resume it with --resume, or choose another with --run")
+        recipe = settled(recipe)
         try:
             folder.mkdir(parents=True)
             recipes.write(recipe, folder)
         except OSError as error:
             raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --run") from None
-        return
-    if recipes.read(folder) != recipe:
+        return recipe
+    before = recipes.read(folder)
+    if before != recipe.settled_as(before):
         raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
     done = _published(folder)
     if done is not None:
         raise TrainingError(f"{folder}: the run is finished: it published {done}")
+    return before
+
+
+def _opened(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
+    return ranks.from_first(lambda: open_folder(folder, recipe, resume))
 
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
     """Train and publish; returns the bundle's folder."""
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
@@ -66,7 +77,7 @@ def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
         raise TrainingError(
             f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or use graft-train run"
         )
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
@@ -74,7 +85,7 @@ def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
     """Train without publishing, from the weights that the run `pretrained` has, if given; returns the run's folder."""
     if pretrained is None:
-        ranks.from_first(lambda: open_folder(folder, recipe, resume))
+        recipe = _opened(folder, recipe, resume)
         learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
@@ -86,7 +97,7 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             f"--run {pretrained}"
         )
     recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
     if seen := seen_in_pretraining(before, material):
         raise TrainingError(

@@ -117,11 +117,17 @@ function framed(name, model, ...children) {
   frame.replaceChildren(...children);
 }
 
+// The colour of what is added at the sides; where the edge is repeated, none.
+function bars(background, padding) {
+  if (padding === "edge") return "";
+  return Array.isArray(padding) ? `rgb(${[0, 1, 2].map((channel) => padding[channel] ?? padding[0]).join(" ")})` : background;
+}
+
 export function pictureOf(item, model, alt) {
-  const { resize, background } = model.manifest.input;
+  const { resize, background, padding } = model.manifest.input;
   const image = element("img", { src: item.url, alt, draggable: false });
   image.style.objectFit = FIT[resize];
-  image.style.background = resize === "pad" ? background : "";
+  image.style.background = resize === "pad" ? bars(background, padding) : "";
   image.addEventListener("load", () => image.classList.toggle("coarse", Math.max(image.naturalWidth, image.naturalHeight) < 100));
   image.addEventListener("error", () => image.replaceWith(element("span", { className: "unseeable", textContent: "Your browser cannot show this file; the model can read it." })));
   return image;

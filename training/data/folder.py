@@ -102,8 +102,11 @@ def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[
     return images, folders
 
 
-def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN) -> ImageSet:
-    """Images that cannot be read are left out, unless they are more than a share of `most_broken`."""
+def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_BROKEN) -> ImageSet:
+    """Images that cannot be read are left out, unless they are more than a share of `most_broken`.
+
+    Without a spec, all are listed and none is decoded.
+    """
     found = survey(folder)
     files, shown = found.files, printable(str(folder))
     if not files:
@@ -111,6 +114,8 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
             f"{shown}: no images in it, nor in the folders right below it{_but(found)}: "
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
+    if spec is None:
+        return _undecoded(folder, found)
     for reason, names in found.left_out.items():
         say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
 
@@ -150,6 +155,14 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
     classes = tuple(found.classes[label] for label in there) if found.classes else ()
     labels = np.searchsorted(there, labels) if classes else np.array([], np.int64)
     return ImageSet(without(images, broken), labels, classes, tuple(names))
+
+
+def _undecoded(folder: Path, found: Survey) -> ImageSet:
+    paths = np.empty(len(found.files), object)
+    paths[:] = [path for path, _ in found.files]
+    labels = [label for _, label in found.files] if found.classes else []
+    names = tuple(printable(str(path.relative_to(folder))) for path in paths)
+    return ImageSet(paths, np.array(labels, np.int64), found.classes, names)
 
 
 def _but(found: Survey) -> str:

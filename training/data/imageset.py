@@ -14,7 +14,8 @@ from training.errors import TrainingError, printable
 class ImageSet:
     """`labels` index `classes`; both are empty where the images have none, `names` where they are not files.
 
-    Images to adapt to have the source's classes, and no labels.
+    Images to adapt to have the source's classes, and no labels. Of a set that is listed and not yet decoded, `images`
+    are the paths, (N,) objects, or the arrays of the data set's own size, (N, H, W) or (N, H, W, C).
     """
 
     images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory

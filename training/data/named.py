@@ -33,7 +33,7 @@ def is_missing(named: str) -> bool:
     return any(idx.find(root() / named, stem) is None for stems in idx.FILES.values() for stem in stems)
 
 
-def read_named(name: str, part: str, spec: InputSpec) -> ImageSet:
+def read_named(name: str, part: str, spec: InputSpec | None) -> ImageSet:
     if name == digits.NAME:
         pixels, labels = digits.read(root() / name)
         return ImageSet(to_input(spec, pixels), labels, CLASSES["mnist"])

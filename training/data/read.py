@@ -25,10 +25,11 @@ def has_parts(data: str) -> bool:
     )
 
 
-def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
+def read_part(data: str, part: str, spec: InputSpec | None) -> ImageSet:
     """`data` is a named data set or a folder: of IDX files, of train.npz and test.npz, of class folders, or of images.
 
-    `part` is train or test; of a folder that does not tell them apart it is all there is.
+    `part` is train or test; of a folder that does not tell them apart it is all there is. Without a spec the images
+    are listed, not decoded: see ImageSet.
     """
     if data in NAMES:
         return read_named(data, part, spec)
@@ -44,7 +45,7 @@ def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
         return read_folder(folder, spec)
     if parts == ["test"] and part == "train":
         raise TrainingError(f"{shown}: a folder test, and no folder train: put the images to train on there")
-    if part == "train":
+    if part == "train" and spec is not None:
         _tell_beside(folder, parts)
     return read_folder(folder / (part if part in parts else "train"), spec)
 

@@ -38,6 +38,15 @@ def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple
     return _divided(read_part(data, "train", spec), rules, seed)
 
 
+def list_training_part(data: str, rules: Split, seed: int) -> ImageSet:
+    """The training part of `train_and_test`, listed and not decoded: see ImageSet.
+
+    In a folder without parts of its own, an image that turns out broken moves others to the other part.
+    """
+    part = read_part(data, "train", None)
+    return part if has_parts(data) else _divided(part, rules, seed)[0]
+
+
 def _divided(whole: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
     return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
 

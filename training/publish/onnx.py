@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.bundle import SCHEMA_VERSION, golden
+from app.bundle import golden
 from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
@@ -87,7 +87,6 @@ class Exported:
     def fields(self) -> dict[str, Any]:
         """The manifest's fields that follow from the graphs."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "input": self.spec,
             "latent_size": self.latent_size,
             "feature_maps": self.feature_maps,

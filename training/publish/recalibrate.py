@@ -10,7 +10,7 @@ from training.publish.card import card_of_recalibrated
 from training.score import anomaly, distances, drift, reference
 
 _OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc"})  # metrics of the score that was
-_MADE_BY_SAVE = frozenset({"golden", "files", "seal"})
+_MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 
 def recalibrate(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.bundle import SCHEMA_VERSION, Bundle, Manifest, save
+from app.bundle import Bundle, Manifest, save
 from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.store import versions
@@ -130,7 +130,6 @@ def _from_base(
     files = {file: (shots.folder / file).read_bytes() for file in kept}
     files[head.file] = prototypes.to_onnx(learnt, head, base.provenance.opset)
     fields = {
-        "schema_version": SCHEMA_VERSION,
         "input": base.input,
         "latent_size": base.latent_size,
         "variational": base.variational,

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from support import LATENT, save_tiny, tiny
 
 import training
 from app.bundle import load, save
-from app.bundle.manifest import Metric
+from app.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, Metric, seal_of
 from training.__main__ import main
 from training.score import latent_map, reference
 
@@ -90,6 +91,18 @@ def test_the_card_says_what_the_new_manifest_says(tmp_path: Path) -> None:
     assert "from version 2" in card
     assert "99" not in card
     assert stale not in card
+
+
+def test_a_bundle_of_an_older_schema_gets_a_next_version_of_the_newest(tmp_path: Path) -> None:
+    old = save_tiny(tmp_path / "models")
+    fields = json.loads((old / MANIFEST_FILE).read_bytes()) | {"schema_version": 1}
+    del fields["input"]["padding"]
+    (old / MANIFEST_FILE).write_text(json.dumps(fields | {"seal": seal_of(fields)}))
+    assert load(old).manifest.schema_version == 1
+    assert main(["calibrate", str(old), str(drawn(tmp_path / "normals", 60, (0, 120)))]) == 0
+    after = load(tmp_path / "models/tiny/2").manifest
+    assert after.schema_version == SCHEMA_VERSION
+    assert after.input == load(old).manifest.input
 
 
 def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(
