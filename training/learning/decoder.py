@@ -18,8 +18,8 @@ def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stag
 
     def joined(images: Tensor) -> Tensor:
         """(N, latent), or (N, 2 · latent): the means, then the log variances."""
-        code, _, log_variance = shop.net.encode(shop.unit(images))
-        return code if log_variance is None else torch.cat([code, log_variance], dim=1)
+        encoded = shop.net.encode(shop.unit(images))
+        return encoded.code if encoded.log_variance is None else torch.cat([encoded.code, encoded.log_variance], dim=1)
 
     seen, held = in_batches(joined, train.images), in_batches(joined, validation.images)
 

@@ -16,8 +16,9 @@ from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks import Autoencoder
 from training.networks.encoded import GRID
-from training.networks.graph import EncoderGraph, encoder_graph, random_input, to_onnx
+from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
+from training.score import evidence
 
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
 _BATCHES = (1, 17)
@@ -48,8 +49,8 @@ class _Explainer(nn.Module):
             zip(torch.split(head.weight.detach(), self.sizes, dim=1), maps, strict=True)
         ):
             self.register_buffer(f"weight{index}", part.view(-1, channels, rows, columns))
-            self.register_buffer(f"rows{index}", _spread(rows))
-            self.register_buffer(f"columns{index}", _spread(columns))
+            self.register_buffer(f"rows{index}", torch.from_numpy(evidence.spread(rows, GRID)))
+            self.register_buffer(f"columns{index}", torch.from_numpy(evidence.spread(columns, GRID)))
 
     def forward(self, features: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -60,16 +61,6 @@ class _Explainer(nn.Module):
             total = spread if total is None else total + spread
         assert total is not None
         return total
-
-
-def _spread(cells: int) -> Tensor:
-    """(GRID, cells): the share of each cell that lies in each of GRID equal spans; columns sum to one."""
-    overlap = torch.zeros(GRID, cells)
-    for span in range(GRID):
-        for cell in range(cells):
-            low, high = max(span / GRID, cell / cells), min((span + 1) / GRID, (cell + 1) / cells)
-            overlap[span, cell] = max(0.0, high - low) * cells
-    return overlap
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def export(
     """
     features = features or (head is not None and reads == "features")
     stated = encoder_graph(net, spec.shape, features)
-    embedding, pooled = stated.outputs[0], stated.outputs[-1]
+    given = {tensor.name: tensor for tensor in stated.outputs}
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
     files: dict[str, bytes] = {}
 
@@ -125,13 +116,16 @@ def export(
     encoder = proven(stated, EncoderGraph(net, features))
     decoder = classifier = explainer = None
     if decodes:
-        decoder = graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape))
+        decoder = graph("decoder", _Decoder(net.decoder), given["embedding"], _floats("reconstruction", *spec.shape))
     if head is not None:
         logits = _floats("logits", labels_of(head))
-        classifier = graph("head", head, pooled if reads == "features" else embedding, logits)
+        classifier = graph("head", head, given[reads], logits)
         if isinstance(head, nn.Linear) and reads == "features" and all(len(each) == 3 for each in maps):
-            evidence = _floats("evidence", head.out_features, GRID, GRID)
-            explainer = graph("explain", _Explainer(head, maps), pooled, evidence)
+            places = _floats("evidence", head.out_features, GRID, GRID)
+            explainer = graph("explain", _Explainer(head, maps), given[reads], places)
+        elif isinstance(head, nn.Linear) and reads == "embedding" and "last_map" in given:
+            explainer = evidence.graph(given["last_map"], head.out_features)
+            files[explainer.file] = evidence.to_onnx(head.weight.detach().numpy().T, None, explainer, OPSET)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(spec, net.latent, maps, graphs, files, {})
 

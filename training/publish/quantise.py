@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,16 @@ from app.bundle.golden import TOLERANCE
 from app.bundle.manifest import Graph, Metric
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
+from training.measure import strangers
 from training.measure.metrics import accuracy
+from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.onnx import Exported
+from training.recipe import Export
 
 IMAGES = 1000  # to find the ranges of activations
 _BATCH = 50
-_OPERATORS = ["Conv", "Add", "Relu"]  # linear layers are small and stay in fp32
+_OPERATORS = ["Conv", "Add", "Relu", "Clip"]  # linear layers are small and stay in fp32
 _LEAST_OFF = (
     0.01  # of a tensor's scale: some values round to the neighbouring one of 256 steps, and layers after it see that
 )
@@ -37,7 +40,8 @@ def quantised(exported: Exported, train: ImageSet) -> Exported:
     files[graphs.encoder.file] = _static(files[graphs.encoder.file], graphs.encoder, images)
     encode = Session(files[graphs.encoder.file], graphs.encoder, graphs.encoder.file, threads=1)
     tolerances |= _steps(files[graphs.encoder.file], graphs.encoder, images[0])
-    encoded = [encode.run(part) for part in images]
+    vectors = [tensor.name for tensor in graphs.encoded]
+    encoded = [encode.run(part, vectors) for part in images]
     if graphs.decoder is not None:
         codes = [part[graphs.decoder.input.name] for part in encoded]
         files[graphs.decoder.file] = _static(files[graphs.decoder.file], graphs.decoder, codes)
@@ -49,15 +53,83 @@ def quantised(exported: Exported, train: ImageSet) -> Exported:
     return replace(exported, files=files, tolerances=tolerances)
 
 
-def gate(before: Bundle, after: Bundle, validation: ImageSet, most_lost: float) -> tuple[bool, Metric]:
-    """(whether int8 keeps the accuracy of fp32, the loss as a metric)."""
-    in_floats, in_integers = (accuracy(each, validation, "int8 gate") for each in (before, after))
-    kept = in_floats - in_integers <= most_lost + 1e-9  # for rounding: accuracies are shares of whole images
+@dataclass(frozen=True)
+class _Check:
+    """A measure of what int8 costs, and whether that is allowed."""
+
+    metric: str
+    value: float
+    images: int
+    how: str
+    found: str  # for people
+    passed: bool
+
+
+def gate(
+    before: Bundle, after: Bundle, validation: ImageSet, judges: ImageSet, limits: Export
+) -> tuple[bool, tuple[Metric, ...]]:
+    """(whether int8 keeps what fp32 can do, what it costs as metrics); bundles in floats and in integers.
+
+    Embeddings count always, accuracy where there is a classifier (`judges` have labels), detection where there is a
+    score.
+    """
+    checks = [_embeddings(before, after, validation, limits.least_cosine)]
+    if before.head is not None:
+        checks.append(_accuracy(before, after, judges, limits.most_lost))
+    if before.scorer is not None:
+        checks.append(_detection(before, after, validation, limits.most_auroc_lost))
+    kept = all(check.passed for check in checks)
     verdict = "kept" if kept else "refused, fp32 is published"
-    say(f"int8: {in_integers:.4f} of validation images classified correctly, fp32 {in_floats:.4f}: {verdict}")
-    how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed: {verdict}"
-    lost = in_floats - in_integers
-    return kept, Metric(name="int8_accuracy_lost", value=lost, images=len(validation), how=how)
+    for check in checks:
+        say(f"int8: {check.found}{'' if check.passed else ': too much'}")
+    say(f"int8: {verdict}")
+    return kept, tuple(
+        Metric(name=check.metric, value=check.value, images=check.images, how=f"{check.how}: {verdict}")
+        for check in checks
+    )
+
+
+def _embeddings(before: Bundle, after: Bundle, images: ImageSet, least: float) -> _Check:
+    """Each less the mean embedding in floats: codes behind a ReLU are alike as they are."""
+    floats, integers = (
+        outputs_of(each, images, "int8 gate", ("embedding",)).encoded["embedding"] for each in (before, after)
+    )
+    mean = floats.mean(axis=0)
+    cosine = float(_cosines(floats - mean, integers - mean).mean())
+    how = f"mean over validation images, each embedding less their mean; at least {least:g} is allowed"
+    found = f"cosine {cosine:.4f} between embeddings in integers and in floats"
+    return _Check("int8_embedding_cosine", cosine, len(images), how, found, cosine >= least)
+
+
+def _cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
+    return np.asarray((some * others).sum(axis=1) / np.maximum(lengths, 1e-12))
+
+
+def _accuracy(before: Bundle, after: Bundle, judges: ImageSet, most_lost: float) -> _Check:
+    floats, integers = (accuracy(each, judges, "int8 gate") for each in (before, after))
+    how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed"
+    found = f"{integers:.4f} of validation images classified correctly, fp32 {floats:.4f}"
+    return _Check(
+        "int8_accuracy_lost", floats - integers, len(judges), how, found, _within(floats - integers, most_lost)
+    )
+
+
+def _detection(before: Bundle, after: Bundle, images: ImageSet, most_lost: float) -> _Check:
+    """By the worst of the drawn domains."""
+    areas = []
+    for each in (before, after):
+        scores = outputs_of(each, images, "int8 gate", ("scores",)).scores
+        assert scores is not None  # the bundle has a score
+        areas.append(min(strangers.aurocs(each, scores).values()))
+    floats, integers = areas
+    how = f"fp32 less int8, the lowest AUROC of validation images against drawn ones; at most {most_lost:g} is allowed"
+    found = f"AUROC {integers:.4f} against drawn images, fp32 {floats:.4f}"
+    return _Check("int8_auroc_lost", floats - integers, len(images), how, found, _within(floats - integers, most_lost))
+
+
+def _within(lost: float, most: float) -> bool:
+    return lost <= most + 1e-9  # for rounding: accuracies are shares of whole images
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
