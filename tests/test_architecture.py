@@ -99,7 +99,10 @@ KEPT_TO = {
         *("training.ranks", "training.networks", "training.learning", "training.publish"),
         *("training.measure.likelihood", "training.measure.probes", "training.compare.methods"),
     ),
-    "onnx": ("training.networks.graph", "training.score.evidence", "training.score.prototypes"),
+    "onnx": (
+        *("training.networks.graph", "training.publish.quantise"),
+        *("training.score.evidence", "training.score.prototypes"),
+    ),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),
