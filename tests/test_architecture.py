@@ -69,6 +69,7 @@ OPEN = {
         "outputs",
         "probes",
         "review",
+        "strangers",
     },
     "score": {
         *("anomaly", "distances", "drift", "evidence"),

@@ -10,7 +10,7 @@ from training import jsonl
 from training import recipe as recipes
 from training.compare import results
 from training.compare.arms import ARMS
-from training.compare.methods import METHODS, Bench, missing
+from training.compare.methods import METHODS, Bench, Points, missing
 from training.compare.results import Comparison, Result
 from training.data.material import Material, gather
 from training.data.resolution import settled
@@ -40,9 +40,10 @@ def compare(
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)
     arms = _able(arm for arm in arms or ARMS if not (material.one_domain and arm == "target"))  # the same as `source`
+    shared: dict[str, Points] = {}
     for seed in range(seeds):
         left = [(arm, budget) for arm in arms for budget in chosen if not any(r.is_of(arm, budget, seed) for r in done)]
-        bench = Bench(recipe, material, seed, folder)
+        bench = Bench(recipe, material, seed, folder, shared)
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
             result = Result(arm, budget, len(rows), seed, METHODS[arm](bench, rows))

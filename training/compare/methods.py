@@ -43,6 +43,7 @@ class Bench:
     material: Material
     seed: int
     folder: Path
+    shared: dict[str, Points] = field(default_factory=dict)  # by arm, what no seed changes: of all benches
     _points: dict[str, Points] = field(default_factory=dict)
 
     def own(self, name: str) -> Path:
@@ -173,7 +174,9 @@ def backbone(bench: Bench, rows: np.ndarray) -> float:
         shop = bench.of(build(LITE0, spec.shape))
         return read(shop, train, "embedding"), read(shop, test, "embedding")
 
-    return bench.probe(rows, bench.points(BACKBONE, compute))
+    if BACKBONE not in bench.shared:
+        bench.shared[BACKBONE] = compute()
+    return bench.probe(rows, bench.shared[BACKBONE])
 
 
 def missing(arm: str) -> str | None:

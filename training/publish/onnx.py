@@ -126,6 +126,7 @@ def export(
         elif isinstance(head, nn.Linear) and reads == "embedding" and "last_map" in given:
             explainer = evidence.graph(given["last_map"], head.out_features)
             files[explainer.file] = evidence.to_onnx(head.weight.detach().numpy().T, None, explainer, OPSET)
+            _require_sum(head, files[explainer.file], explainer)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(spec, net.latent, maps, graphs, files, {})
 
@@ -145,6 +146,17 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
                     f"{graph.file}: {tensor.name} of onnxruntime differs from torch's by {difference:.3g} at batch "
                     f"{size}: not exported"
                 )
+
+
+def _require_sum(head: nn.Linear, model: bytes, graph: Graph) -> None:
+    """Over all places of a random map, the evidence adds up to the head's logits without the bias."""
+    maps = random_input(graph.input, 2)
+    with torch.no_grad():
+        expected = (head(maps.mean(dim=(2, 3))) - head.bias).numpy()
+    found = Session(model, graph, graph.file, threads=1).run(maps.numpy())[graph.outputs[0].name].sum(axis=(2, 3))
+    difference = float(np.abs(found - expected).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+        raise TrainingError(f"{graph.file}: its places add up to logits that are off by {difference:.3g}: not exported")
 
 
 def _floats(name: str, *shape: int) -> TensorSpec:

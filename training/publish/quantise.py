@@ -49,7 +49,7 @@ def quantised(exported: Exported, train: ImageSet) -> Exported:
         codes = [part[graphs.decoder.input.name] for part in encoded]
         files[graphs.decoder.file] = _static(files[graphs.decoder.file], graphs.decoder, codes)
         tolerances |= _steps(files[graphs.decoder.file], graphs.decoder, codes[0])
-    coarsest = max(tolerances.get(name, TOLERANCE) for name in encoded[0])
+    coarsest = max(tolerances.get(tensor.name, TOLERANCE) for tensor in graphs.encoder.outputs)
     for graph in (graphs.decoder, graphs.head, graphs.explain):  # their input may be off by this much
         for tensor in graph.outputs if graph else ():
             tolerances[tensor.name] = max(coarsest, tolerances.get(tensor.name, TOLERANCE))

@@ -100,7 +100,23 @@ def test_the_scorer_writes_the_columns_that_there_are(models: Path, tmp_path: Pa
     assert service([*arguments, "--operation", "encode"]) == 0
     [row] = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(row["embedding"]) == 1280
-    assert "label" not in row
+    assert not {"label", "score", "error"} & row.keys()
+
+
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        ("predict", "has neither head nor anomaly calibration; use --operation encode"),
+        ("anomaly", "has no anomaly calibration, so it cannot anomaly; it can: encode, predict"),
+    ],
+)
+def test_what_the_scorer_cannot_do_is_said(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], operation: str, says: str
+) -> None:
+    (tmp_path / "bag.png").write_bytes(BAG)
+    arguments = ["score", str(tmp_path / "bag.png"), "--models", str(models), "--out", str(tmp_path / "rows.jsonl")]
+    assert service([*arguments, "--operation", operation]) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
