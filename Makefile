@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots
+.PHONY: help serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots base
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ install-shots: $(VENV)/shots.stamp ## what grafting a few images needs, no torch
 
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'
+
+base: $(VENV)/train.stamp ## a published network as a bundle to graft onto: BACKBONE=efficientnet-lite0 MODELS=models
+	@$(PY) -m training base '$(or $(BACKBONE),efficientnet-lite0)' --models '$(or $(MODELS),models)'
 
 # Graft and its peers; `make bench HELP=1` says what each variable takes;
 # DOC=1 writes the tables into docs/performance.md. Environments and results lie in .bench.

@@ -373,7 +373,8 @@ def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_p
     draw_folder(tmp_path / "my-other-images", 5, seed=1)
     shutil.copytree(ROOT / "models", tmp_path / "models")
     output = follow(shell("docs/few-shots.md"), tmp_path)
-    assert list(output) == ["graft", "evaluate"]
+    assert list(output) == ["graft", "evaluate", "base"]
+    assert "explain" in load(tmp_path / "models/my-photos/1").operations
     assert output["graft"].strip() == "models/my-shots-nearest/1"
     [metric] = load(tmp_path / "models/my-shots/1").manifest.metrics
     [sample] = blocks(page, "text")

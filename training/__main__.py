@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
+from typing import get_args
 
 from app.bundle import GraftError
 from training import commands, malloc, ranks, recipe
@@ -108,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
             "make a bundle from a few images of each class and another bundle's encoder; takes seconds, needs no torch",
         )
     )
+    _base_arguments(
+        command(
+            commands.base,
+            "publish a frozen network with the weights that others published, to graft onto; takes seconds, no images",
+        )
+    )
     _data_arguments(command(commands.data, "describe a data set and warn about it; download named ones"))
     return parser
 
@@ -180,6 +187,26 @@ def _graft_arguments(parser: argparse.ArgumentParser) -> None:
         default="mahalanobis",
         help="distance to the prototypes (default: mahalanobis)",
     )
+    _models_argument(parser)
+
+
+def _base_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "backbone", metavar="NAME", choices=recipe.BACKBONES, help=f"one of {', '.join(recipe.BACKBONES)}"
+    )
+    parser.add_argument(
+        "--weights",
+        default=recipe.IMAGENET,
+        help="a file of weights, by path or URL (default: those published for NAME, from its package or its publisher)",
+    )
+    parser.add_argument("--side", type=_positive, default=224, help="height and width, in pixels (default: 224)")
+    parser.add_argument(
+        "--resize",
+        choices=get_args(recipe.Resize),
+        default="pad",
+        help="how images of another shape are brought to that (default: pad)",
+    )
+    parser.add_argument("--name", help="name of the bundle (default: NAME)")
     _models_argument(parser)
 
 

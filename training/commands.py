@@ -120,7 +120,10 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"]) -> 
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the classes of the images ({', '.join(images.classes)}) are not the bundle's labels")
     outputs = outputs_of(loaded, images, "evaluate")
-    for metric in bundle_metrics(loaded, images, part, outputs=outputs, train=train):
+    metrics = bundle_metrics(loaded, images, part, outputs=outputs, train=train)
+    if not metrics:
+        say(f"nothing to measure: the bundle can {', '.join(loaded.operations)}, and the images have no classes")
+    for metric in metrics:
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(loaded, metric)}")
     if classifier and outputs.logits is not None and len(images.labels):
         counts = confusion(images.labels, outputs.logits.argmax(axis=1), len(classifier.labels))
@@ -169,6 +172,17 @@ def graft(
     print(grafted(shots, base=base or models, models=models, name=name, reads=reads, distance=distance))
 
 
+def base(
+    backbone: recipes.Backbone, weights: str, side: int, resize: recipes.Resize, name: str | None, models: Path
+) -> None:
+    network = recipes.Network(backbone=backbone, weights=weights)
+    _fetch_weights(network)
+    from training.publish import base as bases
+
+    taken = recipes.Input(height=side, width=side, channels=3, resize=resize)
+    print(bases.publish(network, taken, models, name or backbone))
+
+
 def data(data: str, download: bool, side: int, groups: str | None) -> None:
     if download:
         plain = named.TEXTURED.get(data, data)
@@ -189,12 +203,16 @@ def _fetch_missing(chosen: Recipe) -> None:
     for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
         if named.is_missing(name):
             _download(name)
-    if chosen.network.weights is None:
+    _fetch_weights(chosen.network)
+
+
+def _fetch_weights(network: recipes.Network) -> None:
+    if network.weights is None:
         return
     from training.networks import weights
 
-    if (wanted := weights.to_download(chosen.network)) is not None:
-        _fetch(chosen.network.weights, *wanted)
+    if (wanted := weights.to_download(network)) is not None:
+        _fetch(network.weights, *wanted)
 
 
 def _download(name: str) -> None:

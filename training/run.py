@@ -17,13 +17,13 @@ from training.data.material import Material, count_seen_in_pretraining, gather
 from training.data.resolution import settled
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
-from training.learning.stages import Learnt, learn, load_learnt
+from training.learning.stages import BEGUN_FILE, Learnt, learn, load_learnt
 from training.learning.workshop import CHECKPOINTS
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
 from training.publish.draft import export as export_draft
-from training.publish.draft import fit_score, measure
+from training.publish.draft import fit_score, in_integers, measure
 from training.recipe import Recipe
 from training.report import comparison
 from training.report.gather import gather as gather_report
@@ -105,15 +105,17 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             "them could be trusted: pretrain with the target's own split, or on other images"
         )
     ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
+    if (pretrained / BEGUN_FILE).is_file():
+        ranks.from_first(lambda: _copy(pretrained / BEGUN_FILE, folder))
     learn(recipe, material, folder)
     return folder
 
 
-def _copy(weights: Path, checkpoints: Path) -> None:
-    if not (checkpoints / _PRETRAINED).exists():
-        checkpoints.mkdir(exist_ok=True)
-        shutil.copy(weights, checkpoints / f".{_PRETRAINED}")
-        (checkpoints / f".{_PRETRAINED}").rename(checkpoints / _PRETRAINED)
+def _copy(file: Path, folder: Path) -> None:
+    if not (folder / file.name).exists():
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder / f".{file.name}")
+        (folder / f".{file.name}").rename(folder / file.name)
 
 
 def export(folder: Path, models: Path) -> Path:
@@ -176,7 +178,7 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
     scored = fit_score(recipe, material, exported)
-    measured = measure(material, scored)
+    measured = measure(material, in_integers(recipe, material, exported, scored))
     bundle = measured.draft.bundle
     study = gather_report(bundle, recipe, material, measured.outputs, journal=epochs, compared=results.read(folder))
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60

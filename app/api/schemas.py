@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api import json_schema
 from app.bundle.bundle import Bundle
 from app.bundle.latent_map import LatentMap
-from app.bundle.manifest import Metric
+from app.bundle.manifest import Metric, Weights
 from app.inference.model import Model
 
 Result = TypeVar("Result", bound=BaseModel)
@@ -128,6 +128,7 @@ class ModelSummary(ModelRef):
     input: list[int] = Field(description="height, width, channels: every image is resized to this")
     provider: str = Field(description="the onnxruntime execution provider that runs its graphs")
     metrics: list[Metric]
+    weights: Weights | None = Field(description="what its network began with, if others published that")
     milliseconds: float = Field(description="to process one image, measured at start")
     most_on_loop: int = Field(description="largest batch that runs on the event loop; 0: every batch runs in a thread")
 
@@ -143,6 +144,7 @@ class ModelSummary(ModelRef):
             input=list(m.input.shape),
             provider=bundle.encoder.provider,
             metrics=list(m.metrics),
+            weights=m.provenance.weights,
             milliseconds=round(1000 * model.seconds, 3),
             most_on_loop=model.most_on_loop,
         )

@@ -23,7 +23,7 @@ _NEEDS = {  # operation → the part that it needs, as messages name it
     "anomaly": "anomaly calibration",
     "decode": "decoder",
     "generate": "variational code",
-    "explain": "head that reads feature maps",
+    "explain": "linear head on feature maps",
 }
 
 
@@ -57,9 +57,21 @@ class Bundle:
         pixels = decode_if_quick(data, max_pixels)
         return pixels if pixels is not None and pixels.shape == self.manifest.input.shape else None
 
-    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """(N, H, W, C) uint8 → the encoder's outputs: `embedding` (N, D) and, in some bundles, `features`."""
-        return self.encoder.run(images)
+    def encode(self, images: np.ndarray, explain: bool = False) -> dict[str, np.ndarray]:
+        """(N, H, W, C) uint8 → the encoder's outputs: `embedding` (N, D) and, in some bundles, `features`.
+
+        With `explain` also the map that `explain` reads, if it reads one.
+        """
+        return self.encoder.run(images, self._for_explain if explain else self._vectors)
+
+    @cached_property
+    def _vectors(self) -> list[str]:
+        return [tensor.name for tensor in self.manifest.graphs.encoded]
+
+    @cached_property
+    def _for_explain(self) -> list[str]:
+        graph = self.manifest.graphs.explain
+        return self._vectors if graph is None else list(dict.fromkeys([*self._vectors, graph.input.name]))
 
     def reconstruct(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """The encoder's outputs → (N, H, W, C) float32 in 0…1."""
@@ -104,8 +116,8 @@ class Bundle:
         return self.explainer.run(encoded[graph.input.name])[graph.outputs[0].name]
 
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Every output of every graph, by name."""
-        outputs = self.encode(images)
+        """Every output of every graph that golden pairs hold, by name."""
+        outputs = self.encode(images, explain=True)
         graphs = self.manifest.graphs
         for session, graph in (
             (self.decoder, graphs.decoder),
@@ -114,7 +126,7 @@ class Bundle:
         ):
             if session is not None and graph is not None:
                 outputs = outputs | session.run(outputs[graph.input.name])
-        return outputs
+        return {name: outputs[name] for name in graphs.tensors()}
 
     @cached_property
     def operations(self) -> Sequence[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
-SCHEMA_VERSION = 2  # 2 added input.padding
+SCHEMA_VERSION = 2  # 2 added input.padding and provenance.weights
 MANIFEST_FILE = "manifest.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -64,6 +64,10 @@ class Tensor(Strict):
     dtype: Literal["uint8", "float32"]
     shape: Annotated[tuple[int, ...], Field(min_length=2)]
 
+    @property
+    def is_vector(self) -> bool:
+        return len(self.shape) == 2
+
 
 class Graph(Strict):
     file: str
@@ -75,6 +79,8 @@ class Graphs(Strict):
     """`image` → encoder → `embedding` (and `features`); each other graph names which of the two is its input.
 
     `explain` returns (N, labels, rows, columns); the sum over rows and columns is the head's logits without the bias.
+    It may read a map instead, (N, channels, rows, columns), whose average over places is the embedding: an output of
+    the encoder that is computed for it alone.
     """
 
     encoder: Graph
@@ -82,9 +88,15 @@ class Graphs(Strict):
     head: Graph | None
     explain: Graph | None
 
+    @property
+    def encoded(self) -> tuple[Tensor, ...]:
+        """The encoder's outputs (N, D): what every request computes."""
+        return tuple(tensor for tensor in self.encoder.outputs if tensor.is_vector)
+
     def tensors(self) -> list[str]:
-        """The names of all graph outputs."""
-        return [tensor.name for _, graph in self if graph is not None for tensor in graph.outputs]
+        """The names of all graph outputs that golden pairs hold: a map is left out, as `explain` adds it up."""
+        others = [graph for part, graph in self if part != "encoder" and graph is not None]
+        return [tensor.name for tensor in (*self.encoded, *(each for graph in others for each in graph.outputs))]
 
 
 class Classifier(Strict):
@@ -150,6 +162,16 @@ class Metric(Strict):
     how: str
 
 
+class Weights(Strict):
+    """The published weights that a network began with."""
+
+    backbone: str
+    file: str
+    sha256: Sha256
+    publisher: str | None  # null for a file that was given by path or URL; so is the licence
+    licence: str | None
+
+
 class Provenance(Strict):
     recipe: str
     seed: int
@@ -160,6 +182,7 @@ class Provenance(Strict):
     commit: str
     versions: dict[str, str]
     opset: PositiveInt
+    weights: Weights | None = None
 
 
 class Manifest(Strict):
@@ -191,7 +214,7 @@ class Manifest(Strict):
     def anomaly_can_be_computed(self) -> "Manifest":
         if self.anomaly and self.reference is None:
             raise ValueError("anomaly: needs reference")
-        tensors = {"thumbnail"} | {tensor.name for tensor in self.graphs.encoder.outputs}
+        tensors = {"thumbnail"} | {tensor.name for tensor in self.graphs.encoded}
         for distance in self.anomaly.distances if self.anomaly else ():
             if (distance.measure == "reconstruction") != (distance.takes == "pixels"):
                 raise ValueError("anomaly.distances: reconstruction takes pixels, and no other measure does")
@@ -230,6 +253,8 @@ class Manifest(Strict):
         for part, graph in (("decoder", graphs.decoder), ("head", graphs.head), ("explain", graphs.explain)):
             if graph and tensors.get(graph.input.name) != graph.input:
                 raise ValueError(f"graphs.{part}.input: is not an output of the encoder")
+            if graph and part != "explain" and not graph.input.is_vector:
+                raise ValueError(f"graphs.{part}.input: only explain reads a map")
         return self
 
     def named_files(self) -> list[tuple[str, str]]:

@@ -62,8 +62,10 @@ class Session:
         """The execution provider that runs the graph; onnxruntime may have fallen back to it without an error."""
         return str(self._session.get_providers()[0])
 
-    def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(self._outputs, self._session.run(self._outputs, {self._input: batch}), strict=True))
+    def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """All outputs, or those that are named: one that nobody asks for is not copied."""
+        names = self._outputs if outputs is None else outputs
+        return dict(zip(names, self._session.run(names, {self._input: batch}), strict=True))
 
 
 def _open(model: bytes, threads: int, providers: Sequence[str], optimise: bool = True) -> onnxruntime.InferenceSession:

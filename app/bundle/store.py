@@ -110,7 +110,7 @@ class _References(NamedTuple):
 
 
 def _references(manifest: Manifest, arrays: dict[str, np.ndarray], where: str) -> _References:
-    sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
+    sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoded}
     sizes["thumbnail"] = thumbnail_size(manifest.input.height, manifest.input.width, manifest.input.channels)
     labels = len(manifest.classifier.labels) if manifest.classifier else None
     try:

@@ -31,7 +31,8 @@ class OutputRequest:
 def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
     """For each request its outputs by name, (n, …) each; there may be more than it needs."""
     images = requests[0].images if len(requests) == 1 else np.concatenate([request.images for request in requests])
-    encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images).items()}
+    explain = any(EXPLANATION in request.outputs for request in requests)
+    encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images, explain).items()}
     ends = accumulate(map(len, requests))
     spans = [slice(end - len(request), end) for request, end in zip(requests, ends, strict=True)]
     answers: list[Outputs] = [

@@ -1,5 +1,6 @@
 """A whole recipe on images that are drawn here: from a folder to a bundle that serves what torch gave."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -248,7 +249,11 @@ def test_int8_is_kept_only_where_it_holds_its_accuracy(
     bundle = load(tmp_path / "kept/models/drawn/1")
     assert b"QuantizeLinear" in (tmp_path / "kept/models/drawn/1/encoder.onnx").read_bytes()
     assert max(bundle.manifest.golden.outputs.values()) > 1e-4
-    lost = {metric.name: metric for metric in bundle.manifest.metrics}["int8_accuracy_lost"]
+    costs = {metric.name: metric for metric in bundle.manifest.metrics}
+    assert costs["int8_embedding_cosine"].value > 0.95
+    assert costs["int8_auroc_lost"].value < 0.01
+    assert all(costs[name].how.endswith("is allowed: kept") for name in ("int8_embedding_cosine", "int8_auroc_lost"))
+    lost = costs["int8_accuracy_lost"]
     assert lost.how.endswith("is allowed: kept")
     assert lost.images == 48
     assert "int8: " in capsys.readouterr().err
@@ -274,6 +279,23 @@ def test_a_refused_int8_leaves_fp32(
     assert train(recipe, tmp_path, [*SMALL, "transfer.reads=features", "transfer.epochs=10", "export.int8=true"]) == 0
     assert b"QuantizeLinear" not in (tmp_path / "models/drawn/1/encoder.onnx").read_bytes()
     assert "refused, fp32 is published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [("least_cosine=0.9", "kept"), ("least_cosine=0.99999", "refused"), ("most_auroc_lost=0.5", "kept")],
+)
+def test_int8_without_labels_is_held_to_embeddings_and_detection(
+    limit: str, verdict: str, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [*NETWORK, "transfer.mode=decoder", "decoder.epochs=1", "export.int8=true", f"export.{limit}"]
+    assert train(recipe, tmp_path, changes) == 0
+    stated = {metric.name: metric for metric in load(tmp_path / "models/drawn/1").manifest.metrics}
+    assert {"int8_embedding_cosine", "int8_auroc_lost"} <= set(stated)
+    assert "int8_accuracy_lost" not in stated
+    quantised = b"QuantizeLinear" in (tmp_path / "models/drawn/1/encoder.onnx").read_bytes()
+    assert quantised == (verdict == "kept")
+    assert f"int8: {verdict}" in capsys.readouterr().err
 
 
 def test_evaluate_divides_a_folder_as_the_recipe_did(
@@ -388,6 +410,48 @@ def test_weights_of_others_stay_as_they_are_and_are_served_at_the_recipes_size(i
         assert (model["manifest"]["input"]["height"], model["manifest"]["input"]["channels"]) == (64, 3)
         recipe = json.loads(model["manifest"]["provenance"]["recipe"])
         assert recipe["network"]["weights"] == "resnet18.pth", "its name, not where it lay"
+        assert model["operations"] == ["classify", "encode", "reconstruct", "anomaly", "predict", "decode", "explain"]
+        begun = {
+            "backbone": "resnet18",
+            "file": "resnet18.pth",
+            "sha256": hashlib.sha256((tmp_path / "resnet18.pth").read_bytes()).hexdigest(),
+            "publisher": None,
+            "licence": None,
+        }
+        assert model["weights"] == model["manifest"]["provenance"]["weights"] == begun
+        assert (
+            f"resnet18.pth, whose publisher is not known here; the licence is not known here; SHA-256 {begun['sha256']}"
+            in (client.get("/v1/models/backbone/card").text)
+        )
+        options = {"content": body, "headers": {"content-type": "image/png"}}
+        [plain] = client.post("/v1/classify", **options).json()["results"]
+        [explained] = client.post("/v1/classify?explain=true", **options).json()["results"]
+        assert explained.pop("explanation")
+        assert explained == plain
+    bundle = load(tmp_path / "models/backbone/1")
+    (tmp_path / "resnet18.pth").unlink()  # what the run began with stands in its folder
+    assert main(["export", str(tmp_path / "run"), "--models", str(tmp_path / "again")]) == 0
+    again = load(tmp_path / "again/backbone/1")
+    assert again.manifest.provenance.weights == bundle.manifest.provenance.weights is not None
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with_alone(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["input.height=32", "input.width=32", "decoder.epochs=0", 'anomaly.distances=["embedding.mahalanobis"]']
+    changes = [*backbone(tmp_path, images), *sizes]
+    changes.remove("decoder.epochs=1")
+    learnt(Path("backbone"), tmp_path / "run", changes)
+    (tmp_path / "run/weights.pt").unlink()
+    state = torch.load(tmp_path / "resnet18.pth", weights_only=True)
+    torch.save({**state, "fc.bias": torch.ones(1000)}, tmp_path / "resnet18.pth")
+    sets = [part for change in changes for part in ("--set", change)]
+    arguments = ["transfer", "backbone", "--run", str(tmp_path / "run"), "--resume", *sets]
+    assert main(arguments) == 2
+    assert "the run began with resnet18.pth of SHA-256" in capsys.readouterr().err
+    (tmp_path / "run/published.json").write_text("{")
+    assert main(arguments) == 2
+    assert "published.json: damaged" in capsys.readouterr().err
 
 
 def test_the_last_stage_of_a_backbone_thaws_under_a_head_with_a_hidden_layer(images: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Names of a comparison's arms: transfer, and the baselines that it has to beat. Imports no torch."""
 
-ARMS = ("pixels", "random", "source", "finetuned", "scratch", "generated", "target")
+BACKBONE = "backbone"
+ARMS = ("pixels", "random", "source", "finetuned", "scratch", "generated", "target", BACKBONE)
 
 IN_WORDS = {
     "pixels": "logistic regression on the pixels",
@@ -11,6 +12,7 @@ IN_WORDS = {
     "generated": "the same, with as many examples again, drawn by a variational autoencoder that was pretrained on "
     "the source and adapted to the labels",
     "target": "logistic regression on the maps of a network pretrained on the target's images, without their labels",
+    BACKBONE: "logistic regression on EfficientNet-Lite0 as it was trained on ImageNet, frozen, at its own image size",
 }
 BASELINE = "scratch"
 TRANSFERS = ("source", "finetuned", "generated")  # below the baseline, these are negative transfer

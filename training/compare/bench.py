@@ -1,7 +1,7 @@
 """A comparison: every arm at every label budget, over several seeds. An interrupted comparison resumes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from training import jsonl
 from training import recipe as recipes
 from training.compare import results
 from training.compare.arms import ARMS
-from training.compare.methods import METHODS, Bench
+from training.compare.methods import METHODS, Bench, Points, missing
 from training.compare.results import Comparison, Result
 from training.data.material import Material, gather
 from training.data.resolution import settled
@@ -39,10 +39,11 @@ def compare(
     recipe, done = _open(folder, recipe)
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)
-    arms = [arm for arm in arms or ARMS if not (material.one_domain and arm == "target")]  # the same as `source`
+    arms = _able(arm for arm in arms or ARMS if not (material.one_domain and arm == "target"))  # the same as `source`
+    shared: dict[str, Points] = {}
     for seed in range(seeds):
         left = [(arm, budget) for arm in arms for budget in chosen if not any(r.is_of(arm, budget, seed) for r in done)]
-        bench = Bench(recipe, material, seed, folder)
+        bench = Bench(recipe, material, seed=seed, folder=folder, shared=shared)
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
             result = Result(arm=arm, budget=budget, labels=len(rows), seed=seed, accuracy=METHODS[arm](bench, rows))
@@ -54,6 +55,19 @@ def compare(
     comparison = Comparison(recipe, len(material.test), done)
     results.write(folder, comparison)
     return comparison
+
+
+def _able(arms: Iterable[str]) -> list[str]:
+    """The arms that can be run here; of the others it is said why not."""
+    able, reason = [], None
+    for arm in arms:
+        if (reason := missing(arm)) is None:
+            able.append(arm)
+        else:
+            say(f"note: arm {arm} is left out: {reason}")
+    if not able:
+        raise TrainingError(f"no arm can be run here: {reason}")
+    return able
 
 
 def _budgets(wanted: Sequence[int | None], recipe: Recipe, material: Material) -> list[int | None]:

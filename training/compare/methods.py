@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from training.compare.arms import BACKBONE
 from training.data.imageset import ImageSet
 from training.data.material import Material
+from training.data.resolution import choose, examined
+from training.data.splits import list_training_part, train_and_held_out, train_and_test
+from training.errors import TrainingError
 from training.learning import generate
 from training.learning.finetune import finetune
 from training.learning.inference import accuracy_of, in_batches, read
@@ -17,11 +21,16 @@ from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
-from training.recipe import FullMode, LabelMode, LinearMode, Recipe
+from training.networks import Autoencoder, build, weights
+from training.recipe import FullMode, Input, LabelMode, LinearMode, Network, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
 _DRAWN = 1  # drawn examples for each labelled one
+
+LITE0 = Network(backbone="efficientnet-lite0")
+# At least what the weights were trained at, but never more than four times what the images have.
+_TAKEN = Input(height="auto", width="auto", short_side=224, channels=3, resize="pad")
 
 Points = tuple[np.ndarray, np.ndarray]  # (N, D) of the training images, and of the test images
 
@@ -34,6 +43,7 @@ class Bench:
     material: Material
     seed: int
     folder: Path
+    shared: dict[str, Points] = field(default_factory=dict)  # by arm, what no seed changes: of all benches
     _points: dict[str, Points] = field(default_factory=dict)
 
     def own(self, name: str) -> Path:
@@ -42,6 +52,12 @@ class Bench:
     def open_workshop(self, name: str, untrained: bool = True) -> Workshop:
         seeded = self.recipe.model_copy(update={"seed": self.seed})
         return open_workshop(seeded, self.material.spec.shape, self.own(name), untrained)
+
+    def of(self, net: Autoencoder) -> Workshop:
+        """A workshop to read images with a network that is not the recipe's."""
+        workshop = self.open_workshop(BACKBONE)
+        net.encoder.to(device=workshop.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return replace(workshop, net=net)
 
     def pretrained_on_source(self) -> Workshop:
         workshop, m = self.open_workshop("source", untrained=False), self.material
@@ -144,6 +160,36 @@ def _with_drawn(bench: Bench, labelled: ImageSet) -> ImageSet:
     return generate.with_drawn(workshop, generator, labelled, max(1, _DRAWN * len(labelled) // len(labelled.classes)))
 
 
+def backbone(bench: Bench, rows: np.ndarray) -> float:
+    """The images are read again at the size that suits the network: the same images, in the same parts."""
+
+    def compute() -> Points:
+        recipe, m = bench.recipe, bench.material
+        listed = list_training_part(recipe.target, recipe.split, recipe.seed)
+        spec = choose(_TAKEN, examined(listed, recipe.target), recipe.target).spec()
+        whole, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
+        train, _, _ = train_and_held_out(whole, recipe.split, recipe.seed)
+        if not (np.array_equal(train.labels, m.train.labels) and np.array_equal(test.labels, m.test.labels)):
+            raise TrainingError(f"{recipe.target}: its images have changed since the other arms read them")
+        shop = bench.of(build(LITE0, spec.shape))
+        return read(shop, train, "embedding"), read(shop, test, "embedding")
+
+    if BACKBONE not in bench.shared:
+        bench.shared[BACKBONE] = compute()
+    return bench.probe(rows, bench.shared[BACKBONE])
+
+
+def missing(arm: str) -> str | None:
+    """Why an arm cannot be run here, if it cannot."""
+    if arm != BACKBONE:
+        return None
+    try:
+        weights.path_of(LITE0)
+    except TrainingError as error:
+        return str(error)
+    return None
+
+
 METHODS: dict[str, Callable[[Bench, np.ndarray], float]] = {
     "pixels": pixels,
     "random": random,
@@ -152,4 +198,5 @@ METHODS: dict[str, Callable[[Bench, np.ndarray], float]] = {
     "scratch": scratch,
     "generated": generated,
     "target": target,
+    BACKBONE: backbone,
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from training.compare.arms import BASELINE, TRANSFERS
+from training.compare.arms import BACKBONE, BASELINE, TRANSFERS
 from training.measure.intervals import Interval, student
 from training.recipe import Recipe
 
@@ -62,6 +62,7 @@ def words(results: Sequence[Result], recipe: Recipe) -> list[str]:
                     f"{prefix}Against training from scratch, {_in_words(arm, recipe)} {verdict} "
                     f"with {_enumerated(where)} labels."
                 )
+    sentences += _against_all(results, BACKBONE, recipe)
     for arm, other in (("source", "random"), ("source", "pixels"), ("source", "target")):
         where = [
             f"{labels:,}"
@@ -76,6 +77,24 @@ def words(results: Sequence[Result], recipe: Recipe) -> list[str]:
     return sentences
 
 
+def _against_all(results: Sequence[Result], arm: str, recipe: Recipe) -> list[str]:
+    """Sentences: where an arm wins against the best of the others, and where it loses."""
+    verdicts: dict[str, list[str]] = {"beats every other arm": [], "is level with the best other arm": [], "loses": []}
+    for labels in budgets(results):
+        others = {r.arm for r in results if r.labels == labels} - {arm}
+        gains = {other: gain for other in others if (gain := difference(results, arm, labels, other)) is not None}
+        if not gains:
+            continue
+        best = min(gains, key=lambda other: gains[other].mean)
+        gain = gains[best]
+        verdict = 0 if gain.low > 0 else 2 if gain.high < 0 else 1
+        against = f"{labels:,} ({100 * gain.mean:+.1f} points, against {best})"
+        list(verdicts.values())[verdict].append(against)
+    name = _in_words(arm, recipe)
+    name = name[0].upper() + name[1:]
+    return [f"{name} {verdict} with {_enumerated(where)} labels." for verdict, where in verdicts.items() if where]
+
+
 def _in_words(arm: str, recipe: Recipe) -> str:
     source, target = Path(recipe.source).name, Path(recipe.target).name
     return {
@@ -86,6 +105,7 @@ def _in_words(arm: str, recipe: Recipe) -> str:
         "scratch": "training from scratch",
         "generated": f"training with examples that a generator of {source} draws",
         "target": f"an encoder of {target}'s own unlabelled images",
+        BACKBONE: "a frozen EfficientNet-Lite0 that has seen ImageNet alone, with a linear head,",
     }[arm]
 
 

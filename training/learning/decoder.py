@@ -18,8 +18,8 @@ def finetune_decoder(workshop: Workshop, train: ImageSet, validation: ImageSet, 
 
     def joined(images: Tensor) -> Tensor:
         """(N, latent), or (N, 2 · latent): the means, then the log variances."""
-        code, _, log_variance = workshop.net.encode(workshop.unit(images))
-        return code if log_variance is None else torch.cat([code, log_variance], dim=1)
+        encoded = workshop.net.encode(workshop.unit(images))
+        return encoded.code if encoded.log_variance is None else torch.cat([encoded.code, encoded.log_variance], dim=1)
 
     train_codes, validation_codes = in_batches(joined, train.images), in_batches(joined, validation.images)
 

@@ -89,8 +89,8 @@ def with_drawn(workshop: Workshop, generator: Generator, target: ImageSet, each:
 
     def posterior(images: Tensor) -> Tensor:
         """(N, 2 · latent): the means, then the log variances."""
-        code, _, log_variance = generator.encoder(workshop.unit(images))
-        return torch.cat([code, log_variance], dim=1)
+        encoded = generator.encoder(workshop.unit(images))
+        return torch.cat([encoded.code, encoded.log_variance], dim=1)
 
     mean, log_variance = torch.split(torch.from_numpy(in_batches(posterior, target.images)), _LATENT, dim=1)
     members = [torch.from_numpy(np.flatnonzero(target.labels == label)) for label in range(generator.classes)]

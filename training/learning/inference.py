@@ -64,9 +64,11 @@ def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     features = tensor == "features"
     graph = encoder_graph(workshop.net, data.images.shape[1:], features)
     session = Session(to_onnx(EncoderGraph(workshop.net, features), graph), graph, graph.file, threads=cpu_limit())
-    found = in_batches(
-        lambda images: torch.from_numpy(session.run(images.numpy())[tensor]), data.images, "features", _AT_ONCE
-    )
+
+    def of(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(images.numpy(), [tensor])[tensor])
+
+    found = in_batches(of, data.images, "features", _AT_ONCE)
     if not features:
         encodings.keep(session.digest, data.images, {tensor: found})
     return found

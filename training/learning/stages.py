@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from app.bundle.manifest import Weights
+from training import ranks
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.errors import TrainingError, in_short
@@ -21,14 +23,15 @@ from training.learning.finetune import finetune, multitask, train_head
 from training.learning.gradual import gradual
 from training.learning.linear import train_linear
 from training.learning.pretrain import pretrain
-from training.learning.workshop import Workshop, open_workshop
-from training.networks import Autoencoder, build
+from training.learning.workshop import Workshop, begun_with, open_workshop
+from training.networks import Autoencoder, build, weights
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
 from training.recipe import AdaptMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
+BEGUN_FILE = "published.json"  # the published weights that the network began with
 
 # Mode → what learns the target's labels; the last argument is the mode's settings.
 METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
@@ -47,6 +50,7 @@ METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
 class Learnt:
     net: Autoencoder
     head: Head | None
+    weights: Weights | None = None  # that others published, and the network began with
 
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
@@ -54,6 +58,7 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     mode = recipe.transfer
     workshop = open_workshop(recipe, material.spec.shape, folder, mode.untrained)
     net = workshop.net
+    published = ranks.from_first(lambda: _recorded(weights.facts(begun_with(recipe, mode.untrained)), folder))
     if workshop.precision != recipe.precision:
         say(f"note: this CPU has no {recipe.precision}: computed in {workshop.precision}")
     if mode.pretrains and (recipe.pretrain.epochs or only_pretrain):
@@ -76,7 +81,34 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     workshop.checkpoints.write(
         folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()}
     )
-    return Learnt(net, head)
+    return Learnt(net, head, published)
+
+
+def _recorded(found: Weights | None, folder: Path) -> Weights | None:
+    """Kept in the run's folder. A run that goes on must have the weights that it began with."""
+    path = folder / BEGUN_FILE
+    if not path.is_file():
+        if found is not None:
+            path.write_text(found.model_dump_json(indent=2) + "\n")
+        return found
+    before = _begun_with(folder)
+    if before is not None and (found is None or found.sha256 != before.sha256):
+        now = "no published weights" if found is None else f"SHA-256 {found.sha256[:12]}…"
+        raise TrainingError(
+            f"{folder}: the run began with {before.file} of SHA-256 {before.sha256[:12]}…, and now finds {now}: "
+            "restore that file, or start a new run"
+        )
+    return before
+
+
+def _begun_with(folder: Path) -> Weights | None:
+    path = folder / BEGUN_FILE
+    try:
+        return Weights.model_validate_json(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        raise TrainingError(
+            f"{path}: damaged, so it is not known what the network began with: start a new run"
+        ) from None
 
 
 def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
@@ -97,4 +129,4 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
             head = heads.like(states["head"])
     except Exception as error:  # pickle, zip and shape errors share no base
         raise TrainingError(f"{path}: cannot be read as weights of this recipe: {in_short(error)}") from None
-    return Learnt(net, head)
+    return Learnt(net, head, _begun_with(folder))

@@ -13,7 +13,7 @@ from training.learning import distributed
 from training.learning.checkpoint import Checkpoints
 from training.learning.journal import JOURNAL_FILE, Journal
 from training.networks import Autoencoder, build
-from training.recipe import Objective, Recipe
+from training.recipe import Network, Objective, Recipe
 
 CHECKPOINTS = "checkpoints"
 
@@ -53,6 +53,11 @@ def computed_in(precision: Literal["fp32", "bf16"], device: torch.device) -> Lit
     return precision
 
 
+def begun_with(recipe: Recipe, untrained: bool) -> Network:
+    """Published weights are training too: an untrained network does not load them."""
+    return recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
+
+
 def open_workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
     """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
 
@@ -61,9 +66,7 @@ def open_workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, unt
     torch.manual_seed(recipe.seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Published weights are training too: an untrained network does not load them.
-    network = recipe.network.model_copy(update={"weights": None}) if untrained else recipe.network
-    net = build(network, shape)
+    net = build(begun_with(recipe, untrained), shape)
     for part in (net.encoder, net.decoder, net.pool):
         part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if ranks.count() > 1 and device.type == "cuda":

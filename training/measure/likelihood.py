@@ -38,7 +38,8 @@ def log_likelihood(objective: Objective, logits: Tensor, images: Tensor) -> Tens
 
 def bound(net: Autoencoder, objective: Objective, images: Tensor, draws: int = DRAWS) -> Bound:
     """(N, C, H, W) in 0…1. w = p(x | z) p(z) / q(z | x) with z = mean + spread · ε drawn from q: ln E w = ln p(x)."""
-    mean, _, log_variance = net.encode(images)
+    encoded = net.encode(images)
+    mean, log_variance = encoded.code, encoded.log_variance
     assert log_variance is not None  # the network is variational
     noise = torch.randn(len(images), draws, net.latent)
     codes = mean[:, None] + (0.5 * log_variance).exp()[:, None] * noise  # (N, draws, latent)

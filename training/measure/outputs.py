@@ -33,7 +33,7 @@ def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[st
     `wanted` names tensors that anomaly distances read, and any of `logits`, `errors` and `scores`.
     """
     arrays: dict[str, np.ndarray] = {}
-    encoder = {tensor.name for tensor in bundle.manifest.graphs.encoder.outputs}
+    encoder = {tensor.name for tensor in bundle.manifest.graphs.encoded}
     before = encodings.kept(bundle.encoder.digest, data.images)
     height, width, _ = bundle.manifest.input.shape
     size = max(1, min(_BATCH, _PIXELS // (height * width)))

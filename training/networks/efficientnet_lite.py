@@ -122,6 +122,7 @@ class Encoder(encoded.Encoder):
                 self.kept.append(len(self._blocks) - 1)
                 self.maps.append((given, *sides))
         self._conv_head, self._bn1 = Same(given, LAST, 1, bias=False), _norm(LAST)
+        self.last = (LAST, sides[0], sides[1])
 
     def blocks(self) -> list[nn.Module]:
         """The stem; the blocks up to each stage map; the last convolution."""
@@ -146,4 +147,4 @@ class Encoder(encoded.Encoder):
 
     def forward(self, image: Tensor) -> Encoded:
         last, maps = self.last_map(image)
-        return Encoded(last.mean(dim=(2, 3)), maps)
+        return Encoded(last.mean(dim=(2, 3)), maps, last=last)

@@ -17,6 +17,7 @@ class Encoded(NamedTuple):
     code: Tensor  # (N, latent); of a variational encoder, the mean
     maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
     log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
+    last: Tensor | None = None  # of a backbone, the map (N, C, H, W) whose average over places is the code
 
 
 # What is made of a code's last linear layer; decoder, head and score take what comes out.
@@ -32,6 +33,7 @@ class Encoder(nn.Module):
 
     latent: int
     maps: list[tuple[int, ...]]  # shapes of Encoded.maps, without the batch
+    last: tuple[int, int, int] | None = None  # the shape of Encoded.last, without the batch
 
     def blocks(self) -> list[nn.Module]:
         """From the pixels up: what gradual unfreezing takes one by one."""

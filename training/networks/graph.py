@@ -15,7 +15,10 @@ OPSET = 20
 
 
 class EncoderGraph(nn.Module):
-    """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph."""
+    """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph.
+
+    `embedding`, then `features` if they are asked for, then a backbone's `last_map`.
+    """
 
     def __init__(self, net: Autoencoder, features: bool) -> None:
         super().__init__()
@@ -23,16 +26,21 @@ class EncoderGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
-        return (encoded.code,) if self.pool is None else (encoded.code, self.pool(encoded.maps))
+        pooled = () if self.pool is None else (self.pool(encoded.maps),)
+        return (encoded.code, *pooled, *(() if encoded.last is None else (encoded.last,)))
 
 
 def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Graph:
     """What the exported encoder takes and gives; it gives `features` too if they are asked for."""
-    outputs = [("embedding", net.latent), *([("features", net.pool.size)] if features else [])]
+    outputs: list[tuple[str, tuple[int, ...]]] = [("embedding", (net.latent,))]
+    if features:
+        outputs.append(("features", (net.pool.size,)))
+    if net.encoder.last is not None:
+        outputs.append(("last_map", net.encoder.last))
     return Graph(
         file="encoder.onnx",
         input=TensorSpec(name="image", dtype="uint8", shape=(-1, *shape)),
-        outputs=tuple(TensorSpec(name=name, dtype="float32", shape=(-1, size)) for name, size in outputs),
+        outputs=tuple(TensorSpec(name=name, dtype="float32", shape=(-1, *sizes)) for name, sizes in outputs),
     )
 
 

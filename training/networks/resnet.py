@@ -73,7 +73,7 @@ class Encoder(encoded.Encoder):
             given = planes * block.expansion
             high, wide = (math.ceil(side / stride) for side in (high, wide))
             self.maps.append((given, high, wide))
-        self.latent = given
+        self.latent, self.last = given, (given, high, wide)
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -92,4 +92,4 @@ class Encoder(encoded.Encoder):
 
     def forward(self, image: Tensor) -> Encoded:
         last, maps = self.last_map(image)
-        return Encoded(last.mean(dim=(2, 3)), maps)
+        return Encoded(last.mean(dim=(2, 3)), maps, last=last)

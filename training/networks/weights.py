@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlparse
 import torch
 from torch import Tensor, nn
 
+from app.bundle.manifest import Weights
 from training.data import named
 from training.data.download import RemoteFile, Source
 from training.errors import TrainingError, in_short
@@ -135,6 +136,22 @@ def _address(weights: str) -> tuple[str | None, str]:
     if not name or "/" in name or name.startswith("."):
         raise TrainingError(f"network.weights={weights}: the address does not end in the name of a file")
     return f"{parts.scheme}://{parts.netloc}{before}/", name
+
+
+def facts(network: Network) -> Weights | None:
+    """What provenance says of the weights that the network is built with; None where it begins with random ones."""
+    if network.backbone is None or network.weights is None:
+        return None
+    path = path_of(network)
+    digest = sum_of(path)
+    known = next((each for each in PUBLISHED.values() if each.sha256 == digest), None)  # by whatever path it came
+    return Weights(
+        backbone=network.backbone,
+        file=path.name,
+        sha256=digest,
+        publisher=known.publisher if known else None,
+        licence=known.licence if known else None,
+    )
 
 
 def sum_of(path: Path) -> str:

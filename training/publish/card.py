@@ -24,6 +24,7 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
         ]
     if manifest.anomaly:
         lines += [_threshold(manifest.anomaly), ""]
+    lines += _began_with(manifest)
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     lines += [
         f"Made by `graft-train run` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes on "
@@ -57,6 +58,7 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
             f"half of them held out to calibrate it{against}.",
             "",
         ]
+    lines += _began_with(manifest)
     lines += [
         f"Made by `graft-train calibrate` from version {version}. Graphs, labels, temperature and metrics are "
         "those of that version, whose card, like manifest.json under provenance, says how it was trained.",
@@ -99,10 +101,40 @@ def card_of_shots(
         "",
         f"{notes[0].upper()}{notes[1:]}.",
         "",
+        *_began_with(base),
         "Made by `graft-train graft`; manifest.json has the base and the options under provenance.",
         "",
     ]
     return "\n".join(lines)
+
+
+def card_of_base(manifest: Manifest) -> str:
+    """Of a published network's bundle that nothing was trained for."""
+    lines = [
+        f"# {manifest.title}",
+        "",
+        f"{_takes(manifest.input)} Its code has {manifest.latent_size} numbers: it encodes, and can do nothing else. "
+        "It is a base: `graft-train graft SHOTS --base` this folder puts classes of your own on it.",
+        "",
+        *_began_with(manifest),
+        f"Made by `graft-train base`; opset {manifest.provenance.opset}, source at {manifest.provenance.commit}. "
+        "Nothing was trained and nothing measured.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _began_with(manifest: Manifest) -> list[str]:
+    """Lines on published weights; none where there were none."""
+    weights = manifest.provenance.weights
+    if weights is None:
+        return []
+    by = f"published by {weights.publisher}" if weights.publisher else "whose publisher is not known here"
+    under = f"licence {weights.licence}" if weights.licence else "the licence is not known here"
+    return [
+        f"The encoder began as {weights.backbone} with {weights.file}, {by}; {under}; SHA-256 {weights.sha256}.",
+        "",
+    ]
 
 
 def _takes(spec: InputSpec) -> str:

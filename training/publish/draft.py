@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from app.bundle import Bundle, assemble, with_references
-from app.bundle.manifest import Classifier, Metric
+from app.bundle.manifest import Classifier, Metric, Weights
 from training.data.material import Material
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
@@ -57,7 +57,7 @@ class Measured:
 
 
 def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
-    """The graphs, as accurate as the torch modules; int8 if the recipe asks for it and the accuracy holds."""
+    """The graphs in floats, as accurate as the torch modules."""
     features = "features" in distances.tensors(recipe.anomaly.distances)
     exported = onnx.export(
         learnt.net,
@@ -67,22 +67,17 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
         features=features,
         decodes=bool(recipe.decoder.epochs),
     )
-    fields = _fields(recipe, material, labelled=learnt.head is not None)
+    fields = _fields(recipe, material, labelled=learnt.head is not None, weights=learnt.weights)
     draft = Draft.of(recipe.name, exported, fields)
     notes: list[Metric] = []
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
     if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
-    if recipe.export.int8:
-        smaller = Draft.of(recipe.name, quantised(exported, material.train), fields)
-        kept, note = gate(draft.bundle, smaller.bundle, material.validation, recipe.export.most_lost)
-        notes.append(note)
-        draft = smaller if kept else draft
     return replace(draft, notes=tuple(notes))
 
 
-def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any]:
+def _fields(recipe: Recipe, material: Material, labelled: bool, weights: Weights | None) -> dict[str, Any]:
     """The manifest's fields that do not depend on the graphs, before the score is fitted."""
     return {
         "title": recipe.title,
@@ -91,7 +86,7 @@ def _fields(recipe: Recipe, material: Material, labelled: bool) -> dict[str, Any
         "anomaly": None,
         "reference": None,
         "metrics": (),
-        "provenance": provenance(_without_folders(recipe), material.fingerprints(), OPSET),
+        "provenance": provenance(_without_folders(recipe), material.fingerprints(), OPSET, weights),
     }
 
 
@@ -145,6 +140,25 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
     arrays |= drift.reference(draft.bundle, material.calibration, fitted)
     return draft.with_references(fields, arrays)
+
+
+def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:
+    """The draft in int8, its score fitted anew, if the recipe asks for it and what floats can do holds; else `scored`.
+
+    `exported` is the draft in floats before its score was fitted.
+    """
+    if not recipe.export.int8:
+        return scored
+    smaller = Draft.of(recipe.name, quantised(exported.exported, material.train), exported.fields)
+    smaller = fit_score(recipe, material, smaller)
+    kept, costs = gate(
+        scored.bundle,
+        smaller.bundle,
+        material.validation,
+        labelled=material.labelled_held_out,
+        limits=recipe.export,
+    )
+    return replace(smaller if kept else scored, notes=(*exported.notes, *costs))
 
 
 def measure(material: Material, draft: Draft) -> Measured:

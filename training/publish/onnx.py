@@ -16,8 +16,9 @@ from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks import Autoencoder
 from training.networks.encoded import GRID
-from training.networks.graph import EncoderGraph, encoder_graph, random_input, to_onnx
+from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
+from training.score import evidence
 
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
 _BATCHES = (1, 17)
@@ -48,8 +49,8 @@ class _Explainer(nn.Module):
             zip(torch.split(head.weight.detach(), self.sizes, dim=1), maps, strict=True)
         ):
             self.register_buffer(f"weight{index}", part.view(-1, channels, rows, columns))
-            self.register_buffer(f"rows{index}", _spread(rows))
-            self.register_buffer(f"columns{index}", _spread(columns))
+            self.register_buffer(f"rows{index}", torch.from_numpy(evidence.spread(rows, GRID)))
+            self.register_buffer(f"columns{index}", torch.from_numpy(evidence.spread(columns, GRID)))
 
     def forward(self, features: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -60,16 +61,6 @@ class _Explainer(nn.Module):
             total = spread if total is None else total + spread
         assert total is not None
         return total
-
-
-def _spread(cells: int) -> Tensor:
-    """(GRID, cells): the share of each cell that lies in each of GRID equal spans; columns sum to one."""
-    overlap = torch.zeros(GRID, cells)
-    for span in range(GRID):
-        for cell in range(cells):
-            low, high = max(span / GRID, cell / cells), min((span + 1) / GRID, (cell + 1) / cells)
-            overlap[span, cell] = max(0.0, high - low) * cells
-    return overlap
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def export(
     """
     features = features or (head is not None and reads == "features")
     stated = encoder_graph(net, spec.shape, features)
-    embedding, pooled = stated.outputs[0], stated.outputs[-1]
+    given = {tensor.name: tensor for tensor in stated.outputs}
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
     files: dict[str, bytes] = {}
 
@@ -125,13 +116,17 @@ def export(
     encoder = proven(stated, EncoderGraph(net, features))
     decoder = classifier = explainer = None
     if decodes:
-        decoder = graph("decoder", _Decoder(net.decoder), embedding, _floats("reconstruction", *spec.shape))
+        decoder = graph("decoder", _Decoder(net.decoder), given["embedding"], _floats("reconstruction", *spec.shape))
     if head is not None:
         logits = _floats("logits", labels_of(head))
-        classifier = graph("head", head, pooled if reads == "features" else embedding, logits)
+        classifier = graph("head", head, given[reads], logits)
         if isinstance(head, nn.Linear) and reads == "features" and all(len(each) == 3 for each in maps):
-            evidence = _floats("evidence", head.out_features, GRID, GRID)
-            explainer = graph("explain", _Explainer(head, maps), pooled, evidence)
+            places = _floats("evidence", head.out_features, GRID, GRID)
+            explainer = graph("explain", _Explainer(head, maps), given[reads], places)
+        elif isinstance(head, nn.Linear) and reads == "embedding" and "last_map" in given:
+            explainer = evidence.graph(given["last_map"], head.out_features)
+            files[explainer.file] = evidence.to_onnx(head.weight.detach().numpy().T, None, explainer, OPSET)
+            _require_sum(head, files[explainer.file], explainer)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(spec=spec, latent_size=net.latent, feature_maps=maps, graphs=graphs, files=files, tolerances={})
 
@@ -151,6 +146,17 @@ def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
                     f"{graph.file}: {tensor.name} of onnxruntime differs from torch's by {difference:.3g} at batch "
                     f"{size}: not exported"
                 )
+
+
+def _require_sum(head: nn.Linear, model: bytes, graph: Graph) -> None:
+    """Over all places of a random map, the evidence adds up to the head's logits without the bias."""
+    maps = random_input(graph.input, 2)
+    with torch.no_grad():
+        expected = (head(maps.mean(dim=(2, 3))) - head.bias).numpy()
+    found = Session(model, graph, graph.file, threads=1).run(maps.numpy())[graph.outputs[0].name].sum(axis=(2, 3))
+    difference = float(np.abs(found - expected).max())
+    if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):
+        raise TrainingError(f"{graph.file}: its places add up to logits that are off by {difference:.3g}: not exported")
 
 
 def _floats(name: str, *shape: int) -> TensorSpec:

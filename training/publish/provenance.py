@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from app.bundle.manifest import Provenance
+from app.bundle.manifest import Manifest, Provenance, Weights
 from training.recipe import Recipe
 
 
-def provenance(recipe: Recipe, data: dict[str, str], opset: int) -> Provenance:
-    """Of a training run. `data` are fingerprints by part, as in target/train."""
+def provenance(recipe: Recipe, data: dict[str, str], opset: int, weights: Weights | None) -> Provenance:
+    """Of a training run. `data` are fingerprints by part, as in target/train; `weights` what the network began with."""
     import torch
 
     return Provenance(
@@ -23,13 +23,21 @@ def provenance(recipe: Recipe, data: dict[str, str], opset: int) -> Provenance:
         data=data,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        versions={
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),  # with the build's label, which the package's metadata may lack
-            **{package: version(package) for package in ("onnx", "onnxruntime", "numpy", "pillow")},
-        },
+        versions=versions() | {"torch": str(torch.__version__)},  # with the build's label, which metadata may lack
         opset=opset,
+        weights=weights,
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that every bundle's making needs."""
+    packages = {package: version(package) for package in ("onnx", "onnxruntime", "numpy", "pillow")}
+    return {"python": platform.python_version(), **packages}
+
+
+def made_by(manifest: Manifest, command: str) -> bool:
+    """Whether the bundle was made by `graft` or `base`, which write their name into the recipe in place of a recipe."""
+    return manifest.provenance.recipe.startswith(f'{{"{command}": ')
 
 
 def commit() -> str:

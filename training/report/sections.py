@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.bundle.encode import png_of
+from app.bundle.manifest import Weights
 from training.measure.metrics import class_measures
 from training.report import charts, comparison
 from training.report.gather import Listed, Study
@@ -161,6 +162,11 @@ def _picture(image: np.ndarray) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_of(image, _LARGEST)).decode()}">'
 
 
+def _weights(weights: Weights) -> str:
+    known = (weights.backbone, weights.file, weights.publisher, weights.licence, f"SHA-256 {weights.sha256}")
+    return ", ".join(each for each in known if each is not None)
+
+
 def _provenance(study: Study) -> str:
     p, m = study.manifest.provenance, study.manifest
     rows = [
@@ -169,6 +175,7 @@ def _provenance(study: Study) -> str:
         ("created", escape(p.created)),
         ("source tree", f"<code>{escape(p.commit)}</code>"),
         ("seed", str(p.seed)),
+        *([("weights", escape(_weights(p.weights)))] if p.weights else []),
         ("versions", escape(", ".join(f"{name} {number}" for name, number in p.versions.items()))),
         *((f"SHA-256 of {escape(name)}", f"<code>{digest}</code>") for name, digest in p.data.items()),
         ("recipe", f"<code>{escape(p.recipe)}</code>"),

@@ -33,6 +33,11 @@ class Prototypes:
     bias: np.ndarray  # (classes,)
     directions: bool
 
+    @property
+    def linear(self) -> np.ndarray | None:
+        """(D, classes) that (x - centre) is multiplied with; None for directions, which are not linear in x."""
+        return None if self.directions else self.scale[:, None] * self.weight
+
     def logits(self, points: np.ndarray) -> np.ndarray:
         x = (points - self.centre) * self.scale
         return np.asarray((_directions(x) if self.directions else x) @ self.weight + self.bias)

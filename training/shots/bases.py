@@ -12,6 +12,7 @@ from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.measure.outputs import outputs_of
 from training.progress import say
+from training.publish.provenance import made_by
 from training.shots import tasks
 from training.shots.images import read_shots
 
@@ -77,4 +78,4 @@ def called(bundle: Bundle) -> str:
 
 
 def is_grafted(manifest: Manifest) -> bool:
-    return manifest.provenance.recipe.startswith(f'{{"{MADE_BY}": ')
+    return made_by(manifest, MADE_BY)

@@ -1,10 +1,8 @@
 """From a few images of each class to a bundle: the encoder of another, unchanged, and prototypes on it. No torch."""
 
 import json
-import platform
 import re
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +11,14 @@ import numpy as np
 from app.bundle import Bundle, Manifest, save
 from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
-from app.bundle.store import versions
+from app.bundle.store import versions as versions_in
 from training.data.splits import split
 from training.errors import TrainingError, printable
 from training.measure import intervals
 from training.progress import say
 from training.publish.card import card_of_shots
-from training.publish.provenance import commit
-from training.score import anomaly, distances, drift, latent_map, prototypes, reference, temperature
+from training.publish.provenance import commit, versions
+from training.score import anomaly, distances, drift, evidence, latent_map, prototypes, reference, temperature
 from training.shots.bases import MADE_BY, Shots, called, choose, is_grafted
 
 Reads = Literal["embedding", "features"]
@@ -83,7 +81,7 @@ def graft(
     ).encode()
     before = manifest.golden.outputs
     tolerances = {each: before[each] for each in fields["graphs"].tensors() if each in before}
-    tolerances["logits"] = before[tensor]
+    tolerances |= dict.fromkeys(("logits", "evidence"), before[tensor])
     path = save(models, name, fields, files, tolerances=tolerances)
     say(calibrated)
     say(
@@ -102,9 +100,9 @@ def _name_of(shots: Path) -> str:
 
 def _refuse_taken(home: Path) -> None:
     """A trained model gets no next version with other classes."""
-    if not home.is_dir() or not versions(home):
+    if not home.is_dir() or not versions_in(home):
         return
-    newest = home / str(versions(home)[-1])
+    newest = home / str(versions_in(home)[-1])
     manifest = Manifest.parse((newest / MANIFEST_FILE).read_bytes(), f"{home.name}/{newest.name}")
     if not is_grafted(manifest):
         raise TrainingError(
@@ -114,7 +112,7 @@ def _refuse_taken(home: Path) -> None:
 
 def usual_tensor(base: Bundle) -> Reads:
     """The tensor that the base's own head reads; without a head, features if the encoder has them."""
-    head, outputs = base.manifest.graphs.head, {tensor.name for tensor in base.manifest.graphs.encoder.outputs}
+    head, outputs = base.manifest.graphs.head, {tensor.name for tensor in base.manifest.graphs.encoded}
     if head is not None:
         return "features" if head.input.name == "features" else "embedding"
     return "features" if "features" in outputs else "embedding"
@@ -131,15 +129,24 @@ def _from_base(
     kept = [graph.file for graph in (base.graphs.encoder, base.graphs.decoder) if graph is not None]
     files = {file: (shots.folder / file).read_bytes() for file in kept}
     files[head.file] = prototypes.to_onnx(learnt, head, base.provenance.opset)
+    explain = _explain(base.graphs, reads, learnt, len(classifier.labels))
+    if explain is not None and learnt.linear is not None:
+        files[explain.file] = evidence.to_onnx(learnt.linear, learnt.centre, explain, base.provenance.opset)
     fields = {
         "input": base.input,
         "latent_size": base.latent_size,
         "variational": base.variational,
         "feature_maps": base.feature_maps,
-        "graphs": Graphs(encoder=base.graphs.encoder, decoder=base.graphs.decoder, head=head, explain=None),
+        "graphs": Graphs(encoder=base.graphs.encoder, decoder=base.graphs.decoder, head=head, explain=explain),
         "classifier": classifier,
     }
     return fields, files
+
+
+def _explain(graphs: Graphs, reads: str, learnt: prototypes.Prototypes, labels: int) -> Graph | None:
+    """Where the head is linear on the average of a map that the encoder gives."""
+    last = next((tensor for tensor in graphs.encoder.outputs if tensor.name == "last_map"), None)
+    return evidence.graph(last, labels) if last and reads == "embedding" and learnt.linear is not None else None
 
 
 def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], str]:
@@ -176,9 +183,7 @@ def _provenance(shots: Shots, folder: Path, recipe: dict[str, str]) -> Provenanc
         data={"shots": shots.images.fingerprint()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("onnx", "onnxruntime", "numpy", "pillow")},
-        },
+        versions=versions(),
         opset=base.opset,
+        weights=base.weights,
     )

@@ -29,7 +29,7 @@ class Output:
 def outputs_of(bundle: Bundle) -> dict[str, Output]:
     """By name, in the order of a response to a request that names no outputs."""
     graphs = bundle.manifest.graphs
-    tensors = [(tensor.name, tensor) for tensor in graphs.encoder.outputs]
+    tensors = [(tensor.name, tensor) for tensor in graphs.encoded]
     tensors += [(RECONSTRUCTION, graphs.decoder.outputs[0])] if graphs.decoder else []
     tensors += [(LOGITS, graphs.head.outputs[0])] if graphs.head else []
     outputs = {
@@ -70,7 +70,7 @@ def raw_infer_request(body: bytes, bundle: Bundle) -> InferRequest:
 
 def most_values(bundle: Bundle, most: int) -> int:
     """The number of values in the largest inputs of a request with `most` rows."""
-    encoded = sum(tensor.shape[1] for tensor in bundle.manifest.graphs.encoder.outputs)
+    encoded = sum(tensor.shape[1] for tensor in bundle.manifest.graphs.encoded)
     return most * max(int(np.prod(bundle.manifest.input.shape)), encoded)
 
 
@@ -122,7 +122,7 @@ def _images(tensor: InputTensor, bundle: Bundle, most: int) -> list[bytes] | np.
 
 
 def _encoded(inputs: Sequence[InputTensor], bundle: Bundle, most: int) -> Outputs:
-    known = {tensor.name: tensor for tensor in bundle.manifest.graphs.encoder.outputs}
+    known = {tensor.name: tensor for tensor in bundle.manifest.graphs.encoded}
     for tensor in inputs:
         if tensor.name not in known:
             choices = " and ".join(known)

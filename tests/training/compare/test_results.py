@@ -42,6 +42,19 @@ def test_an_untrained_network_that_does_as_well_is_named() -> None:
     assert any(expected in sentence for sentence in text)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "says"),
+    [
+        ([0.90, 0.91, 0.92], "beats every other arm with 100 (+20.0 points, against finetuned) labels."),
+        ([0.60, 0.61, 0.62], "loses with 100 (-10.0 points, against finetuned) labels."),
+        ([0.69, 0.71, 0.73], "is level with the best other arm with 100 (+0.0 points, against finetuned) labels."),
+    ],
+)
+def test_what_a_published_network_brings_is_said(backbone: list[float], says: str) -> None:
+    said = words(results(scratch=[0.50, 0.50, 0.50], finetuned=[0.70, 0.71, 0.72], backbone=backbone), SEED)
+    assert f"A frozen EfficientNet-Lite0 that has seen ImageNet alone, with a linear head, {says}" in said
+
+
 def test_numbers_are_written_and_read_again(tmp_path: Path) -> None:
     found = results(scratch=[0.5, 0.6, 0.7], source=[0.4, 0.5, 0.6])
     write(tmp_path, Comparison(SEED, 10_000, found))

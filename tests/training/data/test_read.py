@@ -54,7 +54,9 @@ def test_a_training_part_alone_is_read_for_both(tmp_path: Path) -> None:
 def test_a_test_part_alone_is_not_trained_on(tmp_path: Path) -> None:
     draw_folder(tmp_path / "test", 4, seed=0)
     assert len(read_part(str(tmp_path), "test", spec(28, 28))) == 16
-    with pytest.raises(TrainingError, match="it has a folder test, but no folder train: put the images to train on there"):
+    with pytest.raises(
+        TrainingError, match="it has a folder test, but no folder train: put the images to train on there"
+    ):
         read_part(str(tmp_path), "train", spec(28, 28))
 
 

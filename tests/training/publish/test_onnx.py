@@ -68,3 +68,39 @@ def test_features_are_given_where_they_are_asked_for() -> None:
     assert (without.feature_maps, len(without.graphs.encoder.outputs)) == ((), 1)
     assert requested.feature_maps == ((16,),)
     assert requested.graphs.encoder.outputs[1].shape == (-1, 16)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 300)])
+@pytest.mark.parametrize("backbone", ["efficientnet-lite0", "resnet18"])
+def test_a_linear_head_on_a_backbone_is_explained_by_its_last_map(backbone: str, height: int, width: int) -> None:
+    """A map of 2 by 10 places is given by 2 by 7."""
+    torch.manual_seed(0)
+    spec = Input(height=height, width=width, channels=3).spec()
+    net = build(Network(backbone=backbone, weights=None), spec.shape)  # type: ignore[arg-type]
+    head = torch.nn.Linear(net.latent, 3)
+    made = export(net, head, spec, decodes=False)
+    assert made.graphs.explain is not None
+    assert made.graphs.explain.outputs[0].shape == (-1, 3, 2, min(7, -(-width // 32)))
+    images = np.full((4, *spec.shape), 100, np.uint8)
+    images[1, :16, :16], images[2, -16:, -16:] = 255, 0
+    encoder, explain, classify = (
+        Session(made.files[graph.file], graph, graph.file, 1)
+        for graph in (made.graphs.encoder, made.graphs.explain, made.graphs.head)
+        if graph is not None
+    )
+    encoded = encoder.run(images)
+    evidence = explain.run(encoded["last_map"])["evidence"]
+    logits = classify.run(encoded["embedding"])["logits"]
+    np.testing.assert_allclose(evidence.sum(axis=(2, 3)) + head.bias.detach().numpy(), logits, atol=1e-4)
+    if width == height:  # of two by two places each sees the whole picture
+        return
+    first, last = (np.abs(evidence[index] - evidence[0]).sum(axis=0) for index in (1, 2))
+    assert first[:, : first.shape[1] // 2].sum() > first[:, -(first.shape[1] // 2) :].sum()
+    assert last[:, : last.shape[1] // 2].sum() < last[:, -(last.shape[1] // 2) :].sum()
+
+
+def test_a_hidden_layer_on_a_backbone_cannot_be_explained() -> None:
+    spec = Input(height=32, width=32, channels=3).spec()
+    net = build(Network(backbone="resnet18", weights=None), spec.shape)
+    head = torch.nn.Sequential(torch.nn.Linear(net.latent, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    assert export(net, head, spec, decodes=False).graphs.explain is None

@@ -9,6 +9,7 @@ from support import LABELS, LATENT, assert_problem, save_tiny, serving, tiny
 
 from app.bundle.drawings import garment
 from app.bundle.encode import png
+from app.bundle.manifest import Weights
 from app.bundle.store import save
 from app.inference import repository
 from app.settings import Settings
@@ -29,6 +30,18 @@ def test_the_list_says_what_each_model_can_do(client: httpx.Client) -> None:
 def test_one_model_shows_its_manifest(client: httpx.Client, models: Path, name: str) -> None:
     body = client.get(f"/v1/models/{name}").json()
     assert body["manifest"] == json.loads((models / "tiny/1/manifest.json").read_text())
+
+
+def test_the_weights_that_a_network_began_with_are_shown(tmp_path: Path) -> None:
+    fields, files = tiny()
+    weights = Weights(backbone="resnet18", file="a.pth", sha256="0" * 64, publisher="somebody", licence="MIT")
+    provenance = fields["provenance"].model_copy(update={"weights": weights})
+    save(tmp_path, "begun", {**fields, "provenance": provenance}, files)
+    save_tiny(tmp_path, "own")
+    with serving(Settings(models=tmp_path)) as client:
+        models = client.get("/v1/models").json()["models"]
+        assert {model["name"]: model["weights"] for model in models} == {"begun": weights.model_dump(), "own": None}
+        assert client.get("/v1/models/begun").json()["manifest"]["provenance"]["weights"] == weights.model_dump()
 
 
 def test_what_a_bundle_carries_to_be_looked_at(tmp_path: Path) -> None:

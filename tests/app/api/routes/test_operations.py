@@ -450,7 +450,7 @@ def test_a_form_that_there_is_not_is_406(client: httpx.Client, path: str, accept
         ("anomaly", "anomaly calibration"),
         ("decode", "decoder"),
         ("predict?heatmap=true", "decoder"),
-        ("predict?explain=true", "head that reads feature maps"),
+        ("predict?explain=true", "linear head on feature maps"),
     ],
 )
 def test_what_a_model_lacks_is_409_and_the_rest_is_answered(tmp_path: Path, path: str, lacks: str) -> None:

@@ -1,0 +1,60 @@
+"""Class activation: each place's share of the logits of a head that is linear on the average of a map. No torch.
+
+With a map m of P places, its average x and a head W (x - centre) + bias, place p adds W (m_p - centre) / P: over all
+places these add up to the logits without the bias.
+"""
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+
+from app.bundle.manifest import Graph, Tensor
+
+SIDE = 7  # rows and columns of what is given, at most: those of a backbone's last map at 224 pixels
+_IR_VERSION = 10  # onnxruntime reads it since 1.18
+
+
+def graph(map_: Tensor, labels: int) -> Graph:
+    """What the graph takes and gives; `map_` is (N, channels, rows, columns)."""
+    rows, columns = (min(SIDE, side) for side in map_.shape[2:])
+    evidence = Tensor(name="evidence", dtype="float32", shape=(-1, labels, rows, columns))
+    return Graph(file="explain.onnx", input=map_, outputs=(evidence,))
+
+
+def to_onnx(weight: np.ndarray, centre: np.ndarray | None, stated: Graph, opset: int) -> bytes:
+    """`weight` (channels, labels) of the head, as it is applied to (x - centre)."""
+    taken, given = stated.input, stated.outputs[0]
+    _, channels, height, width = taken.shape
+    places = height * width
+    offset = np.zeros(weight.shape[1], np.float32) if centre is None else -centre @ weight
+    weights = {
+        "weight": np.ascontiguousarray(weight.T).reshape(-1, channels, 1, 1) / places,
+        "offset": offset / places,
+    }
+    nodes = [helper.make_node("Conv", [taken.name, "weight", "offset"], ["places"])]
+    found = "places"
+    if height > given.shape[2]:
+        weights["rows"] = spread(height, given.shape[2])
+        nodes.append(helper.make_node("MatMul", ["rows", found], ["by_row"]))
+        found = "by_row"
+    if width > given.shape[3]:
+        weights["columns"] = spread(width, given.shape[3]).T
+        nodes.append(helper.make_node("MatMul", [found, "columns"], ["by_column"]))
+    nodes[-1].output[0] = given.name
+    ends = [
+        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
+        for tensor in (taken, given)
+    ]
+    initialisers = [
+        numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name) for name, array in weights.items()
+    ]
+    made = helper.make_graph(nodes, "evidence", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
+    checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def spread(cells: int, spans: int) -> np.ndarray:
+    """(spans, cells): the share of each cell that lies in each of equal spans; columns sum to one."""
+    cell, span = np.arange(cells), np.arange(spans)[:, None]
+    low, high = np.maximum(span / spans, cell / cells), np.minimum((span + 1) / spans, (cell + 1) / cells)
+    return np.asarray(np.maximum(high - low, 0) * cells, np.float32)
