@@ -185,12 +185,13 @@ def _fetch_missing(chosen: Recipe) -> None:
     for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
         if named.is_missing(name):
             _download(name)
-    if chosen.network.weights is None:
+    if not chosen.published_networks:
         return
     from training.networks import weights
 
-    if (wanted := weights.to_download(chosen.network)) is not None:
-        _fetch(chosen.network.weights, *wanted)
+    for network in chosen.published_networks:
+        if (wanted := weights.to_download(network)) is not None:
+            _fetch(f"the weights of {network.backbone}", *wanted)
 
 
 def _download(name: str) -> None:

@@ -11,13 +11,15 @@ import torch
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.learning import generate
+from training.learning.distil import distil
+from training.learning.finetune import METHODS as METHODS_OF_LABELS
 from training.learning.finetune import finetune
 from training.learning.inference import accuracy_of, in_batches, read
 from training.learning.normalisation import settle
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, workshop
 from training.measure.probes import Probe
-from training.recipe import FullMode, LabelMode, Recipe
+from training.recipe import DistilMode, FullMode, LabelMode, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
@@ -45,7 +47,10 @@ class Bench:
 
     def pretrained_on_source(self) -> Workshop:
         shop, m = self.workshop("source", untrained=False), self.material
-        pretrain(shop, m.source_train, m.source_validation, self.recipe.pretrain)
+        if isinstance(self.recipe.transfer, DistilMode):
+            distil(shop, m, self.recipe.pretrain, self.recipe.transfer)
+        else:
+            pretrain(shop, m.source_train, m.source_validation, self.recipe.pretrain)
         return shop
 
     def points(self, arm: str, compute: Callable[[], Points]) -> Points:
@@ -65,7 +70,7 @@ class Bench:
         labels, classes = self.material.train.labels[rows], len(self.material.train.classes)
         return Probe(train[rows], labels, classes, self.seed).accuracy(test, self.material.test.labels)
 
-    def train_whole(self, shop: Workshop, images: ImageSet, validation: ImageSet) -> float:
+    def train_whole(self, shop: Workshop, images: ImageSet, validation: ImageSet, pretrained: bool = False) -> float:
         """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
         mode = self.recipe.transfer
         weighted = isinstance(mode, LabelMode) and mode.class_weights
@@ -77,7 +82,8 @@ class Bench:
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
         stage = stage.model_copy(update={"epochs": epochs})
         torch.manual_seed(self.seed)
-        head = finetune(shop, images, validation, stage)
+        learn = METHODS_OF_LABELS["full"] if pretrained else finetune
+        head = learn(shop, images, validation, stage if pretrained else stage.as_scratch())
         return accuracy_of(shop.net, head, stage.reads, self.material.test)
 
 
@@ -117,7 +123,7 @@ def target(bench: Bench, rows: np.ndarray) -> float:
 def finetuned(bench: Bench, rows: np.ndarray) -> float:
     labelled = bench.material.train.take(rows)
     shop = bench.pretrained_on_source().kept_in(bench.own(f"finetuned-{len(labelled)}"))
-    return bench.train_whole(shop, labelled, labelled)
+    return bench.train_whole(shop, labelled, labelled, pretrained=True)
 
 
 def scratch(bench: Bench, rows: np.ndarray) -> float:

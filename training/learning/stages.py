@@ -10,6 +10,7 @@ from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
 from training.learning.decoder import finetune_decoder
+from training.learning.distil import distil
 from training.learning.finetune import METHODS
 from training.learning.pretrain import pretrain
 from training.learning.workshop import workshop
@@ -17,7 +18,7 @@ from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, LabelMode, Recipe
+from training.recipe import AdaptMode, DistilMode, LabelMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 
@@ -33,12 +34,14 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     mode = recipe.transfer
     shop = workshop(recipe, material.spec.shape, folder, mode.untrained)
     net = shop.net
-    if shop.precision != recipe.precision:
-        say(f"note: this CPU has no {recipe.precision}: computed in {shop.precision}")
+    if recipe.precision == "bf16" and shop.precision != "bf16":
+        say(f"note: {recipe.network.name} is no faster in bf16 on this machine: computed in fp32")
     if mode.pretrains and (recipe.pretrain.epochs or only_pretrain):
         pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
+    if isinstance(mode, DistilMode):
+        distil(shop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
     if isinstance(mode, AdaptMode):
