@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots
+.PHONY: help serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,12 +21,17 @@ serve: $(VENV)/serve.stamp ## serve the models folder: HOST=127.0.0.1 PORT=8000 
 	@exec env $(if $(HOST),GRAFT_HOST='$(HOST)') $(if $(PORT),GRAFT_PORT='$(PORT)') \
 		$(if $(MODELS),GRAFT_MODELS='$(MODELS)') $(PY) -m app
 
-test: $(VENV)/dev.stamp ## the whole test suite, with coverage
+SUITE := pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20
+
+test: $(VENV)/dev.stamp ## the whole test suite
+	@OMP_NUM_THREADS=1 $(PY) -m $(SUITE) $(ARGS)
+
+coverage: $(VENV)/dev.stamp ## the same, and which lines and branches no test reaches
 	@rm -f .coverage .coverage.*
-	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS); status=$$?; \
+	@OMP_NUM_THREADS=1 $(PY) -m coverage run -m $(SUITE) $(ARGS); status=$$?; \
 	$(PY) -m coverage combine --quiet; $(PY) -m coverage report || true; exit $$status
 
-test-wheel: $(VENV)/dev.stamp ## build the wheel, and run the suite against it instead of the tree
+test-wheel: $(VENV)/dev.stamp ## build the wheel, and test what packaging alone can break
 	@$(PY) tests/against_wheel.py
 
 container-test: $(VENV)/dev.stamp ## build and run the image and the compose stack on an engine of its own: root, Debian, minutes

@@ -69,7 +69,13 @@ def _supervise(settings: Settings, arguments: Sequence[str]) -> int:
             worker_gone(process, folder[FOLDER])
 
         return workers.Supervisor(
-            command, listener, settings.workers, settings.drain_s, lambda: _announce(listener), on_exit, folder
+            command,
+            listener,
+            workers=settings.workers,
+            drain_s=settings.drain_s,
+            ready=lambda: _announce(listener),
+            on_exit=on_exit,
+            environment=folder,
         ).run()
 
 

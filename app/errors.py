@@ -40,6 +40,8 @@ GraftError
 └── CannotScore               the offline scorer cannot run with these paths, output or options
 """
 
+from functools import cache
+
 
 class GraftError(Exception):
     """The message is for the person who can fix it: what is wrong, where, and what to do."""
@@ -201,6 +203,7 @@ class CannotScore(GraftError):
     pass
 
 
+@cache  # called for each refusal, with the few names that there are
 def kebab(name: str) -> str:
     """The name of a problem: NotAnImage → not-an-image; "Method Not Allowed" → method-not-allowed."""
     return "".join(f"-{c}" if c.isupper() else c for c in name.replace(" ", "")).lower().lstrip("-")

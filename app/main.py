@@ -22,13 +22,12 @@ from app.api.middleware.root_path import RootPath
 from app.api.routes import embeddings, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
-from app.inference.decoding import Decoding, InProcessDecoder, Limits
+from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
 from app.inference.predictor import Predictor
-from app.inference.repository import Repository, again_and_again
+from app.inference.repository import Repository, repeat
 from app.settings import Settings
 from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
@@ -47,7 +46,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     threads = threads_per_worker(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
-    limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(decoding_share()))
+    limits = Limits(settings.max_pixels, settings.max_request_pixels, settings.decode_bytes(default_memory()))
     decoding = Decoding(
         decode_pool,
         limits,
@@ -57,14 +56,14 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     provider = providers.choose(settings.provider)
     repository = Repository(
         settings.models,
-        settings.default_model,
-        threads,
-        provider,
-        settings.max_batch,
-        pool,
-        metrics,
-        settings.model_control,
-        on_freed,
+        default=settings.default_model,
+        threads=threads,
+        providers=provider,
+        max_batch=settings.max_batch,
+        pool=pool,
+        metrics=metrics,
+        control=settings.model_control,
+        on_freed=on_freed,
     )
 
     async def write() -> None:
@@ -77,7 +76,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         if settings.model_control == "poll":
             tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
-            tasks.append(asyncio.create_task(again_and_again(_WRITE_METRICS_S, write, "metrics were not written")))
+            tasks.append(asyncio.create_task(repeat(_WRITE_METRICS_S, write, "metrics were not written")))
         yield
         request_log.close()
         metrics.write()
@@ -128,7 +127,15 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     app.add_middleware(Head)
     app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
     parse_infer = partial(oip.parse_small_infer, metrics, settings.max_images)
-    app.state.fast_path = FastPath(app, operations.BY_PATH, parse_infer, room, app.state.deadlines, keys, request_log)
+    app.state.fast_path = FastPath(
+        app,
+        operations.BY_PATH,
+        parse_infer,
+        room=room,
+        deadlines=app.state.deadlines,
+        keys=keys,
+        request_log=request_log,
+    )
     openapi.correct_schema(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):
         app.include_router(module.router)

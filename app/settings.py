@@ -18,6 +18,14 @@ SECRETS = {  # not flags, because every user of a machine can see the arguments 
     "api_keys": f"{PREFIX}API_KEYS, or {PREFIX}API_KEYS_FILE to a file with one per line",
     "metrics_key": f"{PREFIX}METRICS_KEY",
 }
+_OF_ONE = {  # limit on all → the limit on one, and the message if the former is lower
+    "max_bodies_mb": (
+        "max_body_mb",
+        "a body may have {:,} MB (MAX_BODY_MB): all bodies together must have room for one",
+    ),
+    "max_queue": ("max_images", "a request may have {:,} images (MAX_IMAGES): the queue must hold one"),
+    "max_request_pixels": ("max_pixels", "an image may have {:,} pixels (MAX_PIXELS): a request must hold one"),
+}
 ModelControl = Literal["none", "poll", "explicit"]
 
 
@@ -126,24 +134,18 @@ class Settings(BaseSettings):
     def max_body_bytes(self) -> int:
         return self.max_body_mb * 1_000_000
 
-    def decode_bytes(self, share: int) -> int:
-        """Bytes for decoding in each worker. `share` is the default for all workers together."""
-        return (share if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
+    def decode_bytes(self, default: int) -> int:
+        """Bytes for decoding in each worker. `default` is for all workers: app.inference.decoding.default_memory."""
+        return (default if self.decode_mb is None else self.decode_mb * 1_000_000) // self.workers
 
-    @field_validator("max_bodies_mb")
+    @field_validator(*_OF_ONE)
     @classmethod
-    def holds_a_whole_body(cls, limit: int, info: ValidationInfo) -> int:
-        one = info.data.get("max_body_mb", 1)
+    def holds_one(cls, limit: int, info: ValidationInfo) -> int:
+        """A limit on all may not be below the limit on one of them."""
+        name, message = _OF_ONE[str(info.field_name)]
+        one = info.data.get(name, 1)
         if limit < one:
-            raise ValueError(f"a body may have {one:,} MB (MAX_BODY_MB): all bodies together must have room for one")
-        return limit
-
-    @field_validator("max_request_pixels")
-    @classmethod
-    def holds_a_whole_image(cls, limit: int, info: ValidationInfo) -> int:
-        one = info.data.get("max_pixels", 1)
-        if limit < one:
-            raise ValueError(f"an image may have {one:,} pixels (MAX_PIXELS): a request must hold one")
+            raise ValueError(message.format(one))
         return limit
 
     @field_validator("model_control")
@@ -153,14 +155,6 @@ class Settings(BaseSettings):
         if control == "explicit" and workers > 1:
             raise ValueError(f"a call would reach one of {workers} workers: use poll, or one worker")
         return control
-
-    @field_validator("max_queue")
-    @classmethod
-    def holds_a_whole_request(cls, limit: int, info: ValidationInfo) -> int:
-        images = info.data.get("max_images", 1)
-        if limit < images:
-            raise ValueError(f"a request may have {images:,} images (MAX_IMAGES): the queue must hold one")
-        return limit
 
 
 def mistyped(environment: Iterable[str]) -> dict[str, str]:

@@ -63,7 +63,7 @@ class Heard:
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
 
-    def hears(self, _: int, answer: Answer) -> None:
+    def on_answer(self, _: int, answer: Answer) -> None:
         self.seconds.append(answer.seconds)
         self.statuses[answer.status] += 1
 
@@ -74,7 +74,7 @@ class Heard:
 def attack(address: str, seconds: float, results: "multiprocessing.Queue[Counter[int]]", requests: list[bytes]) -> None:
     os.nice(10)
     heard = Heard()
-    asyncio.run(_for(Load(address, requests, clients=ATTACKERS, kept=True, hears=heard.hears), seconds))
+    asyncio.run(_for(Load(address, requests, clients=ATTACKERS, kept=True, on_answer=heard.on_answer), seconds))
     results.put(heard.statuses)
 
 
@@ -88,7 +88,7 @@ async def _for(load: Load, seconds: float) -> None:
 
 def plain(address: str, seconds: float) -> Heard:
     heard = Heard()
-    load = Load(address, PLAIN, clients=1, hears=heard.hears)
+    load = Load(address, PLAIN, clients=1, on_answer=heard.on_answer)
     asyncio.run(_for(load, seconds))
     if load.lost or load.refused:
         heard.statuses[0] += len(load.lost) + load.refused

@@ -18,7 +18,7 @@ class Bar(NamedTuple):
 
         return "goal" if reached(self.goal) else "bar" if reached(self.bar) else "MISSED"
 
-    def told(self) -> str:
+    def line(self) -> str:
         return f"{self.verdict:6}  {self.what}: {self.value:.4f} (bar {self.bar:g}, goal {self.goal:g})"
 
 

@@ -29,7 +29,7 @@ from benchmarks.home import ROOT, Skipped
 
 MEMORY, CPUS = 512 << 20, 2
 MOST_BYTES = 30_000_000
-_V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cgroup.controllers")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 def shipped() -> dict[str, str]:
@@ -41,28 +41,40 @@ def shipped() -> dict[str, str]:
 
 
 @contextmanager
-def confined() -> Iterator[Path]:
-    """A group with these limits; this process and all that it starts is in it, until the end."""
+def confined(root: Path = CGROUPS) -> Iterator[list[Path]]:
+    """The folders of a new group with these limits, the memory controller's first."""
     name = f"graft-{os.getpid()}"
-    v1 = _V1.is_dir()
-    folders = [Path(f"/sys/fs/cgroup/{part}") / name for part in (("memory", "cpu") if v1 else ("",))]
-    limits = {"memory.limit_in_bytes": MEMORY, "cpu.cfs_quota_us": CPUS * 100_000} if v1 else {
-        "memory.max": MEMORY, "memory.swap.max": 0, "cpu.max": f"{CPUS * 100_000} 100000"
-    }  # fmt: skip
+    if (root / "memory").is_dir():  # v1: one hierarchy per controller
+        limits = {
+            root / "memory" / name: {"memory.limit_in_bytes": str(MEMORY)},
+            root / "cpu" / name: {"cpu.cfs_quota_us": str(CPUS * 100_000)},
+        }
+    else:
+        limits = {root / name: {"memory.max": str(MEMORY), "cpu.max": f"{CPUS * 100_000} 100000"}}
     made: list[Path] = []
     try:
-        for folder in folders:
+        if len(limits) == 1:
+            (root / "cgroup.subtree_control").write_text("+memory +cpu")
+        for folder, values in limits.items():
             folder.mkdir()
             made.append(folder)
-            for file, value in limits.items():
-                if (folder / file).exists():
-                    (folder / file).write_text(str(value))
-        yield folders[0]
+            for file, value in values.items():
+                with (folder / file).open("r+") as limit:  # a controller that is not enabled has no file
+                    limit.write(value)
+        if (swap := made[0] / "memory.swap.max").exists():
+            swap.write_text("0")
     except OSError as error:
+        _remove(made)
         raise Skipped(f"no control group can be made here: {error}") from None
+    try:
+        yield made
     finally:
-        for folder in made:
-            folder.rmdir()
+        _remove(made)
+
+
+def _remove(groups: list[Path]) -> None:
+    for folder in groups:
+        folder.rmdir()
 
 
 def drawn(most_pixels: int) -> list[bytes]:
@@ -82,36 +94,33 @@ def drawn(most_pixels: int) -> list[bytes]:
 
 def requests(files: list[bytes]) -> list[bytes]:
     rng = random.Random(0)
-    asked = [post("/v1/classify", file, "image/png") for file in files]
+    requested = [post("/v1/classify", file, "image/png") for file in files]
     small = [file for file in files if len(file) < 100_000]
-    asked += [form("/v1/predict", rng.sample(small, rng.choice((2, 4, 30)))) for _ in range(30)]
-    rng.shuffle(asked)
-    return asked
+    requested += [form("/v1/predict", rng.sample(small, rng.choice((2, 4, 30)))) for _ in range(30)]
+    rng.shuffle(requested)
+    return requested
 
 
 def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
     settings = shipped()
-    asked = requests(drawn(int(settings["GRAFT_MAX_PIXELS"])))
+    requested = requests(drawn(int(settings["GRAFT_MAX_PIXELS"])))
     hostile, plain = Heard(), Heard()
-    with confined() as group:
-        entering = [group, *([Path(str(group).replace("/memory/", "/cpu/"))] if "/memory/" in str(group) else [])]
-        held = [(folder / "cgroup.procs") for folder in entering]
-        home = [Path(str(folder.parent)) / "cgroup.procs" for folder in entering]
-        for file in held:  # whatever is started from now on is born in it
-            file.write_text(str(os.getpid()))
+    with confined() as groups:
+        for folder in groups:  # the service is started in them; this process leaves again
+            (folder / "cgroup.procs").write_text(str(os.getpid()))
         try:
             started = running(seconds + 180, GRAFT_MODELS=str(ROOT / "models"), **settings)
             process, address, _ = started.__enter__()
         finally:
-            for file in home:
-                file.write_text(str(os.getpid()))
+            for folder in groups:
+                (folder.parent / "cgroup.procs").write_text(str(os.getpid()))
         try:
             threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
 
             async def both() -> None:
                 loads = [
-                    Load(address, PLAIN, clients=1, hears=plain.hears),
-                    Load(address, asked, clients=ATTACKERS, hears=hostile.hears),
+                    Load(address, PLAIN, clients=1, on_answer=plain.on_answer),
+                    Load(address, requested, clients=ATTACKERS, on_answer=hostile.on_answer),
                 ]
                 tasks = [asyncio.create_task(each.run()) for each in loads]
                 await asyncio.sleep(seconds)
@@ -123,10 +132,10 @@ def measured(seconds: float) -> tuple[Heard, Heard, dict[str, str], bool]:
 
             asyncio.run(both())
             lives = process.poll() is None
-            told = _told(group)
+            output = _told(groups[0])
         finally:
             started.__exit__(None, None, None)
-    return plain, hostile, told, lives
+    return plain, hostile, output, lives
 
 
 def _told(group: Path) -> dict[str, str]:
@@ -138,18 +147,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args()
-    if not (_V1.is_dir() or _V2.exists()) or os.geteuid():
+    if not CGROUPS.is_dir() or os.geteuid():
         print("skipped: control groups need Linux and root", file=sys.stderr)
         return 77
     try:
-        plain, hostile, told, lives = measured(given.seconds)
+        plain, hostile, output, lives = measured(given.seconds)
     except Skipped as error:
         print(f"skipped: {error}", file=sys.stderr)
         return 77
     held = lives and +plain.statuses == Counter({200: plain.statuses[200]}) and plain.statuses[200] > 0
     print(f"plain    {dict(+plain.statuses)}, p50 {plain.p(50):.1f} ms, p99 {plain.p(99):.1f} ms")
     print(f"hostile  {dict(+hostile.statuses)}")
-    print(f"memory   {told} of {MEMORY:,}")
+    print(f"memory   {output} of {MEMORY:,}")
     print(f"the process {'lives' if lives else 'DIED'}: {'held' if held else 'NOT HELD'}")
     return 0 if held else 1
 

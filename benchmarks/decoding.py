@@ -16,23 +16,10 @@ import time
 from hostile import DRAWN
 
 from app.bundle.header import read_header
-from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
+from training.recipe import Input
 
-SPEC = InputSpec(
-    height=224,
-    width=224,
-    channels=3,
-    resize="stretch",
-    filter="bilinear",
-    background="white",
-    orientation="apply",
-    sixteen_bit="high_byte",
-    palette="expand",
-    cmyk="convert",
-    animation="first_frame",
-    jpeg="reduced",
-)
+SPEC = Input(height=224, width=224, channels=3, background="white").spec()
 _LOOK_S = 0.0002
 
 

@@ -29,8 +29,8 @@ WINDOWS, TURNS, MOST, STEP = 100, 5, 500, 20
 class Service:
     def __init__(self, client: httpx.Client, model: str) -> None:
         self._client, self._model = client, model
-        told = client.get(f"/v1/models/{model}").raise_for_status().json()
-        self.spec = InputSpec.model_validate(told["manifest"]["input"])
+        output = client.get(f"/v1/models/{model}").raise_for_status().json()
+        self.spec = InputSpec.model_validate(output["manifest"]["input"])
 
     def serve(self, images: np.ndarray) -> None:
         for at in range(0, len(images), STEP):
@@ -38,12 +38,12 @@ class Service:
             self._client.post(f"/v1/predict?model={self._model}", files=files).raise_for_status()
 
     def drifted(self) -> bool:
-        told = self._client.get(f"/v1/models/{self._model}/drift").raise_for_status().json()
-        return bool(told["drifted"])
+        output = self._client.get(f"/v1/models/{self._model}/drift").raise_for_status().json()
+        return bool(output["drifted"])
 
     def window(self) -> int:
-        told = self._client.get(f"/v1/models/{self._model}/drift").raise_for_status().json()
-        return int(told["window"])
+        output = self._client.get(f"/v1/models/{self._model}/drift").raise_for_status().json()
+        return int(output["window"])
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def main() -> None:
     given = parser.parse_args()
     with serving() as client:
         for bar in measure(Service(client, given.model)):
-            print(bar.told(), flush=True)
+            print(bar.line(), flush=True)
 
 
 if __name__ == "__main__":

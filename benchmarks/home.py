@@ -48,8 +48,8 @@ def alone(module: str, *arguments: str, what: str, cores: set[int] | None = None
         preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise Skipped(f"{what}: {said[-1]}")
+        sentence = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise Skipped(f"{what}: {sentence[-1]}")
     return done.stdout
 
 

@@ -20,7 +20,7 @@ from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.recipe import Recipe
 
-_SETTLED_ANEW = ("golden", "files", "seal", "input", "latent_size", "feature_maps", "graphs")
+_SETTLED_ANEW = ("schema_version", "golden", "files", "seal", "input", "latent_size", "feature_maps", "graphs")
 _OF_ITS_OWN = (CARD_FILE, REPORT_FILE)  # they tell the numbers of the bundle that it is made from
 _DRAWN = 64  # photographs that a network of random weights takes its ranges from
 

@@ -60,14 +60,14 @@ def steady(port: int, requests: Path, connections: int, seconds: float, core: in
 
 def parsed(printed: str) -> Seen:
     """Of what rotate.lua prints, in microseconds, after wrk's own lines."""
-    told = json.loads(printed.strip().splitlines()[-1])
+    output = json.loads(printed.strip().splitlines()[-1])
     return Seen(
-        requests=told["requests"],
-        per_second=told["requests"] / (told["microseconds"] / 1e6),
-        p50_ms=told["p50"] / 1000,
-        p99_ms=told["p99"] / 1000,
-        most_ms=told["max"] / 1000,
-        errors=sum(told[kind] for kind in ("connect", "read", "write", "status", "timeout")),
+        requests=output["requests"],
+        per_second=output["requests"] / (output["microseconds"] / 1e6),
+        p50_ms=output["p50"] / 1000,
+        p99_ms=output["p99"] / 1000,
+        most_ms=output["max"] / 1000,
+        errors=sum(output[kind] for kind in ("connect", "read", "write", "status", "timeout")),
     )
 
 

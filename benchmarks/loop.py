@@ -65,9 +65,9 @@ def ours(images: np.ndarray, precision: str) -> float:
     data, few = (ImageSet(part, np.array([], np.int64), ()) for part in (images, images[:1]))
     with tempfile.TemporaryDirectory() as folder:
         journal, checkpoints = Journal(Path(folder) / "metrics.jsonl"), Checkpoints(Path(folder))
-        shop = Workshop(net, Objective(), journal, checkpoints, torch.device("cpu"), precision)
+        workshop = Workshop(net, Objective(), journal, checkpoints, torch.device("cpu"), precision)
         start = time.perf_counter()
-        pretrain(shop, data, few, Stage(epochs=1, batch=BATCH))
+        pretrain(workshop, data, few, Stage(epochs=1, batch=BATCH))
         return len(images) / (time.perf_counter() - start)
 
 

@@ -19,11 +19,11 @@ def measure(requests: int) -> dict[str, Any]:
     os.sched_setaffinity(0, {LOAD_CORE})
     workload = next(each for each in WORKLOADS if each.name == "png")
     server = next(each for each in SERVERS if each.name == "graft")
-    asked = workload.requests(server.name)
+    requested = workload.requests(server.name)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requests"
-        load.write_requests(file, asked)
-        with running(server, workload, asked[0], SERVER_CORE) as started:
+        load.write_requests(file, requested)
+        with running(server, workload, requested[0], SERVER_CORE) as started:
             samples, done, errors, start = [(0, started.memory_mb())], 0, 0, time.monotonic()
             while done < requests:
                 seen = load.steady(started.port, file, 32, STEP_S, LOAD_CORE)

@@ -83,13 +83,13 @@ def running(server: Server, workload: Workload, first: Request, core: int) -> It
     port = free_port()
     command = server.command(port, folder)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         start = time.monotonic()
         process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=kept,
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
@@ -97,9 +97,9 @@ def running(server: Server, workload: Workload, first: Request, core: int) -> It
             _wait(process, port, first, start + START_S)
             yield Running(server, port, process, time.monotonic() - start)
         except Skipped as skipped:
-            told.seek(0)
-            lines = told.read().decode(errors="replace").strip().splitlines()
-            raise Skipped(f"{server.title}: {skipped}: {lines[-1] if lines else 'it said nothing'}") from None
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines()
+            raise Skipped(f"{server.title}: {skipped}: {lines[-1] if lines else 'it text nothing'}") from None
         finally:
             _end(process)
 

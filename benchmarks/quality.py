@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import page
+from benchmarks import backbones, page
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -36,8 +36,8 @@ from training.data.read import read_part
 from training.data.splits import train_and_held_out
 from training.learning.inference import read
 from training.learning.pretrain import pretrain
-from training.learning.workshop import workshop
-from training.measure import strangers
+from training.learning.workshop import open_workshop
+from training.measure import drawn_domains
 from training.measure.detection import auroc
 from training.measure.intervals import student
 from training.measure.metrics import accuracy
@@ -94,7 +94,7 @@ def ood(drawn: int = 2400) -> Iterator[Bar]:
         "mnist": read_part("mnist", "test", spec),
         "digits": read_part(digits.NAME, "test", spec),
         "NEU surfaces": read_part(str(named.root() / textures.FOLDER), "test", spec),
-        **{name: unlabelled(images) for name, images in strangers.drawn(spec.shape, count=drawn).items()},
+        **{name: unlabelled(images) for name, images in drawn_domains.drawn(spec.shape, count=drawn).items()},
     }
     areas, normal = {}, np.zeros(0)
     for name, images in domains.items():
@@ -176,11 +176,11 @@ def one_class(out: Path) -> Iterator[Bar]:
         ],
     )
     material = gather(chosen)
-    shop = workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
-    pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
-    blocks = [math.prod(shape) for shape in shop.net.pool.shapes]
+    workshop = open_workshop(chosen, material.spec.shape, out / "one-class", untrained=False)
+    pretrain(workshop, material.source_train, material.source_validation, chosen.pretrain)
+    blocks = [math.prod(shape) for shape in workshop.net.pool.shapes]
     train, test = (
-        Normals({"features": read(shop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
+        Normals({"features": read(workshop, part, "features"), "thumbnail": thumbnails(part.images[:])}, None)
         for part in (material.target, material.test)
     )
     sizes = {name: points.shape[1] for name, points in test.encoded.items()}
@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone"
 PAGE = ROOT / "docs" / "quality.md"
 
 
@@ -224,13 +224,14 @@ def main() -> None:
         "frozen": lambda: frozen(given.out),
         "one-class": lambda: one_class(given.out),
         "neu": lambda: neu(given.out),
+        "backbone": lambda: backbones.backbone(given.out / "backbone"),
     }
     for name in given.only.split(","):
         start = time.monotonic()
         try:
             reached = []
             for bar in measures[name]():
-                print(bar.told(), flush=True)
+                print(bar.line(), flush=True)
                 reached.append(bar)
             if given.doc:
                 page.write(PAGE, name, table(reached, digits=4), [now])

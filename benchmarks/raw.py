@@ -18,8 +18,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 def rates(name: str, seconds: float, core: int) -> dict[int, float]:
     """In a process of its own, pinned."""
-    told = alone("benchmarks.raw", name, str(seconds), what=f"onnxruntime alone with {name}", cores={core})
-    return {int(batch): rate for batch, rate in json.loads(told).items()}
+    output = alone("benchmarks.raw", name, str(seconds), what=f"onnxruntime alone with {name}", cores={core})
+    return {int(batch): rate for batch, rate in json.loads(output).items()}
 
 
 def _rate(graphs: Graphs, images: np.ndarray, seconds: float) -> float:

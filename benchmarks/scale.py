@@ -64,7 +64,7 @@ def body(files: list[Path]) -> bytes:
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
-def asked(port: int, data: bytes, seconds: float) -> int:
+def requested(port: int, data: bytes, seconds: float) -> int:
     """How many images were answered by the service in that time, over some connections."""
     counts, until = [0] * CLIENTS, time.monotonic() + seconds
 
@@ -100,9 +100,9 @@ def workers(folder: Path) -> list[str]:
                 if cores == 1:
                     keep_to_one_core(process.pid)
                 port = int(address.rpartition(":")[2])
-                asked(port, data, 2)  # warm
+                requested(port, data, 2)  # warm
                 clock, own = Clock(psutil.Process(process.pid)), time.process_time()
-                images = asked(port, data, 5)
+                images = requested(port, data, 5)
                 wall, cpu, every = clock.spent()
                 own = time.process_time() - own
             rates[count, cores].append(images / wall)

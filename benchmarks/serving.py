@@ -48,11 +48,11 @@ def measure(workload: Workload, plan: Plan, with_raw: bool = False) -> Outcome:
     os.sched_setaffinity(0, {LOAD_CORE})  # this process, and so its probe and its bursts
     outcome = Outcome(workload.name, workload.title, workload.images)
     with tempfile.TemporaryDirectory() as folder:
-        asked = {}
+        requested = {}
         for server in plan.servers:
             if server.name in workload.paths:
-                asked[server.name] = workload.requests(server.name)
-                load.write_requests(Path(folder) / server.name, asked[server.name])
+                requested[server.name] = workload.requests(server.name)
+                load.write_requests(Path(folder) / server.name, requested[server.name])
             else:
                 outcome.skipped[server.name] = "does not do this"
         for repetition in range(plan.repetitions):
@@ -60,8 +60,8 @@ def measure(workload: Workload, plan: Plan, with_raw: bool = False) -> Outcome:
                 if server.name in outcome.skipped:
                     continue
                 try:
-                    with running(server, workload, asked[server.name][0], SERVER_CORE) as started:
-                        _round(started, workload, plan, asked[server.name], Path(folder), repetition, outcome)
+                    with running(server, workload, requested[server.name][0], SERVER_CORE) as started:
+                        _round(started, workload, plan, requested[server.name], Path(folder), repetition, outcome)
                 except Skipped as skipped:
                     outcome.skipped[server.name] = str(skipped)
                     print(f"  {server.title}: skipped: {skipped}", file=sys.stderr)
@@ -90,14 +90,14 @@ def _round(
             seen = load.steady(started.port, file, connections, seconds, LOAD_CORE)
         wall, busy, own = time.monotonic() - wall, core_busy_s(SERVER_CORE) - busy, started.cpu_s() - own
         others = max(0.0, (busy - own) / wall)  # what else ran on the server's core
-        told = {
+        output = {
             "load": f"c={connections}",
             **asdict(seen),
             "health_p99_ms": load.percentile(probe.times_ms, 99),
             "cpu_us": 1e6 * own / max(1, seen.requests),
             "others": others,
         }
-        outcome.rounds.append({"repetition": repetition, "server": server.name, **told})
+        outcome.rounds.append({"repetition": repetition, "server": server.name, **output})
         disturbed = f"; {others:.0%} of its core went to others" if others > DISTURBED else ""
         print(
             f"  {server.title}, c={connections}: {seen.per_second:,.1f}/s, p99 {seen.p99_ms:.2f} ms{disturbed}",

@@ -39,10 +39,12 @@ def measure(seconds: float, repetitions: int) -> dict[str, Any]:
         for _ in range(repetitions):
             for setting, options in SETTINGS.items():
                 cores = {SERVER_CORE, LOAD_CORE} if options.get("intra_op_num_threads") else {SERVER_CORE}
-                asked = (str(folders[model]), setting, str(seconds * longer))
-                told = json.loads(alone("benchmarks.sessions", *asked, what=f"{model}, {setting}", cores=cores))
-                cells[setting].append(told)
-                print(f"  {model}, {setting}: {told['per_second']:,.0f}/s, {told['last_mb']:.0f} MB", file=sys.stderr)
+                requested = (str(folders[model]), setting, str(seconds * longer))
+                output = json.loads(alone("benchmarks.sessions", *requested, what=f"{model}, {setting}", cores=cores))
+                cells[setting].append(output)
+                print(
+                    f"  {model}, {setting}: {output['per_second']:,.0f}/s, {output['last_mb']:.0f} MB", file=sys.stderr
+                )
     return found
 
 

@@ -9,6 +9,7 @@ says whether it held. Clients, and what answers are held to, are those of the te
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import tempfile
 import threading
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 import httpx
@@ -84,20 +85,20 @@ class Soak:
     def at_s(self) -> float:
         return time.monotonic() - self.began
 
-    def hears_good(self, _: int, answer: Answer) -> None:
+    def on_good_answer(self, _: int, answer: Answer) -> None:
         if answer.status == 200:
             self.good += 1
             self.waits.append((self.at_s, answer.seconds))
         else:
             self.unexpected[f"{answer.status} to a good request"] += 1
 
-    def hears_hostile(self, _: int, answer: Answer) -> None:
+    def on_hostile_answer(self, _: int, answer: Answer) -> None:
         if answer.status in HOSTILE:
             self.hostile[answer.status] += 1
         else:
             self.unexpected[f"{answer.status} to a hostile request"] += 1
 
-    def hears_bad(self, which: int, answer: Answer) -> None:
+    def on_bad_answer(self, which: int, answer: Answer) -> None:
         meant = BAD[which][1]
         if answer.status == meant:
             self.bad[meant] += 1
@@ -123,11 +124,19 @@ class Soak:
         spread = np.sqrt((off**2).sum() / (len(off) - 2) / ((minutes - minutes.mean()) ** 2).sum())
         return float(steepness), float(spread)
 
+    def middle(self, start: float, end: float) -> Held:
+        """Medians over these shares of the time: a single look meets more or fewer connections by chance."""
+        part = self.held[int(start * len(self.held)) : int(end * len(self.held))]
+        at_s, megabytes, descriptors, threads = (
+            statistics.median(values) for values in zip(*map(astuple, part), strict=True)
+        )
+        return Held(at_s, megabytes, round(descriptors), round(threads))
+
     def table(self) -> list[tuple[str, str, bool]]:
         """(what, value, whether it is as it should be)"""
         p99s, (slope, error) = self.p99s(), self.slope()
         first, last = p99s[0][1], p99s[-2][1] if len(p99s) > 2 else p99s[-1][1]  # the last window may be a short one
-        early, late = self.held[len(self.held) // 10], self.held[-1]
+        early, late = self.middle(0.1, 0.5), self.middle(0.5, 1.0)
         bad = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.bad.items()))
         hostile = ", ".join(f"{count:,} × {status}" for status, count in sorted(self.hostile.items()))
         unexpected = "; ".join(f"{count:,} × {what}" for what, count in self.unexpected.items())
@@ -174,15 +183,17 @@ class Soak:
 async def soaked(soak: Soak, address: str, models: Path, service: psutil.Process, seconds: float) -> None:
     judge = Judge({bundle.digest: probabilities(bundle) for bundle in map(load, KINDS)})
 
-    def hears_judged(which: int, answer: Answer) -> None:
-        soak.hears_good(which, answer)
-        judge.hears(which, answer)
+    def on_judged_answer(which: int, answer: Answer) -> None:
+        soak.on_good_answer(which, answer)
+        judge.on_answer(which, answer)
 
     loads = [
-        Load(address, [post("/v1/classify", file, "image/png") for file in FILES], clients=8, hears=hears_judged),
-        Load(address, GOOD, clients=4, hears=soak.hears_good),
-        Load(address, hostile_requests("garments"), clients=2, hears=soak.hears_hostile),
-        Load(address, [request for request, _ in BAD], clients=2, kept=False, hears=soak.hears_bad),
+        Load(
+            address, [post("/v1/classify", file, "image/png") for file in FILES], clients=8, on_answer=on_judged_answer
+        ),
+        Load(address, GOOD, clients=4, on_answer=soak.on_good_answer),
+        Load(address, hostile_requests("garments"), clients=2, on_answer=soak.on_hostile_answer),
+        Load(address, [request for request, _ in BAD], clients=2, kept=False, on_answer=soak.on_bad_answer),
     ]
     tasks = [asyncio.create_task(each.run()) for each in loads]
     tasks.append(asyncio.create_task(_swap(soak, models, address, judge, seconds)))
@@ -238,13 +249,13 @@ def main() -> int:
     soak = measured(arguments.minutes)
     rows = soak.table()
     held = [f"| {what} | {value} | {'' if good else '**no**'} |" for what, value, good in rows]
-    told = "\n".join(["| what | value | as it should be? |", "| --- | --- | --- |", *held])
+    output = "\n".join(["| what | value | as it should be? |", "| --- | --- | --- |", *held])
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "soak.md").write_text(f"{machine()}\n\n{told}\n")
+    (arguments.out / "soak.md").write_text(f"{machine()}\n\n{output}\n")
     (arguments.out / "soak.svg").write_text(soak.plot())
     every = {"machine": machine(), "table": rows, "held": [asdict(each) for each in soak.held], "p99_ms": soak.p99s()}
     (arguments.out / "soak.json").write_text(json.dumps(every | {"warnings": soak.warnings}, indent=1))
-    print(told)
+    print(output)
     return 0 if all(good for *_, good in rows) else 1
 
 

@@ -59,11 +59,11 @@ def measure(seconds: float, connections: int = 32) -> dict[str, Any]:
     python = environment("profile")
     workload = next(each for each in WORKLOADS if each.name == "png")
     server = next(each for each in SERVERS if each.name == "graft")
-    asked = workload.requests(server.name)
+    requested = workload.requests(server.name)
     with tempfile.TemporaryDirectory() as folder:
         file, stacks = Path(folder) / "requests", Path(folder) / "stacks"
-        load.write_requests(file, asked)
-        with running(server, workload, asked[0], SERVER_CORE) as started:
+        load.write_requests(file, requested)
+        with running(server, workload, requested[0], SERVER_CORE) as started:
             load.steady(started.port, file, connections, 2, LOAD_CORE)
             alone = load.steady(started.port, file, connections, seconds, LOAD_CORE)
             spy = [str(python.parent / "py-spy"), "record", "--pid", str(started.process.pid), "--format", "raw"]
@@ -71,9 +71,11 @@ def measure(seconds: float, connections: int = 32) -> dict[str, Any]:
             spy += ["--output", str(stacks)]
             watching = subprocess.Popen(spy, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             load.steady(started.port, file, connections, 5 * seconds + 1, LOAD_CORE)
-            _, told = watching.communicate(timeout=60)
+            _, answer_text = watching.communicate(timeout=60)
             if watching.returncode or not stacks.exists():
-                raise Skipped(f"py-spy: {told.strip().splitlines()[-1] if told.strip() else 'it wrote nothing'}")
+                raise Skipped(
+                    f"py-spy: {answer_text.strip().splitlines()[-1] if answer_text.strip() else 'it wrote nothing'}"
+                )
             counted = Counter(
                 {line.rpartition(" ")[0]: int(line.rpartition(" ")[2]) for line in stacks.read_text().splitlines()}
             )

@@ -210,8 +210,8 @@ def bars(found: Sequence[Results], memory: Mapping[str, Any] | None) -> list[Bar
         if best:
             bars.append(Bar("default model, of raw onnxruntime at its best batch", best, 0.70, 0.85))
     if memory is not None:
-        asked = f"after {memory['requests']:,} requests"
-        bars.append(Bar(f"resident memory in MB, seed model, {asked}", memory["after_mb"], 160, 110, False))
+        requested = f"after {memory['requests']:,} requests"
+        bars.append(Bar(f"resident memory in MB, seed model, {requested}", memory["after_mb"], 160, 110, False))
         bars.append(Bar("its growth in MB over the last half", memory["growth_mb"], 2, 0, False))
     startup = named["png"].of("graft", "startup_s") if "png" in named else None
     if startup is not None:
@@ -254,8 +254,8 @@ def plot(found: Sequence[Results]) -> str:
                 parts.append(f'<text x="{_LEFT - 8}" y="{middle}" text-anchor="end">{escape(results.title)}</text>')
             if index == 1:
                 floor = results.ratio("floor", "naive", at)
-                told = f"{at}; the floor {floor:.1f}×" if floor else at
-                parts.append(f'<text x="{_LEFT - 8}" y="{middle}" text-anchor="end" opacity=".6">{told}</text>')
+                output = f"{at}; the floor {floor:.1f}×" if floor else at
+                parts.append(f'<text x="{_LEFT - 8}" y="{middle}" text-anchor="end" opacity=".6">{output}</text>')
             fill = colour(ORDER.index(name) - 1)
             parts.append(f'<rect x="{_LEFT}" y="{y}" width="{wide:.1f}" height="{_BAR - 2}" fill="{fill}"/>')
             parts.append(f'<text x="{_LEFT + wide + 5:.1f}" y="{middle}">{TITLES[name]} {ratio:.2f}× ({rate}/s)</text>')

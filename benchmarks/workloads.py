@@ -62,8 +62,8 @@ def infer(images: np.ndarray, binary: bool) -> tuple[dict[str, str], bytes]:
 
 def inferred(answer: bytes) -> np.ndarray:
     """`probabilities` of an answer in the protocol, whether in its JSON or behind it."""
-    told, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
-    [output] = [each for each in told["outputs"] if each["name"] == "probabilities"]
+    answer_text, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    [output] = [each for each in answer_text["outputs"] if each["name"] == "probabilities"]
     kind = np.float64 if output["datatype"] == "FP64" else np.float32
     values = output["data"] if "data" in output else np.frombuffer(answer[end:], kind)
     return np.array(values, np.float32).reshape(output["shape"])
@@ -131,10 +131,12 @@ class Workload:
             return _apart("reconstruction_error", np.array(given), np.array(graphs.errors(images)))
         expected = graphs.classify(images)
         for result, right in zip(results, expected, strict=True):
-            chances, told = right["probabilities"], result["probabilities"]
-            if set(told) != set(chances):
-                return f"labels {sorted(told)} in place of {sorted(chances)}"
-            apart = _apart("probabilities", np.array([told[k] for k in chances]), np.array(list(chances.values())))
+            chances, answer_text = right["probabilities"], result["probabilities"]
+            if set(answer_text) != set(chances):
+                return f"labels {sorted(answer_text)} in place of {sorted(chances)}"
+            apart = _apart(
+                "probabilities", np.array([answer_text[k] for k in chances]), np.array(list(chances.values()))
+            )
             if apart:
                 return apart
         return None

@@ -9,12 +9,12 @@ from support import save_tiny, serving
 
 from app.settings import Settings
 
-# Files of few and long tests: begun last, they would be waited for by all but one processor.
-LONG = ("test_fuzz.py", "test_bench.py", "test_documents.py", "test_ranks.py", "test_run.py")
+# Files of few and long tests, the longest first: begun last, they would be waited for by all but one processor.
+LONG = ("test_run.py", "test_ranks.py", "test_documents.py", "test_bench.py", "test_fuzz.py", "test_shapes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ async def main(address: str, given: str) -> None:
     async def ask(values: np.ndarray, datatype: str, binary: bool) -> object:
         image = InferInput("image", list(values.shape), datatype)
         image.set_data_from_numpy(values, binary_data=binary)
-        asked = [RequestedOutput("embedding", parameters={"binary_data": binary})]
-        request = InferRequest("tiny", [image], request_id="k", request_outputs=asked)
+        requested = [RequestedOutput("embedding", parameters={"binary_data": binary})]
+        request = InferRequest("tiny", [image], request_id="k", request_outputs=requested)
         answer = await client.infer(address, request, model_name="tiny")
         assert answer.id == "k"
         assert [output.name for output in answer.outputs] == ["embedding"]

@@ -33,7 +33,7 @@ def check(value: Any, kind: str, at: str) -> None:
         assert isinstance(value, str | int), at
     else:
         known = model(kind)
-        names = {told: own for own, told in known.attribute_map.items()}
+        names = {output: own for own, output in known.attribute_map.items()}
         assert isinstance(value, dict), f"{at}: {kind}"
         for key, one in value.items():
             assert key in names, f"{at}.{key}: {kind} has no such field"

@@ -29,7 +29,7 @@ class Load:
     requests: Sequence[bytes]
     clients: int = 32
     kept: bool = True
-    hears: Callable[[int, Answer], None] = lambda *_: None  # which request, and its answer
+    on_answer: Callable[[int, Answer], None] = lambda *_: None  # which request, and its answer
     answered: int = 0
     refused: int = 0  # connections
     lost: list[str] = field(default_factory=list)  # requests that were sent and not answered
@@ -54,7 +54,7 @@ class Load:
                     writer.write(self.requests[which])
                     answer = await _read(reader)
                     self.answered += 1
-                    self.hears(which, answer)
+                    self.on_answer(which, answer)
                     if answer.is_last or not self.kept:
                         break
             except (OSError, EOFError) as error:

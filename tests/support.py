@@ -67,6 +67,7 @@ SPECS = st.builds(
     resize=st.sampled_from(["stretch", "pad", "crop"]),
     filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
     background=st.sampled_from(["black", "white"]),
+    padding=st.sampled_from(["background", "edge"]),
 )
 
 
@@ -147,7 +148,6 @@ def tiny(
     if anomaly and decoder:
         calibration, files["reference.npz"] = tiny_anomaly(rng)
     fields = {
-        "schema_version": 1,
         "title": "a tiny bundle",
         "input": shape,
         "latent_size": LATENT,
@@ -286,7 +286,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 30) -> bool:
     return True
 
 
-def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "") -> dict[str, Any]:
+def assert_problem(answer: httpx.Response, status: int, kind: str, message: str = "") -> dict[str, Any]:
     """The one error shape: every failure outside /v2 is checked here."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -295,20 +295,20 @@ def assert_problem(answer: httpx.Response, status: int, kind: str, says: str = "
     assert body["type"] == f"urn:graft:problem:{kind}"
     assert body["status"] == status
     assert body["request_id"] == answer.headers["x-request-id"]
-    assert says in body["detail"]
+    assert message in body["detail"]
     for leak in ("Traceback", "/home", "site-packages", str(ROOT), "object at 0x"):
         assert leak not in answer.text
     return body
 
 
-def assert_error(answer: httpx.Response, status: int, says: str = "") -> str:
+def assert_error(answer: httpx.Response, status: int, message: str = "") -> str:
     """The shape of every failure under /v2, as the Open Inference Protocol has it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
     assert set(body) == {"error"}
     error: str = body["error"]
-    assert says in error
+    assert message in error
     for leak in ("Traceback", "/home", "site-packages", str(ROOT), "object at 0x"):
         assert leak not in error
     return error

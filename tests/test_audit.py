@@ -14,7 +14,7 @@ UNKNOWN = "ERROR:pip_audit._cli:odd: Dependency not found on PyPI and could not 
 
 
 @pytest.mark.parametrize(
-    ("told", "ends", "status", "says"),
+    ("output", "ends", "status", "message"),
     [
         ("No known vulnerabilities found", 0, 0, "serve.txt: no known vulnerability"),
         (FOUND, 1, 1, "serve.txt: has known vulnerabilities"),
@@ -23,10 +23,10 @@ UNKNOWN = "ERROR:pip_audit._cli:odd: Dependency not found on PyPI and could not 
     ],
 )
 def test_only_what_was_asked_and_answered_is_clean(
-    tmp_path: Path, told: str, ends: int, status: int, says: str
+    tmp_path: Path, output: str, ends: int, status: int, message: str
 ) -> None:
     answer = tmp_path / "told.txt"
-    answer.write_text(told)
+    answer.write_text(output)
     audit = tmp_path / "pip-audit"
     audit.write_text(f"#!/bin/sh\ncat {answer} >&2\nexit {ends}\n")
     audit.chmod(0o755)
@@ -34,4 +34,4 @@ def test_only_what_was_asked_and_answered_is_clean(
         ["sh", "requirements/audit.sh", audit, "serve.txt"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == status, done.stderr
-    assert says in done.stdout
+    assert message in done.stdout

@@ -137,8 +137,8 @@ def test_triton_asks_for_the_best_classes(client: triton.InferenceServerClient, 
         "tiny", [image(FILES[:1])], outputs=[wanted("probabilities", binary_data=binary, class_count=2)]
     )
     best = [f"{chances[i]}:{i}:{LABELS[i]}" for i in np.argsort(-chances)[:2]]
-    [told] = found.as_numpy("probabilities")
-    assert [text.decode() if isinstance(text, bytes) else text for text in told] == best
+    [answer_text] = found.as_numpy("probabilities")
+    assert [text.decode() if isinstance(text, bytes) else text for text in answer_text] == best
 
 
 def test_triton_reaches_the_decoder(client: triton.InferenceServerClient) -> None:
@@ -149,7 +149,7 @@ def test_triton_reaches_the_decoder(client: triton.InferenceServerClient) -> Non
 
 
 def test_triton_understands_what_is_refused(client: triton.InferenceServerClient, pixels: np.ndarray) -> None:
-    for ask, status, says in (
+    for ask, status, expected_text in (
         (lambda: client.infer("other", [image(FILES)]), "404", "there is no model 'other'"),
         (lambda: client.infer("tiny", [image(FILES)], "9"), "404", "no version '9'"),
         (lambda: client.infer("tiny", [image(FILES * 3)]), "413", "at most 8"),
@@ -164,7 +164,7 @@ def test_triton_understands_what_is_refused(client: triton.InferenceServerClient
         with pytest.raises(InferenceServerException) as refused:
             ask()
         assert refused.value.status() == status
-        assert says in refused.value.message()
+        assert expected_text in refused.value.message()
 
 
 def test_triton_lists_loads_and_unloads(client: triton.InferenceServerClient) -> None:
@@ -232,8 +232,8 @@ def test_curl_does_the_same(service: httpx.Client, pixels: np.ndarray, tmp_path:
 
     raw = ask("-H", "Inference-Header-Content-Length: 0", "--data-binary", "@pixels", address)
     question = {"inputs": [{"name": "image", "shape": [1, 6, 4, 1], "datatype": "UINT8", "data": pixels[:1].tolist()}]}
-    told = json.loads(ask("-d", json.dumps(question), address))  # as form data, says curl
-    data = {output["name"]: output["data"] for output in told["outputs"]}
+    answer_text = json.loads(ask("-d", json.dumps(question), address))  # as form data, says curl
+    data = {output["name"]: output["data"] for output in answer_text["outputs"]}
     assert list(data) == OUTPUTS
     assert np.array(data["embedding"], np.float32).tobytes() in raw
     assert json.loads(ask(f"{service.base_url}/v2/models/nobody"))["error"].startswith("there is no model")

@@ -163,10 +163,10 @@ def test_a_stop_leaves_time_for_what_is_in_flight() -> None:
 
 
 def test_probes_ask_for_what_is_served() -> None:
-    asked = set()
+    requested = set()
     for each in (pod()["containers"][0], read(DEPLOY / "kserve/runtime.yaml")["spec"]["containers"][0]):
-        asked |= {each[name]["httpGet"]["path"] for name in each if name.endswith("Probe")}
-    assert asked == {"/readyz", "/healthz", "/v2/health/ready", "/v2/health/live"}
+        requested |= {each[name]["httpGet"]["path"] for name in each if name.endswith("Probe")}
+    assert requested == {"/readyz", "/healthz", "/v2/health/ready", "/v2/health/live"}
 
 
 def test_labels_select_what_the_deployment_makes() -> None:

@@ -235,10 +235,10 @@ def test_the_command_of_the_score_page_writes_what_the_page_shows(tmp_path: Path
     written = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     shown = list(csv.DictReader(io.StringIO(sample)))
     assert len(written) == len(shown)
-    for row, told in zip(written, shown, strict=True):
+    for row, output in zip(written, shown, strict=True):
         assert row.pop("digest") == load(ROOT / "models" / row["model"] / row["version"]).digest
-        assert told.pop("digest") == "…"
-        assert {name: shape(read(value)) for name, value in row.items()} == {n: read(v) for n, v in told.items()}
+        assert output.pop("digest") == "…"
+        assert {name: shape(read(value)) for name, value in row.items()} == {n: read(v) for n, v in output.items()}
 
 
 def read(cell: str) -> Any:
@@ -282,10 +282,10 @@ def owned(tmp_path: Path) -> Path:
 def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dict[str, str]:
     """What each command that trains prints, by its verb; small, and those of make as make would run them.
 
-    All but torchrun's share this process, where torch and its exporter are imported already, unless they are to be run
-    `as_typed`.
+    They share this process, where torch and its exporter are imported already, unless they are to be run `as_typed`.
+    What torchrun starts runs alone: tests/training/test_ranks.py starts two processes by the page's own line.
     """
-    told = {}
+    output = {}
     for line in commands:
         words = shlex.split(line, comments=True)
         if words[0] == "make":
@@ -296,7 +296,8 @@ def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dic
         elif words[0] == "graft-train":
             words = ["python", "-m", "training", *words[1:]]
         elif words[0] == "torchrun":
-            words = ["python", "-m", "torch.distributed.run", *words[1:]]
+            words = ["python", *words[words.index("--") - 1 :]]
+            words.remove("--")
         assert Path(words[0]).name == "python", line
         verb = words[words.index("training") + 1]
         home = str(Path(training.__file__).parents[1])
@@ -304,7 +305,7 @@ def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dic
         arguments = [*words[1:], *SHORTER.get(verb, ())]
         if verb == "compare" and "--arms" not in words:
             arguments += ["--arms", "pixels,random,scratch"]
-        if as_typed or arguments[:2] != ["-m", "training"]:
+        if as_typed:
             done = subprocess.run(
                 [sys.executable, *arguments],
                 cwd=folder,
@@ -316,8 +317,8 @@ def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dic
         else:
             done = here(arguments[2:], folder, settings)
         assert done.returncode == 0, f"{line}: {done.stderr}"
-        told[verb] = done.stdout
-    return told
+        output[verb] = done.stdout
+    return output
 
 
 def here(arguments: list[str], folder: Path, settings: dict[str, str]) -> "subprocess.CompletedProcess[str]":
@@ -352,9 +353,9 @@ def test_the_steps_of_getting_started_lead_to_a_bundle_that_answers_its_curl(own
     [recipe] = blocks((ROOT / page).read_text(), "toml")
     (owned / "my-images.toml").write_text(recipe)
     *steps, curl = shell(page)
-    told = follow(steps, owned)
-    assert list(told) == ["data", "pretrain", "transfer", "export", "compare"]
-    assert "scratches" in told["data"]
+    output = follow(steps, owned)
+    assert list(output) == ["data", "pretrain", "transfer", "export", "compare"]
+    assert "scratches" in output["data"]
     bundle = load(owned / "models/my-images/1")
     assert bundle.manifest.classifier is not None
     assert bundle.manifest.classifier.labels == ("dents", "scratches", "sound")
@@ -371,9 +372,9 @@ def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_p
     draw_folder(tmp_path / "my-shots", 5, seed=0)
     draw_folder(tmp_path / "my-other-images", 5, seed=1)
     shutil.copytree(ROOT / "models", tmp_path / "models")
-    told = follow(shell("docs/few-shots.md"), tmp_path)
-    assert list(told) == ["graft", "evaluate"]
-    assert told["graft"].strip() == "models/my-shots-nearest/1"
+    output = follow(shell("docs/few-shots.md"), tmp_path)
+    assert list(output) == ["graft", "evaluate"]
+    assert output["graft"].strip() == "models/my-shots-nearest/1"
     [metric] = load(tmp_path / "models/my-shots/1").manifest.metrics
     [sample] = blocks(page, "text")
     right, low = round(metric.value * metric.images), at_least(round(metric.value * metric.images), metric.images)
@@ -386,9 +387,9 @@ def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:
     [command] = blocks((ROOT / "docs/methods.md").read_text(), "sh")
     words = shlex.split(command)
     assert words[:4] == [".venv/bin/python", "-m", "training", "run"]
-    asked = recipe.load(words[4], words[6::2])
+    requested = recipe.load(words[4], words[6::2])
     assert set(words[5::2]) == {"--set"}
-    assert (asked.name, asked.network.weights) == ("mine", "resnet18-f37072fd.pth")
+    assert (requested.name, requested.network.weights) == ("mine", "resnet18-f37072fd.pth")
 
 
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
@@ -398,11 +399,11 @@ def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
 
 
 def test_the_commands_of_the_training_page_do_what_it_says(owned: Path) -> None:
-    told = follow(shell("docs/training.md"), owned)
-    assert list(told) == ["run", "data", "compare", "evaluate", "calibrate"]
+    output = follow(shell("docs/training.md"), owned)
+    assert list(output) == ["run", "data", "compare", "evaluate", "calibrate"]
     assert load(owned / "models/quick/1").operations
-    assert load(owned / "models/quick/2").operations, "of two processes"
-    assert "accuracy" in told["evaluate"]
+    assert load(owned / "models/quick/2").operations
+    assert "accuracy" in output["evaluate"]
     assert load(owned / "models/fashion-mnist-seed/2").manifest.anomaly is not None
 
 
@@ -411,8 +412,8 @@ def test_the_commands_of_the_quality_page_compare(owned: Path) -> None:
 
 
 def test_the_commands_of_the_example_from_a_factory_lead_to_a_bundle(owned: Path) -> None:
-    told = follow([line.replace("FOLDER", "my-images") for line in shell("docs/defects.md")], owned)
-    assert list(told) == ["data", "run", "compare"]
+    output = follow([line.replace("FOLDER", "my-images") for line in shell("docs/defects.md")], owned)
+    assert list(output) == ["data", "run", "compare"]
     assert load(owned / "models/defects/1").operations
 
 

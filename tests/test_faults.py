@@ -94,7 +94,7 @@ def save_faulty(models: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "told"),
+    ("fault", "kind", "answer_text"),
     [
         ("raises", "internal-server-error", "unexpected"),
         ("not a number", "not-finite", "model faulty@1 returned embedding that is not finite"),
@@ -102,12 +102,12 @@ def save_faulty(models: Path, fault: str) -> None:
     ],
 )
 def test_what_a_graph_does_to_one_image_is_a_500_to_that_image_alone(
-    tmp_path: Path, fault: str, kind: str, told: str
+    tmp_path: Path, fault: str, kind: str, answer_text: str
 ) -> None:
     save_faulty(tmp_path, fault)
     seen: Counter[tuple[int, int]] = Counter()
 
-    def hears(which: int, answer: Answer) -> None:
+    def on_answer(which: int, answer: Answer) -> None:
         seen[which, answer.status] += 1
 
     with running(GRAFT_MODELS=str(tmp_path)) as (process, address, _):
@@ -123,7 +123,9 @@ def test_what_a_graph_does_to_one_image_is_a_500_to_that_image_alone(
             assert_error(client.post("/v2/models/faulty/infer", json={"inputs": [pixels]}), 500)
 
             async def together() -> None:  # in the same batches
-                load = Load(address, [post("/v1/classify", file, "image/png") for file in (GOOD, WHITE)], hears=hears)
+                load = Load(
+                    address, [post("/v1/classify", file, "image/png") for file in (GOOD, WHITE)], on_answer=on_answer
+                )
                 loading = asyncio.create_task(load.run())
                 await asyncio.sleep(1)
                 load.stopped = True
@@ -139,7 +141,7 @@ def test_what_a_graph_does_to_one_image_is_a_500_to_that_image_alone(
             print(f"{seen[0, 200]:,} answered beside {seen[1, 500]:,} that failed")
         process.terminate()
         reader.join()
-    assert any(told in line for line in log)
+    assert any(answer_text in line for line in log)
 
 
 def test_a_file_for_which_a_graph_gives_no_number_is_a_problem_beside_the_others_rows(tmp_path: Path) -> None:
@@ -151,8 +153,10 @@ def test_a_file_for_which_a_graph_gives_no_number_is_a_problem_beside_the_others
     done = stopped("score", str(tmp_path / "images"), "--out", str(out), GRAFT_MODELS=str(tmp_path / "models"))
     assert done.returncode == 0, done.stderr
     assert re.findall(r"(\w)\.png", out.read_text()) == ["a", "c"]
-    told = (tmp_path / "rows.csv.errors.csv").read_text()
-    assert re.findall(r"(\w)\.png,not-finite,model faulty@1 returned embedding that is not finite", told) == ["b"]
+    answer_text = (tmp_path / "rows.csv.errors.csv").read_text()
+    assert re.findall(r"(\w)\.png,not-finite,model faulty@1 returned embedding that is not finite", answer_text) == [
+        "b"
+    ]
 
 
 def test_a_graph_that_hangs_is_504_in_time_and_others_are_answered(tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_a_flood_is_429_for_some_and_then_it_is_over(models: Path) -> None:
             address,
             [post("/v1/predict", GOOD, "image/png")],
             clients=64,
-            hears=lambda _, answer: statuses.update([answer.status]),
+            on_answer=lambda _, answer: statuses.update([answer.status]),
         )
         asyncio.run(flood(load))
         assert load.lost == []
@@ -360,7 +364,7 @@ def test_a_worker_that_is_killed_under_load_costs_its_own_connections_and_its_la
         assert eventually(lambda: len(parent.children()) == 2)
         time.sleep(2)  # until the second is ready
         request = post("/v1/classify", GOOD, "image/png")
-        load = Load(address, [request], clients=16, hears=lambda _, answer: statuses.update([answer.status]))
+        load = Load(address, [request], clients=16, on_answer=lambda _, answer: statuses.update([answer.status]))
         asyncio.run(attack(load, parent, address))
         assert set(statuses) == {200}
         assert len(load.lost) <= load.clients, "one a connection, at most"

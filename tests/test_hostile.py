@@ -38,18 +38,18 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def test_the_pixels_of_a_request_are_bounded_on_every_way_in(client: httpx.Client) -> None:
-    says = "5,000,000 pixels in total; at most 4,000,000"
+    message = "5,000,000 pixels in total; at most 4,000,000"
     text = base64.b64encode(WHOLE).decode()
     form = client.post("/v1/classify", files=[("image", WHOLE)] * 5)
-    assert "index" not in assert_problem(form, 413, "too-many-pixels", says)
-    assert_problem(client.post("/v1/predict?top_k=1", json={"images": [text] * 5}), 413, "too-many-pixels", says)
+    assert "index" not in assert_problem(form, 413, "too-many-pixels", message)
+    assert_problem(client.post("/v1/predict?top_k=1", json={"images": [text] * 5}), 413, "too-many-pixels", message)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [5], "data": [text] * 5}
-    assert_error(client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}), 413, says)
+    assert_error(client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}), 413, message)
     binary = b"".join(len(WHOLE).to_bytes(4, "little") + WHOLE for _ in range(5))
     named = {"name": "image", "datatype": "BYTES", "shape": [5], "parameters": {"binary_data_size": len(binary)}}
     head = json.dumps({"inputs": [named]}).encode()
     length = {"Inference-Header-Content-Length": str(len(head))}
-    assert_error(client.post("/v2/models/tiny/infer", content=head + binary, headers=length), 413, says)
+    assert_error(client.post("/v2/models/tiny/infer", content=head + binary, headers=length), 413, message)
     assert client.post("/v1/classify", files=[("image", WHOLE)] * 4).status_code == 200
 
 

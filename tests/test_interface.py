@@ -35,6 +35,7 @@ Json = dict[str, Any]
 _HEAD = "HEAD is answered for every GET by the middleware head, and no longer a method of single routes"
 _KEYS = "a key on the command line is shown to everybody by ps: refused, with the name of the variable"
 CHANGED: dict[str, str] = {
+    "manifest > version": "schema 2 adds the optional input.padding; bundles of schema 1 load unchanged",
     "routes > /": _HEAD,
     "routes > /docs": _HEAD,
     "routes > /models/{name}": _HEAD,

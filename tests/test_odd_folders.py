@@ -143,7 +143,7 @@ def planted(tree: dict[str, Node]) -> Iterator[Path]:
         yield plant(tree, Path(folder) / "tree")
 
 
-def told(command: Callable[[list[str]], int], *arguments: object) -> tuple[int, str]:
+def output(command: Callable[[list[str]], int], *arguments: object) -> tuple[int, str]:
     """(exit status, all that it printed); any exception goes on to the test."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -169,7 +169,7 @@ slow = settings(quick, max_examples=4)
 @given(tree=trees())
 def test_data(tree: dict[str, Node]) -> None:
     with planted(tree) as folder:
-        assert told(main, "data", folder, "--side", SIDE)[0] in (0, 2)
+        assert output(main, "data", folder, "--side", SIDE)[0] in (0, 2)
 
 
 @several
@@ -186,8 +186,12 @@ def test_images_for_a_bundle(bundle: Path, tree: dict[str, Node]) -> None:
             ("graft", folder, "--base", own, "--models", models, "--name", "grafted"),
             ("graft", folder, "--base", models, "--models", models, "--name", "nearest"),
         ):
-            assert told(main, *arguments)[0] in (0, 2), arguments
-        assert told(score, folder, "--models", models, "--model", "tiny@1", "--out", models / "out.csv")[0] in (0, 1, 2)
+            assert output(main, *arguments)[0] in (0, 2), arguments
+        assert output(score, folder, "--models", models, "--model", "tiny@1", "--out", models / "out.csv")[0] in (
+            0,
+            1,
+            2,
+        )
 
 
 @several
@@ -204,8 +208,8 @@ def test_a_folder_of_images_in_the_place_of_a_bundle_a_run_or_a_recipe(bundle: P
             ("transfer", RECIPE, "--from", folder, "--run", folder.parent / "run"),
             ("pretrain", RECIPE, "--run", folder, "--resume"),
         ):
-            assert told(main, *arguments)[0] == 2, arguments
-        assert told(score, bundle, "--models", folder, "--out", folder.parent / "out.csv")[0] == 2
+            assert output(main, *arguments)[0] == 2, arguments
+        assert output(score, bundle, "--models", folder, "--out", folder.parent / "out.csv")[0] == 2
 
 
 def recipe(source: Path, target: Path, mode: str) -> list[str]:
@@ -239,22 +243,22 @@ def test_training(tree: dict[str, Node], other: dict[str, Node], mode: str) -> N
             ("transfer", *recipe(source, folder, mode), "--run", run, "--resume"),
             ("compare", *recipe(folder, folder, mode), "--out", out, "--arms=pixels", "--budgets=all", "--seeds=2"),
         ):
-            assert told(main, *arguments)[0] in (0, 2), arguments
+            assert output(main, *arguments)[0] in (0, 2), arguments
 
 
 def test_classes_of_any_name_come_to_a_bundle(tmp_path: Path) -> None:
     apart = (".ipynb_checkpoints", ".DS_Store", "train", "test")
     classes = sorted(name for name in ODD_NAMES if name == printable(name) and name not in apart)
     folder = plant({name: images(14, 11 * index) for index, name in enumerate(classes)}, tmp_path / "tree")
-    status, text = told(
+    status, text = output(
         main, "run", *recipe(folder, folder, "head"), "--run", tmp_path / "run", "--models", tmp_path / "models"
     )
     assert status == 0, text
-    assert told(main, "report", tmp_path / "run")[0] == 0
+    assert output(main, "report", tmp_path / "run")[0] == 0
     made = load(tmp_path / "models/odd/1")
     assert made.manifest.classifier is not None
     assert made.manifest.classifier.labels == tuple(classes)
-    assert told(main, "evaluate", tmp_path / "models/odd/1", "--data", folder)[0] == 0
+    assert output(main, "evaluate", tmp_path / "models/odd/1", "--data", folder)[0] == 0
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

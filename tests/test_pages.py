@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
-from support import ROOT, draw_folder, save_tiny, serving, tiny
+from support import ROOT, draw_folder, save_tiny, serving, spec, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
@@ -68,7 +68,7 @@ class Visit:
         )
         self.complaints: list[str] = []
         self.page: Page = self.context.new_page()
-        self.page.on("console", lambda told: self._heard(told.type, told.text))
+        self.page.on("console", lambda answer_text: self._heard(answer_text.type, answer_text.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _heard(self, kind: str, text: str) -> None:
@@ -79,8 +79,8 @@ class Visit:
         self.page.goto(address)
         expect(self.page.locator("#what")).not_to_contain_text("Reading")
 
-    def sample(self, said: str) -> None:
-        self.page.get_by_role("button", name=f"Sample: {said}").click()
+    def sample(self, sentence: str) -> None:
+        self.page.get_by_role("button", name=f"Sample: {sentence}").click()
 
     @property
     def label(self) -> Locator:
@@ -151,8 +151,8 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     bars = answer.locator(".bars li")
     expect(bars).to_have_count(10)
     expect(bars.first).to_contain_text(f"{100 * truth['confidence']:.1f} % sure")
-    for said in ("Your image", "Drawn back", "Why", "Drawing error"):
-        expect(answer.get_by_text(said, exact=True)).to_be_visible()
+    for sentence in ("Your image", "Reconstruction", "Why", "Reconstruction error"):
+        expect(answer.get_by_text(sentence, exact=True)).to_be_visible()
     for map_name in ("why", "odd"):
         painted = answer.locator(f"[data-figure={map_name}] canvas")
         expect(painted).to_have_js_property("width", 28)
@@ -171,11 +171,11 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     summands = re.findall(r"\(([−\d.]+)\)", anomaly.locator("p").inner_text())
     assert len(summands) == len(manifest["anomaly"]["distances"])
     assert sum(float(part.replace("−", "-")) for part in summands) == pytest.approx(truth["score"], abs=0.02)
-    expect(answer.locator("[data-figure=odd]")).to_contain_text("; no part of the score")
+    expect(answer.locator("[data-figure=odd]")).to_contain_text("; not part of the score")
     expect(answer.locator(".strip")).to_have_js_property("width", len(truth["embedding"]))
     assert answer.locator(".map circle").count() == 500 + 2
     expect(answer.locator(".keys .own")).to_have_text(truth["label"])
-    for part in ("queue", "decode", "run", "together"):
+    for part in ("queue", "decode", "run", "total"):
         expect(answer.locator(".times")).to_contain_text(re.compile(rf"{part}\s*[\d.]+ ms"))
     expect(v.page.get_by_role("status")).to_contain_text(f"{truth['label']}, ")
     v.kept("answer")
@@ -211,7 +211,7 @@ def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
     reference = io.BytesIO()
     np.savez(reference, **arrays)
     files = {name: (folder / name).read_bytes() for name in manifest.files if name != manifest.golden.file}
-    fields = {name: value for name, value in manifest if name not in ("golden", "files", "seal")}
+    fields = {name: value for name, value in manifest if name not in ("schema_version", "golden", "files", "seal")}
     fields["anomaly"] = manifest.anomaly.model_copy(update={"distances": distances})
     save(models, "every", fields, files | {manifest.reference: reference.getvalue()}, None, manifest.golden.outputs)
     return distances
@@ -229,11 +229,11 @@ def test_every_distance_that_a_score_may_have_is_told_in_words(visit: Visitor, t
         summands = re.findall(
             r"([^,(]+(?:, relative [^,(]+)?) \(([−\d.]+)\)", words.inner_text().partition("deviations,")[2]
         )
-        assert len(summands) == len(distances) == len({said for said, _ in summands}), summands
-        for distance, (said, number) in zip(distances, summands, strict=True):
-            assert distance.name not in said, f"app/web/answer.js has no words for {distance.name}"
+        assert len(summands) == len(distances) == len({sentence for sentence, _ in summands}), summands
+        for distance, (sentence, number) in zip(distances, summands, strict=True):
+            assert distance.name not in sentence, f"app/web/answer.js has no words for {distance.name}"
             expected = (truth["distances"][distance.name] - distance.mean) / distance.std
-            assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), said
+            assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), sentence
         v.kept("every-distance")
 
 
@@ -405,7 +405,7 @@ def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visito
     v = visit(size)
     v.open(address)
     v.page.get_by_role("button", name="Try it with two samples").click()
-    between = v.page.get_by_role("img", name="Drawn from a code between both")
+    between = v.page.get_by_role("img", name="Drawn from an embedding between both")
     slider = v.page.get_by_role("slider", name="How far")
     expect(between).to_be_visible()
     halfway = between.evaluate(PIXELS)
@@ -414,9 +414,9 @@ def test_what_lies_between_two_images_is_drawn_as_the_slider_moves(visit: Visito
     expect(between).to_have_attribute("alt", re.compile("100 % sneaker.png"))
     expect(v.page.locator("#explorer output")).to_have_text("100 % sneaker.png, 0 % t-shirt.png")
     v.page.get_by_role("button", name=re.compile("^sneaker")).click()
-    drawn_back = v.page.get_by_role("img", name="The image, drawn back from its code")
-    expect(drawn_back).to_be_visible()
-    assert between.evaluate(PIXELS) == drawn_back.evaluate(PIXELS), "at its end lies the image's own reconstruction"
+    reconstruction = v.page.get_by_role("img", name="The image, reconstructed from its embedding")
+    expect(reconstruction).to_be_visible()
+    assert between.evaluate(PIXELS) == reconstruction.evaluate(PIXELS), "at its end lies the image's own reconstruction"
     slider.press("End")
     expect(between).to_have_attribute("alt", re.compile("100 % t-shirt.png"))
     assert between.evaluate(PIXELS) != halfway
@@ -563,8 +563,8 @@ def test_nobody_is_kept_out(visit: Visitor, address: str, size: str, scheme: str
     v.open(address)
     without_barriers(v.page)
     v.page.get_by_role("button", name="Draw").click()
-    for said in ("a sneaker", "a bag", "rings"):
-        v.sample(said)
+    for sentence in ("a sneaker", "a bag", "rings"):
+        v.sample(sentence)
     expect(v.page.locator(".anomaly.odd")).to_be_visible()
     expect(v.page.locator("#explorer output")).not_to_be_empty()
     without_barriers(v.page)
@@ -595,7 +595,7 @@ def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str
     v.page.goto(f"{address}/models/fashion-mnist")
     manifest = json.loads((ROOT / "models/fashion-mnist/1/manifest.json").read_text())
     [accuracy] = [metric["value"] for metric in manifest["metrics"] if metric["name"] == "accuracy"]
-    expect(v.page.locator("#tiles")).to_contain_text(f"{100 * accuracy:.2f} %named rightly")
+    expect(v.page.locator("#tiles")).to_contain_text(f"{100 * accuracy:.2f} %classified correctly")
     expect(v.page.locator("#facts")).to_contain_text(manifest["classifier"]["labels"][3])
     expect(v.page.locator("#numbers")).to_contain_text(re.compile(r"images\s*[1-9]"))
     expect(v.page.get_by_role("img", name=re.compile("Anomaly scores of [1-9]"))).to_be_visible()
@@ -612,25 +612,25 @@ def test_a_model_has_a_page(visit: Visitor, address: str, size: str, scheme: str
 
 def test_a_model_page_says_whether_images_are_still_of_its_kind(visit: Visitor, address: str) -> None:
     v = visit()
-    told = v.page.locator("#drift")
+    answer_text = v.page.locator("#drift")
     v.page.goto(f"{address}/models/plain")
-    expect(told).to_contain_text("This bundle has nothing to tell by")
+    expect(answer_text).to_contain_text("This bundle cannot measure drift")
     v.page.goto(f"{address}/models/fashion-mnist-seed@1")
-    expect(told).to_contain_text("Not known yet: it takes 400 images")
+    expect(answer_text).to_contain_text("Not known yet: it needs 400 images")
     files = [("image", data) for data in DRAWN.values()] * 20
     for _ in range(4):
         httpx.post(f"{address}/v1/predict?model=fashion-mnist-seed@1", files=files).raise_for_status()
     found = httpx.get(f"{address}/v1/models/fashion-mnist-seed@1/drift").json()
     assert found["drifted"], "five drawings, over and over"
-    expect(told).to_contain_text(
+    expect(answer_text).to_contain_text(
         "do not look like those that were held out", timeout=10_000
     )  # it looks again by itself
-    expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, moved much")
+    expect(v.page.locator("#moved")).to_contain_text(f"confidence{found['confidence_stability']:.2f}, much changed")
     v.kept("drift")
 
 
 def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_path: Path) -> None:
-    """Its kinds are called by numbers, which a browser would put into an order of its own."""
+    """Its classes are named by numbers, which a browser would sort."""
     numbers = {"t-shirt": "9", "trouser": "7", "sneaker": "10", "bag": "1"}
     for kind in (drawn := draw_folder(tmp_path / "drawn", 5, seed=0)).iterdir():
         kind.rename(drawn / numbers[kind.name])
@@ -645,7 +645,7 @@ def test_a_model_from_a_few_images_is_at_home_in_the_pages(visit: Visitor, tmp_p
         assert v.page.locator("#answer .map circle").count() == 20 + 2
         v.kept("few-shots")
         v.page.goto(f"{str(client.base_url).rstrip('/')}/models/drawn")
-        expect(v.page.locator("#tiles")).to_contain_text("100.00 %named rightly of its few images")
+        expect(v.page.locator("#tiles")).to_contain_text("100.00 %of its few images classified correctly")
         expect(v.page.locator("#drift")).to_contain_text("or of too few images")
 
 
@@ -676,3 +676,31 @@ def test_a_model_that_is_not_there_is_said_to_be_so(visit: Visitor, address: str
     expect(v.page.get_by_role("alert")).to_contain_text("This model is not loaded any more. There is no model 'nobody'")
     assert {text[: len(REFUSED)] for text in v.complaints} == {REFUSED}
     v.complaints.clear()
+
+
+@pytest.mark.parametrize(
+    ("channels", "padding", "shown"),
+    [
+        (1, "background", "rgb(0, 0, 0)"),
+        (1, "edge", "rgba(0, 0, 0, 0)"),
+        (1, (90,), "rgb(90, 90, 90)"),
+        (3, (9, 80, 200), "rgb(9, 80, 200)"),
+    ],
+)
+def test_a_picture_stands_between_the_bars_that_the_model_sees(
+    visit: Visitor, tmp_path: Path, channels: int, padding: Any, shown: str
+) -> None:
+    """In a frame of the model's own aspect; a repeated edge is left to the page's background."""
+    save_tiny(tmp_path, shape=spec(12, 30, channels, resize="pad", padding=padding))
+    with serving(Settings(models=tmp_path)) as client:
+        guest = visit()
+        guest.open(str(client.base_url))
+        guest.sample("a bag")
+        frame = guest.page.locator('[data-figure="input"] .frame')
+        picture = frame.locator("img")
+        expect(picture).to_be_visible()
+        expect(picture).to_have_css("background-color", shown)
+        expect(picture).to_have_css("object-fit", "contain")
+        box = frame.bounding_box()
+        assert box is not None
+        assert box["width"] / box["height"] == pytest.approx(30 / 12, rel=0.05)

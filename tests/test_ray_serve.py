@@ -87,7 +87,7 @@ def test_every_replica_serves_the_versions_that_are_named_and_no_other(client: h
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"versions": ["tiny@9"]}, "tiny@9: write NAME@VERSION, of what is in"),
         ({"versions": ["tiny"]}, "tiny: write NAME@VERSION, of what is in"),
@@ -97,7 +97,7 @@ def test_every_replica_serves_the_versions_that_are_named_and_no_other(client: h
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused_before_any_replica_starts(
-    change: dict[str, object], says: str, models: Path
+    change: dict[str, object], message: str, models: Path
 ) -> None:
     arguments = json.dumps({"models": str(models), "versions": ["tiny@1"], **change})
     code = "import sys; from deploy.ray.service import *; service(Arguments.model_validate_json(sys.argv[1]))"
@@ -105,4 +105,4 @@ def test_a_configuration_that_cannot_be_is_refused_before_any_replica_starts(
         [RAY, "-c", code, arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr

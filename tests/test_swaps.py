@@ -35,18 +35,18 @@ class Judge:
     latest: int = 0  # version that answered
     wrong: list[str] = field(default_factory=list)
 
-    def hears(self, which: int, answer: Answer) -> None:
+    def on_answer(self, which: int, answer: Answer) -> None:
         if answer.status != 200:
             self.wrong.append(f"{answer.status} {answer.body!r}")
             return
-        told = json.loads(answer.body)
-        self.latest = told["model"]["version"]
-        digest, [result] = told["model"]["digest"], told["results"]
-        if digest != self.digest_of(told["model"]["version"]):
-            self.wrong.append(f"version {told['model']['version']} is not {digest}")
+        output = json.loads(answer.body)
+        self.latest = output["model"]["version"]
+        digest, [result] = output["model"]["digest"], output["results"]
+        if digest != self.digest_of(output["model"]["version"]):
+            self.wrong.append(f"version {output['model']['version']} is not {digest}")
         found, meant = result["probabilities"], self.expected[digest][which]
         if found.keys() != meant.keys() or max(abs(found[label] - meant[label]) for label in meant) > 1e-4:
-            self.wrong.append(f"{GARMENTS[which]}: {result} of {told['model']}")
+            self.wrong.append(f"{GARMENTS[which]}: {result} of {output['model']}")
 
     def digest_of(self, version: int) -> str:
         return list(self.expected)[version % 2]
@@ -97,7 +97,9 @@ async def swap_under_load(
     models: Path, address: str, judge: Judge, service: psutil.Process, swap: Swap
 ) -> dict[int, Held]:
     """What the service holds, by the number of swaps until then."""
-    load = Load(address, [post("/v1/classify", file, "image/png") for file in FILES], clients=32, hears=judge.hears)
+    load = Load(
+        address, [post("/v1/classify", file, "image/png") for file in FILES], clients=32, on_answer=judge.on_answer
+    )
     loading = asyncio.create_task(load.run())
     held: dict[int, Held] = {}
     async with httpx.AsyncClient(base_url=address, timeout=60) as client:
@@ -132,8 +134,8 @@ def test_versions_that_follow_one_another_under_load_fail_no_request_and_leave_n
         assert late.threads <= early.threads + 2
         assert late.descriptors <= early.descriptors + 4
         time.sleep(1)  # until the last look
-        asked = httpx.post(f"{address}/v1/classify", content=FILES[0], headers={"content-type": "image/png"})
-        answers_now = asked.json()["model"][
+        requested = httpx.post(f"{address}/v1/classify", content=FILES[0], headers={"content-type": "image/png"})
+        answers_now = requested.json()["model"][
             "version"
         ]  # of those asked last, one that began earlier may have ended last
         text = httpx.get(f"{address}/metrics").text

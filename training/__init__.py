@@ -1,1 +1,1 @@
-"""Training, offline: images in, a bundle and the truth about it out. Of `app` it imports app.bundle alone."""
+"""Training, offline: images in, a measured bundle out. It imports nothing of `app` but app.bundle."""

@@ -43,13 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"graft-train: {error.filename or 'a file'}: {error.strerror or error}; nothing is lost", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            "graft-train: not enough memory for these images and this network: lower input.height and input.width, the "
+            "sizes under network, or batch; nothing is lost",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
 
 
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """torch raises a RuntimeError, numpy a MemoryError."""
+    reasons = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(reason in str(error) for reason in reasons)
+
+
 def _print_any_name() -> None:
-    """On stdout the bytes of a path as they are; what an encoding lacks, as an escape."""
+    """Paths are printed byte for byte on stdout; characters that the encoding lacks are escaped."""
     if isinstance(sys.stdout, TextIOWrapper):
         utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")

@@ -13,7 +13,7 @@ from app.bundle import Bundle, load
 from app.bundle.manifest import Metric
 from training import ranks
 from training import recipe as recipes
-from training.data import checks, named
+from training.data import checks, named, resolution
 from training.data.read import read_part
 from training.data.splits import part_to_measure, train_and_test
 from training.errors import TrainingError
@@ -32,17 +32,19 @@ def run(recipe: str, changes: list[str], folder: Path | None, resume: bool, mode
         changes,
         folder,
         resume,
-        lambda runs, chosen, own: runs.run(chosen, models, own, resume),
-        "nothing was published",
+        work=lambda runs, chosen, own: runs.run(chosen, models, own, resume),
+        stopped="nothing was published",
     )
 
 
 def pretrain(recipe: str, changes: list[str], folder: Path | None, resume: bool) -> None:
-    _train(recipe, changes, folder, resume, lambda runs, chosen, own: runs.pretrain(chosen, own, resume))
+    _train(recipe, changes, folder, resume, work=lambda runs, chosen, own: runs.pretrain(chosen, own, resume))
 
 
 def transfer(recipe: str, changes: list[str], folder: Path | None, resume: bool, pretrained: Path | None) -> None:
-    _train(recipe, changes, folder, resume, lambda runs, chosen, own: runs.transfer(chosen, own, resume, pretrained))
+    _train(
+        recipe, changes, folder, resume, work=lambda runs, chosen, own: runs.transfer(chosen, own, resume, pretrained)
+    )
 
 
 def _train(
@@ -53,7 +55,7 @@ def _train(
     work: Callable[[ModuleType, Recipe, Path], Path],
     stopped: str = "nothing is lost",
 ) -> None:
-    """`work` is handed training.run, the recipe and the run's folder."""
+    """`work` gets training.run, the recipe and the run's folder."""
     chosen = recipes.load(recipe, changes)
     own = folder or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume and folder is None:
@@ -102,7 +104,7 @@ def compare(
 
     folder = out or Path("runs") / f"compare-{chosen.name}"
     try:
-        print(runs.compare(chosen, folder, arms, budgets, seeds))
+        print(runs.compare(chosen, folder, arms=arms, budgets=budgets, seeds=seeds))
     except KeyboardInterrupt:
         say(f"stopped: results so far are in {folder}; the same command resumes from there")
         raise
@@ -118,7 +120,7 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"]) -> 
     if classifier and len(images.labels) and images.classes != classifier.labels:
         raise TrainingError(f"the classes of the images ({', '.join(images.classes)}) are not the bundle's labels")
     outputs = outputs_of(loaded, images, "evaluate")
-    for metric in bundle_metrics(loaded, images, part, outputs, train):
+    for metric in bundle_metrics(loaded, images, part, outputs=outputs, train=train):
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(loaded, metric)}")
     if classifier and outputs.logits is not None and len(images.labels):
         counts = confusion(images.labels, outputs.logits.argmax(axis=1), len(classifier.labels))
@@ -156,7 +158,7 @@ def calibrate(
         raise TrainingError("--threshold f1 needs --anomalies FOLDER: F1 counts anomalies too")
     anomalous = None if anomalies is None else read_part(anomalies, "train", spec)
     rate = false_alarm_rate or (stated.false_alarm_rate if stated else 0.01)
-    print(recalibrate(folder, loaded, normal, rate, seed, anomalous))
+    print(recalibrate(folder, loaded, normal, false_alarm_rate=rate, seed=seed, anomalies=anomalous))
 
 
 def graft(
@@ -174,9 +176,11 @@ def data(data: str, download: bool, side: int, groups: str | None) -> None:
             raise TrainingError(f"{data} cannot be downloaded, only {', '.join(named.CLASSES)}")
         _download(plain)
     spec = recipes.Input(height=side, width=side).spec()
-    train, test = train_and_test(data, spec, recipes.Split(groups=groups), seed=0)
+    rules = recipes.Split(groups=groups)
+    train, test = train_and_test(data, spec, rules, seed=0)
     for line in checks.table(train, test):
         print(line)
+    print(resolution.in_words(data, rules))
     for warning in checks.warnings(train, test):
         print(f"note: {warning}")
 

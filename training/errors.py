@@ -1,4 +1,4 @@
-"""What can go wrong in training: each ends the command with one sentence and exit code 2."""
+"""Errors of training: each ends the command with one sentence and exit status 2."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class TrainingError(GraftError):
-    """The message names the thing and the mend."""
+    """The message says what is wrong, where, and what to do."""
 
 
 def in_short(error: Exception) -> str:
-    """The first sentence of another library's message: torch's run to a page, and advise to load what is not safe."""
+    """The first sentence of another library's message: torch's fill a page, and recommend unsafe loading."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first.split(". ")[0].rstrip(".")
 

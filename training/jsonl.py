@@ -1,4 +1,4 @@
-"""Files of JSON lines that are added to while work goes on."""
+"""Files of JSON lines that are appended to during a run."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The objects, a line each; a line that a kill or a full disk cut short is passed over. None without the file."""
+    """The objects, one per line. Lines cut short by a kill or a full disk are skipped. Empty without the file."""
     if not path.is_file():
         return []
     found = []

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on standard error: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 import time
@@ -13,18 +13,18 @@ _EVERY_S = 10.0  # between plain lines
 
 
 def say(text: str) -> None:
-    """By rank 0, for all."""
+    """Prints on rank 0 only."""
     if ranks.first():
         print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """The items, counted out as they pass, with the rate and the time left."""
+    """Yields the items, and shows their count, the rate and the time left."""
     if not ranks.first():
         yield from items
         return
     if not sys.stderr.isatty() or find_spec("rich") is None:
-        yield from _plainly(items, what, total)
+        yield from _print_lines(items, what, total)
         return
     from rich.console import Console  # here: commands that need no torch run without it
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,12 +39,12 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             progress.update(task, completed=done, rate=f"{done / max(1e-9, time.monotonic() - start):,.0f}/s")
 
 
-def _plainly(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    start = told = time.monotonic()
+def _print_lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    start = printed = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - told >= _EVERY_S:
-            told = now
+        if now - printed >= _EVERY_S:
+            printed = now
             rate = done / (now - start)
             say(f"{what}: {done:,} of {total:,}, {rate:,.0f}/s, {(total - done) / rate:,.0f} s left")

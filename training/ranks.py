@@ -1,7 +1,7 @@
-"""The processes that train together, each of a rank, where torchrun started several; a process alone is rank 0 of 1.
+"""The processes that torchrun started to train together, numbered by rank. A single process is rank 0 of 1.
 
-They do the same, each on its share of every batch and of what is read; rank 0 alone writes and speaks. What talks to
-others here must be reached by all of them, in the same order.
+All ranks run the same code, each on its share of every batch and of the files; only rank 0 writes and prints. Functions
+here that communicate must be called by all ranks, in the same order.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from training.errors import TrainingError
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)  # others may be reading a large folder; where one dies, torchrun ends the rest
+_PATIENCE = timedelta(days=1)  # another rank may be reading a large folder; if one dies, torchrun ends the others
 
 
 def started() -> int:
@@ -33,18 +33,18 @@ def rank() -> int:
 
 
 def count() -> int:
-    """How many train together now."""
+    """How many processes train together now."""
     return int(_torch().distributed.get_world_size()) if _joined() else 1
 
 
 def here() -> tuple[int, int]:
-    """This process's place among those of its machine, and how many they are."""
+    """This process's rank on its machine, and the number of ranks there."""
     return (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if _joined() else (0, 1)
 
 
 @contextmanager
 def together(stopped: Callable[[], None]) -> Iterator[None]:
-    """Meet the others, and part at the end; at Ctrl-C rank 0 calls `stopped`, whatever it waits for, and all end."""
+    """Joins the process group, and leaves it at the end. At Ctrl-C rank 0 calls `stopped`, and all end."""
     if started() == 1:
         yield
         return
@@ -64,7 +64,7 @@ def together(stopped: Callable[[], None]) -> Iterator[None]:
 
 
 def part() -> None:
-    """From here on each goes on alone."""
+    """Leaves the process group: from here on each process works alone."""
     if _joined():
         _torch().distributed.destroy_process_group()
         signal.set_wakeup_fd(-1)
@@ -72,7 +72,7 @@ def part() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What rank 0 makes, on all; or what it raises, or the others would tell of nothing but that it has gone."""
+    """The value that `make` gives on rank 0. If it raises, all ranks raise the same error."""
     if count() == 1:
         return make()
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
@@ -102,7 +102,7 @@ def _joined() -> bool:
 
 
 def _torch() -> Any:
-    """Imported here: it takes seconds, and commands that train nothing go without."""
+    """Imported here, because it takes seconds, and not all commands need it."""
     import torch
     import torch.distributed
 
@@ -110,18 +110,18 @@ def _torch() -> Any:
 
 
 def _end_at_ctrl_c(stopped: Callable[[], None]) -> None:
-    """At once, though it may wait for another rank in a call that no Python handler interrupts."""
+    """At once: this rank may be waiting for another in a call that no Python handler interrupts."""
     if not first():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
-    told, tells = os.pipe()
-    os.set_blocking(tells, False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
     def wait() -> None:
-        os.read(told, 1)
+        os.read(reader, 1)
         stopped()
-        os._exit(128 + signal.SIGINT)  # checkpoints are whole or not there, whenever this comes
+        os._exit(128 + signal.SIGINT)  # checkpoints are written atomically
 
     signal.signal(signal.SIGINT, lambda *_: None)
-    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=wait, name="graft-ctrl-c", daemon=True).start()

@@ -9,8 +9,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -18,8 +16,9 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
+from app.bundle.manifest import Colour
 from app.bundle.scoring import takes_and_measure
-from training.errors import TrainingError, printable
+from training.errors import TrainingError, in_short, printable
 
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
@@ -28,9 +27,13 @@ STORED = "stored"  # pydantic's context where a recipe is read that a run or a b
 _ONCE_KINDS = ("resnet18", "resnet50")  # of networks, before they were backbones
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
+# As pydantic's, but bounded: torch and numpy raise OverflowError above.
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**31)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Backbone = Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2", "resnet18", "resnet50"]
@@ -211,6 +214,14 @@ class HeadMode(LabelMode):
     mode: Literal["head"] = "head"
 
 
+class LinearMode(_Mode):
+    """Encoder frozen, a linear head by logistic regression; its penalty is chosen by cross-validation."""
+
+    freezes = True
+    mode: Literal["linear"] = "linear"
+    class_weights: bool = False  # each class counts alike in the loss, however many images it has
+
+
 class RandomFrozenMode(LabelMode):
     """As head, without pretraining: what features have to beat."""
 
@@ -283,7 +294,7 @@ class EpisodicMode(LabelMode):
     """The encoder learns to tell classes by a few images of each, then a head: a base to graft."""
 
     mode: Literal["episodic"] = "episodic"
-    way: Annotated[int, Field(ge=2)] = 10  # classes of an episode, or as many as there are
+    way: Annotated[int, Field(ge=2, lt=2**31)] = 10  # classes of an episode, or as many as there are
     shots: PositiveInt = 5  # images of each class that its prototype is the mean of
     queries: PositiveInt = 10  # images of each class that are classified by the prototypes
     symmetries: bool = False  # turned and mirrored, a class makes seven more
@@ -302,10 +313,10 @@ class AdaptMode(LabelMode):
 
 
 class DannMode(AdaptMode):
-    """A classifier of domains, which the encoder learns to leave nothing to tell them by."""
+    """The encoder learns features from which a classifier cannot predict the domain."""
 
     mode: Literal["dann"] = "dann"
-    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the domains' likeness, once it has risen
+    adaptation: Annotated[float, Field(ge=0)] = 1  # weight of the penalty, once it has risen
 
 
 class MmdMode(AdaptMode):
@@ -325,6 +336,7 @@ class SourceOnlyMode(AdaptMode):
 Transfer = Annotated[
     DecoderMode
     | HeadMode
+    | LinearMode
     | GradualMode
     | FullMode
     | MultitaskMode
@@ -392,16 +404,40 @@ class Export(_Part):
 
 
 class Input(_Part):
-    height: PositiveInt = 28
-    width: PositiveInt = 28
-    channels: Literal[1, 3] = 1
+    """What the encoder takes. `auto` and `mean` are decided by the target's training images, in data/resolution.py."""
+
+    height: PositiveInt | Literal["auto"] = 28
+    width: PositiveInt | Literal["auto"] = 28
+    short_side: PositiveInt = 224  # pixels, of an automatic size, at most
+    channels: Literal[1, 3, "auto"] = 1  # auto: 1 if all images are grey
     resize: Literal["stretch", "pad", "crop"] = "stretch"
+    padding: Literal["background", "edge", "mean"] | Colour = "background"  # of pad: what fills the bars
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    background: Literal["black", "white"] = "black"
+    background: Literal["black", "white"] = "black"  # behind alpha
+
+    @model_validator(mode="after")
+    def padding_is_used(self) -> "Input":
+        if self.padding != "background" and self.resize != "pad":
+            raise ValueError(f"padding fills the bars of resize=pad, and resize is {self.resize}")
+        if isinstance(self.padding, tuple) and self.channels != len(self.padding):
+            raise ValueError(f"padding has {len(self.padding)} levels for {self.channels} channels")
+        return self
+
+    @property
+    def left_open(self) -> dict[str, str]:
+        """The settings that training images decide, as they are written."""
+        settings = {name: getattr(self, name) for name in ("height", "width", "channels", "padding")}
+        return {name: value for name, value in settings.items() if value in ("auto", "mean")}
+
+    def settled_as(self, other: "Input") -> "Input":
+        """With the values of another where this one leaves them open."""
+        return self.model_copy(update={name: getattr(other, name) for name in self.left_open})
 
     def spec(self) -> InputSpec:
+        for name, value in self.left_open.items():
+            raise TrainingError(f"input.{name}={value} was not decided by images: write a number or a colour")
         return InputSpec(
-            **self.model_dump(),
+            **self.model_dump(exclude={"short_side"}),
             orientation="apply",
             sixteen_bit="high_byte",
             palette="expand",
@@ -411,7 +447,10 @@ class Input(_Part):
         )
 
 
-_OF_BACKBONES = (("pretrain", "epochs", 0), ("decoder", "epochs", 0), ("input", "channels", 3))  # defaults
+_OF_BACKBONES = (  # defaults
+    *(("pretrain", "epochs", 0), ("decoder", "epochs", 0)),
+    *(("input", "height", "auto"), ("input", "width", "auto"), ("input", "channels", 3)),
+)
 
 
 class Recipe(_Part):
@@ -421,7 +460,7 @@ class Recipe(_Part):
     target: str
     network: Network = Network()
     objective: Objective = Objective()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     # auto and bf16: bf16 where the machine computes this network faster with it, else fp32; weights stay fp32.
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -436,7 +475,7 @@ class Recipe(_Part):
     @model_validator(mode="before")
     @classmethod
     def backbones_have_other_defaults(cls, fields: Any, info: ValidationInfo) -> Any:
-        """Where a recipe names a backbone: no pretraining, no decoder, three channels."""
+        """Where a recipe names a backbone: no pretraining, no decoder, three channels, the images' own size."""
         network = fields.get("network") if isinstance(fields, dict) else None
         if not isinstance(network, dict) or network.get("backbone") is None or info.context == STORED:
             return fields
@@ -489,9 +528,21 @@ class Recipe(_Part):
         flips = {stage.augment.flip for stage in (self.pretrain, self.transfer) if isinstance(stage, Stage)}
         symmetries = isinstance(self.transfer, EpisodicMode) and self.transfer.symmetries
         height, width = self.input.height, self.input.width
+        if "auto" in (height, width):
+            return self  # asked again when they are numbers
         for setting, asked in (("augment.flip=any", "any" in flips), ("symmetries", symmetries)):
             if asked and height != width:
                 raise ValueError(f"{setting} is for squares, not for {height} by {width} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def shifts_stay_inside(self) -> "Recipe":
+        for name, stage in (("pretrain", self.pretrain), ("transfer", self.transfer)):
+            side = min((side for side in (self.input.height, self.input.width) if side != "auto"), default=2**31)
+            if isinstance(stage, Stage) and stage.augment.shift >= side:
+                raise ValueError(
+                    f"{name}.augment.shift={stage.augment.shift}: must be below the image's side of {side}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -569,6 +620,10 @@ class Recipe(_Part):
         """
         return cls.model_validate_json(text, context=STORED)
 
+    def settled_as(self, other: "Recipe") -> "Recipe":
+        """With the other's values where this one leaves the input to the images."""
+        return self.model_copy(update={"input": self.input.settled_as(other.input)})
+
     def with_parts(self, **parts: Any) -> "Recipe":
         """The recipe with other parts; they must go together."""
         return _validated(self.name, self.model_copy(update=parts).model_dump())
@@ -595,7 +650,7 @@ def load(recipe: str, changes: list[str]) -> Recipe:
     for change in changes:
         key, _, value = change.partition("=")
         if key == "transfer.mode":
-            _leave_mode(fields.get("transfer"), _value(value))
+            _leave_mode(fields.get("transfer"), _value(key, value))
     for change in changes:
         _set(fields, change)
     return _validated(recipe, fields)
@@ -626,25 +681,28 @@ def _leave_mode(table: Any, mode: Any) -> None:
 
 def _set(fields: dict[str, Any], change: str) -> None:
     key, equals, value = change.partition("=")
-    if not equals or not key:
-        raise TrainingError(f"--set {change}: write key=value, as in pretrain.epochs=3")
+    *tables, last = key.split(".")
+    if not equals or not all((*tables, last)):
+        raise TrainingError(f"--set {printable(change)}: write key=value, as in pretrain.epochs=3")
     try:
-        value.encode()
+        change.encode()
     except UnicodeEncodeError:  # the recipe is kept as UTF-8
         raise TrainingError(f"--set {printable(change)}: not UTF-8; rename the folder, or make a link to it") from None
-    *tables, last = key.split(".")
     for table in tables:
         fields = fields.setdefault(table, {})
         if not isinstance(fields, dict):
             raise TrainingError(f"--set {change}: {table} is not a table")
-    fields[last] = _value(value)
+    fields[last] = _value(key, value)
 
 
-def _value(text: str) -> Any:
+def _value(key: str, text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise TrainingError(f"--set {key}: the value cannot be read: {in_short(error)}") from None
+    return table["value"] if len(table) == 1 else text
 
 
 def write(recipe: Recipe, folder: Path) -> None:

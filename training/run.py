@@ -13,10 +13,11 @@ from app.bundle.bundle import REPORT_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
-from training.data.material import Material, gather, seen_in_pretraining
+from training.data.material import Material, count_seen_in_pretraining, gather
+from training.data.resolution import settled
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
-from training.learning.stages import Learnt, learn, learnt_before
+from training.learning.stages import Learnt, learn, load_learnt
 from training.learning.workshop import CHECKPOINTS
 from training.measure.outputs import outputs_of
 from training.progress import say
@@ -33,31 +34,41 @@ _PRETRAINED = "pretrain.pt"
 _OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed")
 
 
-def open_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished."""
+def open_folder(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
+    """Make the folder of a new run; or check that the run to resume has the same recipe and is not finished.
+
+    Returns the recipe that the folder has: with values where `recipe` leaves the input to the images.
+    """
     if not resume:
         if folder.exists():
             raise TrainingError(f"{folder} already exists: resume it with --resume, or choose another with --run")
+        recipe = settled(recipe)
         try:
             folder.mkdir(parents=True)
             recipes.write(recipe, folder)
         except OSError as error:
             raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --run") from None
-        return
-    if recipes.read(folder) != recipe:
+        return recipe
+    before = recipes.read(folder)
+    if before != recipe.settled_as(before):
         raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
     done = _published(folder)
     if done is not None:
         raise TrainingError(f"{folder}: the run is finished: it published {done}")
+    return before
+
+
+def _opened(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
+    return ranks.from_first(lambda: open_folder(folder, recipe, resume))
 
 
 def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
     """Train and publish; returns the bundle's folder."""
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
-    return _publish(recipe, material, learnt, models, folder) if ranks.first() else folder
+    return _publish(recipe, material, learnt, models=models, folder=folder) if ranks.first() else folder
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
@@ -66,7 +77,7 @@ def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
         raise TrainingError(
             f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or use graft-train run"
         )
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
@@ -74,7 +85,7 @@ def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
 def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
     """Train without publishing, from the weights that the run `pretrained` has, if given; returns the run's folder."""
     if pretrained is None:
-        ranks.from_first(lambda: open_folder(folder, recipe, resume))
+        recipe = _opened(folder, recipe, resume)
         learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
@@ -86,9 +97,9 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
             f"--run {pretrained}"
         )
     recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
-    ranks.from_first(lambda: open_folder(folder, recipe, resume))
+    recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
-    if seen := seen_in_pretraining(before, material):
+    if seen := count_seen_in_pretraining(before, material):
         raise TrainingError(
             f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
             "them could be trusted: pretrain with the target's own split, or on other images"
@@ -108,8 +119,8 @@ def _copy(weights: Path, checkpoints: Path) -> None:
 def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
-    learnt = learnt_before(recipe, recipe.input.spec().shape, folder)
-    return _publish(recipe, _gather(recipe, folder), learnt, models, folder)
+    learnt = load_learnt(recipe, recipe.input.spec().shape, folder)
+    return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
 
 
 def report(folder: Path) -> Path:
@@ -121,7 +132,7 @@ def report(folder: Path) -> Path:
     bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
-    study = gather_report(bundle, recipe, material, outputs, _epochs(folder), results.read(folder))
+    study = gather_report(bundle, recipe, material, outputs, journal=_epochs(folder), compared=results.read(folder))
     return _write(folder / REPORT_FILE, page(study, pictures=True))
 
 
@@ -133,7 +144,7 @@ def compare(
     seeds: int = 3,
 ) -> Path:
     """The page of the comparison; its numbers lie beside it as JSON and Markdown."""
-    return comparison.write(folder, bench.compare(recipe, folder, arms, budgets, seeds))
+    return comparison.write(folder, bench.compare(recipe, folder, arms=arms, budgets=budgets, seeds=seeds))
 
 
 def _gather(recipe: Recipe, folder: Path) -> Material:
@@ -167,10 +178,10 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     scored = fit_score(recipe, material, exported)
     measured = measure(material, scored)
     bundle = measured.draft.bundle
-    study = gather_report(bundle, recipe, material, measured.outputs, epochs, results.read(folder))
+    study = gather_report(bundle, recipe, material, measured.outputs, journal=epochs, compared=results.read(folder))
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
-    path = deliver(models, material, measured.draft, page(study, pictures=False), minutes)
+    path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)
     metrics = bundle.manifest.metrics
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
     for metric in metrics:

@@ -107,7 +107,7 @@ class Call:
         current_record().images = len(next(iter(encoded.values())))
 
         async def work() -> Response:
-            results = await self.predictor.beyond(encoded, model, frozenset(outputs))
+            results = await self.predictor.run_from_encoded(encoded, model, frozenset(outputs))
             return await shape_response(_largest(results), lambda: shape(results))
 
         return await self.within_deadline(work())

@@ -1,7 +1,7 @@
 """The fast path: answers plain requests with small images right where their bytes arrive, in front of the ASGI app.
 
 An ASGI application costs several times what a small model takes: FastAPI, the middleware, a task and its messages.
-Here a request is two function calls, one with its body and one with the result of its batch:
+Here a request is two function calls, one when its body is complete and one when its batch has run:
 
     recognise ─▶ body ─▶ room? ─▶ files ─▶ pixels ─▶ batch ···▶ response ─▶ answer ─▶ count
         │         │       └─ 429   │        │                      │
@@ -129,7 +129,12 @@ class FastPath:
         if model is not None:
             json_length = by_name.get(_JSON_LENGTH)
             return PlainRequest(
-                path, INFER, "", None, model, None if json_length is None else json_length.decode("latin-1")
+                path=path,
+                operation=INFER,
+                content_type="",
+                accept=None,
+                model=model,
+                json_length=None if json_length is None else json_length.decode("latin-1"),
             )
         assert content_type is not None
         accepted = None if accept is None else accept.decode("latin-1")
@@ -163,10 +168,21 @@ class FastPath:
         images, plan = parsed
         bundle = model.bundle
         own_id, trace_id = identify(headers)
-        record = RequestRecord(request.operation, bundle.name, bundle.version, len(images), start)
+        record = RequestRecord(
+            operation=request.operation, model=bundle.name, version=bundle.version, images=len(images), body_read=start
+        )
         record.trace_id = trace_id
         record.decode_s = perf_counter() - start if request.model is None else 0.0  # /v2 sends pixels
-        pending = PendingRequest(self, request.path, own_id, record, since, plan, len(body), client)
+        pending = PendingRequest(
+            self,
+            path=request.path,
+            own_id=own_id,
+            record=record,
+            start=since,
+            plan=plan,
+            body_size=len(body),
+            client=client,
+        )
         pending.begin(images, model)
         return pending
 
@@ -181,7 +197,9 @@ class FastPath:
         sent = [*response.raw_headers, (HEADER, own_id), (TIMING, timing), *self.extra_headers]
         client.answer(response.status_code, sent, bytes(response.body))
         scope = {"method": "POST", "path": request.path}
-        self.request_log.finished_without_context(scope, own_id, record, response.status_code, perf_counter() - since)
+        self.request_log.finished_without_context(
+            scope, own_id=own_id, record=record, status=response.status_code, seconds=perf_counter() - since
+        )
 
     def count_handover(self, reason: str | Exception) -> None:
         """Count a request that goes to the ordinary path; an unexpected exception is logged as well."""
@@ -250,11 +268,11 @@ class PendingRequest:
 
     def begin(self, images: np.ndarray, model: Model) -> None:
         fast_path = self._fast_path
-        fast_path.room.take(self._body_size)
+        fast_path.room.acquire(self._body_size)
         try:
             self._begun = fast_path.predictor.begin(images, model, self._plan.outputs, self._on_result)
         except BaseException:
-            fast_path.room.give_back(self._body_size)
+            fast_path.room.release(self._body_size)
             raise
         self._deadline = fast_path.deadlines.set(fast_path.timeout_s, on_expiry=self._on_deadline)
 
@@ -322,7 +340,7 @@ class PendingRequest:
     def _count(self, status: int) -> None:
         scope = {"method": "POST", "path": self._path}
         self._fast_path.request_log.finished_without_context(
-            scope, self._own_id, self._record, status, perf_counter() - self._start
+            scope, own_id=self._own_id, record=self._record, status=status, seconds=perf_counter() - self._start
         )
 
     def _drop(self) -> None:
@@ -334,4 +352,4 @@ class PendingRequest:
         """Break all reference cycles, so that nothing is left to the garbage collector."""
         self._begun = self._client = None
         self._deadline.clear()
-        self._fast_path.room.give_back(self._body_size)
+        self._fast_path.room.release(self._body_size)

@@ -128,7 +128,9 @@ def answer_to(error: errors.GraftError) -> Refusal:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooSlow):
         headers["Connection"] = "close"  # or the rest of the body would keep arriving
-    return problem(status, errors.kebab(type(error).__name__), str(error), getattr(error, "index", None), headers)
+    return problem(
+        status, errors.kebab(type(error).__name__), str(error), index=getattr(error, "index", None), headers=headers
+    )
 
 
 def install(app: FastAPI) -> None:

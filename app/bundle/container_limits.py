@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_SHARE = 0.55  # the rest is for models, request bodies and the processes themselves
 _FALLBACK = 4 << 30  # bytes, if the machine's memory is unknown
 _NO_LIMIT = 1 << 60  # v1 writes "no limit" as a number near 2⁶³
 
@@ -27,9 +26,9 @@ def memory_left(root: Path = Path("/")) -> int | None:
     return None if not left else max(0, min(left))
 
 
-def decoding_share(root: Path = Path("/")) -> int:
-    """Default memory for decoding, in bytes: a share of the container's memory, or of the machine's."""
-    return int(_SHARE * (memory_limit(root) or _machine_memory()))
+def total_memory(root: Path = Path("/")) -> int:
+    """Bytes: the limit, or without one the machine's memory."""
+    return memory_limit(root) or _machine_memory()
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:

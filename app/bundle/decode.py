@@ -5,15 +5,18 @@ decodes everything else. A test checks that both give the same pixels.
 """
 
 import io
+import warnings
 import zlib
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pyspng import _pyspng_c as spng
 
 from app.bundle.header import (
+    FORMATS,
     PIXELS_CEILING,
     PNG_MAGIC,
     Header,
@@ -27,6 +30,7 @@ from app.errors import BrokenImage, NotAnImage, TooManyPixels
 # Modes with one accepted conversion to 8-bit grey or RGB. Integers and floats of 32 bits have no fixed range, Lab and
 # HSV no fixed white point.
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+_GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _BACKGROUNDS = {"black": (0, 0, 0, 255), "white": (255, 255, 255, 255)}
 _ORIENTATION_TAG, _BITS_TAG = 0x0112, 0x0102
@@ -39,6 +43,8 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
 _SPNG_PIXELS = 1 << 20  # libspng holds the GIL: larger images would stall all other requests
@@ -65,6 +71,33 @@ def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np
     header = read_header(data, max_pixels)
     require_sound(data, header)
     return _decode_by_pillow(data, header, spec, max_pixels)
+
+
+class Dimensions(NamedTuple):
+    """Of a file's upright image, according to its metadata."""
+
+    height: int
+    width: int
+    grey: bool  # it has no colour channels; others may be grey all the same
+
+
+def read_dimensions(path: Path) -> Dimensions:
+    """Reads what Pillow needs to open the file: no pixels are decoded. Not for several threads at once."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # `decode` refuses these as well
+            with Image.open(path, formats=FORMATS) as image:
+                # Of a PNG, Pillow's own getexif decodes the pixels to find an orientation that follows them.
+                orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+                sideways = orientation in _SIDEWAYS and image.format != "TIFF"  # of which Pillow gives the upright size
+                height, width = image.size if sideways else image.size[::-1]
+                return Dimensions(height, width, image.mode in _GREY_MODES or image.mode.startswith("I;16"))
+    except UnidentifiedImageError:
+        raise NotAnImage(f"not an image in a format that Graft reads ({', '.join(FORMATS)})") from None
+    except OSError as error:
+        raise BrokenImage(f"its header cannot be read: {error}") from None
+    except Exception as error:  # parsers raise nearly any exception on hostile bytes
+        raise BrokenImage(f"its header does not parse: {error or type(error).__name__}") from None
 
 
 def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:
@@ -152,7 +185,8 @@ def _with_png_alpha(image: Image.Image, depth: int) -> Image.Image:
     """Scales the transparent colour, which Pillow leaves at the file's depth, to the depth of the pixels."""
     colour = image.info["transparency"]
     if image.mode.startswith("I;16"):
-        return _upright(_by_tiles(image, "LA", lambda tile: _with_deep_alpha(tile, colour)))
+        # Upright first: the new image has no orientation.
+        return _by_tiles(_upright(image), "LA", lambda tile: _with_deep_alpha(tile, colour))
     if image.mode in ("1", "L") and depth < 8:
         image.info["transparency"] = colour * (255 // (2**depth - 1))
     if image.mode == "RGB" and depth == 16:

@@ -31,14 +31,14 @@ class DriftReference:
         for name, array in ((EMBEDDINGS, embeddings), (CONFIDENCES, confidences)):
             if array is not None and not (array.dtype.kind == "f" and array.size and np.isfinite(array).all()):
                 raise ValueError(f"array {name}: must be finite floats, and not empty")
-        self.codes = embeddings.astype(np.float32)  # (R, D)
+        self.embeddings = embeddings.astype(np.float32)  # (R, D)
         self.confidences = confidences
         self.window = min(WINDOW, len(embeddings) // 2)
 
     def discrepancy(self, embeddings: np.ndarray) -> tuple[float, float]:
         """(`window`, D) → (squared discrepancy, p-value). The first call takes 0.1 s: it computes `_drawn`."""
         within = self._kernel(embeddings, embeddings).mean()
-        across = self._kernel(embeddings, self.codes).mean()
+        across = self._kernel(embeddings, self.embeddings).mean()
         squared = float(within + self._row_means.mean() - 2 * across)
         as_far = int((self._drawn >= squared).sum())
         return squared, (1 + as_far) / (1 + len(self._drawn))
@@ -50,22 +50,22 @@ class DriftReference:
     @cached_property
     def _row_means(self) -> np.ndarray:
         """(R,) row means of the reference's kernel matrix."""
-        return np.asarray(self._kernel(self.codes, self.codes).mean(axis=1))
+        return np.asarray(self._kernel(self.embeddings, self.embeddings).mean(axis=1))
 
     @cached_property
     def _width(self) -> float:
         """The median squared distance of two references; the mean where most of them are equal."""
-        squared = _squared(self.codes, self.codes)[np.triu_indices(len(self.codes), 1)]
+        squared = _squared(self.embeddings, self.embeddings)[np.triu_indices(len(self.embeddings), 1)]
         return float(np.median(squared) or squared.mean() or 1.0)
 
     @cached_property
     def _drawn(self) -> np.ndarray:
         """Squared discrepancies between `window` random references and the others, for each of _DRAWS draws."""
-        count, size, rng = len(self.codes), self.window, np.random.default_rng(0)
+        count, size, rng = len(self.embeddings), self.window, np.random.default_rng(0)
         drawn = np.zeros((count, _DRAWS), np.float32)
         for column in range(_DRAWS):
             drawn[rng.permutation(count)[:size], column] = 1
-        kernel = self._kernel(self.codes, self.codes)
+        kernel = self._kernel(self.embeddings, self.embeddings)
         inside = (drawn * (kernel @ drawn)).sum(axis=0, dtype=np.float64)
         across = (drawn * kernel.sum(axis=1)[:, None]).sum(axis=0, dtype=np.float64) - inside
         outside = kernel.sum(dtype=np.float64) - inside - 2 * across

@@ -39,8 +39,11 @@ def spec(tensors: Iterable[str], tolerances: dict[str, float]) -> Golden:
 
 def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess, run: Run, where: str) -> None:
     """Raises GoldenMismatch unless this machine reproduces the stored outputs; `where` is name/version/file."""
-    joined, lengths = _array(stored, "files", np.uint8, 1, where), _array(stored, "lengths", np.int64, 1, where)
-    expected = _array(stored, "pixels", np.uint8, 4, where)
+    joined, lengths = (
+        _array(stored, "files", dtype=np.uint8, dimensions=1, where=where),
+        _array(stored, "lengths", dtype=np.int64, dimensions=1, where=where),
+    )
+    expected = _array(stored, "pixels", dtype=np.uint8, dimensions=4, where=where)
     if len(lengths) != golden.images or len(expected) != golden.images:
         raise GoldenMismatch(f"{where}: has {len(lengths)} images, the manifest says {golden.images}")
     if lengths.min() < 0 or lengths.sum() != len(joined):
@@ -59,7 +62,7 @@ def verify(stored: dict[str, np.ndarray], golden: Golden, preprocess: Preprocess
             f"levels (allowed: {golden.pixels}): this machine's image library differs from the one at export"
         )
     for name, values in run(pixels).items():
-        before = _array(stored, f"output:{name}", np.float32, values.ndim, where)
+        before = _array(stored, f"output:{name}", dtype=np.float32, dimensions=values.ndim, where=where)
         if before.shape != values.shape or not np.isfinite(before).all():
             raise GoldenMismatch(f"{where}: array output:{name} must be finite numbers of shape {values.shape}")
         allowed = golden.outputs[name] * max(1.0, float(np.abs(before).max()))

@@ -135,6 +135,17 @@ def refuse_too_many(width: int, height: int, max_pixels: int) -> None:
         raise TooManyPixels(f"{width} × {height} = {width * height:,} pixels; at most {allowed:,} are allowed")
 
 
+def require_memory(header: Header, spec: InputSpec, most: int) -> int:
+    """The bytes that decoding takes; raises TooManyPixels if `most` could never hold them."""
+    needed = header.peak_bytes(spec)
+    if needed > most:
+        raise TooManyPixels(
+            f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
+            f"at most {most:,} are available (DECODE_MB): make it smaller, or save it in another format"
+        )
+    return needed
+
+
 def require_sound(data: bytes, header: Header) -> None:
     """Refuses PNGs that are cut off and PNGs or JPEGs that take Pillow too long."""
     if header.kind == "PNG":
@@ -158,7 +169,7 @@ def _png(data: bytes) -> Header:
     if data[12:16] != b"IHDR":
         raise BrokenImage("broken PNG: its header does not parse")
     steps = _walk_png(data) if len(data) <= _WALKED else len(data) // 512
-    return Header("PNG", width, height, "PNG", len(data), steps)
+    return Header("PNG", width=width, height=height, cost="PNG", size=len(data), steps=steps)
 
 
 def _walk_png(data: bytes) -> int:
@@ -171,7 +182,7 @@ def _walk_png(data: bytes) -> int:
             return steps + inflated * _INFLATED_STEPS
         steps += 1
         at += 12 + length
-        _bounded("PNG", "chunks", steps, at, 256, 512)
+        _bounded("PNG", "chunks", steps=steps, at=at, allowed=256, bytes_each=512)
         if name in (b"zTXt", b"iTXt", b"iCCP"):
             inflated += 1
             if inflated > _MOST_INFLATED:
@@ -197,7 +208,7 @@ def _jpeg(data: bytes) -> Header:
             raise BrokenImage(f"broken JPEG: more than {_MOST_JUNK:,} bytes between its segments")
         code, at = 0xFF00 | data[marker + 1], marker + 2
         steps += 1
-        _bounded("JPEG", "segments", steps, at, 64, 256)
+        _bounded("JPEG", "segments", steps=steps, at=at, allowed=64, bytes_each=256)
         if code in (0xFF00, 0xFF01) or (code in MARKER and MARKER[code][2] is None):
             continue  # marker without a length
         length = int.from_bytes(data[at : at + 2])
@@ -213,7 +224,9 @@ def _jpeg(data: bytes) -> Header:
     width, height, layers = frame
     several_scans = progressive or data[at + 2] < layers
     cost = "JPEG, several scans" if several_scans else "JPEG"
-    return Header("JPEG", width, height, cost, len(data), steps, metadata=at, layers=layers)
+    return Header(
+        "JPEG", width=width, height=height, cost=cost, size=len(data), steps=steps, metadata=at, layers=layers
+    )
 
 
 # --- GIF ---------------------------------------------------------------------------------------------------------
@@ -233,11 +246,18 @@ def _gif(data: bytes) -> Header:
             while data[at]:
                 at += 1 + data[at]
                 steps += 1
-                _bounded("GIF", "blocks", steps, at, 64, 64)
+                _bounded("GIF", "blocks", steps=steps, at=at, allowed=64, bytes_each=64)
             at += 1
-        _bounded("GIF", "blocks", steps, at, 64, 64)
+        _bounded("GIF", "blocks", steps=steps, at=at, allowed=64, bytes_each=64)
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
-    return Header("GIF", max(width, left + frame_width), max(height, top + frame_height), "GIF", len(data), steps)
+    return Header(
+        "GIF",
+        width=max(width, left + frame_width),
+        height=max(height, top + frame_height),
+        cost="GIF",
+        size=len(data),
+        steps=steps,
+    )
 
 
 # --- WebP --------------------------------------------------------------------------------------------------------
@@ -254,7 +274,7 @@ def _webp(data: bytes) -> Header:
         width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
     else:
         raise IndexError
-    return Header("WEBP", width, height, "WEBP", len(data))
+    return Header("WEBP", width=width, height=height, cost="WEBP", size=len(data))
 
 
 # --- BMP ---------------------------------------------------------------------------------------------------------
@@ -264,14 +284,16 @@ def _bmp(data: bytes) -> Header:
     (size,) = struct.unpack_from("<I", data, 14)
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-        return Header("BMP", width, height, "BMP", len(data))
+        return Header("BMP", width=width, height=height, cost="BMP", size=len(data))
     width, height, _, bits, compression = struct.unpack_from("<IIHHI", data, 18)
     (colours,) = struct.unpack_from("<I", data, 46)
     if data[25] == 0xFF:  # rows from the top: the height is negative
         height = 2**32 - height
     if bits <= 8 and colours > 256:
         raise BrokenImage(f"broken BMP: {colours:,} colours of {bits} bits")
-    return Header("BMP", width, height, "BMP, run-length" if compression in (1, 2) else "BMP", len(data))
+    return Header(
+        "BMP", width=width, height=height, cost="BMP, run-length" if compression in (1, 2) else "BMP", size=len(data)
+    )
 
 
 # --- TIFF --------------------------------------------------------------------------------------------------------
@@ -316,7 +338,7 @@ def _tiff(data: bytes) -> Header:
     block_width = number(_TILE_WIDTH, width)
     block_height = number(_TILE_HEIGHT, min(number(_ROWS, height), height))
     block = block_width * block_height * samples * max(bits) // 8
-    return Header("TIFF", width, height, "TIFF", len(data), count, block=block)
+    return Header("TIFF", width=width, height=height, cost="TIFF", size=len(data), steps=count, block=block)
 
 
 _READERS = {"PNG": _png, "JPEG": _jpeg, "GIF": _gif, "WEBP": _webp, "BMP": _bmp, "TIFF": _tiff}

@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added input.padding
 MANIFEST_FILE = "manifest.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]  # a level for each channel
 
 
 class Strict(BaseModel):
-    """Every field is required and absent parts are null: with defaults, the reader would have to guess."""
+    """Absent parts are null. A field has a default only where an older schema lacks it, and it means what that did."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -35,13 +36,21 @@ class InputSpec(Strict):
     channels: Literal[1, 3]
     resize: Literal["stretch", "pad", "crop"]  # pad and crop keep the aspect ratio and centre the image
     filter: Literal["box", "bilinear", "bicubic", "lanczos"]  # each averages over the source area when it shrinks
-    background: Literal["black", "white"]  # behind alpha, and as padding
+    background: Literal["black", "white"]  # behind alpha
+    # What fills the bars of pad: the background, the image's outermost pixels repeated, or a colour.
+    padding: Literal["background", "edge"] | Colour = "background"
     orientation: Literal["apply"]  # the EXIF orientation is applied
     sixteen_bit: Literal["high_byte"]  # of each sample, grey or colour
     palette: Literal["expand"]
     cmyk: Literal["convert"]  # to RGB by Pillow's formula; colour profiles are ignored
     animation: Literal["first_frame"]
     jpeg: Literal["reduced"]  # decoded at the smallest DCT scale of at least twice the needed size
+
+    @model_validator(mode="after")
+    def padding_has_the_channels(self) -> "InputSpec":
+        if isinstance(self.padding, tuple) and len(self.padding) != self.channels:
+            raise ValueError(f"input.padding: {len(self.padding)} levels for {self.channels} channels")
+        return self
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -231,8 +240,8 @@ class Manifest(Strict):
 
     @classmethod
     def sealed(cls, **fields: Any) -> "Manifest":
-        """From all fields but the seal, which is computed here."""
-        unsealed = cls(**fields, seal="0" * 64)
+        """From all fields but the schema's version, which is the newest, and the seal, which is computed here."""
+        unsealed = cls(**fields, schema_version=SCHEMA_VERSION, seal="0" * 64)
         return unsealed.model_copy(update={"seal": seal_of(unsealed.model_dump(mode="json"))})
 
     def to_json(self) -> str:
@@ -254,7 +263,7 @@ class Manifest(Strict):
                 f"{file}: schema_version {schema} is newer than {SCHEMA_VERSION}, the newest that this Graft reads: "
                 "upgrade Graft, or export the bundle again with this version of it"
             )
-        if type(schema) is not int or schema != SCHEMA_VERSION:
+        if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
             raise ManifestInvalid(f"{file}: field schema_version: {schema!r} is not a schema version of Graft")
         for field, name in _file_names(raw):
             refuse_unsafe(name, f"{file}: field {field}")

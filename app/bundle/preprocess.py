@@ -63,8 +63,18 @@ def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
         size = (max(1, round(width / scale)), max(1, round(height / scale)))
     if image.size != size or box != (0.0, 0.0, float(width), float(height)):
         image = image.resize(size, _FILTERS[spec.filter], box, reducing_gap=_REDUCING_GAP)
-    if size != target:
-        canvas = Image.new(image.mode, target, _FILLS[spec.background] if spec.channels == 1 else spec.background)
-        canvas.paste(image, ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2))
-        image = canvas
-    return np.asarray(image).reshape(spec.shape)
+    pixels = np.asarray(image).reshape(size[1], size[0], spec.channels)
+    return pixels if size == target else _padded(pixels, spec)
+
+
+def _padded(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """(h, w, C), neither side longer than the spec's → (H, W, C), with the image in the middle."""
+    height, width, _ = pixels.shape
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    if spec.padding == "edge":
+        bars = (top, spec.height - height - top), (left, spec.width - width - left), (0, 0)
+        return np.pad(pixels, bars, mode="edge")
+    canvas = np.empty(spec.shape, np.uint8)
+    canvas[:] = _FILLS[spec.background] if spec.padding == "background" else spec.padding
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas

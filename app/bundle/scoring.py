@@ -271,11 +271,11 @@ class AnomalyScorer:
         names = [distance.name for distance in self._anomaly.distances]
         return [
             AnomalyScore(
-                float(score),
-                threshold,
-                bool(p <= rate),
-                float(p),
-                dict(zip(names, map(float, row), strict=True)),
+                score=float(score),
+                threshold=threshold,
+                anomalous=bool(p <= rate),
+                p_value=float(p),
+                distances=dict(zip(names, map(float, row), strict=True)),
             )
             for score, p, row in zip(scores, p_values(scores, self.calibration), distances, strict=True)
         ]

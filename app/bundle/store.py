@@ -47,10 +47,12 @@ def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CP
             )
 
     digest = hashlib.sha256(text).hexdigest()
-    bundle = _assemble(name, int(version), digest, manifest, contents, threads, providers)
+    bundle = _assemble(
+        name, int(version), digest=digest, manifest=manifest, contents=contents, threads=threads, providers=providers
+    )
     file = manifest.golden.file
     stored = _arrays(contents[file], f"{where}/{file}")
-    golden.verify(stored, manifest.golden, bundle.preprocess, bundle.run_all, f"{where}/{file}")
+    golden.verify(stored, manifest.golden, preprocess=bundle.preprocess, run=bundle.run_all, where=f"{where}/{file}")
     return bundle
 
 
@@ -69,7 +71,13 @@ def _assemble(
     def session(graph: Graph | None) -> Session | None:
         if graph is None:
             return None
-        return Session(contents[graph.file], graph, f"{where}/{graph.file}", threads or cpu_limit(), providers)
+        return Session(
+            contents[graph.file],
+            graph,
+            where=f"{where}/{graph.file}",
+            threads=threads or cpu_limit(),
+            providers=providers,
+        )
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
@@ -79,7 +87,18 @@ def _assemble(
         references = _references(manifest, arrays, f"{where}/{manifest.reference}")
     decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
     documents = {file: contents[file] for file in (CARD_FILE, REPORT_FILE) if file in contents}
-    return Bundle(name, version, digest, manifest, encoder, decoder, head, explainer, *references, documents)
+    return Bundle(
+        name,
+        version,
+        digest,
+        manifest,
+        encoder=encoder,
+        decoder=decoder,
+        head=head,
+        explainer=explainer,
+        documents=documents,
+        **references._asdict(),
+    )
 
 
 class _References(NamedTuple):
@@ -108,7 +127,7 @@ def assemble(
     name: str, fields: dict[str, Any], files: dict[str, bytes], tolerances: dict[str, float] | None = None
 ) -> Bundle:
     """A bundle in memory, from what `save` takes: to be measured before it is saved. Its golden pairs are not made."""
-    return _assemble(name, 1, "", _manifest(fields, files, b"", tolerances or {}), files)
+    return _assemble(name, 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files)
 
 
 def with_references(bundle: Bundle, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> Bundle:
@@ -148,7 +167,9 @@ def save(
     for file in files:
         refuse_unsafe(file, f"{name}: field files")
 
-    proof = _assemble(name, version or 1, "", _manifest(fields, files, b"", tolerances or {}), files)
+    proof = _assemble(
+        name, version or 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files
+    )
     golden_file = golden.make(proof.preprocess, proof.run_all)
     text = _manifest(fields, files, golden_file, tolerances or {}).to_json()
     files = {**files, golden.FILE: golden_file}

@@ -1,1 +1,1 @@
-"""The loaded models, and the way of a request's images through one of them. Knows nothing of HTTP."""
+"""The loaded models, and what happens to a request's images in one of them. Knows nothing of HTTP."""

@@ -1,4 +1,4 @@
-"""Limits on the work in flight. Requests beyond them are refused before any work is done for them."""
+"""Limits on the work in flight. Requests above them are refused before any work is done for them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -68,9 +68,9 @@ class Bytes:
                 1,
             )
 
-    def take(self, more: int, before: int = 0) -> None:
+    def acquire(self, more: int, before: int = 0) -> None:
         self.require(more, before)
         self.held += more
 
-    def give_back(self, bytes_taken: int) -> None:
+    def release(self, bytes_taken: int) -> None:
         self.held -= bytes_taken

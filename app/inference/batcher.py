@@ -55,13 +55,13 @@ class Batcher(Generic[Input, Output]):
         most: int,
         pool: Executor,
         on_loop: Callable[[Sequence[Input]], bool] = lambda inputs: False,
-        ran: Callable[[int, float], None] = lambda images, seconds: None,
+        on_batch: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
         """`most`: images in a batch; an input of more runs alone. `on_loop`: whether a batch of these inputs is short.
 
-        `ran` is called after each batch with its images and seconds.
+        `on_batch` is called after each batch with its images and seconds.
         """
-        self._run, self._most, self._pool, self._on_loop, self._ran = run, most, pool, on_loop, ran
+        self._run, self._most, self._pool, self._on_loop, self._on_batch = run, most, pool, on_loop, on_batch
         self._waiting: deque[Pending[Input, Output]] = deque()
         self._busy = False  # a flush is scheduled, or a batch is running in the pool
 
@@ -118,13 +118,13 @@ class Batcher(Generic[Input, Output]):
             self._schedule_flush()
             self._settle(items, _failed(items, error), time.perf_counter())
         else:
-            running.add_done_callback(lambda ran: self._after(items, ran))
+            running.add_done_callback(lambda on_batch: self._after(items, on_batch))
 
     def _after(
-        self, items: list[Pending[Input, Output]], ran: "asyncio.Future[tuple[_Outcome[Output], float]]"
+        self, items: list[Pending[Input, Output]], on_batch: "asyncio.Future[tuple[_Outcome[Output], float]]"
     ) -> None:
         try:
-            outcome, ended = ran.result()
+            outcome, ended = on_batch.result()
         except BaseException as error:  # the pool was shut down, or a library raised SystemExit in the thread
             outcome, ended = _failed(items, error), time.perf_counter()
         self._schedule_flush()
@@ -165,7 +165,7 @@ class Batcher(Generic[Input, Output]):
                     item.callback(Completed(result, outcome.began - item.since, ended - outcome.began, images))
             except Exception as error:  # the other items must get their results
                 log.error("unexpected %s in the callback of a result", type(error).__name__, exc_info=error)
-        self._ran(images, ended - outcome.began)  # last, so that no caller waits for it
+        self._on_batch(images, ended - outcome.began)  # last, so that no caller waits for it
 
 
 @dataclass(slots=True)

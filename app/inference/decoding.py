@@ -17,12 +17,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from app.bundle.header import Header, read_header
+from app.bundle.container_limits import total_memory
+from app.bundle.header import Header, read_header, require_memory
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
 from app.errors import DecoderEnded, ImageError, TooManyPixels
@@ -31,6 +33,7 @@ Result = TypeVar("Result")
 Hold = Callable[[int], Callable[[], None]]  # Admission.hold
 RaiseIfAbandoned = Callable[[], None]  # raises Abandoned if the caller has left
 
+_MEMORY_SHARE = 0.55  # the rest is for models, request bodies and the processes themselves
 _SMALL_S = 0.002  # for all images of a request; cheaper ones are not worth another process
 _SMALL_BYTES = 16 << 20
 _SMALL_KINDS = {"PNG", "JPEG", "GIF", "WEBP"}  # formats whose headers are reliable about size and cost
@@ -62,11 +65,24 @@ class InProcessDecoder:
         pass
 
 
+def default_memory(root: Path = Path("/")) -> int:
+    """The default of GRAFT_DECODE_MB, in bytes: a share of the container's memory, or of the machine's."""
+    return int(_MEMORY_SHARE * total_memory(root))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     image_pixels: int
     request_pixels: int
     memory: int  # bytes for all images that are being decoded
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The headers of a request's files."""
+
+    each: Sequence[Header]
+    small: bool  # all images together are cheap enough for a thread of this process
 
 
 class Abandoned(Exception):
@@ -108,18 +124,18 @@ class Decoding:
 
     # --- headers -----------------------------------------------------------------------------------------------------
 
-    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
-        """The header of each file. Refuses files that are not images, and requests that are too large."""
+    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
+        """Refuses files that are not images, and requests that are too large."""
         if len(files) <= _HEADERS_ON_LOOP and sum(map(len, files)) <= _BYTES_ON_LOOP:
             return self._read_headers(files, spec)
         return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec))
 
-    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> list[Header]:
+    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
         headers, pixels, limit = [], 0, self.limits.request_pixels
         for index, data in enumerate(files):
             with _naming(index, files):
                 header = read_header(data, self.limits.image_pixels)
-                self._require_room(header, spec)
+                require_memory(header, spec, self.limits.memory)
             headers.append(header)
             pixels += header.pixels
         if pixels > limit:
@@ -127,38 +143,19 @@ class Decoding:
                 f"the images of this request have {pixels:,} pixels in total; at most {limit:,} are allowed "
                 "(MAX_REQUEST_PIXELS): send them in several requests"
             )
-        return headers
-
-    def _require_room(self, header: Header, spec: InputSpec) -> None:
-        needed = header.peak_bytes(spec)
-        if needed > self.limits.memory:
-            raise TooManyPixels(
-                f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
-                f"at most {self.limits.memory:,} are available (DECODE_MB): send it smaller, or in another format"
-            )
-
-    @staticmethod
-    def is_small(headers: Sequence[Header], spec: InputSpec) -> bool:
-        """Whether all images together are cheap enough for a thread of this process."""
-        return (
-            all(header.kind in _SMALL_KINDS for header in headers)
-            and sum(header.seconds(spec) for header in headers) <= _SMALL_S
-            and max(header.peak_bytes(spec) for header in headers) <= _SMALL_BYTES
-        )
+        return Headers(headers, _are_small(headers, spec))
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    async def decode(
-        self, files: Sequence[bytes], headers: Sequence[Header], spec: InputSpec, hold: Hold
-    ) -> np.ndarray:
+    async def decode(self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold) -> np.ndarray:
         """(n, H, W, C) uint8."""
-        if self.is_small(headers, spec):
+        if headers.small:
             return await self.in_thread(lambda check: self._decode_all(files, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
-        for data, header in zip(files, headers, strict=True):
+        for data, header in zip(files, headers.each, strict=True):
             clock += header.seconds(spec)
-            job = _Job(data, spec, header.peak_bytes(spec), loop.create_future(), clock)
+            job = _Job(data=data, spec=spec, memory=header.peak_bytes(spec), future=loop.create_future(), clock=clock)
             jobs.append(job)
             heapq.heappush(self._waiting, (clock, next(self._count), job))
         self._start_next()
@@ -279,6 +276,14 @@ class Decoding:
             with contextlib.suppress(OSError):
                 decoder.close()
         self._idle.clear()
+
+
+def _are_small(headers: Sequence[Header], spec: InputSpec) -> bool:
+    return (
+        all(header.kind in _SMALL_KINDS for header in headers)
+        and sum(header.seconds(spec) for header in headers) <= _SMALL_S
+        and max(header.peak_bytes(spec) for header in headers) <= _SMALL_BYTES
+    )
 
 
 @contextlib.contextmanager

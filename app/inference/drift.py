@@ -1,4 +1,4 @@
-"""Compares what a model was sent lately with its reference. Requests only store outputs that they computed anyway."""
+"""Compares a model's latest images with its reference. Only outputs that requests computed anyway are stored."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -53,12 +53,12 @@ class Window:
         enough = len(embeddings) == size
         discrepancy, p_value = self._reference.discrepancy(embeddings) if enough else (None, None)
         return Drift(
-            len(embeddings),
-            size,
-            discrepancy,
-            p_value,
-            self._confidence(_last((logits for _, logits, _ in latest), size)),
-            self._anomaly_score(_last((distances for _, _, distances in latest), size)),
+            images=len(embeddings),
+            window=size,
+            discrepancy=discrepancy,
+            p_value=p_value,
+            confidence=self._confidence(_last((logits for _, logits, _ in latest), size)),
+            anomaly_score=self._anomaly_score(_last((distances for _, _, distances in latest), size)),
         )
 
     def _confidence(self, logits: np.ndarray) -> float | None:

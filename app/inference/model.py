@@ -25,40 +25,40 @@ from app.inference.drift import Window
 
 _MOST_ON_LOOP_S = 0.002  # so long may a batch block the event loop; a thread costs 30 µs per request
 _BATCH = 16  # images in the larger of the two batches that are timed
-_TRIES, _TRIED_S = 5, 0.05  # the best of these counts, as the first are cold; a slow model gets fewer tries
+_TRIES, _TIMED_S = 5, 0.05  # the best of these counts, as the first are cold; a slow model gets fewer tries
 _BY_OPERATION = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES, "explain": EXPLANATION}
 
-Ran = Callable[[str, int, int, float], None]  # called after each batch: model, version, images, seconds
+OnBatch = Callable[[str, int, int, float], None]  # called after each batch: model, version, images, seconds
 
 
 class Model:
     """It must not be part of a reference cycle: it is freed with the last request that uses it, without the gc."""
 
-    def __init__(self, bundle: Bundle, most: int, pool: Executor, ran: Ran) -> None:
+    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch) -> None:
         """`most`: images in a batch."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
         costs = _Costs(bundle)
-        everything = frozenset(costs.beyond)
+        everything = frozenset(costs.additional)
         self.seconds = costs.expected(1, everything)  # all outputs of one image
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(
             lambda requests: answer(bundle, requests) if window is None else window.add(answer(bundle, requests)),
-            most,
-            pool,
-            costs.on_loop,
-            lambda images, seconds: ran(bundle.name, bundle.version, images, seconds),
+            most=most,
+            pool=pool,
+            on_loop=costs.on_loop,
+            on_batch=lambda images, seconds: on_batch(bundle.name, bundle.version, images, seconds),
         )
 
 
 class _Costs:
-    """Measured run times of a bundle: `encoding`, and `beyond`: output → what it takes in addition."""
+    """Measured run times of a bundle: `encoding`, and `additional`: output → what it takes in addition."""
 
     def __init__(self, bundle: Bundle) -> None:
         able = [output for operation, output in _BY_OPERATION.items() if operation in bundle.operations]
         self.encoding = _measured(bundle, [])
-        self.beyond = {output: _measured(bundle, [output]) - self.encoding for output in able}
+        self.additional = {output: _measured(bundle, [output]) - self.encoding for output in able}
 
     def on_loop(self, requests: Sequence[OutputRequest]) -> bool:
         """Whether a batch of them is short enough to run on the event loop."""
@@ -69,7 +69,7 @@ class _Costs:
         """Seconds for all of these outputs of all of these images."""
         if not images:
             return 0.0
-        costs = [self.encoding, *(self.beyond[output] for output in outputs if output in self.beyond)]
+        costs = [self.encoding, *(self.additional[output] for output in outputs if output in self.additional)]
         return float(sum(cost.once + images * cost.each for cost in costs))
 
 
@@ -100,7 +100,7 @@ def _best_time(bundle: Bundle, images: int, outputs: Sequence[str]) -> float:
         np.zeros((images, *bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING, *outputs})
     )
     times: list[float] = []
-    while len(times) < _TRIES and sum(times) < _TRIED_S:
+    while len(times) < _TRIES and sum(times) < _TIMED_S:
         start = clock()
         answer(bundle, [request])
         times.append(clock() - start)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.header import Header
 from app.errors import ImageError
 from app.inference.admission import Admission
 from app.inference.answer import LOGITS, RECONSTRUCTION, OutputRequest, Outputs
 from app.inference.batcher import Completed, Pending
-from app.inference.decoding import Decoding, RaiseIfAbandoned
+from app.inference.decoding import Decoding, Headers, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -32,9 +31,9 @@ class Prediction:
 
 
 class PredictionTask:
-    """A prediction in progress. It leaves the queue when it ends or is dropped; after a drop, `then` is not called."""
+    """A prediction in progress. It leaves the queue when it ends; a dropped one does not call `on_result`."""
 
-    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_then")
+    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_on_result")
 
     def __init__(
         self,
@@ -43,9 +42,9 @@ class PredictionTask:
         images: np.ndarray,
         parts: Sequence[np.ndarray],
         outputs: frozenset[str],
-        then: Callable[[Prediction | Exception], None],
+        on_result: Callable[[Prediction | Exception], None],
     ) -> None:
-        self._admission, self._model, self._images, self._then = admission, model, images, then
+        self._admission, self._model, self._images, self._on_result = admission, model, images, on_result
         self._done: list[Completed[Outputs]] = []
         self._items: Sequence[Pending[OutputRequest, Outputs]] = [
             model.batcher.put(OutputRequest(part, outputs), self._ended) for part in parts
@@ -59,7 +58,7 @@ class PredictionTask:
     def _ended(self, outcome: Completed[Outputs] | Exception) -> None:
         if isinstance(outcome, Exception):
             self.drop()
-            self._then(outcome)
+            self._on_result(outcome)
             return
         parts_done = self._done
         parts_done.append(outcome)
@@ -68,7 +67,17 @@ class PredictionTask:
         self._leave()
         done = parts_done[0] if len(parts_done) == 1 else _merge(parts_done)
         images = self._images
-        self._then(Prediction(self._model.bundle, images, done.result, 0.0, done.queue_s, done.run_s, done.batch))
+        self._on_result(
+            Prediction(
+                self._model.bundle,
+                images,
+                outputs=done.result,
+                decode_s=0.0,
+                queue_s=done.queue_s,
+                run_s=done.run_s,
+                batch=done.batch,
+            )
+        )
 
     def _leave(self) -> None:
         self._admission.leave(len(self._images))
@@ -84,12 +93,11 @@ class Predictor:
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """Results are in the order of `files`: encoded images, or pixels of the model's size, (n, H, W, C) uint8."""
-        count, large, bundle = len(files), False, model.bundle
-        headers: Sequence[Header] = ()
+        count, bundle = len(files), model.bundle
+        headers = Headers((), small=True)  # pixels have none
         if not isinstance(files, np.ndarray):
             headers = await self.decoding.read_headers(files, bundle.manifest.input)
-            large = not self.decoding.is_small(headers, bundle.manifest.input)
-        with self.admission.admit(count, model.seconds, large):
+        with self.admission.admit(count, model.seconds, large=not headers.small):
             start = time.perf_counter()
             images = files if isinstance(files, np.ndarray) else await self._decode(bundle, files, headers)
             decode_s = time.perf_counter() - start
@@ -97,7 +105,15 @@ class Predictor:
                 done = await model.batcher.submit(OutputRequest(images, outputs))
             else:
                 done = await self._in_parts(model, images, outputs)
-        return Prediction(bundle, images, done.result, decode_s, done.queue_s, done.run_s, done.batch)
+        return Prediction(
+            bundle,
+            images,
+            outputs=done.result,
+            decode_s=decode_s,
+            queue_s=done.queue_s,
+            run_s=done.run_s,
+            batch=done.batch,
+        )
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Completed[Outputs]:
         """More images than fit into a batch run as several, so that other requests can run in between."""
@@ -115,18 +131,20 @@ class Predictor:
         images: np.ndarray,
         model: Model,
         outputs: frozenset[str],
-        then: Callable[[Prediction | Exception], None],
+        on_result: Callable[[Prediction | Exception], None],
     ) -> "PredictionTask":
-        """Like `predict`, for pixels and without a task: `then` is called once, on the event loop."""
+        """Like `predict`, for pixels and without a task: `on_result` is called once, on the event loop."""
         count = len(images)
         self.admission.enter(count, model.seconds)
         parts = [images] if count <= self._max_batch else self._parts(images)
-        return PredictionTask(self.admission, model, images, parts, outputs, then)
+        return PredictionTask(
+            self.admission, model=model, images=images, parts=parts, outputs=outputs, on_result=on_result
+        )
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
         return [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
 
-    async def beyond(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
+    async def run_from_encoded(self, encoded: Outputs, model: Model, outputs: frozenset[str]) -> Outputs:
         """The encoder's outputs, (n, D) by tensor name → RECONSTRUCTION or LOGITS, as in `outputs`.
 
         Runs in a thread if there are many images.
@@ -149,7 +167,7 @@ class Predictor:
                 else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
-    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Sequence[Header]) -> np.ndarray:
+    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Headers) -> np.ndarray:
         images = self.decoded_if_quick(bundle, files)
         if images is not None:
             return images

@@ -121,7 +121,7 @@ class Repository:
 
     async def poll(self, seconds: float) -> None:
         """Calls `look` every `seconds`, until it is cancelled."""
-        await again_and_again(seconds, self.look, "the models folder could not be checked; will try again")
+        await repeat(seconds, self.look, "the models folder could not be checked; will try again")
 
     async def look(self) -> None:
         """Loads versions that are new or changed and completely copied, and unloads those that were removed."""
@@ -177,7 +177,7 @@ class Repository:
 
     async def watch_drift(self, seconds: float) -> None:
         """Updates the drift of models that had requests every `seconds`, until it is cancelled."""
-        await again_and_again(seconds, self._drift_of_all, "drift could not be computed; will try again")
+        await repeat(seconds, self._drift_of_all, "drift could not be computed; will try again")
 
     async def _drift_of_all(self) -> None:
         for model in self.all():
@@ -259,7 +259,7 @@ class Repository:
         """A verified and warmed-up model. Raises nothing but BundleError."""
         try:
             bundle = load(self.models / name / str(version), self._threads, self._providers)
-            return Model(bundle, self._max_batch, self._pool, self._metrics.ran)
+            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch)
         except BundleError:
             raise
         except Exception as error:
@@ -267,14 +267,14 @@ class Repository:
             raise BundleError(f"{name}/{version}: unexpected {type(error).__name__}; see the log") from None
 
     def _refuse(self, name: str, version: int, error: BundleError) -> None:
-        self._metrics.tried(name, "refused")
+        self._metrics.count_load(name, "refused")
         if self.refused.get(f"{name}/{version}") != str(error):
             log.error("refused %s", error)
         self.refused[f"{name}/{version}"] = str(error)
 
     def _accept(self, model: Model) -> None:
         bundle, milliseconds = model.bundle, 1000 * model.seconds
-        self._metrics.tried(bundle.name, "loaded")
+        self._metrics.count_load(bundle.name, "loaded")
         self.refused.pop(f"{bundle.name}/{bundle.version}", None)
         provider = bundle.encoder.provider
         log.info("loaded %s %s on %s, %.2f ms per image", model.name, bundle.digest[:12], provider, milliseconds)
@@ -304,7 +304,7 @@ class Repository:
         self._metrics.serve([*map(_served, self.all()), *self._freeing])
 
 
-async def again_and_again(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
+async def repeat(seconds: float, do: Callable[[], Awaitable[None]], failed: str) -> None:
     """Awaits `do()` every `seconds`, until it is cancelled; an exception is logged with the message `failed`."""
     while True:
         await asyncio.sleep(seconds)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle.bundle import Bundle
-from app.bundle.header import read_header
-from app.errors import BodyTooLarge, GraftError, TooManyPixels, kebab
+from app.bundle.header import read_header, require_memory
+from app.errors import BodyTooLarge, GraftError, kebab
 from app.score.paths import FileProblem, unreadable
 
 
@@ -29,7 +29,7 @@ def read_file(path: str, most: int) -> bytes:
 
 
 class Budget:
-    """Bytes that all threads together may take to decode; who has waited longest is next."""
+    """Bytes that all threads together may take to decode; the longest-waiting thread is next."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -81,7 +81,7 @@ class Batches:
         memory: int,
         read: Callable[[str, int], bytes] = read_file,
     ) -> None:
-        """`memory`, in bytes, bounds what all that is being decoded takes."""
+        """`memory`: bytes for all images that are being decoded."""
         self._bundle, self._paths, self._done = bundle, paths, done
         self._size, self._threads = size, threads
         self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read
@@ -131,12 +131,6 @@ class Batches:
         return images, problems
 
     def _preprocessed(self, data: bytes) -> np.ndarray:
-        header, most = read_header(data, self._max_pixels), self._budget.most
-        needed = header.peak_bytes(self._bundle.manifest.input)
-        if needed > most:
-            raise TooManyPixels(
-                f"{header.width} × {header.height} pixels of this {header.kind} take {needed:,} bytes to decode; "
-                f"there are {most:,} for that (--decode-mb)"
-            )
-        with self._budget.hold(needed):
+        header = read_header(data, self._max_pixels)
+        with self._budget.hold(require_memory(header, self._bundle.manifest.input, self._budget.most)):
             return self._bundle.preprocess(data, self._max_pixels)

@@ -17,7 +17,7 @@ from app.score.paths import find
 from app.score.run import AGAIN, FORMATS, PARQUET, Run, say
 from app.settings import PREFIX, Settings, load_settings
 
-SETTINGS = {  # settings of the service that apply here too → further names of their options
+SETTINGS = {  # settings of the service that are options here too → aliases of the option
     "models": (),
     "max_batch": ("--batch",),
     "threads": (),
@@ -58,7 +58,9 @@ def _score(options: argparse.Namespace) -> int:
     images, unread = find(options.paths)
     settings = _settings(options)
     operation = _operation(options, settings, providers.choose(settings.provider))
-    return Run(options.paths, images, unread, out, options.strict).score(operation, settings)
+    return Run(paths=options.paths, images=images, unread=unread, out=out, strict=options.strict).score(
+        operation, settings
+    )
 
 
 def _score_on_ray(options: argparse.Namespace) -> int:
@@ -71,7 +73,9 @@ def _score_on_ray(options: argparse.Namespace) -> int:
         )
     settings = _settings(options)
     operation = _operation(options, settings, CPU)  # the submitting machine need not have a GPU
-    return on_ray.run(options.ray, options.paths, options.out, operation, settings, options.strict)
+    return on_ray.run(
+        options.ray, paths=options.paths, out=options.out, operation=operation, settings=settings, strict=options.strict
+    )
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -89,11 +93,11 @@ def _load(model: str | None, settings: Settings, chosen: Sequence[str]) -> Bundl
     available = {name: versions(models / name) for name in names(models)} if models.is_dir() else {}
     available = {name: numbers for name, numbers in available.items() if numbers}
     if not available:
-        raise CannotScore(f"--models {models}: no <name>/<version>/ in it; give the folder of bundles")
+        raise CannotScore(f"--models {models}: it has no <name>/<version>/; give the folder of bundles")
     name, _, version = (model or min(available)).partition("@")
     if name not in available or (version and version not in map(str, available[name])):
         listed = ", ".join(f"{name}@{number}" for name, numbers in available.items() for number in numbers)
-        raise UnknownModel(f"--model {model}: not in {models}; there is: {listed}")
+        raise UnknownModel(f"--model {model}: not in {models}, which has: {listed}")
     return load(models / name / (version or str(max(available[name]))), settings.threads, chosen)
 
 
@@ -105,7 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Files that cannot be scored are listed in OUT.errors.csv. Exit status: 0, there are results; 1, there "
         "are none; 2, it cannot run with these arguments; 130, stopped.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder, with the folders below it")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="an image, or a folder, with the folders below it and those that links in it lead to",
+    )
     parser.add_argument("--out", required=True, help=f"file to write; its name ends in {', '.join(FORMATS)}")
     parser.add_argument("--model", metavar="NAME[@VERSION]", help="model to run (default: the service's default model)")
     parser.add_argument(

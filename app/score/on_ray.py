@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from app.bundle.bundle import Bundle
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.bundle.store import load
 from app.errors import CannotScore
 from app.inference import providers
+from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
@@ -70,7 +70,7 @@ class Job:
         """Other blocks are scored on the same machine, as many as it has CPUs for."""
         if self.decode_mb is not None:
             return self.decode_mb * 1_000_000
-        return decoding_share() * self.threads // max(self.threads, cpu_limit())
+        return default_memory() * self.threads // max(self.threads, cpu_limit())
 
     def score(self, paths: Sequence[str], done: set[str]) -> tuple[list[FileProblem], str]:
         """Writes the block's file. Returns the images without a row, and the execution provider of the graphs."""
@@ -79,14 +79,14 @@ class Job:
         rows: list[Fields] = []
         reads = Batches(
             operation.bundle,
-            paths,
-            done,
-            self.batch,
-            self.threads,
-            self.max_pixels,
-            self.max_bytes,
-            self.memory,
-            storage.read,
+            paths=paths,
+            done=done,
+            size=self.batch,
+            threads=self.threads,
+            max_pixels=self.max_pixels,
+            max_bytes=self.max_bytes,
+            memory=self.memory,
+            read=storage.read,
         )
         for batch in reads:
             batch_rows, batch_problems = score_batch(operation, batch)
@@ -115,7 +115,9 @@ def _bundle(name: str, version: int, files: tuple[tuple[str, bytes], ...], threa
 
 
 def _operation(job: Job) -> BoundOperation:
-    return BoundOperation(_bundle(job.name, job.version, job.files, job.threads, job.provider), *job.operation)
+    return BoundOperation(
+        _bundle(job.name, job.version, files=job.files, threads=job.threads, provider=job.provider), *job.operation
+    )
 
 
 def run(
@@ -126,17 +128,17 @@ def run(
     bundle = operation.bundle
     folder = settings.models.resolve() / bundle.name / str(bundle.version)
     job = Job(
-        bundle.name,
-        bundle.version,
-        tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()),
-        (operation.name, operation.top_k, operation.false_alarm_rate),
-        out if storage.is_remote(out) else str(Path(out).absolute()),
-        settings.max_batch,
-        settings.threads or 1,
-        settings.max_pixels,
-        settings.max_body_bytes,
-        settings.provider,
-        settings.decode_mb,
+        name=bundle.name,
+        version=bundle.version,
+        files=tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()),
+        operation=(operation.name, operation.top_k, operation.false_alarm_rate),
+        out=out if storage.is_remote(out) else str(Path(out).absolute()),
+        batch=settings.max_batch,
+        threads=settings.threads or 1,
+        max_pixels=settings.max_pixels,
+        max_bytes=settings.max_body_bytes,
+        provider=settings.provider,
+        decode_mb=settings.decode_mb,
     )
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
     scored_before = parquet.scored_paths_in(job.out, cells(operation.example(), labels))

@@ -1,6 +1,7 @@
 """Paths on the command line → image files."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,15 @@ def find(paths: Sequence[str]) -> tuple[list[str], list[FileProblem]]:
 
 
 def _walk(top: str, problems: list[FileProblem]) -> Iterator[str]:
-    """The images below `top`. Symbolic links are followed, except one to a folder that contains it."""
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(top, frozenset())]
-    while waiting:
-        path, above = waiting.pop()
+    """The images below `top`. Symbolic links are followed, to places outside it too, as training does.
+
+    Each folder is read once, under its own path where it lies below `top`: links in a circle end, and folders that link
+    to each other are not read once for each way between them.
+    """
+    waiting, links = [top], deque[str]()  # linked folders come last
+    known: set[tuple[int, int]] = set()
+    while waiting or links:
+        path = waiting.pop() if waiting else links.popleft()
         if not os.path.isdir(path):
             yield path
             continue
@@ -56,7 +62,18 @@ def _walk(top: str, problems: list[FileProblem]) -> Iterator[str]:
             problems.append(unreadable(path, error))
             continue
         folder = (status.st_dev, status.st_ino)
-        if folder in above:
+        if folder in known:
             continue
-        below = [name if path == "." else os.path.join(path, name) for name in sorted(names, reverse=True)]
-        waiting += [(p, above | {folder}) for p in below if p.lower().endswith(SUFFIXES) or os.path.isdir(p)]
+        known.add(folder)
+        below = [name if path == "." else os.path.join(path, name) for name in sorted(names)]
+        folders = {p for p in below if os.path.isdir(p)}
+        links += [p for p in below if p in folders and os.path.islink(p)]
+        waiting += [
+            p
+            for p in reversed(below)
+            if (p in folders and not os.path.islink(p)) or (p not in folders and _is_image(p))
+        ]
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(SUFFIXES)

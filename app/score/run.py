@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.bundle.container_limits import decoding_share
 from app.bundle.session import cpu_limit
 from app.errors import NotFinite, kebab
+from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
@@ -52,7 +52,7 @@ class Run:
             already = f", {len(done):,} of them already scored" if done else ""
             model = f"{bundle.name}@{bundle.version} on {bundle.encoder.provider}"
             say(f"{len(self.images):,} images by {model} into {self.out}{already}")
-            seen = self._add_all(operation, settings, table, problems, done, stop)
+            seen = self._add_all(operation, settings, table=table, problems=problems, done=done, stop=stop)
             if seen < len(self.images):
                 assert stop.number is not None
                 say(f"stopped at {seen:,} of {len(self.images):,} images, in {rows_file}; {AGAIN}")
@@ -79,13 +79,13 @@ class Run:
         progress = Progress(len(self.images), seen, sys.stderr)
         batches = Batches(
             operation.bundle,
-            self.images,
-            done,
-            settings.max_batch,
-            settings.threads or cpu_limit(),
-            settings.max_pixels,
-            settings.max_body_bytes,
-            settings.decode_bytes(decoding_share()),
+            paths=self.images,
+            done=done,
+            size=settings.max_batch,
+            threads=settings.threads or cpu_limit(),
+            max_pixels=settings.max_pixels,
+            max_bytes=settings.max_body_bytes,
+            memory=settings.decode_bytes(default_memory()),
         )
         try:
             for batch in batches:

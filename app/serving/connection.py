@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.middleware.body_limits import TOO_MANY_CONNECTIONS
-from app.telemetry.logs import log
+from app.telemetry.logs import RequestLog
 from app.telemetry.requests import STARTED_AT
 
 MAX_HEAD = 64 << 10  # bytes
@@ -28,8 +28,17 @@ class Connection(HttpToolsProtocol):
     """`head_s` runs from a head's first byte, on a new connection from its start, until the head is complete.
     `keep_alive_s` runs from the end of an answer until the next head begins."""
 
-    def __init__(self, *args: Any, head_s: float, keep_alive_s: float, max_connections: int, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        head_s: float,
+        keep_alive_s: float,
+        max_connections: int,
+        request_log: RequestLog,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
+        self._request_log = request_log
         self._head_s, self._keep_alive_s, self._max_connections = head_s, keep_alive_s, max_connections
         self._tick_s = min(head_s, keep_alive_s)
         self._idle_since = self.loop.time()  # since it connected, or since the last answer
@@ -173,7 +182,6 @@ class Connection(HttpToolsProtocol):
         self._idle_since = self.loop.time()
 
     def _malformed(self) -> None:
-        self.logger.warning("Invalid HTTP request received.")
         self._refuse(400, "malformed-request", "malformed HTTP request")
 
     def _check_timeouts(self) -> None:
@@ -203,19 +211,20 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, kind: str, detail: str) -> None:
         """Send a problem document and close the connection. If an earlier request still waits for its answer, close
-        after that instead.
+        after that instead. A client can provoke a refusal with a few bytes: the log's lines about them are bounded.
 
         Closing with unread bytes would reset the connection before the client reads the refusal, so the connection
         reads on for a moment."""
+        if self.transport.is_closing():
+            return
+        client = self.client[0] if self.client else "an unknown address"
+        self._request_log.head_refused(client, status=status, problem=kind, detail=detail)
         if self.busy:
             self._stop_reading()
-            return
-        if self.transport.is_closing():
             return
         self._refused = True
         self._stop_timer()
         phrase, own_id = HTTPStatus(status).phrase, os.urandom(16).hex()
-        log.info("%s was answered %d: %s", self.client[0] if self.client else "a client", status, detail)
         problem = {"type": f"urn:graft:problem:{kind}", "title": phrase, "status": status, "detail": detail}
         body = json.dumps({**problem, "request_id": own_id}).encode()
         head = (

@@ -109,10 +109,12 @@ class FastConnection(Connection):
         if request is None:
             super().on_message_complete()
             return
-        cycle = _FastCycle(self, self.url, self.headers, self._body, self._request_at)
+        cycle = _FastCycle(self, url=self.url, headers=self.headers, body=self._body, since=self._request_at)
         queue_full: QueueFull | None = None
         try:
-            cycle.pending = self._fast_path.start(request, self.headers, self._body, cycle, self._request_at)
+            cycle.pending = self._fast_path.start(
+                request, self.headers, self._body, client=cycle, since=self._request_at
+            )
         except QueueFull as error:
             queue_full = error
         except Exception as error:  # the ordinary path runs into it too, and sends it to the client
@@ -125,7 +127,7 @@ class FastConnection(Connection):
         self.cycle = self._in_flight = cycle  # type: ignore[assignment]  # has all that uvicorn uses of its own
         if queue_full is not None:
             try:
-                self._fast_path.refuse(request, self.headers, queue_full, cycle, self._request_at)
+                self._fast_path.refuse(request, self.headers, queue_full, client=cycle, since=self._request_at)
             except Exception as error:
                 self._fast_path.count_handover(error)
                 if not cycle.response_complete:
@@ -136,7 +138,7 @@ class FastConnection(Connection):
         self._fast_path.count_handover(reason)
         url, headers, body = self.url, self.headers, self._body
         self._clear_request()
-        self.cycle = self._start_app(url, headers, body, more_body, {STARTED_AT: self._request_at})
+        self.cycle = self._start_app(url, headers, body, more_body=more_body, state={STARTED_AT: self._request_at})
 
     def _clear_request(self) -> None:
         self._request, self._body = None, b""
@@ -212,7 +214,7 @@ class FastConnection(Connection):
         state: dict[str, Any] = {STARTED_AT: cycle.since} | (
             {} if error is None else {DEADLINE_PASSED: (error, record)}
         )
-        ordinary = self._start_app(cycle.url, cycle.headers, cycle.body, False, state)
+        ordinary = self._start_app(cycle.url, cycle.headers, cycle.body, more_body=False, state=state)
         ordinary.keep_alive = cycle.keep_alive
         cycle.complete()
         if self.cycle is cycle:  # type: ignore[comparison-overlap]
@@ -276,6 +278,7 @@ def connection_factory(
         head_s=head_s,
         keep_alive_s=keep_alive_s,
         max_connections=max_connections,
+        request_log=fast_path.request_log,
         fast_path=fast_path,
         default_headers=_DefaultHeaders(),
     )

@@ -31,7 +31,7 @@ from app.main import create_app
 from app.serving import memory
 from app.serving.connection import Connection
 from app.serving.fast_connection import connection_factory
-from app.serving.listener import accept_pending, refuse_connections
+from app.serving.stop_listening import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log
 
@@ -75,7 +75,9 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=settings.drain_s,
     )
-    server = _Server(config, settings.drain_s, lambda: ready(listener), app.state.repository.leave, has_parent)
+    server = _Server(
+        config, settings.drain_s, ready=lambda: ready(listener), leave=app.state.repository.leave, has_parent=has_parent
+    )
     server.run([listener])
     return server.status if server.started else 1
 

@@ -19,7 +19,7 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 
-from app.serving.listener import refuse_connections
+from app.serving.stop_listening import refuse_connections
 from app.telemetry.logs import log
 
 HANDED_OVER = "GRAFT_HANDED_OVER"  # from parent to worker: descriptors of listening socket and channel; not a setting
@@ -87,8 +87,8 @@ class Supervisor:
                 process.kill()
 
     async def _supervise(self, slot: int) -> int:
-        """Replaces each worker of this slot that dies; returns an exit status if that is hopeless. The other slots wait
-        for the first, so that an error at startup is printed once."""
+        """Replaces each worker of this slot that dies; returns an exit status if none can start. Slots wait for the
+        first, so that an error at startup is printed once."""
         if slot > 0:
             await self._first.wait()
         pause = SHORTEST_PAUSE_S

@@ -23,7 +23,7 @@ LogRequests = Literal["errors", "all", "none"]
 
 _LONGEST_PATH = 200  # characters of a path in the log
 OVERLOAD = frozenset({"queue-full", "too-many-connections"})  # problems whose log lines are bounded
-_OVERLOAD_LINES = 10  # per second and worker
+_REFUSAL_LINES = 10  # per second and worker
 
 log = logging.getLogger("graft")
 
@@ -31,20 +31,20 @@ log = logging.getLogger("graft")
 class RequestLog:
     """Counts every finished request, and logs those that `log_requests` selects.
 
-    Lines of requests refused for overload are bounded: writing one costs more than the rest of the refusal, and a flood
-    of them would fill the disk.
+    Lines of requests that cost their client nothing are bounded: those refused for overload, and those whose head is
+    malformed, slow or too large. Writing one costs more than the rest of the refusal, and a flood would fill the disk.
     """
 
     def __init__(
         self, metrics: Metrics, log_requests: LogRequests = "errors", clock: Callable[[], float] = monotonic
     ) -> None:
         self._metrics, self._log_requests = metrics, log_requests
-        self._overload = OverloadThrottle(clock)
+        self._overload, self._heads = RefusalThrottle(clock), RefusalThrottle(clock)
 
     def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
         if self._should_log(record, status):
-            _log_access(scope, operation, record, status, seconds)
+            _log_access(scope, operation, record=record, status=status, seconds=seconds)
 
     def finished_without_context(
         self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float
@@ -54,31 +54,42 @@ class RequestLog:
         if self._should_log(record, status):
             in_context(own_id, record, _log_access, scope, operation, record, status, seconds)
 
+    def head_refused(self, client: str, status: int, problem: str, detail: str) -> None:
+        """For a request that was refused before its head was complete. The metrics do not count it."""
+        self._flush_if_due()
+        if self._log_requests != "none" and self._heads.allows(problem):
+            log.info("a request from %s was refused with %d: %s", client, status, detail)
+
     def close(self) -> None:
         """Logs how many refusals have no line yet."""
         self._overload.flush()
+        self._heads.flush()
 
     def _count(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> str:
         """Adds the request to the metrics; returns its operation."""
         operation = record.operation or _operation(getattr(scope.get("route"), "path", ""))
         metrics, model, version = self._metrics, record.model, record.version
-        metrics.request(operation, model, version, status, seconds)
+        metrics.request(operation, model, version, status=status, seconds=seconds)
         if record.problem is not None:
             metrics.refused(record.problem)
         if record.queue_s is not None:
-            metrics.waited(model, version, record.queue_s)
+            metrics.observe_queue(model, version, record.queue_s)
         if record.decode_s is not None:
-            metrics.decoded(model, version, record.decode_s)
+            metrics.observe_decoding(model, version, record.decode_s)
         return operation
 
     def _should_log(self, record: RequestRecord, status: int) -> bool:
-        self._overload.flush_if_due()
+        self._flush_if_due()
         if self._log_requests == "none" or (self._log_requests == "errors" and status < 400):
             return False
         return record.problem not in OVERLOAD or self._overload.allows(record.problem)
 
+    def _flush_if_due(self) -> None:
+        self._overload.flush_if_due()
+        self._heads.flush_if_due()
 
-class OverloadThrottle:
+
+class RefusalThrottle:
     """Allows ten lines a second, and counts the rest by problem. The counts are logged when the second has passed: by
     the next request, whatever it is, or at shutdown. There is no timer."""
 
@@ -91,7 +102,7 @@ class OverloadThrottle:
         now = self._clock()
         if now >= self._until:
             self._until, self._allowed = now + 1, 0
-        if self._allowed < _OVERLOAD_LINES:
+        if self._allowed < _REFUSAL_LINES:
             self._allowed += 1
             return True
         self._suppressed[problem] = self._suppressed.get(problem, 0) + 1

@@ -140,7 +140,7 @@ class Metrics(Collector):
                     children.forget(model, version)
         self._served = now
 
-    def tried(self, model: str, outcome: str) -> None:
+    def count_load(self, model: str, outcome: str) -> None:
         """`model` is a name in the models folder; `outcome` is loaded or refused."""
         self._loads[model, outcome].inc()
 
@@ -163,13 +163,13 @@ class Metrics(Collector):
         """`reason` is one of the fast path's own words."""
         self._handovers[(reason,)].inc()
 
-    def waited(self, model: str | None, version: int | None, seconds: float) -> None:
+    def observe_queue(self, model: str | None, version: int | None, seconds: float) -> None:
         self._pending.append((self._queue, self._labels(model, version), seconds))
 
-    def decoded(self, model: str | None, version: int | None, seconds: float) -> None:
+    def observe_decoding(self, model: str | None, version: int | None, seconds: float) -> None:
         self._pending.append((self._decode, self._labels(model, version), seconds))
 
-    def ran(self, model: str, version: int, images: int, seconds: float) -> None:
+    def observe_batch(self, model: str, version: int, images: int, seconds: float) -> None:
         """One batch, which may hold images of several requests."""
         labels = self._labels(model, version)
         self._pending.append((self._images, labels, images))

@@ -84,21 +84,21 @@ function anomaly(result, model) {
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, calibration.quantiles, label));
 }
 
-const TAKEN = { pixels: "the drawing", embedding: "its code", features: "the vector of its features", thumbnail: "its thumbnail" };
+const TAKEN = { pixels: "the drawing", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail" };
 const MEASURED = {
   reconstruction: (what) => `how far off ${what} is`,
   mahalanobis: (what) => `how far ${what} lies from the middle of the normal ones`,
   residual: (what) => `how much of ${what} lies where no normal one differs`,
   neighbours: (what) => `how far ${what} is from the nearest normal ones`,
-  local: (what) => `how far ${what} is from the nearest normal ones, relative to how far apart those lie`,
+  local: (what) => `how far ${what} is from the nearest normal ones, relative to the distances among those`,
 };
 
 // One distance of the score in words, with its value in standard deviations, of which the score is the sum. A distance
 // that has no words here is shown by its name.
 function summand({ measure, takes, mean, std }, distances) {
   const name = takes === "pixels" ? measure : `${takes}.${measure}`;
-  const said = takes in TAKEN && measure in MEASURED ? MEASURED[measure](TAKEN[takes]) : name;
-  return `${said} (${signed((distances[name] - mean) / std)})`;
+  const text = takes in TAKEN && measure in MEASURED ? MEASURED[measure](TAKEN[takes]) : name;
+  return `${text} (${signed((distances[name] - mean) / std)})`;
 }
 
 // A p-value in words. The p-value counts the image itself as one of the held-out images.
@@ -117,11 +117,17 @@ function framed(name, model, ...children) {
   frame.replaceChildren(...children);
 }
 
+// The colour of what is added at the sides; where the edge is repeated, none.
+function bars(background, padding) {
+  if (padding === "edge") return "";
+  return Array.isArray(padding) ? `rgb(${[0, 1, 2].map((channel) => padding[channel] ?? padding[0]).join(" ")})` : background;
+}
+
 export function pictureOf(item, model, alt) {
-  const { resize, background } = model.manifest.input;
+  const { resize, background, padding } = model.manifest.input;
   const image = element("img", { src: item.url, alt, draggable: false });
   image.style.objectFit = FIT[resize];
-  image.style.background = resize === "pad" ? background : "";
+  image.style.background = resize === "pad" ? bars(background, padding) : "";
   image.addEventListener("load", () => image.classList.toggle("coarse", Math.max(image.naturalWidth, image.naturalHeight) < 100));
   image.addEventListener("error", () => image.replaceWith(element("span", { className: "unseeable", textContent: "Your browser cannot show this file; the model can read it." })));
   return image;
@@ -131,19 +137,19 @@ function pictures(item, model) {
   const { result } = item;
   const has = { input: true, drawn: result.image, why: result.explanation, odd: result.heatmap };
   for (const [name, value] of Object.entries(has)) figure(name).hidden = !value;
-  const said = (name, text) => { figure(name).querySelector("span").textContent = text; };
+  const caption = (name, text) => { figure(name).querySelector("span").textContent = text; };
   framed("input", model, pictureOf(item, model, `Your image, ${item.name}`));
-  said("input", item.name);
+  caption("input", item.name);
   if (result.image) {
-    framed("drawn", model, element("img", { src: addressOf(result.image), alt: "The image, drawn back from its code", className: "coarse" }));
-    said("drawn", `from ${result.embedding.length} numbers, ${percent(Math.sqrt(result.error))} off`);
+    framed("drawn", model, element("img", { src: addressOf(result.image), alt: "The image, reconstructed from its embedding", className: "coarse" }));
+    caption("drawn", `from ${result.embedding.length} numbers, ${percent(Math.sqrt(result.error))} off`);
   }
   layered("why", item, model, result.explanation, reasons, `What speaks for ${result.label}, and against it`);
   const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
   figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
-  layered("odd", item, model, result.heatmap, errors, "Where the image differs most from what was drawn back");
-  const counts = result.distances && ("reconstruction" in result.distances ? "; part of the score" : "; no part of the score");
-  said("odd", `where the drawing is off${counts ?? ""}`);
+  layered("odd", item, model, result.heatmap, errors, "Where the image differs most from its reconstruction");
+  const counts = result.distances && ("reconstruction" in result.distances ? "; part of the score" : "; not part of the score");
+  caption("odd", `where the reconstruction is off${counts ?? ""}`);
 }
 
 function layered(name, item, model, map, colour, alt) {
@@ -163,20 +169,20 @@ function code({ embedding }) {
   const [low, high] = [Math.min(...embedding), Math.max(...embedding)];
   const summary = `${embedding.length} numbers, from ${signed(low)} to ${signed(high)}`;
   canvas.setAttribute("aria-label", summary);
-  part("code").querySelector("p").textContent = `${summary}. Alike images have alike codes.`;
+  part("code").querySelector("p").textContent = `${summary}. Similar images have similar embeddings.`;
 }
 
 function timing({ times, elapsed }) {
   const known = ["queue", "decode", "run"].filter((name) => name in times);
   const sum = known.reduce((total, name) => total + times[name], 0);
   const parts = [...known.map((name) => [name, times[name]]),
-    ["rest of the service", Math.max(0, (times.total ?? sum) - sum)], ["way and browser", Math.max(0, elapsed - (times.total ?? sum))]];
+    ["rest of the service", Math.max(0, (times.total ?? sum) - sum)], ["network and browser", Math.max(0, elapsed - (times.total ?? sum))]];
   part("timing").querySelector(".spans").replaceChildren(...parts.map(([, ms], index) => {
     const span = element("i", { className: `t${index}` });
     span.style.flexGrow = ms;
     return span;
   }));
-  part("timing").querySelector(".times").replaceChildren(...[...parts, ["together", elapsed]].map(([name, ms], index) =>
+  part("timing").querySelector(".times").replaceChildren(...[...parts, ["total", elapsed]].map(([name, ms], index) =>
     element("div", { className: `t${index}` }, element("dt", { textContent: name }), element("dd", { textContent: milliseconds(ms) }))));
 }
 
@@ -210,7 +216,7 @@ export function fallsWhere({ embedding, label }, model) {
     });
     drawn = { map, keys, ...points(map, coloured) };
     place.replaceChildren(drawn.picture, element("ul", { className: "keys", hidden: !coloured }, ...keys));
-    words.textContent = `Among ${map.points.length} held-out images, by the two directions that ${coloured ? "tell their kinds apart best" : "spread them most"}.`;
+    words.textContent = `Among ${map.points.length} held-out images, by the two directions that ${coloured ? "separate the classes best" : "have the most variance"}.`;
   }
   const at = [0, 1].map((axis) => embedding.reduce((sum, value, index) => sum + (value - map.mean[index]) * map.directions[index][axis], 0));
   drawn.mark(at, `The image among ${map.points.length} others${coloured ? `; nearest are ${nearestLabels(map, at, model.labels)}` : ""}`);

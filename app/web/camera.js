@@ -34,7 +34,7 @@ export async function photograph(taken) {
     take.focus();
   } catch {
     video.hidden = true;
-    problem.textContent = "The camera cannot be used here: there is none, or the browser was told not to let this page use it.";
+    problem.textContent = "The camera cannot be used here: there is none, or the browser does not let this page use it.";
   }
   return undefined;
 }

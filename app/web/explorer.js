@@ -69,7 +69,7 @@ async function decode() {
       picture.src = URL.createObjectURL(await answer.blob());
       await picture.decode();
       URL.revokeObjectURL(before);
-      picture.alt = `Drawn from a code between both: ${of}`;
+      picture.alt = `Drawn from an embedding between both: ${of}`;
       picture.hidden = false;
       picture.parentElement.style.aspectRatio = `${model.input[1]} / ${model.input[0]}`;
     }

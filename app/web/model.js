@@ -10,13 +10,13 @@ const name = decodeURIComponent(location.pathname.split("/").filter(Boolean).pop
 
 const SHARE = (value) => percent(value, 2);
 const TILES = { // metric → [text, format of its value]
-  accuracy: ["named rightly", SHARE],
-  balanced_accuracy: ["rightly, each class counting alike", SHARE],
+  accuracy: ["classified correctly", SHARE],
+  balanced_accuracy: ["correct, mean over classes", SHARE],
   macro_f1: ["macro F1", SHARE],
-  left_out_accuracy: ["named rightly of its few images, each left out in turn", SHARE],
-  calibration_error: ["by which its confidence is off", SHARE],
+  left_out_accuracy: ["of its few images classified correctly, each left out in turn", SHARE],
+  calibration_error: ["mean error of its confidence", SHARE],
   false_alarm_rate: ["false alarms on normal images", SHARE],
-  reconstruction_mse: ["mean squared error, drawn back", (value) => value.toPrecision(2)],
+  reconstruction_mse: ["mean squared error of reconstructions", (value) => value.toPrecision(2)],
 };
 
 async function begin() {
@@ -37,12 +37,12 @@ async function begin() {
 
 function tiles({ metrics, milliseconds: each }) {
   const shown = metrics.filter((metric) => metric.name in TILES && !(metric.name === "balanced_accuracy" && even(metrics, metric))).map((metric) => {
-    const [said, written] = TILES[metric.name];
-    return [written(metric.value), said, `${metric.images.toLocaleString("en")} images: ${metric.how}`];
+    const [text, format] = TILES[metric.name];
+    return [format(metric.value), text, `${metric.images.toLocaleString("en")} images: ${metric.how}`];
   });
   shown.push([milliseconds(each), "an image, measured at start", "everything that the model can do with it"]);
-  at("tiles").replaceChildren(...shown.map(([value, said, how]) =>
-    element("li", { className: "card", title: how }, element("strong", { textContent: value }), element("span", { textContent: said }))));
+  at("tiles").replaceChildren(...shown.map(([value, text, how]) =>
+    element("li", { className: "card", title: how }, element("strong", { textContent: value }), element("span", { textContent: text }))));
 }
 
 // Whether balanced accuracy equals accuracy: the classes have the same size, so it is not worth a tile.
@@ -52,10 +52,10 @@ function facts(model) {
   const { manifest, input: [height, width, channels] } = model;
   const p = manifest.provenance;
   const rows = [
-    ["Takes", `${width} × ${height} pixels, ${channels === 1 ? "grey" : "colour"}; other images are brought to that (${manifest.input.resize})`],
-    ["Tells apart", model.labels?.join(", ")],
+    ["Takes", `${width} × ${height} pixels, ${channels === 1 ? "grey" : "colour"}; other images are resized (${manifest.input.resize})`],
+    ["Classes", model.labels?.join(", ")],
     ["Can", model.operations.join(", ")],
-    ["Code", `${manifest.latent_size} numbers`],
+    ["Embedding", `${manifest.latent_size} numbers`],
     ["Confidence", manifest.classifier && `logits divided by ${manifest.classifier.temperature.toFixed(3)} before softmax, fitted on held-out images`],
     ["Anomalous", manifest.anomaly && `above ${manifest.anomaly.threshold.toFixed(2)}: ${percent(manifest.anomaly.false_alarm_rate, 2)} of normal images, by ${manifest.anomaly.calibrated_on.toLocaleString("en")} held-out ones; the score sums ${manifest.anomaly.distances.map((each) => each.measure === "reconstruction" ? "reconstruction" : `${each.takes}.${each.measure}`).join(" + ")}`],
     ["From", `${p.source} → ${p.target}, seed ${p.seed}, ${p.created.slice(0, 10)}`],
@@ -100,7 +100,7 @@ async function report(model, full) {
 
 async function live(model) {
   try {
-    tellLive(model, summary(series(await (await call("metrics", { ask: false })).text(), model.name, model.version)));
+    showLive(model, summary(series(await (await call("metrics", { ask: false })).text(), model.name, model.version)));
     at("live-problem").textContent = "";
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
@@ -111,12 +111,12 @@ async function live(model) {
   setTimeout(() => live(model), EVERY);
 }
 
-function tellLive(model, now) {
+function showLive(model, now) {
   const within = (times, share) => times.count ? `${milliseconds(1000 * quantile(times, share))} or less` : "–";
   const rows = [
     ["requests", now.requests.toLocaleString("en")], ["refused", now.refused.toLocaleString("en")], ["images", Math.round(now.images).toLocaleString("en")],
-    ["images together", now.together ? now.together.toFixed(1) : "–"],
-    ["run, half within", within(now.run, 0.5)], ["run, 95 of 100", within(now.run, 0.95)], ["queue, 95 of 100", within(now.queue, 0.95)], ["decode, 95 of 100", within(now.decode, 0.95)],
+    ["images per batch", now.together ? now.together.toFixed(1) : "–"],
+    ["run, median", within(now.run, 0.5)], ["run, 95th percentile", within(now.run, 0.95)], ["queue, 95th percentile", within(now.queue, 0.95)], ["decode, 95th percentile", within(now.decode, 0.95)],
   ];
   at("numbers").replaceChildren(...rows.map(([term, value]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
   at("charts").replaceChildren(...[
@@ -128,12 +128,12 @@ function tellLive(model, now) {
 
 async function drift(model, full) {
   if (!model.parts.includes("drift")) {
-    at("drift").textContent = "This bundle has nothing to tell by: it was made before bundles kept some of their held-out codes, or of too few images. "
-      + "Export it again, or give it normal images of yours with graft-train calibrate; the next version will tell.";
+    at("drift").textContent = "This bundle cannot measure drift: it was exported without embeddings of held-out images, or from too few images. "
+      + "Export it again, or run graft-train calibrate on normal images of yours; the next version can.";
     return;
   }
   try {
-    tellDrift(await json(`v1/models/${full}/drift`));
+    showDrift(await json(`v1/models/${full}/drift`));
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
     at("drift").textContent = `${problem.message} ${problem.detail}`;
@@ -141,14 +141,14 @@ async function drift(model, full) {
   setTimeout(() => drift(model, full), EVERY);
 }
 
-function tellDrift({ images, window, drifted, p_value, discrepancy, confidence_stability, anomaly_score_stability }) {
+function showDrift({ images, window, drifted, p_value, discrepancy, confidence_stability, anomaly_score_stability }) {
   at("drift").textContent = drifted === undefined
-    ? `Not known yet: it takes ${window.toLocaleString("en")} images, and ${images.toLocaleString("en")} have come.`
+    ? `Not known yet: it needs ${window.toLocaleString("en")} images, and has seen ${images.toLocaleString("en")}.`
     : `The latest ${window.toLocaleString("en")} images ${drifted ? "do not look" : "look"} like those that were held out when it was trained: `
-      + `as many of these, drawn at random, lie as far from the rest in ${percent(p_value)} of all draws${drifted ? " or fewer" : ""}.`;
+      + `a random draw of as many held-out images differs as much in ${percent(p_value)} of cases${drifted ? " or fewer" : ""}.`;
   at("drift").className = drifted ? "problem" : "";
-  const moved = (index) => index !== undefined && `${index.toFixed(2)}, ${index < 0.1 ? "as it was" : index <= 0.25 ? "moved" : "moved much"}`;
-  const rows = [["codes apart", discrepancy?.toPrecision(2)], ["confidence", moved(confidence_stability)], ["anomaly score", moved(anomaly_score_stability)]];
+  const moved = (index) => index !== undefined && `${index.toFixed(2)}, ${index < 0.1 ? "unchanged" : index <= 0.25 ? "changed" : "much changed"}`;
+  const rows = [["discrepancy of embeddings", discrepancy?.toPrecision(2)], ["confidence", moved(confidence_stability)], ["anomaly score", moved(anomaly_score_stability)]];
   at("moved").replaceChildren(...rows.filter(([, value]) => value).map(([term, value]) =>
     element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
 }
@@ -161,8 +161,8 @@ function chart(title, { count, bins }, threshold) {
       svg("title", {}, `${bin.count} ${bin.below === Infinity ? "above the last" : `up to ${bin.below}`}`)),
     index % 3 || bin.below === Infinity ? "" : svg("text", { x: (index + 1) * width, y: 126, "text-anchor": "middle" }, String(bin.below)),
   ]);
-  const said = count ? `${title} of ${count.toLocaleString("en")} images` : `${title}: no image yet`;
-  const caption = threshold === undefined ? said : `${said}; anomalous above ${threshold.toFixed(2)}`;
+  const summary = count ? `${title} of ${count.toLocaleString("en")} images` : `${title}: no image yet`;
+  const caption = threshold === undefined ? summary : `${summary}; anomalous above ${threshold.toFixed(2)}`;
   return element("figure", {}, svg("svg", { viewBox: "0 0 400 132", role: "img", "aria-label": caption }, svg("path", { class: "axis", d: "M0 110.5H400" }), ...parts), element("figcaption", { textContent: caption }));
 }
 

@@ -49,7 +49,7 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 // The score on a line, with the range of nine in ten normal images and the threshold.
-export function gauge(score, threshold, quantiles, said) {
+export function gauge(score, threshold, quantiles, text) {
   const width = 400, from = 8, to = width - 8;
   const normal = Object.fromEntries(Object.entries(quantiles).map(([share, value]) => [Number(share), value]));
   const low = Math.min(normal[0.01] ?? 0, score, threshold);
@@ -70,7 +70,7 @@ export function gauge(score, threshold, quantiles, said) {
     score > threshold && score >= high
       ? svg("path", { class: "here", d: `M${to - 9} 15l9 10l-9 10Z` })
       : svg("circle", { class: "here", cx: at(score), cy: 25, r: 7.5 }));
-  return svg("svg", { viewBox: `0 0 ${width} 54`, role: "img", "aria-label": said }, ...parts);
+  return svg("svg", { viewBox: `0 0 ${width} 54`, role: "img", "aria-label": text }, ...parts);
 }
 
 // The latent map's points in the colours of their labels. `mark` moves the image's mark, at most to the map's edge.
@@ -88,8 +88,8 @@ export function points(map, coloured) {
   }));
   const marks = [svg("circle", { class: "halo", r: 10 }), svg("circle", { class: "mark", r: 6 })];
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, ...dots, ...marks);
-  const mark = ([across, up], said) => {
-    picture.setAttribute("aria-label", said);
+  const mark = ([across, up], text) => {
+    picture.setAttribute("aria-label", text);
     for (const each of marks) {
       each.setAttribute("cx", x(across));
       each.setAttribute("cy", y(up));

@@ -64,11 +64,11 @@ function described() {
   const can = model.operations;
   const kinds = model.labels?.slice(0, 12).join(", ") + (model.labels?.length > 12 ? ", …" : "");
   const parts = [
-    can.includes("classify") && `tells ${model.labels.length} kinds apart (${kinds})`,
-    can.includes("reconstruct") && `draws the image back from ${model.manifest.latent_size} numbers`,
-    can.includes("anomaly") && "says when an image is unlike those it knows",
+    can.includes("classify") && `knows ${model.labels.length} classes (${kinds})`,
+    can.includes("reconstruct") && `reconstructs the image from ${model.manifest.latent_size} numbers`,
+    can.includes("anomaly") && "says when an image is unlike those it was trained on",
   ].filter(Boolean);
-  const list = parts.length > 1 ? `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}` : parts[0] ?? "turns images into codes";
+  const list = parts.length > 1 ? `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}` : parts[0] ?? "turns images into embeddings";
   return `${model.name} ${list}.`;
 }
 
@@ -232,8 +232,8 @@ async function sample(name, select = true) {
   item.sample = name;
 }
 
-for (const [name, said] of SAMPLES) {
-  const button = element("button", { type: "button", ariaLabel: `Sample: ${said}`, title: said }, element("img", { src: `web/samples/${name}.png`, alt: "" }));
+for (const [name, label] of SAMPLES) {
+  const button = element("button", { type: "button", ariaLabel: `Sample: ${label}`, title: label }, element("img", { src: `web/samples/${name}.png`, alt: "" }));
   button.addEventListener("click", () => guarded(sample(name)));
   document.querySelector(".samples").append(button);
 }

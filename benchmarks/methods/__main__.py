@@ -37,7 +37,7 @@ def main() -> None:
     for name in chosen:
         start = time.monotonic()
         for bar in METHODS[name](given.out / name):
-            print(bar.told(), flush=True)
+            print(bar.line(), flush=True)
         print(f"        ({name}: {time.monotonic() - start:,.0f} s)", flush=True)
 
 

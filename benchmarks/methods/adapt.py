@@ -19,7 +19,7 @@ from training.data.imageset import ImageSet
 from training.data.material import Material, gather
 from training.learning.adapt import adapt, discrepancy
 from training.learning.inference import accuracy_of, read
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.measure.intervals import Interval, student
 from training.recipe import Recipe
 
@@ -66,7 +66,7 @@ def measure(out: Path) -> Iterator[Bar]:
                 results.append(_trained(arm, pair, seed, material, out))
                 with (out / "results.jsonl").open("a") as file:
                     file.write(json.dumps(asdict(results[-1])) + "\n")
-        _tell([each for each in results if (each.source, each.target) == pair], pair)
+        _report([each for each in results if (each.source, each.target) == pair], pair)
     first = [each for each in results if (each.source, each.target) == PAIRS[0]]
     for arm, bar, goal in (("dann", 15, 30), ("mmd", 8, 15)):
         yield Bar(f"MNIST → textured MNIST, points of {arm} over source only", _gain(first, arm).mean, bar, goal)
@@ -87,17 +87,17 @@ def _recipe(arm: str, pair: tuple[str, str], seed: int) -> Recipe:
 
 def _trained(arm: str, pair: tuple[str, str], seed: int, material: Material, out: Path) -> Found:
     chosen = _recipe(arm, pair, seed)
-    shop = workshop(chosen, material.spec.shape, out / "-".join((*pair, arm, str(seed))), untrained=False)
-    head = adapt(shop, material.source_train, material.source_validation, material.train, chosen.transfer)
+    workshop = open_workshop(chosen, material.spec.shape, out / "-".join((*pair, arm, str(seed))), untrained=False)
+    head = adapt(workshop, material.source_train, material.source_validation, material.train, chosen.transfer)
     tensor = chosen.transfer.reads
-    apart = discrepancy(*(_some(shop, part, tensor, seed) for part in (material.source_test, material.test))).item()
-    reached, at_home = (accuracy_of(shop.net, head, tensor, part) for part in (material.test, material.source_test))
+    apart = discrepancy(*(_some(workshop, part, tensor, seed) for part in (material.source_test, material.test))).item()
+    reached, at_home = (accuracy_of(workshop.net, head, tensor, part) for part in (material.test, material.source_test))
     return Found(*pair, arm, seed, reached, at_home, apart)
 
 
-def _some(shop: Workshop, data: ImageSet, tensor: str, seed: int) -> torch.Tensor:
+def _some(workshop: Workshop, data: ImageSet, tensor: str, seed: int) -> torch.Tensor:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:_COMPARED])
-    return torch.from_numpy(read(shop, data.take(chosen), tensor))
+    return torch.from_numpy(read(workshop, data.take(chosen), tensor))
 
 
 def _gain(results: Sequence[Found], arm: str, baseline: str = BASELINE) -> Interval:
@@ -106,7 +106,7 @@ def _gain(results: Sequence[Found], arm: str, baseline: str = BASELINE) -> Inter
     return student([reached[arm, seed] - reached[baseline, seed] for seed in SEEDS])
 
 
-def _tell(results: Sequence[Found], pair: tuple[str, str]) -> None:
+def _report(results: Sequence[Found], pair: tuple[str, str]) -> None:
     print(f"        {pair[0]} → {pair[1]}, {len(SEEDS)} seeds, mean and 95 % interval")
     for arm in ARMS:
         own = [each for each in results if each.arm == arm]

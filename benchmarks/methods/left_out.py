@@ -37,7 +37,9 @@ def measure(_: Path) -> Iterator[Bar]:
             for classes, shots in SETTINGS:
                 if classes > len(images.classes):
                     continue
-                stated, true, confidence, below = tried(points, images.labels, blocks, classes, shots).mean(axis=0)
+                stated, true, confidence, below = evaluate_task(points, images.labels, blocks, classes, shots).mean(
+                    axis=0
+                )
                 held.append(below)
                 print(
                     f"        {name}, {Path(data).name}, {classes} classes of {shots}: left out {stated:.3f}, "
@@ -55,7 +57,7 @@ def _points(bundle: Bundle, images: ImageSet) -> tuple[np.ndarray, list[int]]:
     return outputs_of(bundle, images, "encode", (tensor,)).encoded[tensor], maps
 
 
-def tried(points: np.ndarray, labels: np.ndarray, blocks: list[int], classes: int, shots: int) -> np.ndarray:
+def evaluate_task(points: np.ndarray, labels: np.ndarray, blocks: list[int], classes: int, shots: int) -> np.ndarray:
     """(TASKS, 4): the stated accuracy, the true one, the mean confidence, and whether the bound holds."""
     rng = np.random.default_rng(0)
     rows = []
@@ -65,13 +67,14 @@ def tried(points: np.ndarray, labels: np.ndarray, blocks: list[int], classes: in
             for label in rng.choice(np.unique(labels), classes, replace=False)
         ]
         known = np.repeat(np.arange(classes), shots)
-        asked = np.repeat(np.arange(classes), [len(each) - shots for each in drawn])
+        requested = np.repeat(np.arange(classes), [len(each) - shots for each in drawn])
         shown = points[np.concatenate([each[:shots] for each in drawn])]
         left_out = prototypes.left_out(shown, known, "mahalanobis", blocks)
         right = int((left_out.argmax(axis=1) == known).sum())
         queries = points[np.concatenate([each[shots:] for each in drawn])]
         logits = prototypes.fit(shown, known, "mahalanobis", blocks).logits(queries)
-        confidence = probabilities(logits, temperature.by_accuracy(left_out, right)).max(axis=1).mean()
-        true = (logits.argmax(axis=1) == asked).mean()
+        fitted = temperature.fit(left_out, known, temperature.PROTOTYPES)
+        confidence = probabilities(logits, fitted).max(axis=1).mean()
+        true = (logits.argmax(axis=1) == requested).mean()
         rows.append((right / len(known), true, confidence, true >= at_least(right, len(known))))
     return np.array(rows, float)

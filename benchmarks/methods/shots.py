@@ -31,10 +31,10 @@ from training.data import named
 from training.data.imageset import ImageSet
 from training.data.read import has_parts, read_part
 from training.data.splits import split
-from training.learning.episodes import SYMMETRIES, learn_to_learn, turned
+from training.learning.episodes import SYMMETRIES, train_encoder, turned
 from training.learning.finetune import finetune
 from training.learning.inference import read
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.measure.intervals import at_least, student
 from training.recipe import Recipe
 from training.score import prototypes, temperature
@@ -53,7 +53,7 @@ class Halves:
 
     train: ImageSet
     validation: ImageSet
-    strange: ImageSet
+    unusual: ImageSet
 
 
 def measure(out: Path) -> Iterator[Bar]:
@@ -74,15 +74,15 @@ def _measured(out: Path, what: str, chosen: Recipe, seeds: int, goal: float | No
         halves = halved(seeded, seed)
         print(f"        {what}, seed {seed}: tasks of {', '.join(halves.strange.classes)}", flush=True)
         folder = out / Path(chosen.target).name / f"seed-{seed}"
-        for arm, shop, points, blocks in encoded(seeded, halves, folder):  # noqa: B007 - the last, episodic, is kept
-            reached = {each: solved(points, halves.strange.labels, blocks, seed, each) for each in DISTANCES}
-            told = [f"{each} {v.mean():.4f} ± {1.96 * v.std() / np.sqrt(len(v)):.4f}" for each, v in reached.items()]
-            print(f"        {arm:9} {', '.join(told)}", flush=True)
+        for arm, workshop, points, blocks in encoded(seeded, halves, folder):  # noqa: B007 - the last, episodic, is kept
+            reached = {each: solved(points, halves.unusual.labels, blocks, seed, each) for each in DISTANCES}
+            output = [f"{each} {v.mean():.4f} ± {1.96 * v.std() / np.sqrt(len(v)):.4f}" for each, v in reached.items()]
+            print(f"        {arm:9} {', '.join(output)}", flush=True)
             for each, values in reached.items():
                 found[arm, each].append(float(values.mean()))
-        shops.append(shop)
-        known.append(read(shop, halves.validation, "embedding"))
-        print(f"        {honesty(points, halves.strange.labels, blocks, seed)}", flush=True)
+        shops.append(workshop)
+        known.append(read(workshop, halves.validation, "embedding"))
+        print(f"        {calibration_line(points, halves.strange.labels, blocks, seed)}", flush=True)
     if has_parts(chosen.target):  # whose test images none of the encoders has seen, whichever half they had
         images = read_part(chosen.target, "test", chosen.input.spec())
         print(f"        {what}: {nearest(shops, known, images, chosen.transfer.reads, blocks)}", flush=True)
@@ -108,11 +108,13 @@ def halved(chosen: Recipe, seed: int) -> Halves:
     spec = chosen.input.spec()
     whole = read_part(chosen.target, "train", spec)
     order = np.random.default_rng(seed).permutation(len(whole.classes))
-    known, strange = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    asked = read_part(chosen.target, "test", spec)  # of a folder without parts all there is, and none was trained on
+    known, unusual = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    requested = read_part(
+        chosen.target, "test", spec
+    )  # of a folder without parts all there is, and none was trained on
     seen = only(whole, known)
     train, validation = split(seen, (min(2000, len(seen) // 5),), seed)
-    return Halves(train, validation, only(asked, strange))
+    return Halves(train, validation, only(requested, unusual))
 
 
 def only(images: ImageSet, classes: np.ndarray) -> ImageSet:
@@ -124,26 +126,26 @@ def only(images: ImageSet, classes: np.ndarray) -> ImageSet:
 
 def encoded(chosen: Recipe, halves: Halves, folder: Path) -> Iterator[tuple[str, Workshop, np.ndarray, list[int]]]:
     """(arm, its network, (N, D) of the strange images, sizes of what D joins)."""
-    strange, transfer = halves.strange, chosen.transfer
-    shop = workshop(chosen, chosen.input.spec().shape, folder / "half", untrained=True)
-    yield "pixels", shop, strange.images[:].reshape(len(strange), -1).astype(np.float32) / 255, []
-    maps = [math.prod(shape) for shape in shop.net.pool.shapes]
-    yield "untrained", shop, read(shop, strange, transfer.reads), maps
-    name(shop, halves.train, halves.validation, chosen)
+    unusual, transfer = halves.unusual, chosen.transfer
+    workshop = open_workshop(chosen, chosen.input.spec().shape, folder / "half", untrained=True)
+    yield "pixels", workshop, unusual.images[:].reshape(len(unusual), -1).astype(np.float32) / 255, []
+    maps = [math.prod(shape) for shape in workshop.net.pool.shapes]
+    yield "untrained", workshop, read(workshop, unusual, transfer.reads), maps
+    name(workshop, halves.train, halves.validation, chosen)
     for arm in ARMS[2:]:
         if arm == "turned" and not transfer.symmetries:
             continue
-        own = replace(shop, net=copy.deepcopy(shop.net)).kept_in(folder / arm)
+        own = replace(workshop, net=copy.deepcopy(workshop.net)).kept_in(folder / arm)
         if arm == "episodic":
-            learn_to_learn(own, halves.train, halves.validation, transfer)
+            train_encoder(own, halves.train, halves.validation, transfer)
         else:
             parts = [halves.train, halves.validation]
             name(own, *(eightfold(part) if arm == "turned" else part for part in parts), chosen)
-        yield arm, own, read(own, strange, transfer.reads), maps
+        yield arm, own, read(own, unusual, transfer.reads), maps
 
 
-def name(shop: Workshop, train: ImageSet, validation: ImageSet, chosen: Recipe) -> None:
-    finetune(shop, train, validation, chosen.transfer)
+def name(workshop: Workshop, train: ImageSet, validation: ImageSet, chosen: Recipe) -> None:
+    finetune(workshop, train, validation, chosen.transfer)
 
 
 def eightfold(images: ImageSet) -> ImageSet:
@@ -162,55 +164,57 @@ def solved(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int,
     rng = np.random.default_rng(1000 + seed)
     found = []
     for _ in range(TASKS):
-        shots, known, queries, asked = drawn(labels, np.unique(labels), rng)
+        shots, known, queries, requested = drawn(labels, np.unique(labels), rng)
         learnt = prototypes.fit(points[shots], known, distance, blocks)
-        found.append((learnt.logits(points[queries]).argmax(axis=1) == asked).mean())
+        found.append((learnt.logits(points[queries]).argmax(axis=1) == requested).mean())
     return np.array(found)
 
 
 def drawn(labels: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """A task: the shots and their labels, the queries and theirs."""
     of_class = [rng.choice(np.flatnonzero(labels == label), SHOTS + QUERIES, replace=False) for label in classes]
-    known, asked = (np.repeat(np.arange(len(classes)), count) for count in (SHOTS, QUERIES))
+    known, requested = (np.repeat(np.arange(len(classes)), count) for count in (SHOTS, QUERIES))
     return (
         np.concatenate([each[:SHOTS] for each in of_class]),
         known,
         np.concatenate([each[SHOTS:] for each in of_class]),
-        asked,
+        requested,
     )
 
 
-def honesty(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int) -> str:
+def calibration_line(points: np.ndarray, labels: np.ndarray, blocks: list[int], seed: int) -> str:
     """In words: what is said of shots that are left out, beside what becomes of the queries."""
     rng = np.random.default_rng(2000 + seed)
     rows = []
     for _ in range(TASKS // 3):
-        shots, known, queries, asked = drawn(labels, np.unique(labels), rng)
+        shots, known, queries, requested = drawn(labels, np.unique(labels), rng)
         left_out = prototypes.left_out(points[shots], known, "mahalanobis", blocks)
         hits = int((left_out.argmax(axis=1) == known).sum())
         logits = prototypes.fit(points[shots], known, "mahalanobis", blocks).logits(points[queries])
-        sure = probabilities(logits, temperature.by_accuracy(left_out, hits)).max(axis=1).mean()
-        true = (logits.argmax(axis=1) == asked).mean()
+        fitted = temperature.fit(left_out, known, temperature.PROTOTYPES)
+        sure = probabilities(logits, fitted).max(axis=1).mean()
+        true = (logits.argmax(axis=1) == requested).mean()
         rows.append((hits / len(known), true, sure, at_least(hits, len(known)) <= true))
-    said, true, sure, inside = np.mean(rows, axis=0)
+    stated, true, sure, inside = np.mean(rows, axis=0)
     return (
-        f"left out {said:.4f}, queries {true:.4f}, mean confidence {sure:.4f}; the stated bound holds in "
+        f"left out {stated:.4f}, queries {true:.4f}, mean confidence {sure:.4f}; the stated bound holds in "
         f"{inside:.0%} of {len(rows)} tasks"
     )
 
 
 def nearest(shops: list[Workshop], known: list[np.ndarray], images: ImageSet, reads: str, blocks: list[int]) -> str:
     """In words: over tasks of any classes, the encoder that is nearest beside a random one and the best."""
-    codes, points = ([read(shop, images, tensor) for shop in shops] for tensor in ("embedding", reads))
+    codes, points = ([read(workshop, images, tensor) for workshop in shops] for tensor in ("embedding", reads))
     rng = np.random.default_rng(3000)
     rows = []
     for _ in range(TASKS):
         classes = rng.choice(len(images.classes), len(images.classes) // 2, replace=False)
-        shots, labels, queries, asked = drawn(images.labels, classes, rng)
+        shots, labels, queries, requested = drawn(images.labels, classes, rng)
         far = [tasks.distance(own[shots], theirs) for own, theirs in zip(codes, known, strict=True)]
         learnt = [prototypes.fit(each[shots], labels, "mahalanobis", blocks) for each in points]
         reached = [
-            (each.logits(own[queries]).argmax(axis=1) == asked).mean() for each, own in zip(learnt, points, strict=True)
+            (each.logits(own[queries]).argmax(axis=1) == requested).mean()
+            for each, own in zip(learnt, points, strict=True)
         ]
         rows.append((reached[int(np.argmin(far))], np.mean(reached), max(reached)))
     chosen, random, best = np.mean(rows, axis=0)

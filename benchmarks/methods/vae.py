@@ -16,7 +16,7 @@ from training import recipe, run
 from training.compare.results import student
 from training.data.imageset import ImageSet
 from training.data.read import read_part
-from training.learning.stages import learnt_before
+from training.learning.stages import load_learnt
 from training.measure import likelihood
 from training.measure.detection import auroc
 from training.measure.outputs import outputs_of
@@ -50,13 +50,13 @@ def _trained(chosen: recipe.Recipe, models: Path, folder: Path) -> Bundle:
 def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
     chosen = recipe.read(folder)
     garments = read_part("fashion-mnist", "test", bundle.manifest.input)
-    strange = {
+    unusual = {
         "digits": read_part("mnist", "test", bundle.manifest.input),
         "upside down": replace(garments, images=np.ascontiguousarray(np.asarray(garments.images)[:, ::-1])),
     }
     stated = {metric.name: metric.value for metric in bundle.manifest.metrics}
     yield from ((name, stated[name]) for name in ("negative_elbo", "nll_bound", "accuracy", "false_alarm_rate"))
-    net = learnt_before(chosen, bundle.manifest.input.shape, folder).net
+    net = load_learnt(chosen, bundle.manifest.input.shape, folder).net
 
     def scored(images: ImageSet) -> dict[str, np.ndarray]:
         served = outputs_of(bundle, images, "score", ("scores", "errors"))
@@ -66,6 +66,6 @@ def _measured(bundle: Bundle, folder: Path) -> Iterator[tuple[str, float]]:
         return {"score": served.scores, "likelihood": costs, "reconstruction": served.errors}
 
     normal = scored(garments)
-    for name, images in strange.items():
+    for name, images in unusual.items():
         for by, scores in scored(images).items():
             yield f"{by}, {name}", auroc(normal[by], scores)

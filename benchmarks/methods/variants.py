@@ -18,7 +18,7 @@ from training.data.material import Material, gather
 from training.data.splits import some_of_each
 from training.learning.inference import in_batches, read
 from training.learning.pretrain import pretrain
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.measure.intervals import student
 from training.measure.probes import Probe
 
@@ -42,9 +42,9 @@ def measure(out: Path) -> Iterator[Bar]:
         material = gather(recipe.load("sparse", [f"seed={seed}"]))
         for name, changes in OBJECTIVES.items():
             chosen = recipe.load("sparse", [*_LEAN, *changes, f"seed={seed}"])
-            shop = workshop(chosen, material.spec.shape, out / f"{name}-{seed}", untrained=False)
-            pretrain(shop, material.source_train, material.source_validation, chosen.pretrain)
-            for what, value in _measured(shop, material, seed):
+            workshop = open_workshop(chosen, material.spec.shape, out / f"{name}-{seed}", untrained=False)
+            pretrain(workshop, material.source_train, material.source_validation, chosen.pretrain)
+            for what, value in _measured(workshop, material, seed):
                 found[name].setdefault(what, []).append(value)
     for name, measures in found.items():
         for what, values in measures.items():
@@ -57,11 +57,11 @@ def measure(out: Path) -> Iterator[Bar]:
         yield Bar(f"{name}: probe accuracy less the plain autoencoder's, the interval's lower end", gain.low, 0.0, 0.02)
 
 
-def _measured(shop: Workshop, material: Material, seed: int) -> Iterator[tuple[str, float]]:
+def _measured(workshop: Workshop, material: Material, seed: int) -> Iterator[tuple[str, float]]:
     labelled = material.train.take(some_of_each(material.train, _EACH, seed))
-    probe = Probe(read(shop, labelled, "embedding"), labelled.labels, len(labelled.classes), seed)
-    yield "probe", probe.accuracy(read(shop, material.test, "embedding"), material.test.labels)
-    codes = read(shop, material.source_test, "embedding")
+    probe = Probe(read(workshop, labelled, "embedding"), labelled.labels, len(labelled.classes), seed)
+    yield "probe", probe.accuracy(read(workshop, material.test, "embedding"), material.test.labels)
+    codes = read(workshop, material.source_test, "embedding")
     yield "dead units", dead_units(codes)
     yield "units in use", units_in_use(codes)
     digits, rng = material.source_test, np.random.default_rng(0)
@@ -72,7 +72,7 @@ def _measured(shop: Workshop, material: Material, seed: int) -> Iterator[tuple[s
         "digits, pixels shuffled": replace(digits, images=shuffled(pixels, rng)),
         "noise": replace(digits, images=rng.integers(0, 256, pixels.shape, np.uint8)),
     }
-    yield from ((f"share left of {name}", share_left(shop, images)) for name, images in sets.items())
+    yield from ((f"share left of {name}", share_left(workshop, images)) for name, images in sets.items())
 
 
 def dead_units(codes: np.ndarray) -> float:
@@ -96,12 +96,12 @@ def shuffled(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(flat[:, rng.permutation(flat.shape[1])]).reshape(images.shape)
 
 
-def share_left(shop: Workshop, data: ImageSet) -> float:
+def share_left(workshop: Workshop, data: ImageSet) -> float:
     """The squared error as a share of the images' variance: 0 is a copy, 1 no better than their mean."""
-    net = shop.net
+    net = workshop.net
 
     def error(images: Tensor) -> Tensor:
-        shown = shop.unit(images)
+        shown = workshop.unit(images)
         return (net.decoder(net.encode(shown).code).sigmoid() - shown).square().flatten(1).mean(1, keepdim=True)
 
     variance = np.mean(np.var(np.asarray(data.images) / 255, axis=0))

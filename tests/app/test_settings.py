@@ -73,6 +73,9 @@ def test_a_queue_that_could_never_hold_a_request_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match="MAX_BODY_MB"):
         load_settings(max_bodies_mb=10, max_body_mb=11)
     assert load_settings(max_bodies_mb=11, max_body_mb=11).max_bodies_mb == 11
+    with pytest.raises(SettingsInvalid, match=r"max-request-pixels=10: .*an image may have 11 pixels \(MAX_PIXELS\)"):
+        load_settings(max_request_pixels=10, max_pixels=11)
+    assert load_settings(max_request_pixels=11, max_pixels=11).max_request_pixels == 11
 
 
 def test_calls_that_would_reach_one_worker_of_several_are_refused() -> None:

@@ -12,9 +12,9 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_help_names_every_workload_and_server() -> None:
-    told = run("--help").stdout
+    output = run("--help").stdout
     for each in (*WORKLOADS, *SERVERS):
-        assert f"\n  {each.name} " in told
+        assert f"\n  {each.name} " in output
 
 
 def test_what_there_is_not_is_refused_with_what_there_is() -> None:

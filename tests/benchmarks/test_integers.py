@@ -23,7 +23,7 @@ def test_a_bundle_in_integers_says_what_the_bundle_says(drawn: np.ndarray, tmp_p
     nodes = {node.op_type for node in onnx.load(folder / "encoder.onnx").graph.node}
     assert "QuantizeLinear" in nodes
     assert (made.name, made.manifest.classifier) == (whole.name, whole.manifest.classifier)
-    before, after = (np.array([told.label for told in each.classify(drawn[100:])]) for each in (whole, made))
+    before, after = (np.array([output.label for output in each.classify(drawn[100:])]) for each in (whole, made))
     assert (before == after).mean() > 0.9
 
 

@@ -48,7 +48,7 @@ def recorded(models: Path) -> Iterator[tuple[Recorder, int]]:
         yield recorder, client.base_url.port or 0
 
 
-def asked(*bodies: bytes) -> list[Request]:
+def requested(*bodies: bytes) -> list[Request]:
     return [Request("/", {"Content-Type": "text/plain"}, body) for body in bodies]
 
 
@@ -67,13 +67,13 @@ def test_a_percentile_is_a_value_that_was_seen(values: list[float], percent: flo
 
 def test_an_answer_is_read_to_its_end_whether_its_length_is_told_or_not(recorded: tuple[Recorder, int]) -> None:
     _, port = recorded
-    [one] = asked(b"x" * 70_000)
+    [one] = requested(b"x" * 70_000)
     assert load.answered(port, one) == (200, one.body)
 
 
 def test_a_burst_asks_everything_at_once_and_counts_what_failed(recorded: tuple[Recorder, int]) -> None:
     recorder, port = recorded
-    seen = load.burst(port, asked(*(b"%03d" % number for number in range(40)), b"refused!"), times=2, pause_s=0)
+    seen = load.burst(port, requested(*(b"%03d" % number for number in range(40)), b"refused!"), times=2, pause_s=0)
     assert (seen.requests, seen.errors) == (80, 2)
     assert sorted(recorder.bodies) == sorted([*(b"%03d" % number for number in range(40)), b"refused!"] * 2)
     assert 0 < seen.p50_ms <= seen.p99_ms <= seen.most_ms
@@ -83,7 +83,7 @@ def test_a_burst_against_nobody_counts_errors_and_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(load.Skipped, match="nothing of a burst"):
-        load.burst(port, asked(b"a", b"b"), times=1)
+        load.burst(port, requested(b"a", b"b"), times=1)
 
 
 def test_the_probe_measures_until_it_is_left(recorded: tuple[Recorder, int]) -> None:
@@ -99,7 +99,7 @@ def test_the_probe_measures_until_it_is_left(recorded: tuple[Recorder, int]) -> 
 def test_wrk_sends_the_bodies_in_turn(recorded: tuple[Recorder, int], tmp_path: Path) -> None:
     recorder, port = recorded
     bodies = [b"a", b"\0\r\n\r\n\xff" * 1000, b"refused!"]
-    load.write_requests(tmp_path / "requests", asked(*bodies))
+    load.write_requests(tmp_path / "requests", requested(*bodies))
     seen = load.steady(port, tmp_path / "requests", connections=1, seconds=1, core=0)
     first = bodies.index(recorder.bodies[0])  # wrk tries the script once before it asks
     assert recorder.bodies[:4] == [bodies[(first + turn) % 3] for turn in range(4)]

@@ -34,12 +34,12 @@ def test_what_was_measured_is_told_with_intervals_and_what_hurts_by_name(
     assert dann.verdict == "goal"
     assert mmd.value == pytest.approx(-10)
     assert mmd.verdict == "MISSED"
-    told = capsys.readouterr().out
-    assert "mnist → digits, 3 seeds" in told
-    assert "dann: 73.3% (35.4% to 111.3%), source 99.0%, codes apart 0.050; over source-only +43.3 points" in told
-    assert "over statistics +42.7 points (+7.4 to +77.9)\n" in told
-    assert "over source-only -10.0 points (-12.5 to -7.5), NEGATIVE TRANSFER" in told
-    assert "over source-only +0.7 points (-21.7 to +23.1), not shown" in told
+    output = capsys.readouterr().out
+    assert "mnist → digits, 3 seeds" in output
+    assert "dann: 73.3% (35.4% to 111.3%), source 99.0%, codes apart 0.050; over source-only +43.3 points" in output
+    assert "over statistics +42.7 points (+7.4 to +77.9)\n" in output
+    assert "over source-only -10.0 points (-12.5 to -7.5), NEGATIVE TRANSFER" in output
+    assert "over source-only +0.7 points (-21.7 to +23.1), not shown" in output
 
 
 def test_arms_differ_in_their_method_alone() -> None:

@@ -15,5 +15,5 @@ def test_the_table_has_medians_of_every_setting() -> None:
     def ran(rate: float) -> dict[str, float]:
         return {"per_second": rate, "loaded_mb": 90.0, "first_mb": 100.0, "last_mb": 101.0}
 
-    told = sessions.table({"m": {"one thread": [ran(10.0), ran(1000.0), ran(30.0)]}})
-    assert "| m | one thread | 30 | 90 | 100 | 101 |" in told
+    output = sessions.table({"m": {"one thread": [ran(10.0), ran(1000.0), ran(30.0)]}})
+    assert "| m | one thread | 30 | 90 | 100 | 101 |" in output

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.methods.shots import QUERIES, SHOTS, drawn, eightfold, halved, honesty, only, solved
+from benchmarks.methods.shots import QUERIES, SHOTS, calibration_line, drawn, eightfold, halved, only, solved
 from training import recipe
 from training.data.imageset import ImageSet
 
@@ -28,8 +28,8 @@ def test_no_class_is_both_learnt_from_and_asked(tmp_path: Path) -> None:
     for seed in range(5):
         halves = halved(chosen, seed)
         assert halves.train.classes == halves.validation.classes
-        assert not set(halves.train.classes) & set(halves.strange.classes)
-        assert len(halves.train.classes) == len(halves.strange.classes) == 3
+        assert not set(halves.train.classes) & set(halves.unusual.classes)
+        assert len(halves.train.classes) == len(halves.unusual.classes) == 3
         splits.add(halves.train.classes)
     assert len(splits) > 1, "each seed draws its own"
 
@@ -46,11 +46,11 @@ def test_turned_images_belong_to_classes_of_their_own() -> None:
 
 def test_a_task_has_its_shots_and_its_queries_and_none_is_both() -> None:
     labels = images().labels
-    shots, known, queries, asked = drawn(labels, np.array([0, 3, 5]), RNG)
+    shots, known, queries, requested = drawn(labels, np.array([0, 3, 5]), RNG)
     assert (len(shots), len(queries)) == (3 * SHOTS, 3 * QUERIES)
     assert not set(shots) & set(queries)
     assert (np.array([0, 3, 5])[known] == labels[shots]).all()
-    assert (np.array([0, 3, 5])[asked] == labels[queries]).all()
+    assert (np.array([0, 3, 5])[requested] == labels[queries]).all()
 
 
 def test_what_tells_nothing_is_guessed_and_what_tells_all_is_solved() -> None:
@@ -58,4 +58,4 @@ def test_what_tells_nothing_is_guessed_and_what_tells_all_is_solved() -> None:
     noise = RNG.normal(size=(len(labels), 5)).astype(np.float32)
     assert abs(solved(noise, labels, [], 0, "mahalanobis").mean() - 1 / 6) < 0.03
     assert solved(noise + 100 * np.eye(6, 5, dtype=np.float32)[labels], labels, [], 0, "cosine").mean() > 0.99
-    assert "the stated bound holds in" in honesty(noise, labels, [], 0)
+    assert "the stated bound holds in" in calibration_line(noise, labels, [], 0)

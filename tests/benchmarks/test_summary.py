@@ -69,14 +69,14 @@ def test_a_ratio_is_the_median_of_each_repetitions_own_and_absent_where_one_rate
 
 
 def test_the_table_has_a_row_for_each_server_and_says_what_was_skipped() -> None:
-    told = summary.table(summary.Results({**PNG, "skipped": {"ray": "no room", "bentoml": "does not do this"}}))
-    head, _, *rows = [line for line in told.splitlines() if line.startswith("|")]
+    output = summary.table(summary.Results({**PNG, "skipped": {"ray": "no room", "bentoml": "does not do this"}}))
+    head, _, *rows = [line for line in output.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[0] for row in rows] == ["| bare ASGI", "| naive FastAPI", "| Graft"]
     assert all(row.count("|") == head.count("|") for row in rows)
-    assert "| Graft | 150 (1.50×) | 400 (4.00×) | 40.0% | 1.00 / 2.50 |" in told
-    assert "Skipped: Ray Serve: no room" in told
-    assert "BentoML" not in told
-    assert "Disturbed" not in told
+    assert "| Graft | 150 (1.50×) | 400 (4.00×) | 40.0% | 1.00 / 2.50 |" in output
+    assert "Skipped: Ray Serve: no room" in output
+    assert "BentoML" not in output
+    assert "Disturbed" not in output
 
 
 def test_the_table_says_when_others_ran_on_the_servers_core() -> None:
@@ -92,8 +92,8 @@ def test_bars_are_told_of_what_was_measured() -> None:
     )
     memory = {"requests": 10, "after_mb": 120.0, "growth_mb": 0.0}
     bars = summary.bars([summary.Results(PNG), summary.Results(resnet)], memory)
-    told = {bar.what: (round(bar.value, 3), bar.verdict) for bar in bars}
-    assert told == {
+    output = {bar.what: (round(bar.value, 3), bar.verdict) for bar in bars}
+    assert output == {
         "one PNG, multipart, c=32, × naive": (4.0, "MISSED"),
         "one PNG, multipart, a lone client, × naive": (1.5, "MISSED"),
         "burst of 128 new connections, p99 in ms": (50.0, "bar"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.methods.variants import dead_units, share_left, shuffled, units_in_use
 from training import recipe
 from training.data.imageset import ImageSet
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.networks import Encoded
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)
@@ -27,15 +27,15 @@ class Mean(nn.Module):
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
-    return workshop(recipe.load("sparse", []), (28, 28, 1), tmp_path, untrained=True)
+def workshop(tmp_path: Path) -> Workshop:
+    return open_workshop(recipe.load("sparse", []), (28, 28, 1), tmp_path, untrained=True)
 
 
-def test_a_copy_leaves_nothing_and_the_mean_image_all_of_the_variance(shop: Workshop) -> None:
+def test_a_copy_leaves_nothing_and_the_mean_image_all_of_the_variance(workshop: Workshop) -> None:
     data = ImageSet(IMAGES, np.array([], np.int64), ())
-    copies = replace(shop, net=replace(shop.net, encoder=Copies(), decoder=nn.Unflatten(1, (1, 28, 28))))  # type: ignore[arg-type]
+    copies = replace(workshop, net=replace(workshop.net, encoder=Copies(), decoder=nn.Unflatten(1, (1, 28, 28))))  # type: ignore[arg-type]
     assert share_left(copies, data) == pytest.approx(0, abs=1e-6)
-    assert share_left(replace(shop, net=replace(shop.net, decoder=Mean())), data) == pytest.approx(1, rel=1e-4)
+    assert share_left(replace(workshop, net=replace(workshop.net, decoder=Mean())), data) == pytest.approx(1, rel=1e-4)
 
 
 def test_pixels_are_shuffled_alike_in_every_image() -> None:

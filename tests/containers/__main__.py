@@ -146,15 +146,15 @@ def running(engine: Engine, *options: str) -> Iterator[tuple[str, str, float]]:
 def curls(address: str) -> str:
     """README's and the protocol page's, which must get the replies that the pages show."""
     host = address.removeprefix("http://")
-    asked = 0
+    requested = 0
     for page, read in ((README, lambda value: value), ((ROOT / "docs/v2.md").read_text(), numbers)):
         for curl in (block for block in blocks(page, "sh") if block.startswith("curl")):
             command = curl.replace("127.0.0.1:8000", host).replace("curl ", "curl -sS ", 1)
             done = json.loads(sh("sh", "-c", command, cwd=ROOT))
             assert read(done) == shape(read(json.loads(blocks(page, "json")[0])))
-            asked += 1
-    assert asked >= 2
-    return f"{asked} of them, with the replies of the pages"
+            requested += 1
+    assert requested >= 2
+    return f"{requested} of them, with the replies of the pages"
 
 
 def unprivileged(engine: Engine, container: str, address: str, pixels: int) -> str:
@@ -171,8 +171,8 @@ def unprivileged(engine: Engine, container: str, address: str, pixels: int) -> s
     state = engine.inspect(container)
     assert state["State"]["OOMKilled"] is False  # type: ignore[index]
     assert state["HostConfig"]["ReadonlyRootfs"] is True  # type: ignore[index]
-    told = engine.docker("exec", container, "python", "-c", "import os; print(os.getuid(), os.getgroups())")
-    assert told.split()[0] == "10001", told
+    output = engine.docker("exec", container, "python", "-c", "import os; print(os.getuid(), os.getgroups())")
+    assert output.split()[0] == "10001", output
     status = engine.docker("exec", container, "python", "-c", "print(open('/proc/1/status').read())")
     assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE), status
     most = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
@@ -239,7 +239,7 @@ def lost_by_a_stop(engine: Engine) -> int:
     request = post("/v1/predict", SAMPLE.read_bytes(), "image/png")
     bad: list[int] = []
 
-    def hears(_: int, answer: Answer) -> None:
+    def on_answer(_: int, answer: Answer) -> None:
         if answer.status != 200:
             bad.append(answer.status)
 
@@ -256,7 +256,7 @@ def lost_by_a_stop(engine: Engine) -> int:
         with running(engine, *shlex.split(UNPRIVILEGED)) as (container, _, _):
             networks: Any = engine.inspect(container)["NetworkSettings"]
             address = f"http://{networks['Networks']['bridge']['IPAddress']}:8000"
-            loads = [Load(address, [request], 16, kept=kept, hears=hears) for kept in (True, False)]
+            loads = [Load(address, [request], 16, kept=kept, on_answer=on_answer) for kept in (True, False)]
             asyncio.run(stop_under(loads, container))
             state: Any = engine.inspect(container)["State"]
             assert state["ExitCode"] == 0, state
@@ -295,9 +295,9 @@ def composed(engine: Engine, tree: Path) -> str:
             assert time.monotonic() < until, f"Prometheus has nothing to say to {empty}"
             httpx.post(f"{address}/v1/predict", files={"image": SAMPLE.read_bytes()})
             time.sleep(1)
-        assert asked(prometheus, 'up{job="graft"}')[0]["value"][1] == "1"
-        told = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
-        loaded = [rule for group in told for rule in group["rules"]]
+        assert requested(prometheus, 'up{job="graft"}')[0]["value"][1] == "1"
+        output = httpx.get(f"{prometheus}/api/v1/rules").json()["data"]["groups"]
+        loaded = [rule for group in output for rule in group["rules"]]
         assert loaded
         assert {rule["health"] for rule in loaded} <= {"ok", "unknown"}, loaded
         return f"up after {seconds:.1f} s; {len(queries(tree))} queries answered, {len(loaded)} rules loaded"
@@ -315,7 +315,7 @@ def queries(tree: Path) -> list[str]:
     ]
 
 
-def asked(prometheus: str, query: str) -> list[Any]:
+def requested(prometheus: str, query: str) -> list[Any]:
     answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": query})
     assert answer.status_code == 200, f"{query}: {answer.text}"
     return list(answer.json()["data"]["result"])
@@ -324,7 +324,7 @@ def asked(prometheus: str, query: str) -> list[Any]:
 def unanswered(tree: Path, prometheus: str) -> list[str]:
     with contextlib.suppress(httpx.TransportError):
         wanted = [query for query in queries(tree) if not any(name in query for name in QUIET)]
-        return [query for query in wanted if not asked(prometheus, query)]
+        return [query for query in wanted if not requested(prometheus, query)]
     return ["anything"]
 
 

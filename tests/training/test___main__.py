@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import draw_folder, save_tiny
 
 import training
-from training.__main__ import main
+from training.__main__ import _is_out_of_memory, main
 
 PARENT = Path(training.__file__).parents[1]
 SETS = ["network.kind=dense", "network.hidden=8", "network.latent=4", "pretrain.epochs=1", "decoder.epochs=1"]
@@ -156,7 +157,10 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (few_images, "leave none for validation"),
     (lambda _: run(recipe="sead"), "no recipe 'sead': ours are"),
     (lambda _: run("pretrain.epoch=3"), "pretrain.epoch: Extra inputs are not permitted"),
-    (lambda _: run(target="nowhere"), "nowhere: neither a data set of ours (mnist, fashion-mnist, mnist-textured,"),
+    (lambda _: run("seed=-1"), "seed: Input should be greater than or equal to 0"),
+    (lambda _: run(target=""), "'': neither a named data set"),
+    (lambda _: run(target='"\\u0000"'), "\\x00: neither a named data set"),
+    (lambda _: run(target="nowhere"), "nowhere: neither a named data set (mnist, fashion-mnist, mnist-textured,"),
     (lambda _: run("split.test=0.9999"), "cannot give"),
     (lambda _: run("split.groups=(x+)"), "split.groups=(x+): does not match"),
     (lambda _: run('anomaly.distances=["likelihood"]'), "likelihood: reconstruction, or thumbnail, embedding or"),
@@ -177,25 +181,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("prepare", "says"), BAD, ids=[says[:40] for _, says in BAD])
+@pytest.mark.parametrize(("prepare", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_it_is_named_in_one_sentence_and_nothing_is_lost(
-    prepare: Callable[[Path], list[str]], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+    prepare: Callable[[Path], list[str]], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = prepare(here)
     before = contents(here)
     capsys.readouterr()
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    last = told.err.splitlines()[-1]
+    output = capsys.readouterr()
+    last = output.err.splitlines()[-1]
     assert last.startswith("graft-train: ")
-    assert says in last
-    assert told.out == ""
+    assert message in last
+    assert output.out == ""
     after = contents(here)
     assert all(after[name] == data for name, data in before.items())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["calibrate", "b", "n", "--false-alarm-rate", "few"], "--false-alarm-rate: few is not between 0 and 1"),
         (["calibrate", "b", "n", "--false-alarm-rate", "nan"], "--false-alarm-rate: nan is not between 0 and 1"),
@@ -206,12 +210,12 @@ def test_it_is_named_in_one_sentence_and_nothing_is_lost(
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -240,3 +244,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(here: Path, full_disk: Path) ->
     assert "cannot be written" in last
     assert "Traceback" not in done.stderr
     assert not (here / "models").exists()
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(2**60, np.uint8), lambda: torch.empty(2**60, dtype=torch.uint8)])
+def test_what_does_not_fit_into_memory_is_known_from_other_errors(allocate: Callable[[], object]) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as found:
+        allocate()
+    assert _is_out_of_memory(found.value)
+    assert not _is_out_of_memory(RuntimeError("the size of tensor a must match"))

@@ -1,4 +1,4 @@
-"""Real processes, started by torchrun, that meet over gloo."""
+"""Real processes that meet over gloo: started by torchrun, or forked where its start is not what is tested."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import train
 
 from app.bundle import load
 from training.__main__ import main
@@ -30,6 +31,12 @@ def by_two(*given: str) -> str:
     done = subprocess.run([*TWO, *given], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def by_forks(folder: Path, *given: str) -> str:
+    codes, said = train([*given], folder)
+    assert codes == [0, 0], said
+    return said
 
 
 def curves(run: Path) -> dict[tuple[str, str], list[float]]:
@@ -63,7 +70,7 @@ def test_batch_normalisation_by_shares_stays_near(precision: str, recipe: Path, 
     """Over gloo each process normalises by its own half of the batch: near the whole batch's curve, not on it."""
     changes = (*CONV, *SHORT, f"precision={precision}")
     assert main(arguments(recipe, tmp_path / "alone", changes)) == 0
-    by_two(*arguments(recipe, tmp_path / "together", changes))
+    by_forks(tmp_path, *arguments(recipe, tmp_path / "together", changes))
     alone, together = curves(tmp_path / "alone"), curves(tmp_path / "together")
     for stage in ("pretrain", "full", "decoder"):
         assert together[stage, "loss"] == pytest.approx(alone[stage, "loss"], rel=0.1), stage
@@ -72,14 +79,14 @@ def test_batch_normalisation_by_shares_stays_near(precision: str, recipe: Path, 
 
 
 def test_ctrl_c_ends_all_and_they_go_on_to_the_same_weights(images: Path, recipe: Path, tmp_path: Path) -> None:
-    """With noise and views drawn at random by each, and a file that cannot be read."""
+    """With noise and views drawn at random by each, and a file that cannot be read. torchrun passes Ctrl-C on."""
     shutil.copytree(images / "train", tmp_path / "mine")
     (tmp_path / "mine/bag/0.png").write_bytes(b"no image")
     changes = (*CONV, *SHORT, "objective.noise=0.1", "pretrain.augment.crop=0.5", "pretrain.epochs=6")
     changes = (*changes, f"source={tmp_path}/mine", f"target={tmp_path}/mine")
-    said = by_two(*arguments(recipe, tmp_path / "whole", changes))
-    assert said.count("left out") == 1
-    assert said.count("pretrain 1/6: ") == 1
+    sentence = by_forks(tmp_path, *arguments(recipe, tmp_path / "whole", changes))
+    assert sentence.count("left out") == 1
+    assert sentence.count("pretrain 1/6: ") == 1
 
     cut = arguments(recipe, tmp_path / "cut", changes)
     with subprocess.Popen([*TWO, *cut], stderr=subprocess.PIPE, text=True) as process:
@@ -92,7 +99,7 @@ def test_ctrl_c_ends_all_and_they_go_on_to_the_same_weights(images: Path, recipe
     assert process.returncode != 0
     assert f"resume with the same command and --run {tmp_path / 'cut'} --resume" in rest
     assert "pretrain 6/" not in rest
-    by_two(*cut, "--resume")
+    by_forks(tmp_path, *cut, "--resume")
     whole, resumed = (torch.load(tmp_path / run / "weights.pt", weights_only=True) for run in ("whole", "cut"))
     for part, weights in whole.items():
         for name, value in weights.items():
@@ -100,9 +107,9 @@ def test_ctrl_c_ends_all_and_they_go_on_to_the_same_weights(images: Path, recipe
 
 
 def test_batches_too_small_to_share_are_refused(recipe: Path, tmp_path: Path) -> None:
-    given = arguments(recipe, tmp_path / "run", ["pretrain.batch=3"])
-    done = subprocess.run([*TWO, *given], capture_output=True, text=True, timeout=300, check=False)
-    assert "3 images in a batch, 2 processes: each needs two at least" in done.stderr
+    codes, said = train(arguments(recipe, tmp_path / "run", ["pretrain.batch=3"]), tmp_path)
+    assert codes == [2, 2]
+    assert "3 images in a batch, 2 processes: each needs two at least" in said
 
 
 def test_what_the_first_alone_meets_is_told_and_no_other_process_complains_of_its_end(

@@ -37,10 +37,28 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("pretrain.epoch=3", "pretrain.epoch: Extra inputs"),
         ("pretrain.epochs=-1", "pretrain.epochs: Input should be greater than or equal to 0"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("seed=1e400", "seed: Input should be a finite number"),
+        (f"seed={2**63}", "seed: Input should be less than"),
+        ("seed=" + "9" * 5000, "--set seed: the value cannot be read: Exceeds the limit"),
+        ("title=" + "[" * 5000, "--set title: the value cannot be read: "),
+        ("seed=1\ntitle='x'", "seed: Input should be a valid integer"),
+        ("input.height=0", "input.height: Input should be greater than 0"),
+        (f"input.height={2**31}", "input.height: Input should be less than"),
+        ("pretrain.rate=1e400", "pretrain.rate: Input should be a finite number"),
+        ("objective.noise=inf", "objective.noise: Input should be a finite number"),
+        ("pretrain.batch=99999999999999999999", "pretrain.batch: Input should be less than"),
+        ("pretrain.augment.shift=28", "pretrain.augment.shift=28: must be below the image's side of 28"),
+        ("x=…", "x: Extra inputs"),
+        ("=", "--set =: write key=value"),
+        (".=1", "--set .=1: write key=value"),
+        ("pretrain..epochs=1", "--set pretrain..epochs=1: write key=value"),
+        ("a.b.c=1", "a: Extra inputs"),
+        ("seed.x=1", "seed: Input should be a valid integer"),
         ("network.kind=alexnet", "network.kind"),
         ("network.variational=true", "variational is for conv and dense"),
         ("network.weights=x.pth", "weights are for a backbone, not for conv-seed: set network.backbone"),
@@ -55,8 +73,8 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("name.x=3", "name is not a table"),
     ],
 )
-def test_a_bad_change_is_named(change: str, says: str) -> None:
-    with pytest.raises(TrainingError, match=says):
+def test_a_bad_change_is_named(change: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         recipe.load("seed", [change])
 
 
@@ -124,7 +142,7 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "setting", "says"),
+    ("mode", "setting", "message"),
     [
         ("head", "way=20", "transfer.way belongs to mode episodic, and the mode is head: leave it out, or set"),
         ("full", "thaw=1", "transfer.thaw belongs to mode gradual, and the mode is full"),
@@ -147,7 +165,9 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("given", ["file", "changes"])
-def test_a_setting_of_another_mode_is_refused(mode: str, setting: str, says: str, given: str, tmp_path: Path) -> None:
+def test_a_setting_of_another_mode_is_refused(
+    mode: str, setting: str, message: str, given: str, tmp_path: Path
+) -> None:
     path, plain = tmp_path / "mine.toml", 'name = "mine"\ntitle = "t"\nsource = "a"\ntarget = "b"\n'
     changes = [f"transfer.mode={mode}", f"transfer.{setting}"]
     if given == "file":
@@ -156,7 +176,7 @@ def test_a_setting_of_another_mode_is_refused(mode: str, setting: str, says: str
         changes = []
     else:
         path.write_text(plain)
-    with pytest.raises(TrainingError, match=says) as raised:
+    with pytest.raises(TrainingError, match=message) as raised:
         recipe.load(str(path), changes)
     assert "Value error" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""Names of a comparison's arms: transfer, and the baselines it has to beat. No torch, for the command line."""
+"""Names of a comparison's arms: transfer, and the baselines that it has to beat. Imports no torch."""
 
 ARMS = ("pixels", "random", "source", "finetuned", "scratch", "generated", "target")
 

@@ -1,4 +1,4 @@
-"""A comparison: every arm at every label budget, over several seeds; an interrupted one resumes."""
+"""A comparison: every arm at every label budget, over several seeds. An interrupted comparison resumes."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from training.compare.arms import ARMS
 from training.compare.methods import METHODS, Bench
 from training.compare.results import Comparison, Result
 from training.data.material import Material, gather
+from training.data.resolution import settled
 from training.data.splits import some_of_each
 from training.errors import TrainingError
 from training.progress import say
@@ -35,7 +36,7 @@ def compare(
     """
     if recipe.transfer.adapts:
         raise TrainingError(f"transfer.mode={recipe.transfer.mode}: a comparison needs labels of the target")
-    done = _open(folder, recipe)
+    recipe, done = _open(folder, recipe)
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)
     arms = [arm for arm in arms or ARMS if not (material.one_domain and arm == "target")]  # the same as `source`
@@ -44,7 +45,7 @@ def compare(
         bench = Bench(recipe, material, seed, folder)
         for number, (arm, budget) in enumerate(left, 1):
             rows = np.arange(len(material.train)) if budget is None else some_of_each(material.train, budget, seed)
-            result = Result(arm, budget, len(rows), seed, METHODS[arm](bench, rows))
+            result = Result(arm=arm, budget=budget, labels=len(rows), seed=seed, accuracy=METHODS[arm](bench, rows))
             with (folder / _RESULTS).open("a") as file:
                 file.write(json.dumps(result.__dict__) + "\n")
             done.append(result)
@@ -69,9 +70,13 @@ def _budgets(wanted: Sequence[int | None], recipe: Recipe, material: Material) -
     return possible
 
 
-def _open(folder: Path, recipe: Recipe) -> list[Result]:
-    """The results of an interrupted comparison of the same recipe."""
-    if (folder / RECIPE_FILE).is_file() and recipes.read(folder) != recipe:
+def _open(folder: Path, recipe: Recipe) -> tuple[Recipe, list[Result]]:
+    """The recipe, with values where it leaves the input to the images, and the results of an interrupted comparison."""
+    if not (folder / RECIPE_FILE).is_file():
+        recipe = settled(recipe)
+    elif recipes.read(folder) == recipe.settled_as(recipes.read(folder)):
+        recipe = recipes.read(folder)
+    else:
         raise TrainingError(
             f"{folder}: holds a comparison of another recipe, or of other --set values: choose another --out"
         )
@@ -80,4 +85,4 @@ def _open(folder: Path, recipe: Recipe) -> list[Result]:
         recipes.write(recipe, folder)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --out") from None
-    return [Result(**line) for line in jsonl.read(folder / _RESULTS)]
+    return recipe, [Result(**line) for line in jsonl.read(folder / _RESULTS)]

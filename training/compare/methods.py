@@ -12,14 +12,13 @@ from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.learning import generate
 from training.learning.distil import distil
-from training.learning.finetune import METHODS as METHODS_OF_LABELS
-from training.learning.finetune import finetune
+from training.learning.finetune import finetune, full
 from training.learning.inference import accuracy_of, in_batches, read
-from training.learning.normalisation import settle
+from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
-from training.recipe import DistilMode, FullMode, LabelMode, Recipe
+from training.recipe import DistilMode, FullMode, LabelMode, LinearMode, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
@@ -41,17 +40,17 @@ class Bench:
     def own(self, name: str) -> Path:
         return self.folder / f"seed-{self.seed}" / name
 
-    def workshop(self, name: str, untrained: bool = True) -> Workshop:
+    def open_workshop(self, name: str, untrained: bool = True) -> Workshop:
         seeded = self.recipe.model_copy(update={"seed": self.seed})
-        return workshop(seeded, self.material.spec.shape, self.own(name), untrained)
+        return open_workshop(seeded, self.material.spec.shape, self.own(name), untrained)
 
     def pretrained_on_source(self) -> Workshop:
-        shop, m = self.workshop("source", untrained=False), self.material
+        workshop, m = self.open_workshop("source", untrained=False), self.material
         if isinstance(self.recipe.transfer, DistilMode):
-            distil(shop, m, self.recipe.pretrain, self.recipe.transfer)
+            distil(workshop, m, self.recipe.pretrain, self.recipe.transfer)
         else:
-            pretrain(shop, m.source_train, m.source_validation, self.recipe.pretrain)
-        return shop
+            pretrain(workshop, m.source_train, m.source_validation, self.recipe.pretrain)
+        return workshop
 
     def points(self, arm: str, compute: Callable[[], Points]) -> Points:
         """Points are large: only one arm's are kept."""
@@ -60,9 +59,9 @@ class Bench:
             self._points[arm] = compute()
         return self._points[arm]
 
-    def features(self, shop: Workshop) -> Points:
+    def features(self, workshop: Workshop) -> Points:
         m, tensor = self.material, self.recipe.transfer.reads
-        return read(shop, m.train, tensor), read(shop, m.test, tensor)
+        return read(workshop, m.train, tensor), read(workshop, m.test, tensor)
 
     def probe(self, rows: np.ndarray, points: Points) -> float:
         """Accuracy of logistic regression on the points of these training images."""
@@ -70,10 +69,12 @@ class Bench:
         labels, classes = self.material.train.labels[rows], len(self.material.train.classes)
         return Probe(train[rows], labels, classes, self.seed).accuracy(test, self.material.test.labels)
 
-    def train_whole(self, shop: Workshop, images: ImageSet, validation: ImageSet, pretrained: bool = False) -> float:
+    def train_whole(
+        self, workshop: Workshop, images: ImageSet, validation: ImageSet, pretrained: bool = False
+    ) -> float:
         """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
         mode = self.recipe.transfer
-        weighted = isinstance(mode, LabelMode) and mode.class_weights
+        weighted = isinstance(mode, LabelMode | LinearMode) and mode.class_weights
         if isinstance(mode, LabelMode) and not mode.freezes:
             stage = mode.as_full()
         else:  # its settings suit a head alone
@@ -82,9 +83,11 @@ class Bench:
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
         stage = stage.model_copy(update={"epochs": epochs})
         torch.manual_seed(self.seed)
-        learn = METHODS_OF_LABELS["full"] if pretrained else finetune
-        head = learn(shop, images, validation, stage if pretrained else stage.as_scratch())
-        return accuracy_of(shop.net, head, stage.reads, self.material.test)
+        if pretrained:
+            head = full(workshop, images, validation, stage)
+        else:
+            head = finetune(workshop, images, validation, stage.as_scratch())
+        return accuracy_of(workshop.net, head, stage.reads, self.material.test)
 
 
 def pixels(bench: Bench, rows: np.ndarray) -> float:
@@ -100,9 +103,9 @@ def pixels(bench: Bench, rows: np.ndarray) -> float:
 
 def random(bench: Bench, rows: np.ndarray) -> float:
     def compute() -> Points:
-        shop = bench.workshop("random")
-        settle(shop, bench.material.source_train)
-        return bench.features(shop)
+        workshop = bench.open_workshop("random")
+        recompute_statistics(workshop, bench.material.source_train)
+        return bench.features(workshop)
 
     return bench.probe(rows, bench.points("random", compute))
 
@@ -113,41 +116,41 @@ def source(bench: Bench, rows: np.ndarray) -> float:
 
 def target(bench: Bench, rows: np.ndarray) -> float:
     def compute() -> Points:
-        shop, m = bench.workshop("target"), bench.material
-        pretrain(shop, m.train, m.validation, bench.recipe.pretrain)
-        return bench.features(shop)
+        workshop, m = bench.open_workshop("target"), bench.material
+        pretrain(workshop, m.train, m.validation, bench.recipe.pretrain)
+        return bench.features(workshop)
 
     return bench.probe(rows, bench.points("target", compute))
 
 
 def finetuned(bench: Bench, rows: np.ndarray) -> float:
     labelled = bench.material.train.take(rows)
-    shop = bench.pretrained_on_source().kept_in(bench.own(f"finetuned-{len(labelled)}"))
-    return bench.train_whole(shop, labelled, labelled, pretrained=True)
+    workshop = bench.pretrained_on_source().kept_in(bench.own(f"finetuned-{len(labelled)}"))
+    return bench.train_whole(workshop, labelled, labelled, pretrained=True)
 
 
 def scratch(bench: Bench, rows: np.ndarray) -> float:
     labelled = bench.material.train.take(rows)
-    return bench.train_whole(bench.workshop(f"scratch-{len(labelled)}"), labelled, labelled)
+    return bench.train_whole(bench.open_workshop(f"scratch-{len(labelled)}"), labelled, labelled)
 
 
 def generated(bench: Bench, rows: np.ndarray) -> float:
     labelled = bench.material.train.take(rows)
-    shop = bench.workshop(f"generated-{len(labelled)}")
-    return bench.train_whole(shop, _with_drawn(bench, labelled), labelled)
+    workshop = bench.open_workshop(f"generated-{len(labelled)}")
+    return bench.train_whole(workshop, _with_drawn(bench, labelled), labelled)
 
 
 def _with_drawn(bench: Bench, labelled: ImageSet) -> ImageSet:
-    """If source and target are one, the source's labels are beyond the budget: the generator pretrains without."""
-    m, shop = bench.material, bench.workshop("generator")
+    """If source and target are one, the generator pretrains without labels: the source's exceed the budget."""
+    m, workshop = bench.material, bench.open_workshop("generator")
     torch.manual_seed(bench.seed)
     generator = generate.untrained(m.spec.shape, 0 if m.one_domain else len(m.source_train.classes))
-    generate.pretrain(shop, generator, m.source_train)
+    generate.pretrain(workshop, generator, m.source_train)
     torch.manual_seed(bench.seed)  # the same whether it was pretrained now or in an earlier call
-    shop = shop.kept_in(bench.own(f"generator-{len(labelled)}"))
-    generator = generate.adapted(shop, generator, labelled)
+    workshop = workshop.kept_in(bench.own(f"generator-{len(labelled)}"))
+    generator = generate.adapted(workshop, generator, labelled)
     torch.manual_seed(bench.seed)
-    return generate.with_drawn(shop, generator, labelled, max(1, _DRAWN * len(labelled) // len(labelled.classes)))
+    return generate.with_drawn(workshop, generator, labelled, max(1, _DRAWN * len(labelled) // len(labelled.classes)))
 
 
 METHODS: dict[str, Callable[[Bench, np.ndarray], float]] = {

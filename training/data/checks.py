@@ -48,8 +48,8 @@ def class_warnings(train: ImageSet) -> Iterator[str]:
     counts = _counts(train)
     few = sorted((count, name) for name, count in counts.items() if count < FEW)
     if few:
-        told = listed([f"{name} ({count})" for count, name in few])
-        yield f"classes with few images: {told}; with fewer than {FEW}, no number about a class can be trusted"
+        names = listed([f"{name} ({count})" for count, name in few])
+        yield f"classes with few images: {names}; with fewer than {FEW}, no number about a class can be trusted"
     if len(counts) == 1:
         yield f"{train.classes[0]} is the only class: there is nothing to classify; train with transfer.mode=decoder"
         return
@@ -86,7 +86,7 @@ def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
             shown = f"the first: {test.name(first)} {what} {train.name(second)}"
             yield (
                 f"of {len(test):,} test images the training part has {len(pairs):,} too ({shown}): "
-                f"accuracy flatters by so much; remove them, or keep what belongs together with split.groups"
+                f"accuracy on them is too high; remove them, or keep images that belong together with split.groups"
             )
 
 

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8×8 pixels that come with scikit-learn, from other writers and another scanner.
+"""The 1,797 handwritten digits of 8×8 pixels that come with scikit-learn: other writers and scanner than MNIST's.
 
 Only its file is read, `digits.csv.gz`, from the data set's own folder or from an installed scikit-learn, which is not
 imported: 64 values of 0…16 and a label in each line.

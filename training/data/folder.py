@@ -1,6 +1,6 @@
 """Folders of image files: one folder per class, or images alone.
 
-    FOLDER/CLASS/IMAGE    images right in a class's folder
+    FOLDER/CLASS/IMAGE    images directly in a class's folder
     FOLDER/IMAGE          images without labels, where no folder has any
 
 Everything else is left out, counted and named: hidden entries, folders inside class folders, other files, broken links.
@@ -33,7 +33,7 @@ LOOSE = "images beside class folders"
 
 @dataclass
 class Survey:
-    """The images of a folder in the order of their names, and what else lies there."""
+    """The images of a folder in the order of their names, and the entries that are left out."""
 
     classes: tuple[str, ...] = ()
     files: list[tuple[Path, int]] = field(default_factory=list)  # the path, the index of its class or -1
@@ -63,7 +63,7 @@ def survey(folder: Path) -> Survey:
 
 
 def _survey_class(folder: Path, name: str, found: Survey) -> list[Path]:
-    """The images right in it."""
+    """The images directly in it."""
     if os.path.realpath(folder) in _with_parents(folder.parent):
         found.leave_out(CIRCLE, [name])
         return []
@@ -81,7 +81,7 @@ def _with_parents(folder: Path) -> set[str]:
 
 
 def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[str]]:
-    """(names of images, names of folders), sorted; the rest goes to `found`."""
+    """(names of images, names of folders), sorted; other entries are recorded in `found`."""
     images, folders = [], []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -102,15 +102,20 @@ def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[
     return images, folders
 
 
-def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN) -> ImageSet:
-    """Images that cannot be read are left out, unless they are more than a share of `most_broken`."""
+def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_BROKEN) -> ImageSet:
+    """Images that cannot be read are left out, unless they are more than a share of `most_broken`.
+
+    Without a spec, all are listed and none is decoded.
+    """
     found = survey(folder)
     files, shown = found.files, printable(str(folder))
     if not files:
         raise TrainingError(
-            f"{shown}: no images in it, nor in the folders right below it{_but(found)}: "
+            f"{shown}: no images in it, nor in the folders directly below it{_but(found)}: "
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
+    if spec is None:
+        return _undecoded(folder, found)
     for reason, names in found.left_out.items():
         say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
 
@@ -137,7 +142,8 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
     reasons = [f"{names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
         raise TrainingError(
-            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}; mend or remove them"
+            f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}: repair or "
+            "remove them"
         )
     if broken:
         say(f"{shown}: left out unreadable images ({len(broken):,} of {len(files):,}): {listed(reasons)}")
@@ -150,6 +156,14 @@ def read_folder(folder: Path, spec: InputSpec, most_broken: float = MOST_BROKEN)
     classes = tuple(found.classes[label] for label in there) if found.classes else ()
     labels = np.searchsorted(there, labels) if classes else np.array([], np.int64)
     return ImageSet(without(images, broken), labels, classes, tuple(names))
+
+
+def _undecoded(folder: Path, found: Survey) -> ImageSet:
+    paths = np.empty(len(found.files), object)
+    paths[:] = [path for path, _ in found.files]
+    labels = [label for _, label in found.files] if found.classes else []
+    names = tuple(printable(str(path.relative_to(folder))) for path in paths)
+    return ImageSet(paths, np.array(labels, np.int64), found.classes, names)
 
 
 def _but(found: Survey) -> str:

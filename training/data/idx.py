@@ -27,7 +27,7 @@ def find(folder: Path, name: str) -> Path | None:
 def read_idx_set(
     folder: Path,
     part: str,
-    spec: InputSpec,
+    spec: InputSpec | None,
     classes: tuple[str, ...],
     changed: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
 ) -> ImageSet:

@@ -14,7 +14,8 @@ from training.errors import TrainingError, printable
 class ImageSet:
     """`labels` index `classes`; both are empty where the images have none, `names` where they are not files.
 
-    Images to adapt to have the source's classes, and no labels.
+    The target of a domain adaptation has the source's classes, and no labels. In a set that is listed and not yet
+    decoded, `images` are the paths, (N,) objects, or the arrays of the data set's own size, (N, H, W) or (N, H, W, C).
     """
 
     images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory
@@ -38,7 +39,7 @@ class ImageSet:
         return self.names[index] if self.names else f"number {index}"
 
     def hashes(self) -> Iterator[bytes]:
-        """Of each image, in order: what is alike to the pixel has the same; a set larger than memory is not held."""
+        """A hash per image, in order; identical images have the same. Images are read one at a time."""
         return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.images)
 
     def fingerprint(self) -> str:
@@ -52,10 +53,10 @@ def refuse_bad_names(classes: tuple[str, ...], where: str) -> None:
     """Labels are written as UTF-8, each on a line of its own."""
     if len(set(classes)) < len(classes):
         twice = next(name for index, name in enumerate(classes) if name in classes[:index])
-        raise TrainingError(f"{where}: the class {printable(twice)} is there twice; rename one")
+        raise TrainingError(f"{where}: the class {printable(twice)} occurs twice; rename one")
     for name in classes:
         if printable(name) != name:
             raise TrainingError(
-                f"{where}: {printable(name)} cannot name a class: a control character or a byte that is not UTF-8 is "
-                "in it; rename it"
+                f"{where}: {printable(name)} cannot name a class: it has a control character, or a byte that is not "
+                "UTF-8; rename it"
             )

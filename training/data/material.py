@@ -1,4 +1,4 @@
-"""The images of a recipe, split so that no choice is measured on the images it was made by."""
+"""The images of a recipe, split so that no choice is measured on the images that it was based on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Material:
-    """target = train + validation + calibration, with `test` apart; source likewise, without a calibration part.
+    """target = train + validation + calibration, without `test`; source likewise, without a calibration part.
 
-    Where a recipe adapts, labels of the target stand in `test` alone, if there are any: nothing can look at others.
+    If the recipe adapts, only `test` has labels of the target, if there are any.
     """
 
     spec: InputSpec
@@ -32,7 +32,7 @@ class Material:
     train: ImageSet
     validation: ImageSet  # chooses epochs and the temperature
     calibration: ImageSet  # sets the anomaly threshold; nothing that is trained has seen it
-    test: ImageSet  # takes no part in any choice
+    test: ImageSet  # used for no choice
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every part that was read."""
@@ -40,7 +40,7 @@ class Material:
         return {name: part.fingerprint() for name, part in parts.items()}
 
     @property
-    def judges(self) -> ImageSet:
+    def labelled_held_out(self) -> ImageSet:
         """Held-out images whose labels may be used: the target's; the source's where that has none."""
         return self.validation if len(self.validation.labels) else self.source_validation
 
@@ -49,7 +49,7 @@ class Material:
         return self.source is self.target
 
 
-def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
+def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     spec = recipe.input.spec()
     target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
     one_domain = _same(recipe.source, recipe.target)
@@ -57,37 +57,57 @@ def gather(recipe: Recipe, tell: Callable[[str], None] = say) -> Material:
     rules = recipe.split.model_copy(update={"groups": None})
     source, source_test = (target, test) if one_domain else train_and_test(recipe.source, spec, rules, recipe.seed)
     if recipe.transfer.adapts:
-        _refuse_what_cannot_be_adapted(recipe, source, target, test)
+        _refuse_unadaptable(recipe, source, target, test)
         target = target.unlabelled(source.classes)
     elif test.classes != target.classes:
         raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
     labelled = source if recipe.transfer.adapts else target
     for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
-        tell(f"note: {warning}")
+        report(f"note: {warning}")
     train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
-    _refuse_what_cannot_end(recipe, target, validation, calibration, test)
+    _refuse_what_would_fail_later(recipe, target, validation=validation, calibration=calibration, test=test)
     if one_domain:
-        # Calibration images are seen by nothing that is trained: pretraining has the rest.
-        return Material(spec, target, train, validation, test, target, train, validation, calibration, test)
-    source = _without(source, (validation, calibration, test), recipe.source, tell)
+        # Nothing is trained on calibration images: pretraining uses the others.
+        return Material(
+            spec=spec,
+            source=target,
+            source_train=train,
+            source_validation=validation,
+            source_test=test,
+            target=target,
+            train=train,
+            validation=validation,
+            calibration=calibration,
+            test=test,
+        )
+    source = _without(source, (validation, calibration, test), recipe.source, report)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
     _refuse_empty(recipe.source, source, {"validation": source_validation, "the test": source_test})
     return Material(
-        spec, source, source_train, source_validation, source_test, target, train, validation, calibration, test
+        spec=spec,
+        source=source,
+        source_train=source_train,
+        source_validation=source_validation,
+        source_test=source_test,
+        target=target,
+        train=train,
+        validation=validation,
+        calibration=calibration,
+        test=test,
     )
 
 
-def seen_in_pretraining(before: Recipe, material: Material) -> int:
-    """How many of the images that are held out here an earlier run's pretraining had.
+def count_seen_in_pretraining(before: Recipe, material: Material) -> int:
+    """How many of the images that are held out here an earlier run was pretrained on.
 
-    A copy of one of them that this run learns from itself is not counted: `gather` has told of it.
+    A copy of one that is also in this run's training images is not counted: `gather` has warned about it.
     """
-    known = set(gather(before, tell=_nobody).source_train.hashes()) - set(material.train.hashes())
+    known = set(gather(before, report=_discard).source_train.hashes()) - set(material.train.hashes())
     held_out = (material.validation, material.calibration, material.test)
     return sum(len(known.intersection(part.hashes())) for part in held_out)
 
 
-def _nobody(_: str) -> None:
+def _discard(_: str) -> None:
     """Discard notes: they were printed when this material was gathered before."""
 
 
@@ -95,10 +115,10 @@ def _same(source: str, target: str) -> bool:
     return source == target or (Path(source).exists() and Path(source).resolve() == Path(target).resolve())
 
 
-def _refuse_what_cannot_be_adapted(recipe: Recipe, source: ImageSet, target: ImageSet, test: ImageSet) -> None:
+def _refuse_unadaptable(recipe: Recipe, source: ImageSet, target: ImageSet, test: ImageSet) -> None:
     mode = recipe.transfer.mode
     if source is target:
-        raise TrainingError(f"transfer.mode={mode} goes from one domain to another: source and target are the same")
+        raise TrainingError(f"transfer.mode={mode} adapts one domain to another, but source and target are the same")
     if len(source.classes) < 2:
         raise TrainingError(
             f"{recipe.source}: transfer.mode={mode} learns the source's labels, it has the classes {_listed(source)}: "
@@ -107,7 +127,7 @@ def _refuse_what_cannot_be_adapted(recipe: Recipe, source: ImageSet, target: Ima
     if test.classes and test.classes != source.classes:
         raise TrainingError(
             f"{recipe.target}: its test part has the classes {_listed(test)}, the source {_listed(source)}: "
-            "they must be the same, or the test part without any"
+            "they must be the same, or the test part must have none"
         )
 
 
@@ -128,7 +148,7 @@ def _difference(target: ImageSet, test: ImageSet) -> str:
     return f"the classes of the test part are in another order than those of the training part: sort them alike, {mend}"
 
 
-def _refuse_what_cannot_end(
+def _refuse_what_would_fail_later(
     recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
 ) -> None:
     """Refuse now what would fail only after training."""
@@ -148,13 +168,13 @@ def _refuse_empty(name: str, whole: ImageSet, parts: dict[str, ImageSet]) -> Non
             raise TrainingError(f"{name}: {len(whole)} images leave none for {part}: more are needed")
 
 
-def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, tell: Callable[[str], None]) -> ImageSet:
+def _without(source: ImageSet, held_out: tuple[ImageSet, ...], name: str, report: Callable[[str], None]) -> ImageSet:
     """The source without the target's held-out images, which an unlabelled source often includes."""
     known = set().union(*(part.hashes() for part in held_out))
     kept = np.array([index for index, key in enumerate(source.hashes()) if key not in known], np.int64)
     if len(kept) == len(source):
         return source
-    tell(
-        f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining goes without them"
+    report(
+        f"note: {len(source) - len(kept):,} images of {name} are held out of the target: pretraining leaves them out"
     )
     return source.take(kept)

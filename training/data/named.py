@@ -1,4 +1,4 @@
-"""Named data sets: where they lie, their classes, and how each is read."""
+"""Named data sets: their folders, their classes, and how each is read."""
 
 import os
 from functools import partial
@@ -22,7 +22,7 @@ NAMES = (*CLASSES, *TEXTURED, digits.NAME)
 
 
 def root() -> Path:
-    """Where named data sets lie: GRAFT_DATA, or the user's cache."""
+    """The folder of named data sets: GRAFT_DATA, or the user's cache."""
     given = os.environ.get("GRAFT_DATA")
     if given:
         return Path(given)
@@ -33,7 +33,7 @@ def is_missing(named: str) -> bool:
     return any(idx.find(root() / named, stem) is None for stems in idx.FILES.values() for stem in stems)
 
 
-def read_named(name: str, part: str, spec: InputSpec) -> ImageSet:
+def read_named(name: str, part: str, spec: InputSpec | None) -> ImageSet:
     if name == digits.NAME:
         pixels, labels = digits.read(root() / name)
         return ImageSet(to_input(spec, pixels), labels, CLASSES["mnist"])
@@ -48,4 +48,4 @@ def read_named(name: str, part: str, spec: InputSpec) -> ImageSet:
         return idx.read_idx_set(folder, part, spec, CLASSES[name])
     surfaces = root() / textures.FOLDER
     textured = partial(textures.textured, folder=surfaces, part=part)
-    return idx.read_idx_set(folder, part, spec, CLASSES[plain], textured)
+    return idx.read_idx_set(folder, part, spec, classes=CLASSES[plain], changed=textured)

@@ -12,7 +12,7 @@ from training.errors import TrainingError, in_short
 FILES = {"train": "train.npz", "test": "test.npz"}
 
 
-def read_npz(path: Path, spec: InputSpec) -> ImageSet:
+def read_npz(path: Path, spec: InputSpec | None) -> ImageSet:
     """`images` (N, H, W) or (N, H, W, 1, 3 or 4) uint8, and where there are labels `labels` (N,) and `classes`."""
     arrays = _arrays(path)
     pixels = arrays.get("images")

@@ -7,8 +7,10 @@ from training.data.storage import allocate
 from training.progress import track
 
 
-def to_input(spec: InputSpec, pixels: np.ndarray) -> np.ndarray:
-    """(N, …) pixels of one size → (N, H, W, C), each as if it had come in a file."""
+def to_input(spec: InputSpec | None, pixels: np.ndarray) -> np.ndarray:
+    """(N, …) pixels of one size → (N, H, W, C), each as if it had come in a file; without a spec, as they are."""
+    if spec is None:
+        return pixels
     if pixels.shape[1:] == spec.shape or (*pixels.shape[1:], 1) == spec.shape:
         return pixels.reshape(len(pixels), *spec.shape)
     images = allocate((len(pixels), *spec.shape), np.uint8)

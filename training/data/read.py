@@ -15,7 +15,7 @@ PARTS = ("train", "test")
 
 
 def has_parts(data: str) -> bool:
-    """Whether the data set itself tells train and test apart."""
+    """Whether the data set itself has a training and a test part."""
     folder = Path(data)
     return (
         data in (*CLASSES, *TEXTURED)
@@ -25,16 +25,17 @@ def has_parts(data: str) -> bool:
     )
 
 
-def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
+def read_part(data: str, part: str, spec: InputSpec | None) -> ImageSet:
     """`data` is a named data set or a folder: of IDX files, of train.npz and test.npz, of class folders, or of images.
 
-    `part` is train or test; of a folder that does not tell them apart it is all there is.
+    `part` is train or test; a folder without parts is read whole. Without a spec the images are listed, not decoded:
+    see ImageSet.
     """
     if data in NAMES:
         return read_named(data, part, spec)
     folder, shown = Path(data), printable(data)
-    if not folder.is_dir():
-        raise TrainingError(f"{shown}: neither a data set of ours ({', '.join(NAMES)}) nor a folder")
+    if not data or not folder.is_dir():  # "" would be the current folder
+        raise TrainingError(f"{shown or repr(data)}: neither a named data set ({', '.join(NAMES)}) nor a folder")
     if any(idx.find(folder, stem) is not None for stem in (idx.FILES[each][0] for each in PARTS)):
         return idx.read_idx_set(folder, part, spec, ())
     if any((folder / npz.FILES[each]).is_file() for each in PARTS):
@@ -43,13 +44,13 @@ def read_part(data: str, part: str, spec: InputSpec) -> ImageSet:
     if not parts:
         return read_folder(folder, spec)
     if parts == ["test"] and part == "train":
-        raise TrainingError(f"{shown}: a folder test, and no folder train: put the images to train on there")
-    if part == "train":
-        _tell_beside(folder, parts)
+        raise TrainingError(f"{shown}: it has a folder test, but no folder train: put the images to train on there")
+    if part == "train" and spec is not None:
+        _report_left_out(folder, parts)
     return read_folder(folder / (part if part in parts else "train"), spec)
 
 
-def _tell_beside(folder: Path, parts: list[str]) -> None:
+def _report_left_out(folder: Path, parts: list[str]) -> None:
     beside = sorted(set(os.listdir(folder)) - set(parts))
     if beside:
         where = f"{printable(str(folder))}: left out entries beside {' and '.join(parts)}"

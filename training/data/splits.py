@@ -38,15 +38,24 @@ def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple
     return _divided(read_part(data, "train", spec), rules, seed)
 
 
+def list_training_part(data: str, rules: Split, seed: int) -> ImageSet:
+    """The training part of `train_and_test`, listed and not decoded: see ImageSet.
+
+    In a folder without parts of its own, an image that turns out broken moves others to the other part.
+    """
+    part = read_part(data, "train", None)
+    return part if has_parts(data) else _divided(part, rules, seed)[0]
+
+
 def _divided(whole: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
     return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
 
 
 def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[ImageSet, ImageSet | None]:
-    """(images to measure a bundle on, its training images if they are at hand); without `data`, the bundle's own.
+    """(images to measure a bundle on, its training images if they are known); without `data`, the bundle's own.
 
-    A folder without parts is divided as the bundle's recipe divided it, if the bundle was trained on it: no training
-    image is measured unknowingly.
+    If the bundle was trained on a folder without parts, the folder is split by the bundle's recipe, so that no training
+    image is measured by mistake.
     """
     name, spec = data or manifest.provenance.target, manifest.input
     if has_parts(name):
@@ -56,13 +65,13 @@ def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[Im
     with contextlib.suppress(ValueError, TrainingError):  # a recipe of another kind; groups or sizes that do not fit
         trained = Recipe.stored(manifest.provenance.recipe)
         train, test = _divided(whole, trained.split, trained.seed)
-        learnt_from = train.unlabelled(train.classes) if trained.transfer.adapts else train
-        if learnt_from.fingerprint() == manifest.provenance.data.get("target/train"):
-            say(f"note: {name} is what the bundle was trained on; its {part} part is measured, divided as then")
+        trained_on = train.unlabelled(train.classes) if trained.transfer.adapts else train
+        if trained_on.fingerprint() == manifest.provenance.data.get("target/train"):
+            say(f"note: {name} is what the bundle was trained on; its {part} part, split as in training, is measured")
             return (train if part == "train" else test), train
     say(
-        f"note: {name} has no test part, and is not just what the bundle was trained on: all of it is measured; "
-        "if training images are among it, the numbers flatter"
+        f"note: {name} has no test part, and is not exactly what the bundle was trained on: all of it is measured; "
+        "if it contains training images, the numbers are too good"
     )
     return whole, None
 
@@ -133,7 +142,7 @@ def groups_of(data: ImageSet, rule: str) -> np.ndarray:
     except re.error as error:
         raise TrainingError(f"split.groups={rule}: not a regular expression: {error}") from None
     if not pattern.groups:
-        raise TrainingError(f"split.groups={rule}: put what tells the groups apart in brackets, as in (\\d+)_")
+        raise TrainingError(f"split.groups={rule}: put the part that names the group in brackets, as in (\\d+)_")
     found = [pattern.search(name) for name in data.names]
     for name, match in zip(data.names, found, strict=True):
         if match is None:

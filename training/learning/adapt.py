@@ -1,11 +1,11 @@
-"""Domain adaptation to a target without labels: the source's labels, and a penalty on differences of the domains.
+"""Domain adaptation to a target without labels: the source's labels, and a penalty on differences between the domains.
 
-    dann   a classifier of domains reads what the head reads, through a layer that reverses gradients: it learns to tell
-           source from target, the encoder to make them indistinguishable (Ganin et al. 2016)
+    dann   a domain classifier reads the head's input through a layer that reverses gradients: it learns to separate
+           source and target, and the encoder learns to make them indistinguishable (Ganin et al. 2016)
     mmd    the maximum mean discrepancy of the two domains is a penalty (Long et al. 2015, Gretton et al. 2012)
 
-Both hold back at first, by the schedule that was published with DANN. Each domain is normalised by its own batches, and
-what is exported has the target's statistics (Li et al. 2016): that alone takes away what shifts and scales every image.
+The weight of both grows from zero by DANN's published schedule. Each domain is normalised by its own batches, and the
+exported network has the target's statistics (Li et al. 2016), which alone removes a shift or scale of all images.
 """
 
 import math
@@ -22,7 +22,7 @@ from training.learning.augment import augmented, erased
 from training.learning.finetune import class_weights
 from training.learning.fit import Task, fit
 from training.learning.inference import mean_loss
-from training.learning.normalisation import settle
+from training.learning.normalisation import recompute_statistics
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
@@ -32,7 +32,7 @@ WIDTHS = (0.25, 0.5, 1, 2, 4)  # of the kernels, in medians of the squared dista
 LARGE = 512  # images of a domain in a batch, above which the discrepancy is taken in linear time
 _HIDDEN = 256  # units of the domain classifier's two layers
 
-Penalty = Callable[[Tensor, Tensor, float], Tensor]  # (N, D) of source and target, strength → what is added to the loss
+Penalty = Callable[[Tensor, Tensor, float], Tensor]  # (N, D) of source and target, strength → loss term
 
 
 def strength(progress: float) -> float:
@@ -64,10 +64,10 @@ def domain_classifier(size: int) -> nn.Module:
 
 
 def adversarial(classifier: nn.Module, source: Tensor, target: Tensor, weight: float) -> Tensor:
-    """The domain classifier's cross-entropy; what made the points is taught to raise it, `weight` as much."""
-    told = classifier(reversed_gradient(torch.cat([source, target]), weight)).squeeze(1).float()
-    truth = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(told.device)
-    return F.binary_cross_entropy_with_logits(told, truth)
+    """The domain classifier's cross-entropy; the encoder, behind reversed gradients, learns to raise it by `weight`."""
+    logits = classifier(reversed_gradient(torch.cat([source, target]), weight)).squeeze(1).float()
+    is_source = torch.cat([torch.ones(len(source)), torch.zeros(len(target))]).to(logits.device)
+    return F.binary_cross_entropy_with_logits(logits, is_source)
 
 
 def discrepancy(source: Tensor, target: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ def discrepancy(source: Tensor, target: Tensor) -> Tensor:
     within, other, across = (_squared(a, b) for a, b in ((source, source), (target, target), (source, target)))
     of_pairs = [_off_diagonal(within), _off_diagonal(other), across.flatten()]
     width = torch.cat(of_pairs).detach().median()
-    same, others, both = (_kernel(each, width).mean() for each in of_pairs)
-    return same + others - 2 * both
+    same, target_points, both = (_kernel(each, width).mean() for each in of_pairs)
+    return same + target_points - 2 * both
 
 
 def discrepancy_linear(source: Tensor, target: Tensor) -> Tensor:
-    """(N, D), (N, D) → the same in expectation, from N / 2 pairs of pairs: time and memory linear in N, more spread.
+    """(N, D), (N, D) → the same in expectation, from N / 2 pairs of pairs: linear time and memory, higher variance.
 
     The mean of k(s, s') + k(t, t') - k(s, t') - k(s', t) over disjoint pairs of points.
     """
@@ -96,7 +96,7 @@ def discrepancy_linear(source: Tensor, target: Tensor) -> Tensor:
 
 def _kernel(squared: Tensor, width: Tensor) -> Tensor:
     """Of squared distances; in 0…1."""
-    width = width.clamp_min(torch.finfo(width.dtype).tiny)  # of points that are all alike
+    width = width.clamp_min(torch.finfo(width.dtype).tiny)  # if all points are equal
     return torch.stack([(-squared / (share * width)).exp() for share in WIDTHS]).mean(0)
 
 
@@ -111,48 +111,48 @@ def _off_diagonal(square: Tensor) -> Tensor:
 
 
 def adapt(
-    shop: Workshop,
+    workshop: Workshop,
     source: ImageSet,
     held_out: ImageSet,
     target: ImageSet,
     transfer: AdaptMode,
 ) -> Head:
-    """The head and the whole encoder: labels of the source, of the target images alone.
+    """The head and the whole encoder, from the source's labels and the target's images.
 
     The last epoch is kept: without labels of the target no loss tells which epoch is best for it.
     """
-    net = shop.net
+    net = workshop.net
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    head = heads.make(size, len(source.classes), transfer.hidden).to(shop.device)
+    head = heads.make(size, len(source.classes), transfer.hidden).to(workshop.device)
     learning = net.blocks() | {"head": head}
     penalty, adaptation = None, 0.0
     if isinstance(transfer, DannMode | MmdMode):
         penalty, adaptation = PENALTIES[transfer.mode](transfer, size, learning), transfer.adaptation
-    weights = class_weights(source).to(shop.device) if transfer.class_weights else None
+    weights = class_weights(source).to(workshop.device) if transfer.class_weights else None
 
     def images(data: ImageSet, batch: Tensor, augment: Augment) -> Tensor:
-        return erased(augmented(shop.unit(data.images[batch.numpy()]), augment), augment)
+        return erased(augmented(workshop.unit(data.images[batch.numpy()]), augment), augment)
 
     def read(given: Tensor) -> Tensor:
-        with shop.autocast():
+        with workshop.autocast():
             encoded = net.encode(given.contiguous(memory_format=torch.channels_last))
         return (encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)).float()
 
-    def named(points: Tensor, batch: Tensor, data: ImageSet, smoothing: float) -> Tensor:
-        labels = torch.from_numpy(data.labels[batch.numpy()]).to(shop.device)
+    def label_loss(points: Tensor, batch: Tensor, data: ImageSet, smoothing: float) -> Tensor:
+        labels = torch.from_numpy(data.labels[batch.numpy()]).to(workshop.device)
         return F.cross_entropy(head(points), labels, weights, label_smoothing=smoothing)
 
     def loss(batch: Tensor, progress: float) -> Tensor:
-        own = images(source, batch, transfer.augment)
+        source_images = images(source, batch, transfer.augment)
         if penalty is None:
-            return named(read(own), batch, source, transfer.smoothing)
-        strange = images(target, torch.randint(len(target), (len(batch),)), transfer.augment)
-        points, others = read(own), read(strange)
+            return label_loss(read(source_images), batch, source, transfer.smoothing)
+        target_images = images(target, torch.randint(len(target), (len(batch),)), transfer.augment)
+        points, target_points = read(source_images), read(target_images)
         weight = adaptation * strength(progress)
-        return named(points, batch, source, transfer.smoothing) + penalty(points, others, weight)
+        return label_loss(points, batch, source, transfer.smoothing) + penalty(points, target_points, weight)
 
     def held_out_loss(batch: Tensor) -> Tensor:
-        return named(read(images(held_out, batch, Augment())), batch, held_out, 0.0)
+        return label_loss(read(images(held_out, batch, Augment())), batch, held_out, 0.0)
 
     task = Task(
         transfer.mode,
@@ -162,9 +162,9 @@ def adapt(
         validate=lambda: mean_loss(held_out_loss, len(held_out)),
         keep="last",
     )
-    fit(task, transfer, shop.journal, shop.checkpoints)
+    fit(task, transfer, workshop.journal, workshop.checkpoints)
     if penalty is not None:
-        settle(shop, target)
+        recompute_statistics(workshop, target)
     return head
 
 
@@ -179,5 +179,5 @@ def _mmd(transfer: AdaptMode, size: int, learning: dict[str, nn.Module]) -> Pena
     return lambda source, target, weight: weight * estimate(source, target)
 
 
-# Mode → what makes its penalty; modules that the penalty learns join those that are `learning`.
+# Mode → function that makes its penalty, and adds the modules that the penalty trains to `learning`.
 PENALTIES: dict[str, Callable[[AdaptMode, int, dict[str, nn.Module]], Penalty]] = {"dann": _dann, "mmd": _mmd}

@@ -1,6 +1,7 @@
 """A run's state on disk: a run that was killed resumes to the same weights."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +23,21 @@ class Reached(NamedTuple):
 
 
 class Checkpoints:
-    """`last.pt` holds the end of the last whole epoch, `best.pt` the epoch with the lowest validation loss.
+    """`last.pt` holds the end of a whole epoch, `best.pt` the epoch with the lowest validation loss so far.
 
     They hold everything that the next epoch depends on: weights, optimiser, random state, and the name of the stage.
     Where weights are averaged, `last.pt` holds the averages too, and `best.pt` holds them alone.
-    A finished stage leaves `<stage>.pt`, its modules' weights. Rank 0 writes and reads for all ranks.
+
+    The first epoch of a stage is written, and a later one when the time since the last write is long enough for
+    writing to take no more than `share` of it: epochs of one step are not spent on files. A killed run repeats the
+    epochs since. A finished stage leaves `<stage>.pt`, its modules' weights. Rank 0 writes and reads for all ranks.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, share: float = 0.1) -> None:
+        self.folder, self.share = folder, share
+        self._stage: str | None = None  # of the last write
+        self._best: dict[str, Any] | None = None  # what best.pt is to hold and does not yet
+        self._written, self._cost = time.monotonic(), 0.0  # when the last write ended, and the seconds it took
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(
@@ -41,6 +48,13 @@ class Checkpoints:
         optimiser: Optimizer,
         average: Average | None = None,
     ) -> None:
+        if reached.since_best == 0:
+            kept = modules if average is None else average.modules
+            self._best = {"stage": stage, "modules": _copied(kept)}
+        start = time.monotonic()
+        if stage == self._stage and self._cost > self.share * (start - self._written):
+            return
+        self._write_best()  # first: if killed between the two writes, the epoch is repeated
         state = {
             "stage": stage,
             **reached._asdict(),
@@ -50,9 +64,9 @@ class Checkpoints:
         }
         if average is not None:
             state |= {"average": _states(average.modules), "averaged_steps": average.steps}
-        if reached.since_best == 0:  # first: if killed between the two writes, the epoch is repeated
-            self._write(BEST, {"stage": stage, "modules": state.get("average", state["modules"])})
         self._write(LAST, state)
+        self._stage, self._written = stage, time.monotonic()
+        self._cost = self._written - start
 
     def resume(
         self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer, average: Average | None = None
@@ -77,6 +91,7 @@ class Checkpoints:
         return Reached(*(state[field] for field in Reached._fields))
 
     def restore_best(self, stage: str, modules: dict[str, nn.Module]) -> None:
+        self._write_best()
         state = self._read(BEST)
         if state is not None and state["stage"] == stage:
             _load(modules, state["modules"], self.folder / BEST)
@@ -92,6 +107,11 @@ class Checkpoints:
         _load(modules, state["modules"], self.folder / f"{stage}.pt")
         _set_random_state(state["random"])
         return True
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            self._write(BEST, self._best)
+            self._best = None
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         self.write(self.folder / name, state)
@@ -123,6 +143,14 @@ class Checkpoints:
                 f"{path}: cannot be read: {in_short(error)}; remove it to begin this stage again"
             ) from None
         return state
+
+
+def _copied(modules: dict[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """Their weights as they are now, in the CPU's memory."""
+    return {
+        name: {key: value.to("cpu", copy=True) for key, value in module.state_dict().items()}
+        for name, module in modules.items()
+    }
 
 
 def _random_state() -> list[torch.Tensor]:

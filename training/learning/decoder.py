@@ -1,4 +1,4 @@
-"""Fine-tuning the decoder on the codes of an encoder that no longer changes."""
+"""Fine-tuning the decoder on the embeddings of the frozen encoder."""
 
 import numpy as np
 import torch
@@ -13,28 +13,30 @@ from training.networks import Encoded
 from training.recipe import Stage
 
 
-def finetune_decoder(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
-    """Reconstruct the target's images from the frozen encoder's codes; from samples of a variational code."""
+def finetune_decoder(workshop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
+    """Reconstruct the target's images from their embeddings; of a variational encoder, from samples around them."""
 
     def joined(images: Tensor) -> Tensor:
         """(N, latent), or (N, 2 · latent): the means, then the log variances."""
-        code, _, log_variance = shop.net.encode(shop.unit(images))
+        code, _, log_variance = workshop.net.encode(workshop.unit(images))
         return code if log_variance is None else torch.cat([code, log_variance], dim=1)
 
-    seen, held = in_batches(joined, train.images), in_batches(joined, validation.images)
+    train_codes, validation_codes = in_batches(joined, train.images), in_batches(joined, validation.images)
 
     def loss(codes: np.ndarray, data: ImageSet, batch: Tensor) -> Tensor:
-        code, *log_variance = torch.split(torch.from_numpy(codes[batch.numpy()]).to(shop.device), shop.net.latent, 1)
-        images = shop.unit(data.images[batch.numpy()])
-        with shop.autocast():
-            drawn = shop.net.decoder(sample(Encoded(code, [], *log_variance)))
-            return reconstruction(shop.objective, drawn, images)
+        code, *log_variance = torch.split(
+            torch.from_numpy(codes[batch.numpy()]).to(workshop.device), workshop.net.latent, 1
+        )
+        images = workshop.unit(data.images[batch.numpy()])
+        with workshop.autocast():
+            drawn = workshop.net.decoder(sample(Encoded(code, [], *log_variance)))
+            return reconstruction(workshop.objective, drawn, images)
 
     task = Task(
         "decoder",
-        {"decoder": shop.net.decoder},
-        loss=lambda batch, _: loss(seen, train, batch),
-        images=len(seen),
-        validate=lambda: mean_loss(lambda batch: loss(held, validation, batch), len(held)),
+        {"decoder": workshop.net.decoder},
+        loss=lambda batch, _: loss(train_codes, train, batch),
+        images=len(train_codes),
+        validate=lambda: mean_loss(lambda batch: loss(validation_codes, validation, batch), len(validation_codes)),
     )
-    fit(task, stage, shop.journal, shop.checkpoints)
+    fit(task, stage, workshop.journal, workshop.checkpoints)

@@ -1,4 +1,4 @@
-"""Batches shared among ranks; with one process every function here does nothing special."""
+"""Batches divided among ranks. With one process these functions change nothing."""
 
 from collections.abc import Callable
 
@@ -26,15 +26,15 @@ def shuffled(images: int) -> Tensor:
 def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
     """The loss of this rank's share of a batch: backward() leaves the gradients of the whole batch on all ranks.
 
-    What it gives is weighted, so that the mean over ranks is the mean over the batch, however it divides. Normalisation
-    takes its statistics from the whole batch on GPUs, and from each rank's share on CPUs, where torch has no other.
+    The loss is weighted by the share's size: the mean over ranks is the mean over the batch. Normalisation takes its
+    statistics from the whole batch on GPUs, and from each rank's share on CPUs, where torch supports nothing else.
     """
     if ranks.count() == 1:
         return loss_of
     whole = _Whole(modules, loss_of)
     if torch.cuda.is_available():
         synchronise(whole)
-    # Blocks that nothing reads learn nothing. Statistics are averaged at the end of the epoch, not taken from rank 0.
+    # Static: unused blocks get no gradients. Statistics are averaged at the end of the epoch, not taken from rank 0.
     step = DistributedDataParallel(whole, static_graph=True, forward_sync_buffers=False)
 
     def share(batch: Tensor, progress: float) -> Tensor:
@@ -48,10 +48,10 @@ def shared_out(modules: dict[str, nn.Module], loss_of: Loss) -> Loss:
 
 
 def synchronise(module: nn.Module) -> None:
-    """Batch norms take their statistics from the whole batch, over all ranks; only on GPUs does torch have such.
+    """Batch norms take their statistics from the whole batch, over all ranks; torch supports it on GPUs only.
 
-    What is synchronised already stays the same module: a network is converted before its blocks are taken from it, as a
-    norm that is exchanged in a list of blocks would remain as it was where the network calls it.
+    Call it on the network, not on a list of its blocks: a norm that is replaced in the list would stay unchanged in the
+    network. Norms that are already synchronised are kept.
     """
     for parent in list(module.modules()):
         for name, norm in parent.named_children():
@@ -65,7 +65,7 @@ def mean(value: float) -> float:
 
 
 def agree(modules: dict[str, nn.Module]) -> None:
-    """Average the running statistics, which each rank has of its own share."""
+    """Average the running statistics, which each rank has computed from its own share."""
     if ranks.count() == 1:
         return
     for module in modules.values():
@@ -76,7 +76,7 @@ def agree(modules: dict[str, nn.Module]) -> None:
 
 
 class _Whole(nn.Module):
-    """The modules and the loss that goes through them as one module, for DistributedDataParallel to wrap."""
+    """The modules and their loss as one module, which DistributedDataParallel needs."""
 
     def __init__(self, modules: dict[str, nn.Module], loss_of: Loss) -> None:
         super().__init__()

@@ -14,13 +14,15 @@ from torch import Tensor
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.learning.augment import augmented, erased
+from training.learning.finetune import train_head
 from training.learning.fit import Task, fit
 from training.learning.workshop import Workshop
+from training.networks.head import Head
 from training.recipe import Augment, EpisodicMode
 from training.score.prototypes import SCALE, block_scales
 
 SYMMETRIES = 8  # of a square
-_VALIDATION_EPISODES = 50  # that the encoder is judged by after each epoch
+_VALIDATION_EPISODES = 50  # after each epoch
 
 
 class Episodes:
@@ -34,7 +36,7 @@ class Episodes:
         for name, found in zip(data.classes, of_class, strict=True):
             if len(found) < self.each:
                 raise TrainingError(
-                    f"transfer.mode=episodic: {name} has {len(found)} images to learn from or to be judged by; an "
+                    f"transfer.mode=episodic: {name} has {len(found)} images to train or validate on; an "
                     f"episode takes {self._shots} shots and {self._queries} queries of a class: set them lower"
                 )
         self._of_class = of_class
@@ -83,35 +85,43 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return torch.where(turns // 4 == 1, images.transpose(2, 3), images)
 
 
-def learn_to_learn(shop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
-    """Train the encoder by episodes; the validation loss is the mean over the same episodes after each epoch."""
-    blocks = shop.net.sizes_read(transfer.reads)
-    seen = Episodes(train, transfer, blocks)
-    held = Episodes(validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks)
+def episodic(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> Head:
+    """The encoder learns by episodes; then a head learns on its outputs."""
+    train_encoder(workshop, train, validation, transfer)
+    return train_head(workshop, train, validation, transfer)
+
+
+def train_encoder(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: EpisodicMode) -> None:
+    """The validation loss is the mean over the same episodes after each epoch."""
+    blocks = workshop.net.sizes_read(transfer.reads)
+    train_episodes = Episodes(train, transfer, blocks)
+    validation_episodes = Episodes(
+        validation, transfer.model_copy(update={"queries": _fitting(validation, transfer)}), blocks
+    )
 
     def loss(data: ImageSet, episodes: Episodes, augment: Augment) -> Tensor:
         indices, turns = episodes.draw()
-        images = shop.unit(data.images[indices.numpy()])
+        images = workshop.unit(data.images[indices.numpy()])
         images = augmented(turned(images, turns) if transfer.symmetries else images, augment)
-        with shop.autocast():
-            return episodes.loss(shop.net.read(erased(images, augment), transfer.reads))
+        with workshop.autocast():
+            return episodes.loss(workshop.net.read(erased(images, augment), transfer.reads))
 
     def held_out() -> float:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            losses = [loss(validation, held, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
+            losses = [loss(validation, validation_episodes, Augment()).item() for _ in range(_VALIDATION_EPISODES)]
         return sum(losses) / len(losses)
 
-    learning = {name: shop.net.blocks()[name] for name in shop.net.blocks_read(transfer.reads)}
-    stage = transfer.model_copy(update={"batch": seen.size})  # an epoch sees as many images as there are
+    learning = {name: workshop.net.blocks()[name] for name in workshop.net.blocks_read(transfer.reads)}
+    stage = transfer.model_copy(update={"batch": train_episodes.size})  # an epoch sees as many images as there are
     task = Task(
         "episodes",
         learning,
-        loss=lambda *_: loss(train, seen, transfer.augment),
+        loss=lambda *_: loss(train, train_episodes, transfer.augment),
         images=len(train),
         validate=held_out,
     )
-    fit(task, stage, shop.journal, shop.checkpoints)
+    fit(task, stage, workshop.journal, workshop.checkpoints)
 
 
 def _fitting(data: ImageSet, transfer: EpisodicMode) -> int:

@@ -29,7 +29,7 @@ def _none(_progress: float) -> set[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """What one stage learns, and what tells how well."""
+    """What one stage trains, and how it is validated."""
 
     name: str  # of the stage: in messages, journal and checkpoints
     modules: dict[str, nn.Module]  # those that learn
@@ -43,10 +43,10 @@ class Task:
 
 
 def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) -> None:
-    """Train the modules of a task; a stage that is done already, or half done, goes on from there."""
+    """Train the modules of a task. A finished stage is skipped, an interrupted one resumes."""
     what, modules = task.name, task.modules
     if checkpoints.finished(what, modules):
-        say(f"{what}: done before")
+        say(f"{what}: finished earlier")
         for module in modules.values():
             module.eval()
         return
@@ -58,11 +58,12 @@ def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) ->
     optimiser = optimiser_of(stage, groups)
     average = Average(modules, stage.ema) if stage.ema else None
     reached = checkpoints.resume(what, modules, optimiser, average)
+    journal.rewind(what, reached.epochs)
     per_epoch = len(_batches(torch.arange(task.images), stage.batch))
     steps = stage.epochs * per_epoch
     for epoch in range(reached.epochs, stage.epochs):
         if stage.patience is not None and reached.since_best >= stage.patience:
-            say(f"{what}: no better for {reached.since_best} epochs; the best, {reached.best:.5f}, is kept")
+            say(f"{what}: no improvement for {reached.since_best} epochs; the best, {reached.best:.5f}, is kept")
             break
         _free(task, epoch / stage.epochs)
         start, total = time.monotonic(), 0.0
@@ -91,7 +92,7 @@ def fit(task: Task, stage: Stage, journal: Journal, checkpoints: Checkpoints) ->
         _require_finite(held_out, what, f"on validation after epoch {epoch + 1}", stage)
         better = task.keep == "last" or held_out < reached.best
         reached = Reached(epoch + 1, min(reached.best, held_out), 0 if better else reached.since_best + 1)
-        checkpoints.save(what, reached, modules, optimiser, average)
+        checkpoints.save(what, reached, modules, optimiser, average=average)
         journal.write(stage=what, epoch=epoch + 1, loss=mean, validation_loss=held_out, seconds=seconds)
         say(
             f"{what} {epoch + 1}/{stage.epochs}: loss {mean:.5f}, on validation {held_out:.5f}, "
@@ -123,7 +124,7 @@ def _held_out(task: Task, average: Average | None) -> float:
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
-    """A last batch too small for two images a rank joins the one before it: one has no spread to be normalised by."""
+    """A last batch too small for two images a rank joins the one before it: batch statistics need two."""
     parts = list(torch.split(order, size))
     if len(parts) > 1 and len(parts[-1]) < 2 * ranks.count():
         parts[-2:] = [torch.cat(parts[-2:])]

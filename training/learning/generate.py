@@ -5,7 +5,7 @@ minimised is the bound of an image x of class y, as everywhere a mean over its P
 
     L(x, y) = R(x, g(z ⊕ y)) + KL(q(z | x) ‖ N(0, 1)) / P,    z ~ q(z | x)
 
-More of a class is drawn between two labelled images of it, for few of them leave gaps that the prior falls into:
+New images of a class are drawn between two labelled ones, because few images leave gaps in the prior:
 
     x = g((1 - λ) z + λ z' ⊕ y),    z ~ q(z | x₁), z' ~ q(z | x₂), λ ~ U(0, 1)
 """
@@ -30,7 +30,7 @@ from training.recipe import Objective, Stage
 _STAGE = Stage(epochs=10)  # of pretraining, and again of adaptation
 _HIDDEN, _LATENT = 512, 16
 _BOUND = Objective(warm_up=0.2)
-_FEWEST = 30 * _STAGE.batch  # images in an epoch of adaptation: few are gone through often
+_FEWEST = 30 * _STAGE.batch  # images in an epoch of adaptation: a few are repeated
 _AT_A_TIME = 1024  # images that are drawn together
 
 
@@ -63,16 +63,16 @@ def untrained(shape: tuple[int, int, int], classes: int) -> Generator:
     return Generator(encoder, dense.Decoder(shape, _HIDDEN, _LATENT + classes), classes)
 
 
-def pretrain(shop: Workshop, generator: Generator, source: ImageSet) -> None:
-    _learn(shop, "generator", generator, source)
+def pretrain(workshop: Workshop, generator: Generator, source: ImageSet) -> None:
+    _learn(workshop, "generator", generator, source)
 
 
-def adapted(shop: Workshop, generator: Generator, target: ImageSet) -> Generator:
+def adapted(workshop: Workshop, generator: Generator, target: ImageSet) -> Generator:
     """The generator trained further on other classes, which all start with the same weights."""
     made = replace(copy.deepcopy(generator), classes=len(target.classes))
     before = made.decoder.layers[0]
     assert isinstance(before, nn.Linear)
-    first = nn.Linear(_LATENT + made.classes, _HIDDEN, device=shop.device)
+    first = nn.Linear(_LATENT + made.classes, _HIDDEN, device=workshop.device)
     with torch.no_grad():
         of_code, of_class = torch.split(before.weight, [_LATENT, generator.classes], dim=1)
         usual = of_class.sum(dim=1, keepdim=True) / max(1, generator.classes)
@@ -80,40 +80,40 @@ def adapted(shop: Workshop, generator: Generator, target: ImageSet) -> Generator
         first.bias.copy_(before.bias)
     made.decoder.layers[0] = first
     rows = np.resize(np.arange(len(target)), max(len(target), _FEWEST))
-    _learn(shop, "adaptation", made, target.take(rows))
+    _learn(workshop, "adaptation", made, target.take(rows))
     return made
 
 
-def with_drawn(shop: Workshop, generator: Generator, target: ImageSet, each: int) -> ImageSet:
-    """The labelled images, and so many more of every class."""
+def with_drawn(workshop: Workshop, generator: Generator, target: ImageSet, each: int) -> ImageSet:
+    """The labelled images, and `each` drawn ones of every class."""
 
     def posterior(images: Tensor) -> Tensor:
         """(N, 2 · latent): the means, then the log variances."""
-        code, _, log_variance = generator.encoder(shop.unit(images))
+        code, _, log_variance = generator.encoder(workshop.unit(images))
         return torch.cat([code, log_variance], dim=1)
 
     mean, log_variance = torch.split(torch.from_numpy(in_batches(posterior, target.images)), _LATENT, dim=1)
     members = [torch.from_numpy(np.flatnonzero(target.labels == label)) for label in range(generator.classes)]
     pairs = torch.cat([own[torch.randint(len(own), (2, each))] for own in members], dim=1)  # (2, classes · each)
     one, other = (sample(Encoded(mean[rows], [], log_variance[rows])) for rows in pairs)
-    codes = torch.lerp(one, other, torch.rand(len(one), 1)).to(shop.device)
+    codes = torch.lerp(one, other, torch.rand(len(one), 1)).to(workshop.device)
     labels = torch.arange(generator.classes).repeat_interleave(each)
-    parts = zip(torch.split(codes, _AT_A_TIME), torch.split(labels.to(shop.device), _AT_A_TIME), strict=True)
+    parts = zip(torch.split(codes, _AT_A_TIME), torch.split(labels.to(workshop.device), _AT_A_TIME), strict=True)
     drawn = [generator.draw(*part).cpu().numpy() for part in parts]
     images = np.concatenate([target.images[:], *drawn])
     return ImageSet(images, np.concatenate([target.labels, labels.numpy()]), target.classes)
 
 
-def _learn(shop: Workshop, what: str, generator: Generator, data: ImageSet) -> None:
+def _learn(workshop: Workshop, what: str, generator: Generator, data: ImageSet) -> None:
     """The best epoch is chosen by the training images themselves: few labels leave none to hold out."""
     modules: dict[str, nn.Module] = {"encoder": generator.encoder, "decoder": generator.decoder}
     for module in modules.values():
-        module.to(shop.device)
-    labels = torch.from_numpy(data.labels if generator.classes else np.zeros(len(data), np.int64)).to(shop.device)
+        module.to(workshop.device)
+    labels = torch.from_numpy(data.labels if generator.classes else np.zeros(len(data), np.int64)).to(workshop.device)
 
     def loss(batch: Tensor, progress: float) -> Tensor:
-        return generator.loss(shop.unit(data.images[batch.numpy()]), labels[batch], progress)
+        return generator.loss(workshop.unit(data.images[batch.numpy()]), labels[batch], progress)
 
     some = torch.arange(min(len(data), 8 * _STAGE.batch))
     task = Task(what, modules, loss=loss, images=len(data), validate=lambda: loss(some, 1.0).item())
-    fit(task, _STAGE, shop.journal, shop.checkpoints)
+    fit(task, _STAGE, workshop.journal, workshop.checkpoints)

@@ -1,4 +1,4 @@
-"""The network over a whole set, in batches; nothing is learnt."""
+"""Runs the network over a whole set, in batches, without training."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from training.networks.graph import EncoderGraph, encoder_graph, to_onnx
 from training.networks.head import Head
 from training.progress import track
 
-_BATCH = 1024  # nothing is learnt, so its size is only a matter of memory
+_BATCH = 1024  # limited by memory alone
 _PIXELS = 1 << 22  # of a batch, where that is fewer images
 _AT_ONCE = 16  # images for onnxruntime: more are no faster
 # For `moments` of a backbone's features. A few pictures leave some of them at zero: divided by next to nothing, what
@@ -59,16 +59,16 @@ def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
     return distributed.mean(sum(loss(part).item() * len(part) for part in mine)) * ranks.count() / rows
 
 
-def read(shop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
+def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     """(N, D) float32: `embedding` or `features` of every image.
 
     On a CPU a backbone is read by onnxruntime from the graph that will be served: in half the time.
     """
-    if not shop.net.published or shop.device.type != "cpu":
-        return in_batches(lambda images: shop.net.read(shop.unit(images), tensor), data.images)
+    if not workshop.net.published or workshop.device.type != "cpu":
+        return in_batches(lambda images: workshop.net.read(workshop.unit(images), tensor), data.images)
     features = tensor == "features"
-    graph = encoder_graph(shop.net, data.images.shape[1:], features)
-    session = _session(EncoderGraph(shop.net, features), graph)
+    graph = encoder_graph(workshop.net, data.images.shape[1:], features)
+    session = _session(EncoderGraph(workshop.net, features), graph)
     return _by_onnxruntime(session, tensor, data.images, "features", keep=not features)
 
 

@@ -1,10 +1,11 @@
 """A run's journal: metrics.jsonl, and TensorBoard's events beside it where that is installed."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training import ranks
+from training import jsonl, ranks
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -32,6 +33,19 @@ class Journal:
             for name, value in facts.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{facts['stage']}/{name}", value, int(facts["epoch"]))
+
+    def rewind(self, stage: str, epochs: int) -> None:
+        """Drop the lines of a stage that a killed run wrote after its last checkpoint: those epochs come again."""
+        lines = jsonl.read(self.path)
+        kept = [line for line in lines if line.get("stage") != stage or line.get("epoch", 0) <= epochs]
+        if not ranks.first() or len(kept) == len(lines):
+            return
+        temporary = self.path.with_name(f".{self.path.name}")
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise TrainingError(f"{self.path}: cannot be written: {error.strerror}; what was there is kept") from None
 
 
 def _board(folder: Path) -> "SummaryWriter | None":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from training.networks import Autoencoder, Encoded
 from training.recipe import Objective
 
-PATCH = 4  # pixels; the side of what masking blacks out
+PATCH = 4  # pixels; side of a masked patch
 _BETWEEN, _PROJECTED = 128, 64  # numbers in a projection's middle and at its end
 
 
@@ -61,7 +61,7 @@ def sample(encoded: Encoded) -> Tensor:
 
 
 def projection(latent: int) -> nn.Module:
-    """Contrast is measured through this layer, which is dropped afterwards: the code may keep what views differ in."""
+    """Contrast is measured through this layer, which is dropped afterwards, so that the code need not be invariant."""
     return nn.Sequential(
         nn.Linear(latent, _BETWEEN), nn.BatchNorm1d(_BETWEEN), nn.ReLU(), nn.Linear(_BETWEEN, _PROJECTED)
     )

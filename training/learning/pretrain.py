@@ -13,23 +13,30 @@ from training.learning.workshop import Workshop
 from training.recipe import Augment, Stage
 
 
-def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
+def pretrain(workshop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage) -> None:
     """Train encoder and decoder by the recipe's objective, on images alone."""
-    learning: dict[str, nn.Module] = {"encoder": shop.net.encoder, "decoder": shop.net.decoder}
+    learning: dict[str, nn.Module] = {"encoder": workshop.net.encoder, "decoder": workshop.net.decoder}
     projector = None
-    if shop.objective.contrast:
+    if workshop.objective.contrast:
         if len(validation) < 2:
-            raise TrainingError(f"{len(validation)} validation image has no other to be told from: contrast needs two")
-        projector = learning["projection"] = projection(shop.net.latent).to(shop.device)
+            raise TrainingError(f"{len(validation)} validation image: contrast compares images, and needs two")
+        projector = learning["projection"] = projection(workshop.net.latent).to(workshop.device)
 
     def loss(data: ImageSet, batch: Tensor, augment: Augment, progress: float) -> Tensor:
-        images = shop.unit(data.images[batch.numpy()])
+        images = workshop.unit(data.images[batch.numpy()])
         if projector is None:
             images = augmented(images, augment)
         else:
             images = torch.cat([augmented(images, augment) for _ in range(2)])
-        with shop.autocast():
-            return pretraining_loss(shop.net, shop.objective, images, erased(images, augment), progress, projector)
+        with workshop.autocast():
+            return pretraining_loss(
+                workshop.net,
+                workshop.objective,
+                images,
+                shown=erased(images, augment),
+                progress=progress,
+                projector=projector,
+            )
 
     def held_out(batch: Tensor) -> Tensor:
         if projector is None:
@@ -45,4 +52,4 @@ def pretrain(shop: Workshop, train: ImageSet, validation: ImageSet, stage: Stage
         images=len(train),
         validate=lambda: mean_loss(held_out, len(validation)),
     )
-    fit(task, stage, shop.journal, shop.checkpoints)
+    fit(task, stage, workshop.journal, workshop.checkpoints)

@@ -1,26 +1,48 @@
-"""From material to weights: pretraining, labels, decoder; each stage goes on where an interrupted run left it."""
+"""The stages of a run in their order: pretraining, transfer by the recipe's mode, decoder. Finished ones are skipped.
 
+METHODS says which function transfers by labels in which mode: finetune.py, linear.py, gradual.py or episodes.py.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
 from training.learning.decoder import finetune_decoder
 from training.learning.distil import distil
-from training.learning.finetune import METHODS
+from training.learning.episodes import episodic
+from training.learning.finetune import distilled, finetune, full, multitask, train_head
+from training.learning.gradual import gradual
+from training.learning.linear import train_linear
 from training.learning.pretrain import pretrain
-from training.learning.workshop import workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.networks import Autoencoder, build
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, DistilMode, LabelMode, Recipe
+from training.recipe import AdaptMode, DistilMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
+
+# Mode → what learns the target's labels; the last argument is the mode's settings.
+METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
+    "head": train_head,
+    "linear": train_linear,
+    "random-frozen": train_head,
+    "full": full,
+    "distil": distilled,
+    "scratch": finetune,
+    "multitask": multitask,
+    "gradual": gradual,
+    "episodic": episodic,
+}
 
 
 @dataclass(frozen=True)
@@ -32,39 +54,41 @@ class Learnt:
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
     """Train all stages and keep the weights in `folder`; stages that are finished there are not repeated."""
     mode = recipe.transfer
-    shop = workshop(recipe, material.spec.shape, folder, mode.untrained)
-    net = shop.net
-    if recipe.precision == "bf16" and shop.precision != "bf16":
+    workshop = open_workshop(recipe, material.spec.shape, folder, mode.untrained)
+    net = workshop.net
+    if recipe.precision == "bf16" and workshop.precision != "bf16":
         say(f"note: {recipe.network.name} is no faster in bf16 on this machine: computed in fp32")
     if mode.pretrains and (recipe.pretrain.epochs or only_pretrain):
-        pretrain(shop, material.source_train, material.source_validation, recipe.pretrain)
+        pretrain(workshop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
     if isinstance(mode, DistilMode):
-        distil(shop, material, recipe.pretrain, mode)
+        distil(workshop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
     if isinstance(mode, AdaptMode):
-        head = adapt(shop, material.source_train, material.source_validation, train, mode)
-    elif isinstance(mode, LabelMode):
-        head = METHODS[mode.mode](shop, train, validation, mode)
+        head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
+    elif mode.mode in METHODS:
+        head = METHODS[mode.mode](workshop, train, validation, mode)
     final: dict[str, nn.Module] = {"encoder": net.encoder}
     if recipe.decoder.epochs:
-        finetune_decoder(shop, train, validation, recipe.decoder)
+        finetune_decoder(workshop, train, validation, recipe.decoder)
         final["decoder"] = net.decoder
     if head is not None:
         final["head"] = head
     net.pool.cpu()
-    shop.checkpoints.write(folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()})
+    workshop.checkpoints.write(
+        folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()}
+    )
     return Learnt(net, head)
 
 
-def learnt_before(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
+def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Learnt:
     """The weights of a finished run."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise TrainingError(
-            f"{folder}: not trained to its end; go on with graft-train transfer RECIPE --run {folder} --resume"
+            f"{folder}: not trained to its end; resume it with graft-train transfer RECIPE --run {folder} --resume"
         )
     net = build(recipe.network.model_copy(update={"weights": None}), shape)
     try:

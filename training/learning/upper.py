@@ -17,18 +17,18 @@ from training.recipe import GradualMode
 
 class Upper:
     def __init__(
-        self, shop: Workshop, start: int, transfer: GradualMode, train: ImageSet, validation: ImageSet
+        self, workshop: Workshop, start: int, transfer: GradualMode, train: ImageSet, validation: ImageSet
     ) -> None:
         """Blocks from number `start` on. Computes what those below give for all images, and views of them."""
-        assert isinstance(shop.net.encoder, Backbone)
-        self._net, self._encoder, self._start, self._device = shop.net, shop.net.encoder, start, shop.device
+        assert isinstance(workshop.net.encoder, Backbone)
+        self._net, self._encoder, self._start, self._device = workshop.net, workshop.net.encoder, start, workshop.device
         self._features = transfer.reads == "features"
-        lower = Reader(LowerGraph(shop.net, start, self._features), train.images.shape[1:], shop.device)
-        images = with_views(shop, [train.images], transfer.augment, transfer.views)
+        lower = Reader(LowerGraph(workshop.net, start, self._features), train.images.shape[1:], workshop.device)
+        images = with_views(workshop, [train.images], transfer.augment, transfer.views)
         self._seen, self._held = lower(images, "frozen blocks"), lower(validation.images, "frozen blocks")
         self._images, self._views = len(train), transfer.views
         with torch.no_grad():
-            image = torch.zeros(1, *train.images.shape[1:], device=shop.device).permute(0, 3, 1, 2)
+            image = torch.zeros(1, *train.images.shape[1:], device=workshop.device).permute(0, 3, 1, 2)
             last, _ = self._encoder.through(self._encoder.prepared(image), 0, start)
         self._shape = last.shape[1:]  # of the map that the first of the blocks takes
 

@@ -15,7 +15,7 @@ from training.recipe import Augment
 Images = np.ndarray | Rows
 
 
-def with_views(shop: Workshop, parts: Sequence[Images], augment: Augment, views: int) -> Images:
+def with_views(workshop: Workshop, parts: Sequence[Images], augment: Augment, views: int) -> Images:
     """((1 + views) · N, H, W, C) uint8: the N images of the parts, then a view of each in the same order, then another.
 
     The same views every time: a resumed run goes on with them.
@@ -31,18 +31,18 @@ def with_views(shop: Workshop, parts: Sequence[Images], augment: Augment, views:
                     some = part[start : start + size]
                     made[end : end + len(some)] = some
                     end += len(some)
-            _draw(shop, made, count, augment)
+            _draw(workshop, made, count, augment)
     return made
 
 
-def _draw(shop: Workshop, made: np.ndarray, count: int, augment: Augment) -> None:
+def _draw(workshop: Workshop, made: np.ndarray, count: int, augment: Augment) -> None:
     """Fill the rows from `count` on with views of the rows before."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         for start in range(count, len(made), count):
             for first in range(0, count, size := batch_size(made.shape[1:])):
                 stop = min(first + size, count)
-                view = erased(augmented(shop.unit(made[first:stop]), augment), augment)
+                view = erased(augmented(workshop.unit(made[first:stop]), augment), augment)
                 made[start + first : start + stop] = (view * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

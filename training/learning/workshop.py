@@ -66,7 +66,7 @@ def _depthwise(encoder: nn.Module) -> bool:
     return any(isinstance(each, nn.Conv2d) and each.groups > 1 for each in encoder.modules())
 
 
-def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
+def open_workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untrained: bool) -> Workshop:
     """A new network by the recipe and its seed, and `folder` to keep its journal and checkpoints in.
 
     Modules start in evaluation mode: reading images with an untrained network must not change its batch statistics.
@@ -83,5 +83,11 @@ def workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, untraine
         for part in (net.encoder, net.decoder):
             distributed.synchronise(part)
     journal, checkpoints = Journal(folder / JOURNAL_FILE), Checkpoints(folder / CHECKPOINTS)
-    precision = computed_in(recipe.precision, device, net.encoder)
-    return Workshop(net, recipe.objective, journal, checkpoints, device, precision)
+    return Workshop(
+        net=net,
+        objective=recipe.objective,
+        journal=journal,
+        checkpoints=checkpoints,
+        device=device,
+        precision=computed_in(recipe.precision, device, net.encoder),
+    )

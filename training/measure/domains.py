@@ -1,4 +1,4 @@
-"""The distance between two domains, as images and as codes: the discrepancy that drift uses. No torch."""
+"""The distance between two domains, as images and as embeddings: the discrepancy that drift uses. No torch."""
 
 from dataclasses import dataclass
 
@@ -42,10 +42,11 @@ def words(found: list[Distance], source: str, target: str) -> list[str]:
         return []
     images, codes = found
     nearer = "nearer to each other" if codes.squared < images.squared else "no nearer to each other"
-    apart = "and are told apart" if codes.p_value <= 0.05 else "and are not told apart"
+    significant = "is" if codes.p_value <= 0.05 else "is not"
     return [
-        f"The codes of {source} and {target} lie {nearer} than the images do (squared discrepancy {codes.squared:.3f} "
-        f"against {images.squared:.3f}), {apart} by it (p {codes.p_value:.3f})."
+        f"The embeddings of {source} and {target} lie {nearer} than the images do (squared discrepancy "
+        f"{codes.squared:.3f} against {images.squared:.3f}); the difference {significant} significant "
+        f"(p {codes.p_value:.3f})."
     ]
 
 

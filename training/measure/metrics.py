@@ -6,7 +6,7 @@ from app.bundle import Bundle
 from app.bundle.manifest import Metric
 from app.bundle.scoring import probabilities
 from training.data.imageset import ImageSet
-from training.measure import components, strangers
+from training.measure import components, drawn_domains
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.outputs import Outputs, outputs_of
 
@@ -51,12 +51,12 @@ def bundle_metrics(
 
 def _out_of_distribution(bundle: Bundle, normal: np.ndarray, how: str) -> Metric:
     """The lowest AUROC over domains that no choice has seen; `normal` (N,) are the scores of the measured images."""
-    areas = strangers.aurocs(bundle, normal)
+    areas = drawn_domains.aurocs(bundle, normal)
     domains = " and ".join(f"{name} ({area:.4f})" for name, area in areas.items())
     return Metric(
         name="out_of_distribution_auroc",
         value=min(areas.values()),
-        images=len(normal) + len(areas) * strangers.COUNT,
+        images=len(normal) + len(areas) * drawn_domains.COUNT,
         how=f"{how}, against {domains}; the worst counts",
     )
 

@@ -49,7 +49,7 @@ class Autoencoder:
 
 
 def _dense(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
-    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational, network.activation)
+    encoder = dense.Encoder(shape, network.hidden, network.latent, network.variational, activation=network.activation)
     return encoder, dense.Decoder(shape, network.hidden, network.latent)
 
 
@@ -95,7 +95,11 @@ def build(network: Network, shape: Shape) -> Autoencoder:
     make = KINDS[network.kind] if network.backbone is None else _backbone
     encoder, decoder = make(network, shape)
     return Autoencoder(
-        encoder, decoder, Pool(encoder.maps, network.grid, network.maxima), encoder.latent, network.backbone is not None
+        encoder=encoder,
+        decoder=decoder,
+        pool=Pool(encoder.maps, network.grid, network.maxima),
+        latent=encoder.latent,
+        published=network.backbone is not None,
     )
 
 

@@ -4,7 +4,7 @@ The state dict has the names of the PyTorch port that publishes the weights.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -27,14 +27,17 @@ class Stage:
     width: int
 
 
-STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(2, 3, 2, 6, 24),
-    Stage(2, 5, 2, 6, 40),
-    Stage(3, 3, 2, 6, 80),
-    Stage(3, 5, 1, 6, 112),
-    Stage(4, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
+STAGES = tuple(
+    Stage(*row)
+    for row in (
+        (1, 3, 1, 1, 16),
+        (2, 3, 2, 6, 24),
+        (2, 5, 2, 6, 40),
+        (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112),
+        (4, 5, 2, 6, 192),
+        (1, 3, 1, 6, 320),
+    )
 )
 STEM, LAST = 32, 1280  # widths that no coefficient changes
 COEFFICIENTS = {"efficientnet-lite0": (1.0, 1.0), "efficientnet-lite1": (1.0, 1.1), "efficientnet-lite2": (1.1, 1.2)}
@@ -45,12 +48,10 @@ def stages(kind: str) -> list[Stage]:
     wider, deeper = COEFFICIENTS[kind]
     ends = (0, len(STAGES) - 1)
     return [
-        Stage(
-            stage.repeats if number in ends else math.ceil(deeper * stage.repeats),
-            stage.kernel,
-            stage.stride,
-            stage.expansion,
-            _multiple_of_eight(wider * stage.width),
+        replace(
+            stage,
+            repeats=stage.repeats if number in ends else math.ceil(deeper * stage.repeats),
+            width=_multiple_of_eight(wider * stage.width),
         )
         for number, stage in enumerate(STAGES)
     ]
@@ -68,10 +69,10 @@ class Same(nn.Conv2d):
     def forward(self, image: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
-            return F.conv2d(image, self.weight, None, 1, kernel // 2, 1, self.groups)
+            return F.conv2d(image, self.weight, padding=kernel // 2, groups=self.groups)
         high, wide = ((max((-(-side // stride) - 1) * stride + kernel - side, 0)) for side in image.shape[-2:])
         image = F.pad(image, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
-        return F.conv2d(image, self.weight, None, stride, 0, 1, self.groups)
+        return F.conv2d(image, self.weight, stride=stride, groups=self.groups)
 
 
 def _norm(width: int) -> nn.BatchNorm2d:

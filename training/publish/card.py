@@ -1,4 +1,4 @@
-"""card.md: what a bundle is, what it was trained on, and what it reaches, for a person to read."""
+"""card.md: what a bundle is, what it was trained on, and its measured quality."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
         f"# {manifest.title}",
         "",
         f"Trained on {p.source}, grafted onto {p.target}. {_takes(manifest.input)} "
-        f"Its code has {manifest.latent_size} numbers.",
+        f"Its embedding has {manifest.latent_size} numbers.",
         "",
         *_table(manifest.metrics),
     ]
@@ -28,18 +28,18 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
     lines += [
         f"Made by `graft-train run` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes on "
         f"{machine}; "
-        f"opset {p.opset}, {versions}, source at {p.commit}. Nothing was chosen by the test images.",
+        f"opset {p.opset}, {versions}, source at {p.commit}. No choice was based on the test images.",
         "",
     ]
     return "\n".join(lines)
 
 
 def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomalies: int) -> str:
-    """Of a bundle whose anomaly score was fitted anew: `version` is the one that all the rest comes from."""
+    """For a bundle with a refitted anomaly score; everything else is that of `version`."""
     lines = [
         f"# {manifest.title}",
         "",
-        f"{_takes(manifest.input)} Its code has {manifest.latent_size} numbers.",
+        f"{_takes(manifest.input)} Its embedding has {manifest.latent_size} numbers.",
         "",
     ]
     if manifest.metrics:
@@ -53,13 +53,13 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
     if manifest.anomaly:
         against = f", the rate with the best F1 against {anomalies:,} anomalies" if anomalies else ""
         lines += [
-            f"{_threshold(manifest.anomaly)} The score was fitted and calibrated anew on {normals:,} normal images "
-            f"from elsewhere, half of them held out{against}.",
+            f"{_threshold(manifest.anomaly)} The score was refitted on {normals:,} normal images of another data set, "
+            f"half of them held out to calibrate it{against}.",
             "",
         ]
     lines += [
-        f"Made by `graft-train calibrate` from version {version}. Graphs, labels, temperature and measured numbers are "
-        "that version's: its card says how it was trained, and so does manifest.json under provenance.",
+        f"Made by `graft-train calibrate` from version {version}. Graphs, labels, temperature and metrics are "
+        "those of that version, whose card, like manifest.json under provenance, says how it was trained.",
         "",
     ]
     return "\n".join(lines)
@@ -75,28 +75,31 @@ def card_of_shots(
     classifier: Classifier,
     notes: str,
 ) -> str:
-    """Of a bundle that was made from a few images: what is known of it, and what cannot be."""
-    drawn = "" if base.graphs.decoder is None else ", and so is the decoder: it draws back what it learnt to draw there"
+    """For a bundle that was made from a few images: what is known about it, and what is not."""
+    drawn = (
+        ""
+        if base.graphs.decoder is None
+        else ", and so is the decoder, which reconstructs what it was trained on there"
+    )
     lines = [
         f"# {title}",
         "",
-        f"{_takes(base.input)} The encoder is that of {called} ({base.title}), as it was{drawn}.",
+        f"{_takes(base.input)} The encoder is that of {called} ({base.title}), unchanged{drawn}.",
         "",
         "| label | images |",
         "| --- | --- |",
         *(f"| {label} | {count} |" for label, count in counts.items()),
         "",
         *_table([metric]),
-        "That is all that is known: no other image was seen. The bound takes the images for a fair sample of those "
-        "to come; other light, another camera or a kind that is missing here are not in it. "
-        "`graft-train evaluate` on other labelled images says more.",
+        "No other image was used. The bound assumes that new images are like these: it does not cover other light, "
+        "another camera or a class that is missing here. Measure it on other labelled images with "
+        "`graft-train evaluate`.",
         "",
-        f"Logits are divided by a temperature of {classifier.temperature:.3f}, at which the mean confidence in images "
-        "that were left out is (right + 1) / (images + 2): what an accuracy can be believed in after so few.",
+        f"Logits are divided by a temperature of {classifier.temperature:.3f}, fitted on the images left out in turn.",
         "",
         f"{notes[0].upper()}{notes[1:]}.",
         "",
-        "Made by `graft-train graft`; how, and from which base, stands in manifest.json under provenance.",
+        "Made by `graft-train graft`; manifest.json has the base and the options under provenance.",
         "",
     ]
     return "\n".join(lines)
@@ -104,10 +107,7 @@ def card_of_shots(
 
 def _takes(spec: InputSpec) -> str:
     height, width, channels = spec.shape
-    return (
-        f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; larger and smaller ones "
-        "are brought to that."
-    )
+    return f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; others are resized."
 
 
 def _table(metrics: Sequence[Metric]) -> list[str]:
@@ -118,5 +118,5 @@ def _table(metrics: Sequence[Metric]) -> list[str]:
 def _threshold(anomaly: Anomaly) -> str:
     return (
         f"An image is called anomalous above a score of {anomaly.threshold:.3f}: {anomaly.false_alarm_rate:.2%} of "
-        f"normal images are, by {anomaly.calibrated_on:,} held-out ones that nothing was fitted on."
+        f"normal images are, measured on {anomaly.calibrated_on:,} held-out ones."
     )

@@ -6,14 +6,14 @@ from app.bundle import save
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from training.data.material import Material
 from training.publish.card import card
-from training.publish.draft import Draft, judges_in_words
+from training.publish.draft import Draft, label_source
 from training.publish.provenance import machine
 from training.score import reference
 
 
 def deliver(models: Path, material: Material, draft: Draft, report: str, minutes: float) -> Path:
     """Save the next version. `report` is HTML without images of the data, `minutes` the time that the run took."""
-    text = card(draft.bundle.manifest, judges_in_words(material), minutes, machine())
+    text = card(draft.bundle.manifest, label_source(material), minutes, machine())
     files = {
         **draft.exported.files,
         reference.FILE: reference.to_bytes(draft.arrays),

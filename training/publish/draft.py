@@ -118,7 +118,7 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     assert learnt.head is not None
     images, how = material.test, "the torch modules, the same images"
     if not len(images.labels):
-        images, how = material.judges, f"the torch modules, {judges_in_words(material)}"
+        images, how = material.labelled_held_out, f"the torch modules, {label_source(material)}"
     if learnt.net.published and len(images) > _SOME:
         images, how = images.take(np.arange(_SOME)), f"the torch modules, the first {_SOME} of these images"
     in_torch = accuracy_of(learnt.net, learnt.head, recipe.transfer.reads, images)
@@ -141,21 +141,25 @@ def _teacher_accuracy(mode: DistilMode, material: Material) -> Metric:
     )
 
 
-def judges_in_words(material: Material) -> str:
-    of = "" if material.judges is material.validation else " of the source"
-    return f"{len(material.judges):,} validation images{of}"
+def label_source(material: Material) -> str:
+    of = "" if material.labelled_held_out is material.validation else " of the source"
+    return f"{len(material.labelled_held_out):,} validation images{of}"
 
 
 def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
     """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
     calibration, arrays = anomaly.fit_to_bundle(
-        draft.bundle, material.train, material.calibration, recipe.anomaly.distances, recipe.false_alarm_rate
+        draft.bundle,
+        material.train,
+        material.calibration,
+        distances=recipe.anomaly.distances,
+        false_alarm_rate=recipe.false_alarm_rate,
     )
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
-    logits = outputs_of(draft.bundle, material.judges, "temperature", ("logits",)).logits
+    logits = outputs_of(draft.bundle, material.labelled_held_out, "temperature", ("logits",)).logits
     fitted = None
     if logits is not None:
-        fitted = temperature.fit(logits, material.judges.labels)
+        fitted = temperature.fit(logits, material.labelled_held_out.labels)
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
     arrays |= drift.reference(draft.bundle, material.calibration, fitted)
     return draft.with_references(fields, arrays)
@@ -166,7 +170,7 @@ def measure(material: Material, draft: Draft) -> Measured:
     test, bundle = material.test, draft.bundle
     outputs = outputs_of(bundle, test, f"evaluate {bundle.name}")
     how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
-    metrics = (*bundle_metrics(bundle, test, how, outputs, material.train), *draft.notes)
+    metrics = (*bundle_metrics(bundle, test, how, outputs=outputs, train=material.train), *draft.notes)
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
     return Measured(draft.with_references({"metrics": metrics}, shown), outputs)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.bundle import SCHEMA_VERSION, golden
+from app.bundle import golden
 from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
@@ -87,7 +87,6 @@ class Exported:
     def fields(self) -> dict[str, Any]:
         """The manifest's fields that follow from the graphs."""
         return {
-            "schema_version": SCHEMA_VERSION,
             "input": self.spec,
             "latent_size": self.latent_size,
             "feature_maps": self.feature_maps,
@@ -134,7 +133,7 @@ def export(
             evidence = _floats("evidence", head.out_features, GRID, GRID)
             explainer = graph("explain", _Explainer(head, maps), pooled, evidence)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
-    return Exported(spec, net.latent, maps, graphs, files, {})
+    return Exported(spec=spec, latent_size=net.latent, feature_maps=maps, graphs=graphs, files=files, tolerances={})
 
 
 def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:

@@ -9,8 +9,8 @@ from training.data.splits import split
 from training.publish.card import card_of_recalibrated
 from training.score import anomaly, distances, drift, reference
 
-_OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc"})  # metrics of the score that was
-_MADE_BY_SAVE = frozenset({"golden", "files", "seal"})
+_OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc"})  # metrics of the former score
+_MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 
 def recalibrate(
@@ -23,13 +23,18 @@ def recalibrate(
 ) -> Path:
     """A new version of the bundle in `folder`: its score fitted on half of the normals, calibrated on the other half.
 
-    Drift is told by that half too. The distances are those that the bundle had; graphs, labels and temperature stay as
-    they are. With `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left
-    out: what it says of the score is no longer true.
+    The other half is the reference for drift too. Distances, graphs, labels and temperature stay as they are. With
+    `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left out, because it
+    describes the former score.
     """
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
     calibration, arrays = anomaly.fit_to_bundle(
-        bundle, fitted_on, held_out, distances.usual(bundle), false_alarm_rate, anomalies
+        bundle,
+        fitted_on,
+        held_out,
+        distances=distances.usual(bundle),
+        false_alarm_rate=false_alarm_rate,
+        anomalies=anomalies,
     )
     before = bundle.manifest
     arrays |= drift.reference(bundle, held_out, before.classifier.temperature if before.classifier else None)

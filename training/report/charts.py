@@ -67,12 +67,12 @@ class _Chart:
 
 def lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
     """A line through the points of each series, as HTML."""
-    return _lines(title, series, across, up, log_x).figure()
+    return _lines(title, series, across, up=up, log_x=log_x).figure()
 
 
 def lines_file(title: str, series: Sequence[Series], across: str, up: str, log_x: bool = False) -> str:
     """The same as a file of its own."""
-    return _lines(title, series, across, up, log_x).file()
+    return _lines(title, series, across, up=up, log_x=log_x).file()
 
 
 def _lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bool) -> _Chart:
@@ -92,7 +92,7 @@ def _lines(title: str, series: Sequence[Series], across: str, up: str, log_x: bo
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{stroke}"/>' for x, y in at]
     marks = sorted({x for s in series for x in s.x})
     ticks = [(float(np.log10(m)) if log_x else m, f"{m:g}") for m in (marks if log_x else _ticks(*frame.x))]
-    return _chart(title, frame, parts, ticks, across, up, [s.name for s in series])
+    return _chart(title, frame, parts, ticks=ticks, across=across, up=up, names=[s.name for s in series])
 
 
 def histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold: float | None = None) -> str:
@@ -135,7 +135,7 @@ def _histogram(title: str, groups: dict[str, np.ndarray], across: str, threshold
             f"threshold {threshold:.2f}</text>"
         )
     ticks = [(tick, f"{tick:g}") for tick in _ticks(*frame.x)]
-    return _chart(title, frame, parts, ticks, across, "share", list(groups))
+    return _chart(title, frame, parts, ticks=ticks, across=across, up="share", names=list(groups))
 
 
 def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) -> str:
@@ -143,7 +143,7 @@ def points(title: str, at: np.ndarray, group: np.ndarray, names: Sequence[str]) 
     frame = _Frame(_padded(at[:, 0]), _padded(at[:, 1]), height=380)
     placed = [(*frame.at(x, y), colour(int(g))) for (x, y), g in zip(at, group, strict=True)]
     parts = [f'<circle cx="{x:.0f}" cy="{y:.0f}" r="2.5" fill="{c}" fill-opacity=".6"/>' for x, y, c in placed]
-    return _chart(title, frame, parts, [], "first direction", "second", list(names)).figure()
+    return _chart(title, frame, parts, ticks=[], across="first direction", up="second", names=list(names)).figure()
 
 
 class _Frame:

@@ -87,7 +87,11 @@ def _lines(results: Sequence[Result]) -> tuple[str, list[charts.Series], str, st
         clipped = [(max(0.0, each.low), min(1.0, each.high)) for each in means]
         series.append(
             charts.Series(
-                arm, labels, [each.mean for each in means], [low for low, _ in clipped], [high for _, high in clipped]
+                arm,
+                x=labels,
+                y=[each.mean for each in means],
+                low=[low for low, _ in clipped],
+                high=[high for _, high in clipped],
             )
         )
     return "Accuracy by the number of labels, with 95 % intervals", series, "labels", "accuracy"

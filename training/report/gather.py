@@ -146,5 +146,5 @@ def _to_check(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Mate
         Listed(
             data.name(doubt.index), f"is {labels[doubt.given]}; {labels[doubt.suggested]}?", data.images[doubt.index]
         )
-        for doubt in review.doubtful_labels(points, data.labels, len(labels), _LISTED, groups)
+        for doubt in review.doubtful_labels(points, data.labels, len(labels), count=_LISTED, groups=groups)
     ]

@@ -72,4 +72,6 @@ def fit_to_bundle(
 
     blocks = [math.prod(each) for each in bundle.manifest.feature_maps]
     others = None if anomalies is None else read(anomalies)
-    return fit(read(train), read(held_out), distances, false_alarm_rate, blocks, others)
+    return fit(
+        read(train), read(held_out), distances, false_alarm_rate=false_alarm_rate, blocks=blocks, anomalies=others
+    )

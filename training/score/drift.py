@@ -1,4 +1,4 @@
-"""The reference for drift: codes and confidences of some held-out images. No torch."""
+"""The reference for drift: embeddings and confidences of some held-out images. No torch."""
 
 import numpy as np
 

@@ -56,7 +56,11 @@ def fit(points: np.ndarray, labels: np.ndarray, distance: Distance, blocks: Sequ
     single = np.float32
     directions = distance == "cosine"
     return Prototypes(
-        centre.astype(single), scale.astype(single), weight.astype(single), bias.astype(single), directions
+        centre=centre.astype(single),
+        scale=scale.astype(single),
+        weight=weight.astype(single),
+        bias=bias.astype(single),
+        directions=directions,
     )
 
 
@@ -105,7 +109,7 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
         for tensor in (points, logits)
     ]
     initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    made = helper.make_graph(nodes, "prototypes", ends[:1], ends[1:], initialisers)
+    made = helper.make_graph(nodes, "prototypes", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
     checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
@@ -133,15 +137,20 @@ def _directions(points: np.ndarray) -> np.ndarray:
 def _by_spread(centred: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Σ⁻¹ · columns, with Σ the covariance of the (N, D) centred points, shrunk towards a multiple of I.
 
-    By how much is Ledoit and Wolf's (2004). Σ = a I + b XᵀX is never formed: D may be thousands and N a dozen.
+    By how much is Ledoit and Wolf's (2004). Σ = a I + b XᵀX is formed only where N is not the smaller of the two: D may
+    be thousands and N a dozen.
     """
     count, size = centred.shape
-    gram = centred @ centred.T  # (N, N)
-    sphere = np.trace(gram) / count / size
+    lengths = np.square(centred).sum(axis=1)  # (N,) squared: the diagonal of XXᵀ
+    many = count >= size
+    gram = centred.T @ centred if many else centred @ centred.T  # (D, D) or (N, N), of the same norm
+    sphere = lengths.sum() / count / size
     squared = np.square(gram).sum() / count**2  # of the covariance's entries
     apart = squared / size - sphere**2
-    noise = (np.square(np.diag(gram)).sum() / count - squared) / size / count
+    noise = (np.square(lengths).sum() / count - squared) / size / count
     share = min(1.0, noise / apart) if apart > 0 else 1.0
     a, b = max(share * sphere, _TINY), (1 - share) / count
+    if many:
+        return np.asarray(np.linalg.solve(a * np.eye(size) + b * gram, columns))
     inner = np.eye(count) + (b / a) * gram
     return np.asarray((columns - (b / a) * centred.T @ np.linalg.solve(inner, centred @ columns)) / a)

@@ -41,13 +41,13 @@ def choose(shots: Path, base: Path) -> Shots:
             say(f"passed over: {error}")
             continue
         if is_grafted(bundle.manifest) or bundle.drift is None:
-            say(f"passed over: {called(bundle)} has no codes of its own images to compare with")
+            say(f"passed over: {called(bundle)} has no embeddings of its own images to compare with")
             continue
         candidate = _encoded(shots, folder, bundle)
-        candidates.append((tasks.distance(candidate.encoded["embedding"], bundle.drift.codes), candidate))
+        candidates.append((tasks.distance(candidate.encoded["embedding"], bundle.drift.embeddings), candidate))
     if not candidates:
         raise TrainingError(
-            f"--base {base}: none of its bundles has codes to compare with; name one, as in models/NAME/1"
+            f"--base {base}: none of its bundles has embeddings to compare with; name one, as in models/NAME/1"
         )
     nearest = min(candidates, key=lambda each: each[0])[1]
     distances = ", ".join(f"{called(each.base)} {distance:.2f}" for distance, each in candidates)

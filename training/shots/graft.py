@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.bundle import SCHEMA_VERSION, Bundle, Manifest, save
+from app.bundle import Bundle, Manifest, save
 from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.store import versions
@@ -38,7 +38,7 @@ def graft(
     distance: prototypes.Distance = "mahalanobis",
 ) -> Path:
     """The published bundle, the next version of models/<name>/."""
-    name = name or _slug(shots)
+    name = name or _name_of(shots)
     _refuse_taken(models / name)
     chosen = choose(shots, base)
     manifest, labels = chosen.base.manifest, chosen.images.labels
@@ -53,7 +53,9 @@ def graft(
     left_out = prototypes.left_out(points, labels, distance, blocks)
     right = int((left_out.argmax(axis=1) == labels).sum())
 
-    classifier = Classifier(labels=chosen.images.classes, temperature=temperature.by_accuracy(left_out, right))
+    classifier = Classifier(
+        labels=chosen.images.classes, temperature=temperature.fit(left_out, labels, temperature.PROTOTYPES)
+    )
     fields, files = _from_base(chosen, tensor, learnt, classifier)
     calibration, arrays, calibrated = _calibrated(chosen)
     arrays |= latent_map.fit(chosen.encoded["embedding"], labels).arrays()
@@ -91,7 +93,7 @@ def graft(
     return path
 
 
-def _slug(shots: Path) -> str:
+def _name_of(shots: Path) -> str:
     found = re.sub(r"[^a-z0-9._-]+", "-", shots.resolve().name.lower()).strip("-._")[:64]
     if not found:
         raise TrainingError(f"{shots}: no model can have this name; give one with --name")
@@ -130,7 +132,6 @@ def _from_base(
     files = {file: (shots.folder / file).read_bytes() for file in kept}
     files[head.file] = prototypes.to_onnx(learnt, head, base.provenance.opset)
     fields = {
-        "schema_version": SCHEMA_VERSION,
         "input": base.input,
         "latent_size": base.latent_size,
         "variational": base.variational,
@@ -154,7 +155,9 @@ def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], st
     rate = stated.false_alarm_rate if stated else _USUAL_RATE
     if rate * (len(held_out) + 1) < 1:
         rate = _USUAL_RATE
-    calibration, arrays = anomaly.fit_to_bundle(base, fitted_on, held_out, distances.usual(base), rate)
+    calibration, arrays = anomaly.fit_to_bundle(
+        base, fitted_on, held_out, distances=distances.usual(base), false_alarm_rate=rate
+    )
     arrays |= drift.reference(base, held_out, None)
     message = (
         f"the anomaly score was fitted anew on {len(fitted_on)} of the images; on the other {len(held_out)} it was "

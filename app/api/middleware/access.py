@@ -1,4 +1,4 @@
-"""API keys. Without any set, every request passes; health checks and the web pages never need a key."""
+"""API keys. Without keys every request passes; health checks and the web pages never need a key."""
 
 import hmac
 from collections.abc import Sequence

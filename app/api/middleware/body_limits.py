@@ -63,11 +63,11 @@ class _LimitedBody:
         finally:
             deadline.clear()
         more = len(message.get("body", b""))
-        self._limits.room.take(more, self._held)
+        self._limits.room.acquire(more, self._held)
         self._held += more
         self._complete = not message.get("more_body", False)
         return message
 
     def release(self) -> None:
-        self._limits.room.give_back(self._held)
+        self._limits.room.release(self._held)
         self._held = 0

@@ -156,11 +156,11 @@ def parse_infer_request(body: bytes, length: int, most_values: int) -> InferRequ
         raise MalformedRequest("outputs: a list is expected")
     binary = _flag(parameters, "binary_data_output", False, "the request")
     return InferRequest(
-        _id(document.get("id")),
-        _distinct(list(_inputs(inputs, memoryview(body)[length:])), "inputs"),
-        _distinct([_requested_output(each, binary) for each in outputs], "outputs") if outputs else None,
-        binary,
-        _timeout_ms(parameters.get("timeout")),
+        id=_id(document.get("id")),
+        inputs=_distinct(list(_inputs(inputs, memoryview(body)[length:])), "inputs"),
+        outputs=_distinct([_requested_output(each, binary) for each in outputs], "outputs") if outputs else None,
+        binary=binary,
+        timeout_ms=_timeout_ms(parameters.get("timeout")),
     )
 
 

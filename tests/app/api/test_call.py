@@ -93,8 +93,8 @@ def test_the_setting_limits_the_deadline_of_a_request(models: Path) -> None:
         for headers in ({}, {"X-Timeout-Ms": "600000"}):
             assert "within 150 ms" in assert_problem(held.post(headers), 504, "deadline-passed")["detail"]
         held.gate.set()
-        told = text_string_to_metric_families(client.get("/metrics").text)
-        counted = {(s.name, *sorted(s.labels.values())): s.value for family in told for s in family.samples}
+        output = text_string_to_metric_families(client.get("/metrics").text)
+        counted = {(s.name, *sorted(s.labels.values())): s.value for family in output for s in family.samples}
         assert counted["graft_requests_total", "1", "504", "classify", "tiny"] == 2
         assert counted["graft_model_seconds_total", "1", "failure", "tiny"] > 0.3
 
@@ -156,23 +156,23 @@ def test_work_is_counted_and_timed(models: Path) -> None:
             assert set(timed) == {"queue", "decode", "run", "total"}
             assert all(float(milliseconds) >= 0 for milliseconds in timed.values())
         families = text_string_to_metric_families(client.get("/metrics").text)
-        told = {(s.name, s.labels.get("operation")): s.value for family in families for s in family.samples}
+        output = {(s.name, s.labels.get("operation")): s.value for family in families for s in family.samples}
     for operation in ("classify", "predict", "encode"):
-        assert told["graft_requests_total", operation] == 1
-    assert told["graft_run_seconds_count", None] == told["graft_batch_images_count", None] == 3
-    assert told["graft_batch_images_sum", None] == 6
-    assert told["graft_confidence_count", None] == 5
-    assert told["graft_decode_seconds_count", None] == told["graft_queue_seconds_count", None] == 3
-    assert told["graft_queue_images", None] == 0
+        assert output["graft_requests_total", operation] == 1
+    assert output["graft_run_seconds_count", None] == output["graft_batch_images_count", None] == 3
+    assert output["graft_batch_images_sum", None] == 6
+    assert output["graft_confidence_count", None] == 5
+    assert output["graft_decode_seconds_count", None] == output["graft_queue_seconds_count", None] == 3
+    assert output["graft_queue_images", None] == 0
 
 
 def test_a_failed_request_is_counted_under_its_model(models: Path) -> None:
     with serving(Settings(models=models)) as client:
         client.post("/v1/classify", content=GOOD[:40], headers={"content-type": "image/png"})
         client.post("/v1/classify?model=other", content=GOOD, headers={"content-type": "image/png"})
-        told = client.get("/metrics").text
-    assert 'graft_requests_total{model="tiny",operation="classify",status="422",version="1"} 1.0' in told
-    assert 'graft_requests_total{model="-",operation="classify",status="404",version="-"} 1.0' in told
+        output = client.get("/metrics").text
+    assert 'graft_requests_total{model="tiny",operation="classify",status="422",version="1"} 1.0' in output
+    assert 'graft_requests_total{model="-",operation="classify",status="404",version="-"} 1.0' in output
 
 
 def test_large_answers_are_shaped_in_a_thread_and_small_ones_are_not() -> None:

@@ -16,7 +16,7 @@ NPY = {"accept": "application/x-npy"}
 PIXELS = {"name": "image", "datatype": "UINT8", "shape": [1, 6, 4, 1], "data": list(range(24))}
 
 
-def told(answer: httpx.Response) -> tuple[int, str, bytes]:
+def output(answer: httpx.Response) -> tuple[int, str, bytes]:
     return answer.status_code, answer.headers["content-type"], answer.content
 
 
@@ -35,7 +35,7 @@ def test_an_operation_gets_the_same_answer(
         assert by_parameter.status_code == by_deadline.status_code == 406
     else:
         assert direct.status_code == 200
-        assert told(direct) == told(by_parameter) == told(by_deadline)
+        assert output(direct) == output(by_parameter) == output(by_deadline)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer"])
@@ -43,7 +43,7 @@ def test_an_operation_gets_the_same_answer(
 def test_an_infer_request_gets_the_same_answer(client: httpx.Client, path: str, more: dict[str, Any]) -> None:
     question = {"id": "7", "inputs": [PIXELS], **more}
     direct = client.post(path, json=question)
-    assert told(direct) == told(client.post(f"{path}?x=1", json=question))
+    assert output(direct) == output(client.post(f"{path}?x=1", json=question))
     assert direct.status_code == (400 if more == {"inputs": []} else 200)
 
 

@@ -38,6 +38,7 @@ from app.main import create_app
 from app.serving.fast_connection import FastConnection, _FastCycle, connection_factory
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
+from app.telemetry.metrics import Metrics
 from app.telemetry.requests import CLIENT_DISCONNECTED, DEADLINE_PASSED, STARTED_AT, RequestRecord
 
 IMAGE = png(garment("bag"))
@@ -82,9 +83,9 @@ class Line:
         self.app, self.ordinary, self.counted = app, OrdinaryPath(), list[tuple[str | None, int]]()
         self.fast_path = app.state.fast_path
         inference = partial(oip.parse_small_infer, app.state.metrics, app.state.settings.max_images)
-        told = Counted(self.counted)
+        request_log = Counted(self.counted)
         self.fast_path = FastPath(
-            app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), told
+            app, operations.BY_PATH, inference, Bytes(room), app.state.deadlines, access.Keys(keys), request_log
         )
         config = uvicorn.Config(self.ordinary, ws="none", log_config=None)  # type: ignore[arg-type]
         config.load()
@@ -118,10 +119,11 @@ class Line:
 
 class Counted(RequestLog):
     def __init__(self, counted: list[tuple[str | None, int]]) -> None:
+        super().__init__(Metrics(""))
         self._counted = counted
 
     def finished_without_context(
-        self, scope: Scope, own: bytes, record: RequestRecord, status: int, seconds: float
+        self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float
     ) -> None:
         self._counted.append((record.operation, status))
 
@@ -191,9 +193,9 @@ def test_plain_pixels_of_the_protocol_are_answered_here(
 ) -> None:
     found, line = answer_to(app, wire(headers, body, path))
     assert (found.status, line.ordinary.body, line.counted) == (200, None, [("infer", 200)])
-    said = found.headers.get(LENGTH)
-    told = json.loads(found.body[: int(said)] if said else found.body)
-    assert (told["model_name"], told["model_version"], told.get("id")) == (
+    sentence = found.headers.get(LENGTH)
+    output = json.loads(found.body[: int(sentence)] if sentence else found.body)
+    assert (output["model_name"], output["model_version"], output.get("id")) == (
         "tiny",
         "1",
         "mine" if b"mine" in body else None,
@@ -267,9 +269,9 @@ def test_others_are_handed_over_untouched(app: FastAPI, headers: dict[str, str],
     found, line = answer_to(app, wire(headers, body, start=start))
     assert (found.status, line.ordinary.body, line.counted) == (299, body, [])
     path, _, query = start.format("/v1/classify").split()[1].partition("?")
-    told = line.ordinary.scope
-    assert (told["path"], told["query_string"]) == (path.replace("%20", " "), query.encode())
-    assert told["headers"] == [
+    output = line.ordinary.scope
+    assert (output["path"], output["query_string"]) == (path.replace("%20", " "), query.encode())
+    assert output["headers"] == [
         (name.lower().encode(), value.encode())
         for name, value in ({"host": "x", "content-length": str(len(body))} | headers).items()
     ]
@@ -643,7 +645,7 @@ def test_a_full_queue_is_refused_as_on_the_ordinary_path(
     with caplog.at_level("INFO", "graft"), serving(settings, app) as client:
         release = admission.hold(admission.most)
         app.state.predictor.repository.get(None).seconds = 0.0025  # which tells when to try again
-        told = []
+        output = []
         for extra in ({}, {"x-timeout-ms": "9999"}):  # which asks for the ordinary path
             before = counted(client)
             caplog.clear()
@@ -652,11 +654,13 @@ def test_a_full_queue_is_refused_as_on_the_ordinary_path(
             after.subtract(before)
             lines = [{name: vars(record).get(name) for name in SHOWN} for record in caplog.records]
             kept = {name: value for name, value in answer.headers.items() if name != "server-timing"}
-            told.append((answer.status_code, kept, answer.content, +after, lines, answer.headers["server-timing"][:10]))
+            output.append(
+                (answer.status_code, kept, answer.content, +after, lines, answer.headers["server-timing"][:10])
+            )
         release()
         assert client.post(path, content=body, headers=headers).status_code == 200
-    assert told[0] == told[1]
-    status, kept, content, after, lines, _ = told[0]
+    assert output[0] == output[1]
+    status, kept, content, after, lines, _ = output[0]
     assert (status, kept["retry-after"], kept["x-request-id"]) == (429, "3", "mine")
     assert b"1,024 images are in flight" in content
     assert after['graft_requests_refused_total{type="queue-full"}'] == 1

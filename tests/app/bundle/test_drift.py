@@ -63,7 +63,7 @@ def test_stability_is_nothing_for_the_same_and_much_for_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "output"),
     [
         ({EMBEDDINGS: np.zeros((FEWEST, D + 1))}, EMBEDDINGS),
         ({EMBEDDINGS: np.zeros((FEWEST - 1, D))}, EMBEDDINGS),
@@ -71,6 +71,6 @@ def test_stability_is_nothing_for_the_same_and_much_for_others() -> None:
         ({EMBEDDINGS: np.zeros((FEWEST, D)), CONFIDENCES: np.array(["a"])}, CONFIDENCES),
     ],
 )
-def test_a_reference_that_does_not_fit_is_named(arrays: dict[str, np.ndarray], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_reference_that_does_not_fit_is_named(arrays: dict[str, np.ndarray], output: str) -> None:
+    with pytest.raises(ValueError, match=output):
         DriftReference(arrays, D)

@@ -37,6 +37,19 @@ def test_one_grey_level_in_one_pixel_is_too_much(stored: dict[str, np.ndarray]) 
         verify(stored, SPEC, see, run, "m/1/golden.npz")
 
 
+@pytest.mark.parametrize("padding", ["background", "edge", (9,)])
+def test_other_padding_is_noticed(padding: object) -> None:
+    shapes = {name: spec(28, 28, resize="pad", padding=name) for name in ("background", "edge", (9,))}
+    with np.load(io.BytesIO(make(lambda data: preprocess(data, shapes[padding]), run))) as arrays:
+        stored = dict(arrays)
+    for name, shape in shapes.items():
+        if name == padding:
+            verify(stored, SPEC, lambda data, shape=shape: preprocess(data, shape), run, "m/1/golden.npz")
+        else:
+            with pytest.raises(GoldenMismatch, match="decodes to other pixels here"):
+                verify(stored, SPEC, lambda data, shape=shape: preprocess(data, shape), run, "m/1/golden.npz")
+
+
 @pytest.mark.parametrize(("error", "passes"), [(0.5e-4, True), (2e-4, False), (float("nan"), False)])
 def test_outputs_may_differ_by_the_tolerance_of_their_scale(
     stored: dict[str, np.ndarray], error: float, passes: bool

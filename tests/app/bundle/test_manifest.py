@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.bundle.manifest import SCHEMA_VERSION, Manifest
+from app.bundle.manifest import SCHEMA_VERSION, Manifest, seal_of
 from app.errors import BundleError, ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
 
@@ -31,8 +31,11 @@ def test_what_is_written_reads_back_the_same(fields: dict[str, Any]) -> None:
     assert Manifest.parse(manifest.to_json().encode(), "tiny/1") == manifest
 
 
+LATER = {("input", "padding"): 2}  # optional field → the schema that added it
+
+
 def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
-    found = paths(fields)
+    found = [path for path in paths(fields) if path not in LATER]
     assert len(found) > 50
     for path in found:
         less = copy.deepcopy(fields)
@@ -44,6 +47,34 @@ def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
             parse(less)
         if path != ("schema_version",):
             assert f"tiny/1/manifest.json: missing field {'.'.join(path)}" in str(refused.value)
+
+
+def of_schema(version: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """As a Graft of that schema wrote it."""
+    older = copy.deepcopy(fields) | {"schema_version": version}
+    for path in (path for path, since in LATER.items() if since > version):
+        *tables, last = path
+        inner = older
+        for key in tables:
+            inner = inner[key]
+        del inner[last]
+    return older | {"seal": seal_of(older)}
+
+
+def test_an_older_schema_loads_with_what_was_done_then(fields: dict[str, Any]) -> None:
+    """Its bytes, and so its digest and its seal, are not touched."""
+    older = of_schema(1, fields)
+    manifest = parse(older)
+    assert manifest.schema_version == 1
+    assert manifest.input.padding == "background"
+    assert manifest.seal == older["seal"]
+
+
+@pytest.mark.parametrize("padding", ["edge", [40]])
+def test_the_padding_is_part_of_the_manifest(fields: dict[str, Any], padding: object) -> None:
+    fields["input"]["padding"] = padding
+    fields["seal"] = seal_of(fields)
+    assert parse(fields).input.padding == (padding if padding == "edge" else (40,))
 
 
 @pytest.mark.parametrize("table", [(), ("input",), ("graphs",), ("graphs", "encoder"), ("golden",), ("provenance",)])
@@ -134,7 +165,7 @@ EXPLAIN = {
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "message"),
     [
         ("classifier", None, "one is null"),
         ("classifier.labels", ["a", "b"], "2 labels for a head of 3 outputs"),
@@ -142,6 +173,8 @@ EXPLAIN = {
         ("latent_size", 7, "embedding"),
         ("input.height", 9, "graphs.encoder.input.shape"),
         ("input.channels", 2, "input.channels"),
+        ("input.padding", [1, 2, 3], "input.padding: 3 levels for 1 channels"),
+        ("input.padding", "mean", "input.padding"),
         ("graphs.head.input.name", "features", "graphs.head.input"),
         ("anomaly.distances.1.takes", "features", "anomaly.distances.takes"),
         ("anomaly.distances.1.takes", "pixels", "reconstruction takes pixels"),
@@ -162,7 +195,7 @@ EXPLAIN = {
         ("files", {"encoder.onnx": "abc"}, "files.encoder.onnx"),
     ],
 )
-def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value: object, says: str) -> None:
+def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value: object, message: str) -> None:
     *tables, last = path.split(".")
     inner = fields
     for key in tables:
@@ -170,4 +203,4 @@ def test_parts_that_disagree_are_named(fields: dict[str, Any], path: str, value:
     inner[last] = value
     with pytest.raises(BundleError) as refused:
         parse(fields)
-    assert says in str(refused.value)
+    assert message in str(refused.value)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageDraw
+from pydantic import ValidationError
 from support import SPECS, spec
 
 from app.bundle import InputSpec, preprocess, preprocess_pixels
@@ -163,6 +164,17 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert pixels[:, 14:].max() < 25
 
 
+def test_exif_orientation_is_applied_where_a_deep_grey_is_transparent() -> None:
+    deep = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 80
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    file = encoded(Image.fromarray(deep), "PNG", transparency=int(deep[20, 4]), exif=exif)
+    pixels = preprocess(file, spec(28, 28, background="white"))[..., 0]
+    expected = (deep >> 8).astype(np.uint8)
+    expected[20, 4] = 255
+    assert np.array_equal(pixels, expected[::-1, ::-1])
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
 def test_an_animation_keeps_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (28, 28), colour) for colour in ("white", "black", "red")]
@@ -214,6 +226,55 @@ def test_stretch_pad_and_crop() -> None:
 def test_odd_sizes_give_the_shape_of_the_spec(resize: str, size: tuple[int, int]) -> None:
     for shape in (spec(28, 28, resize=resize), spec(5, 31, 3, resize=resize), spec(1, 15, resize=resize)):
         assert preprocess(png(Image.new("RGB", size, "white")), shape).shape == shape.shape
+
+
+def test_bars_repeat_the_edge_or_have_a_colour() -> None:
+    """A tall image between bars: what the bars hold, and that nothing of the image itself moves."""
+    tall = RNG.integers(0, 256, (12, 4, 3), dtype=np.uint8)
+    file = png(Image.fromarray(tall))
+    for padding in ("background", "edge", (9, 80, 200)):
+        pixels = preprocess(file, spec(12, 11, 3, resize="pad", padding=padding))
+        assert np.array_equal(pixels[:, 3:7], tall)
+        left, right = pixels[:, :3], pixels[:, 7:]  # three columns and four
+        if padding == "edge":
+            assert (left == tall[:, :1]).all()
+            assert (right == tall[:, -1:]).all()
+        else:
+            assert (left == ((0, 0, 0) if padding == "background" else padding)).all()
+            assert (right == left[0, 0]).all()
+    wide = preprocess_pixels(RAMP[:4], spec(9, 28, resize="pad", padding=(77,)))[..., 0]
+    assert (wide[:2] == 77).all()
+    assert (wide[6:] == 77).all()
+    assert np.array_equal(wide[2:6], RAMP[:4])
+
+
+def test_a_colour_of_bars_has_a_level_for_each_channel() -> None:
+    for channels, padding in ((1, (1, 2, 3)), (3, (1,)), (3, (1, 2, 256)), (3, (1, 2, -1)), (1, ())):
+        with pytest.raises(ValidationError, match="padding"):
+            spec(4, 4, channels, resize="pad", padding=padding)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    long=st.integers(1, 5000),
+    upright=st.booleans(),
+    kind=st.sampled_from(["PNG", "JPEG"]),
+    shape=st.builds(
+        spec,
+        height=st.integers(1, 96),
+        width=st.integers(1, 96),
+        resize=st.sampled_from(["stretch", "pad", "crop"]),
+        filter=st.sampled_from(["box", "bilinear", "bicubic", "lanczos"]),
+        padding=st.sampled_from(["background", "edge", (128,)]),
+    ),
+)
+def test_any_aspect_gives_the_shape_of_the_spec(long: int, upright: bool, kind: str, shape: InputSpec) -> None:
+    """From a pixel to a line of 5,000; of a grey line every policy but bars of another colour makes the same grey."""
+    size = (1, long) if upright else (long, 1)
+    pixels = preprocess(encoded(Image.new("L", size, 128), kind), shape)
+    assert pixels.shape == shape.shape
+    bars = shape.resize == "pad" and shape.padding == "background"
+    assert set(np.unique(pixels)) <= ({0, 128} if bars else {128})
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------

@@ -35,11 +35,11 @@ def test_a_failure_frees_its_places() -> None:
 
 def test_bytes_beyond_the_limit_are_refused_and_not_counted() -> None:
     room = Bytes(10)
-    room.take(6)
+    room.acquire(6)
     with pytest.raises(QueueFull, match="6 bytes are in flight, and at most 10"):
-        room.take(5)
-    room.take(4)
-    room.give_back(10)
+        room.acquire(5)
+    room.acquire(4)
+    room.release(10)
     assert room.held == 0
 
 
@@ -56,8 +56,8 @@ def test_several_and_large_images_cannot_use_reserved_places() -> None:
 
 def test_large_bodies_cannot_use_reserved_bytes() -> None:
     room = Bytes(1_000_000, reserved=100_000)
-    room.take(60_000)
-    room.take(840_000, before=60_000)
+    room.acquire(60_000)
+    room.acquire(840_000, before=60_000)
     with pytest.raises(QueueFull, match="at most 900,000"):
-        room.take(10, before=900_000)
-    room.take(50_000)
+        room.acquire(10, before=900_000)
+    room.acquire(50_000)

@@ -41,10 +41,10 @@ def test_what_nobody_requests_is_not_computed(bundle: Bundle) -> None:
 
 
 def test_it_is_what_the_bundle_itself_gives(bundle: Bundle) -> None:
-    asked = request(bundle, 5, {LOGITS, DISTANCES, ERRORS})
-    [found] = answer(bundle, [asked])
-    encoded = bundle.encode(asked.images)
+    requested = request(bundle, 5, {LOGITS, DISTANCES, ERRORS})
+    [found] = answer(bundle, [requested])
+    encoded = bundle.encode(requested.images)
     assert np.array_equal(found[LOGITS], bundle.logits(encoded))
     assert np.array_equal(found[RECONSTRUCTION], bundle.reconstruct(encoded))
     assert bundle.scorer is not None
-    assert bundle.scorer.score_distances(found[DISTANCES]) == bundle.anomaly(asked.images)
+    assert bundle.scorer.score_distances(found[DISTANCES]) == bundle.anomaly(requested.images)

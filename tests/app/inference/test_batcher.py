@@ -224,14 +224,14 @@ def test_a_batch_is_of_nobodys_context(on_loop: bool) -> None:
 
 def test_who_chokes_on_his_result_harms_no_neighbour(loud: Loud) -> None:
     async def go() -> list[str]:
-        to, told = batcher(loud, most_on_loop=9), list[str]()
+        to, output = batcher(loud, most_on_loop=9), list[str]()
 
         def choke(_: object) -> None:
             raise KeyError("own")
 
         to.put(("a",), choke)
-        to.put(("b",), lambda done: told.append(str(done)))
+        to.put(("b",), lambda done: output.append(str(done)))
         await to.submit(("c",))
-        return told
+        return output
 
     assert len(asyncio.run(go())) == 1

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from support import eventually, spec
 from app.bundle.header import read_header
 from app.bundle.manifest import InputSpec
 from app.errors import BrokenImage, DecoderEnded, TooManyPixels
-from app.inference.decoding import Decoding, ImageDecoder, InProcessDecoder, Limits
+from app.inference.decoding import Decoding, ImageDecoder, InProcessDecoder, Limits, default_memory
 
 SPEC = spec(8, 8, 3)
 LARGE, MIDDLE, SMALL = (DRAWN["TIFF 16-bit RGBA, deflated"](*size) for size in ((900, 700), (500, 400), (90, 80)))
@@ -75,6 +76,18 @@ def hold(images: int) -> Callable[[], None]:
 async def decoded(of: Decoding, *files: bytes) -> np.ndarray:
     headers = await of.read_headers(files, SPEC)
     return await of.decode(files, headers, SPEC, hold)
+
+
+def test_the_default_budget_is_a_share_of_the_containers_memory(tmp_path: Path) -> None:
+    for name, text in {
+        "proc/self/cgroup": "0::/graft",
+        "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        "sys/fs/cgroup/graft/memory.max": str(512 << 20),
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert default_memory(tmp_path) == int(0.55 * (512 << 20))
+    assert default_memory(tmp_path / "elsewhere") > 0  # without a limit, a share of the machine's
 
 
 def test_one_image_does_not_wait_for_all_images_of_an_earlier_request() -> None:

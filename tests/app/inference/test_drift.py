@@ -113,10 +113,10 @@ def test_the_service_tells_drift_and_counts_it(tmp_path: Path) -> None:
         ask(160)
         body = client.get("/v1/models/tiny@1/drift").json()
         assert (body["p_value"], body["drifted"]) == (0.001, True)
-        told = gauges(client)
-        assert told["graft_drift_p_value"] == {"": 0.001}
-        assert told["graft_drift_discrepancy"][""] == pytest.approx(body["discrepancy"])
-        assert told["graft_drift_stability"] == {
+        output = gauges(client)
+        assert output["graft_drift_p_value"] == {"": 0.001}
+        assert output["graft_drift_discrepancy"][""] == pytest.approx(body["discrepancy"])
+        assert output["graft_drift_stability"] == {
             "confidence": pytest.approx(body["confidence_stability"]),
             "anomaly_score": pytest.approx(body["anomaly_score_stability"]),
         }

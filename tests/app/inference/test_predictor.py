@@ -36,12 +36,12 @@ def predictor(models: Path) -> Predictor:
     return predictor_of(models)
 
 
-def asked(predictor: Predictor, files: Sequence[bytes]) -> Coroutine[Any, Any, Prediction]:
+def requested(predictor: Predictor, files: Sequence[bytes]) -> Coroutine[Any, Any, Prediction]:
     return predictor.predict(files, predictor.repository.get(None), frozenset({LOGITS}))
 
 
 def classified(predictor: Predictor, files: Sequence[bytes]) -> Prediction:
-    return asyncio.run(asked(predictor, files))
+    return asyncio.run(requested(predictor, files))
 
 
 def test_results_are_in_the_order_of_the_files_and_equal_single_ones(predictor: Predictor, models: Path) -> None:
@@ -71,7 +71,7 @@ def test_decoding_leaves_the_event_loop_free(predictor: Predictor) -> None:
 
     async def both() -> int:
         turns = 0
-        work = asyncio.ensure_future(asked(predictor, FILES * 200))
+        work = asyncio.ensure_future(requested(predictor, FILES * 200))
         while not work.done():
             await asyncio.sleep(0)
             turns += 1
@@ -84,7 +84,7 @@ def test_requests_beyond_the_queue_are_refused_and_those_in_it_are_answered(mode
     predictor = predictor_of(models, max_queue=2 * len(FILES))
 
     async def three() -> list[Prediction | BaseException]:
-        each = [asked(predictor, FILES) for _ in range(3)]
+        each = [requested(predictor, FILES) for _ in range(3)]
         return await asyncio.gather(*each, return_exceptions=True)
 
     first, second, third = asyncio.run(three())
@@ -100,7 +100,7 @@ def test_broken_images_and_callers_that_leave_free_their_places(models: Path) ->
     predictor = predictor_of(models, max_queue=len(FILES))
 
     async def leaving() -> None:
-        work = asyncio.ensure_future(asked(predictor, FILES))
+        work = asyncio.ensure_future(requested(predictor, FILES))
         await asyncio.sleep(0)
         work.cancel()
         await asyncio.wait({work})
@@ -139,7 +139,7 @@ def test_when_the_caller_leaves_decoding_ends_after_the_current_image_and_frees_
     predictor.admission = Admission(1000, lambda images: None if images else emptied.set())
 
     async def leaving() -> None:
-        work = asyncio.ensure_future(asked(predictor, FILES * 4))
+        work = asyncio.ensure_future(requested(predictor, FILES * 4))
         await asyncio.to_thread(slow.begun.acquire)
         work.cancel()
         await asyncio.wait({work})
@@ -157,9 +157,9 @@ def test_decoding_that_has_not_started_is_cancelled_when_the_caller_leaves(model
     predictor = predictor_of(models, make=lambda: slow)
 
     async def leaving() -> None:
-        first = asyncio.ensure_future(asked(predictor, FILES * 4))
+        first = asyncio.ensure_future(requested(predictor, FILES * 4))
         await asyncio.to_thread(slow.begun.acquire)
-        work = asyncio.ensure_future(asked(predictor, FILES * 4))
+        work = asyncio.ensure_future(requested(predictor, FILES * 4))
         await asyncio.sleep(0.05)
         work.cancel()
         await asyncio.wait({work}, timeout=5)

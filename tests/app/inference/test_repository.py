@@ -89,7 +89,7 @@ def request(model: Model) -> OutputRequest:
     return OutputRequest(np.zeros((1, *model.bundle.manifest.input.shape), np.uint8), frozenset({EMBEDDING}))
 
 
-async def settle(repository: Repository) -> None:
+async def recompute_statistics(repository: Repository) -> None:
     """Two looks, as a folder has to lie still from one to the next; then a turn of the loop for what was freed."""
     for _ in range(2):
         await repository.look()
@@ -123,7 +123,7 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
     freed = threading.Semaphore(0)
     repository = opened(tmp_path, "explicit", metrics=metrics, on_freed=freed.release)
 
-    def told() -> set[str]:
+    def output() -> set[str]:
         return set(re.findall(r'graft_model_info{.*version="(\d)"', metrics.exposition().decode()))
 
     async def calls() -> None:
@@ -134,7 +134,7 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
         assert states(repository) == [("tiny", 1, "READY"), ("tiny", 2, "UNLOADING")]
         done = await begun.batcher.submit(request(begun))
         assert np.array_equal(done.result[EMBEDDING], begun.bundle.encode(request(begun).images)[EMBEDDING])
-        assert told() == {"1", "2"}
+        assert output() == {"1", "2"}
         assert await asyncio.to_thread(freed.acquire, timeout=30), "tiny@1 as it was before it was read anew"
         assert not freed.acquire(blocking=False)
         del begun
@@ -142,7 +142,7 @@ def test_who_began_on_a_version_ends_on_it_and_it_is_freed_with_the_last(tmp_pat
         assert gone() is None
         assert await asyncio.to_thread(freed.acquire, timeout=30)
         assert states(repository) == [("tiny", 1, "READY"), ("tiny", 2, "UNAVAILABLE")]
-        assert told() == {"1"}
+        assert output() == {"1"}
 
     asyncio.run(calls())
 
@@ -245,12 +245,12 @@ def test_a_version_that_comes_is_served_and_one_that_goes_is_not(tmp_path: Path)
         save_tiny(tmp_path, "other")
         await repository.look()
         assert states(repository)[1:] == [("tiny", 1, "READY"), ("tiny", 2, "UNAVAILABLE")], "it may still be written"
-        await settle(repository)
+        await recompute_statistics(repository)
         assert [model.name for model in repository.all()] == ["other@1", "tiny@1", "tiny@2"]
         assert answered_by(repository, "tiny") == "tiny@2"
         shutil.rmtree(tmp_path / "tiny/2")
         shutil.rmtree(tmp_path / "other")
-        await settle(repository)
+        await recompute_statistics(repository)
         assert answered_by(repository, "tiny") == "tiny@1"
         assert states(repository) == [("tiny", 1, "READY")]
 
@@ -274,7 +274,7 @@ def test_a_version_that_is_being_copied_is_not_loaded_and_nothing_is_said_of_it(
                 await repository.look()
                 assert answered_by(repository) == "tiny@1"
         assert repository.refused == {}
-        await settle(repository)
+        await recompute_statistics(repository)
         assert answered_by(repository) == "tiny@2"
 
     asyncio.run(looks())
@@ -296,7 +296,7 @@ def test_a_bad_version_that_lies_still_is_refused_once_and_tried_again_when_it_c
         assert answered_by(repository) == "tiny@1"
         assert "tiny/2/head.onnx" in repository.refused["tiny/2"]
         head.write_bytes(data)
-        await settle(repository)
+        await recompute_statistics(repository)
         assert answered_by(repository) == "tiny@2"
         assert repository.refused == {}
 
@@ -312,11 +312,11 @@ def test_a_version_that_is_replaced_in_its_folder_is_swapped_and_a_bad_replaceme
         before = repository.get(None)
         shutil.rmtree(folder)
         save_tiny(tmp_path, version=1, seed=1)
-        await settle(repository)
+        await recompute_statistics(repository)
         after = repository.get(None)
         assert after.bundle.digest != before.bundle.digest
         (folder / "encoder.onnx").write_bytes(b"damaged")
-        await settle(repository)
+        await recompute_statistics(repository)
         assert repository.get(None) is after
         assert [(entry.state, entry.reason[:19]) for entry in repository.index()] == [("READY", "tiny/1/encoder.onnx")]
 
@@ -330,10 +330,10 @@ def test_a_folder_that_is_away_takes_no_model_with_it(tmp_path: Path, caplog: py
 
     async def looks() -> None:
         models.rename(tmp_path / "away")
-        await settle(repository)
+        await recompute_statistics(repository)
         assert answered_by(repository) == "tiny@1"
         (tmp_path / "away").rename(models)
-        await settle(repository)
+        await recompute_statistics(repository)
         assert answered_by(repository) == "tiny@1"
 
     asyncio.run(looks())

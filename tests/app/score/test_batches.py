@@ -125,4 +125,4 @@ def test_an_image_that_could_never_fit_is_a_problem_and_the_others_are_scored(bu
     assert batch.paths == [str(small)]
     [problem] = batch.problems
     assert (problem.path, problem.kind) == (str(large), "too-many-pixels")
-    assert "there are 6,000,000 for that" in problem.detail
+    assert "at most 6,000,000 are available (DECODE_MB): make it smaller" in problem.detail

@@ -289,11 +289,11 @@ def test_what_cannot_be_is_said_in_a_sentence_before_anything_is_done(
         (score(tmp_path / "models", photos, "--out", out), "--operation encode"),
         (score(tmp_path / "models", photos, "--out", out, "--operation", "classify"), "has no head"),
     ]
-    for done, says in cases:
+    for done, message in cases:
         assert done.returncode == 2, done
         assert done.stderr.startswith("graft: ")
         assert done.stderr.count("\n") == 1
-        assert says in done.stderr
+        assert message in done.stderr
     assert not out.exists()
     assert foreign.read_text() == "what a person keeps"
 

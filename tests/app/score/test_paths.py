@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import CannotScore
+from app.score.batches import read_file
 from app.score.paths import find
 
 
@@ -33,6 +34,28 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     (tmp_path / "outside/back").symlink_to(tmp_path / "in")
     (tmp_path / "in/3.png").symlink_to(tmp_path / "outside/2.png")
     assert names(tmp_path / "in") == ["1.png", "3.png", "other/2.png"]
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
+    """Not once for each of the ways that lead there: their number grows with the factorial of the folders'."""
+    folders = [tmp_path / letter for letter in "abcdef"]
+    touch(*(folder / "1.png" for folder in folders))
+    for folder in folders:
+        for other in folders:
+            (folder / f"to-{other.name}").symlink_to(other)
+    (tmp_path / "a/first").symlink_to(tmp_path / "f")
+    assert names(tmp_path) == [f"{folder.name}/1.png" for folder in folders]
+
+
+def test_a_link_to_a_file_is_one_more_image_and_a_broken_one_is_a_problem_later(tmp_path: Path) -> None:
+    touch(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to(tmp_path / "1.png")
+    (tmp_path / "3.png").symlink_to(tmp_path / "3.png")
+    (tmp_path / "4.png").symlink_to(tmp_path / "nowhere")
+    assert names(tmp_path) == ["1.png", "2.png", "3.png", "4.png"]
+    for name in ("3.png", "4.png"):
+        with pytest.raises(OSError, match=r"symbolic links|No such file"):
+            read_file(str(tmp_path / name), 10**6)
 
 
 def test_a_path_is_as_it_was_given_and_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

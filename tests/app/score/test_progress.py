@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def told(stream: io.StringIO, before: int = 0) -> str:
+def output(stream: io.StringIO, before: int = 0) -> str:
     """Of 1,000 images, eight a second."""
     clock = Clock()
     progress = Progress(1000, before, stream, clock)
@@ -28,17 +28,17 @@ def told(stream: io.StringIO, before: int = 0) -> str:
 
 
 def test_lines_come_now_and_then_where_nobody_watches() -> None:
-    lines = told(io.StringIO()).splitlines()
+    lines = output(io.StringIO()).splitlines()
     assert lines[0] == "80 of 1,000 images, 8/s, 1:55 left"
     assert len(lines) == 3
 
 
 def test_one_line_is_written_over_on_a_terminal() -> None:
-    text = told(Terminal())
+    text = output(Terminal())
     assert "\n" not in text
     assert text.endswith("\r\x1b[K")
     assert "\r\x1b[K200 of 1,000 images, 8/s, 1:40 left" in text
 
 
 def test_what_was_there_before_is_no_part_of_the_rate() -> None:
-    assert told(io.StringIO(), before=500).splitlines()[0] == "580 of 1,000 images, 8/s, 0:52 left"
+    assert output(io.StringIO(), before=500).splitlines()[0] == "580 of 1,000 images, 8/s, 0:52 left"

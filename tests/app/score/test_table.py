@@ -89,18 +89,18 @@ def test_nor_is_what_somebody_added(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"model": {"name": "tiny", "version": 1, "digest": "e" * 64}}, r"eeeeeeeeeeee….*dddddddddddd…"),
         ({"threshold": 3.5}, "threshold 3.5.*has 2.5"),
         ({"probabilities": {"cat": 0.75}}, "another --top-k"),
     ],
 )
-def test_rows_made_otherwise_are_refused(out: Path, changes: dict[str, Any], says: str) -> None:
+def test_rows_made_otherwise_are_refused(out: Path, changes: dict[str, Any], message: str) -> None:
     other = row("a.png", **changes)
     with Table(out, FORMATS[out.suffix[1:]], cells(other | {"path": ""}, LABELS)) as table:
         table.add([other])
-    with pytest.raises(CannotScore, match=says):
+    with pytest.raises(CannotScore, match=message):
         opened(out)
 
 

@@ -47,10 +47,10 @@ def connected(address: str) -> socket.socket:
 
 
 def until_closed(connection: socket.socket) -> bytes:
-    told = b""
+    output = b""
     while more := connection.recv(65536):
-        told += more
-    return told
+        output += more
+    return output
 
 
 def status_of(connection: socket.socket) -> int:
@@ -59,16 +59,16 @@ def status_of(connection: socket.socket) -> int:
 
 def answer_of(connection: socket.socket) -> tuple[int, bytes]:
     """(status, body) of one answer; reads nothing after it."""
-    with connection.makefile("rb", buffering=0) as told:
-        status = int(told.readline().split()[1])
+    with connection.makefile("rb", buffering=0) as output:
+        status = int(output.readline().split()[1])
         length = 0
-        while (line := told.readline()) != b"\r\n":
+        while (line := output.readline()) != b"\r\n":
             assert line, "the connection ended within a head"
             if line.lower().startswith(b"content-length: "):
                 length = int(line.split()[1])
         body = b""
         while len(body) < length:
-            body += told.read(length - len(body)) or pytest.fail("the connection ended within an answer")
+            body += output.read(length - len(body)) or pytest.fail("the connection ended within an answer")
         return status, body
 
 
@@ -81,8 +81,8 @@ def in_pieces(data: bytes, size: int) -> Iterable[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
-def problem_of(told: bytes) -> dict[str, object]:
-    head, _, body = told.rpartition(b"\r\n\r\n")
+def problem_of(output: bytes) -> dict[str, object]:
+    head, _, body = output.rpartition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head
     problem: dict[str, object] = json.loads(body)
     assert f"x-request-id: {problem['request_id']}".encode() in head
@@ -120,11 +120,11 @@ def test_a_head_that_arrives_a_byte_at_a_time_is_408(address: str, before: bytes
     assert "within 1 s" in str(problem["detail"])
 
 
-@pytest.mark.parametrize("said", [b"", b"\r\n" * 100], ids=["nothing", "lines that say nothing"])
-def test_an_idle_connection_is_closed_without_an_answer(address: str, said: bytes) -> None:
+@pytest.mark.parametrize("sentence", [b"", b"\r\n" * 100], ids=["nothing", "lines that say nothing"])
+def test_an_idle_connection_is_closed_without_an_answer(address: str, sentence: bytes) -> None:
     with connected(address) as idle:
         start = time.monotonic()
-        dribble(idle, said)
+        dribble(idle, sentence)
         assert until_closed(idle) == b""
         assert 0.8 < time.monotonic() - start < 5
 
@@ -234,9 +234,9 @@ def test_an_upgrade_with_a_body_in_chunks_is_ignored(address: str) -> None:
 def test_connect_is_refused_and_nothing_after_it_is_read(address: str, target: bytes) -> None:
     with connected(address) as tunnel:
         tunnel.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: graft:443\r\n\r\n" + HEALTH)
-        told = until_closed(tunnel)
-    assert re.match(rb"HTTP/1.1 4\d\d ", told)
-    assert told.count(b"HTTP/1.1") == 1
+        output = until_closed(tunnel)
+    assert re.match(rb"HTTP/1.1 4\d\d ", output)
+    assert output.count(b"HTTP/1.1") == 1
 
 
 def test_curl_with_http2_is_answered(address: str, tmp_path: Path) -> None:
@@ -387,16 +387,16 @@ def test_the_duration_of_a_request_begins_with_its_complete_head(models: Path, r
 def test_a_head_that_does_not_end_is_431(address: str) -> None:
     with connected(address) as endless:
         endless.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
-        told = b""
+        output = b""
         endless.settimeout(0.01)
         for _ in range(200):
             try:
                 endless.sendall(b"x" * 4096)
-                told = endless.recv(65536)
+                output = endless.recv(65536)
                 break
             except TimeoutError:
                 continue
-        assert problem_of(told)["type"] == "urn:graft:problem:head-too-large"
+        assert problem_of(output)["type"] == "urn:graft:problem:head-too-large"
 
 
 def test_malformed_http_is_400_with_a_problem(address: str) -> None:

@@ -76,7 +76,7 @@ def test_a_stopping_process_is_not_ready_and_answers_requests_on_open_connection
 def test_under_load_every_request_that_was_accepted_is_answered(models: Path, workers: str, kept: bool) -> None:
     statuses = set()
 
-    def hears(_: int, answer: Answer) -> None:
+    def on_answer(_: int, answer: Answer) -> None:
         statuses.add(answer.status)
 
     async def ends(process: subprocess.Popen[str], load: Load) -> None:
@@ -86,7 +86,7 @@ def test_under_load_every_request_that_was_accepted_is_answered(models: Path, wo
         await running
 
     with running(GRAFT_MODELS=str(models), GRAFT_WORKERS=workers, GRAFT_DRAIN_S="5") as (process, address, _):
-        load = Load(address, [CLASSIFY], kept=kept, hears=hears)
+        load = Load(address, [CLASSIFY], kept=kept, on_answer=on_answer)
         asyncio.run(ends(process, load))
         start = time.monotonic()
         assert process.wait(timeout=6) == 0

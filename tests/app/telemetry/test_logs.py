@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_by_default_only_errors_are_logged_and_with_none_nothing_is(models: Path
 
 @pytest.mark.parametrize("kind", ["text", "json"])
 def test_clients_cannot_forge_log_lines(models: Path, kind: str) -> None:
-    """Neither in the percent-decoded path, nor in headers, nor in uvicorn's message about a malformed request."""
+    """Neither in the percent-decoded path, nor in headers, nor in the line about a malformed request."""
     forged = "/x%0A2026-01-01%20ERROR%20-%20stolen%1B[31m%C2%85%E2%80%A8%E2%80%AEy"
     with logging_service(models, GRAFT_LOG_FORMAT=kind) as (url, lines):
         send_raw(url, f"GET {forged} HTTP/1.1\r\nHost: x")
@@ -125,8 +126,22 @@ def test_clients_cannot_forge_log_lines(models: Path, kind: str) -> None:
     assert any("GET /latin 404" in line for line in lines)
     if kind == "json":
         messages = [line["message"] for line in objects(lines)]
-        assert "Invalid HTTP request received." in messages
+        assert any(message.endswith("was refused with 400: malformed HTTP request") for message in messages)
         assert any("\n2026-01-01 ERROR - stolen\x1b[31m" in message for message in messages)
+
+
+def test_a_flood_of_malformed_heads_has_few_lines(models: Path) -> None:
+    """Every head is in a line or in a count, and a second has at most ten lines."""
+    heads, start = 200, time.monotonic()
+    with logging_service(models) as (url, lines):
+        for _ in range(heads):
+            send_raw(url, "not HTTP")
+        seconds = time.monotonic() - start
+    own = [line for line in lines if "malformed HTTP request" in line]
+    counts = [re.search(r"([\d,]+) more requests? w\w+ refused: malformed-request", line) for line in lines]
+    assert len(own) + sum(int(count[1]) for count in counts if count) == heads
+    assert 10 <= len(own) <= 10 * (1 + seconds)
+    assert len(lines) <= len(own) + len([count for count in counts if count]) + 5  # nothing else writes one for each
 
 
 def send_raw(url: str, head: str) -> None:
@@ -261,11 +276,28 @@ def test_the_next_request_logs_the_summary_and_so_does_shutdown(
             assert len(caplog.records) == 1
 
 
+def test_lines_of_refused_heads_are_bounded_apart_from_those_of_overload(caplog: pytest.LogCaptureFixture) -> None:
+    flood = Flood("errors")
+    with caplog.at_level(logging.INFO, "graft"):
+        for _ in range(12):
+            flood.request_log.head_refused("10.0.0.1", 400, "malformed-request", "malformed HTTP request")
+            flood.refuse("queue-full", 429)
+        flood.request_log.close()
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages.count("a request from 10.0.0.1 was refused with 400: malformed HTTP request") == 10
+    assert messages.count("POST /v1/classify 429") == 10
+    assert messages[-2:] == [
+        "2 more requests were refused: queue-full",
+        "2 more requests were refused: malformed-request",
+    ]
+
+
 def test_with_none_a_flood_has_no_lines_and_no_summary(caplog: pytest.LogCaptureFixture) -> None:
     flood = Flood("none")
     with caplog.at_level(logging.INFO, "graft"):
         for _ in range(50):
             flood.refuse("queue-full", 429)
+            flood.request_log.head_refused("10.0.0.1", 408, "head-too-slow", "too slow")
         flood.request_log.close()
     assert not caplog.records
 

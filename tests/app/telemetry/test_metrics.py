@@ -36,9 +36,9 @@ def test_requests_are_counted_by_operation_model_and_status(metrics: Metrics) ->
 
 
 def test_a_run_a_wait_and_a_decoding_fall_into_buckets_from_50_us_to_10_s(metrics: Metrics) -> None:
-    metrics.waited("tiny", 1, 40e-6)
-    metrics.decoded("tiny", 1, 0.06)
-    metrics.ran("tiny", 1, images=3, seconds=9)
+    metrics.observe_queue("tiny", 1, 40e-6)
+    metrics.observe_decoding("tiny", 1, 0.06)
+    metrics.observe_batch("tiny", 1, images=3, seconds=9)
     samples = read_metrics(metrics.exposition())
     for name, below, within in (("queue", None, 5e-05), ("decode", 0.05, 0.1), ("run", 5.0, 10.0)):
         of = {"model": "tiny", "version": 1}
@@ -81,7 +81,7 @@ def test_only_loaded_models_have_an_info(metrics: Metrics) -> None:
 def test_unknown_models_and_operations_do_not_become_labels(metrics: Metrics) -> None:
     for number in range(1000):
         metrics.request(f"made-up-{number}", f"model-{number}", number, 404, 0.001)
-        metrics.waited(f"model-{number}", 1, 0.001)
+        metrics.observe_queue(f"model-{number}", 1, 0.001)
     metrics.request("classify", "tiny", 7, 404, 0.001)
     text = metrics.exposition().decode()
     assert "made-up" not in text
@@ -97,12 +97,12 @@ def count_everything(metrics: Metrics) -> None:
     metrics.request("classify", "tiny", 1, 200, 0.1)
     metrics.refused("overloaded")
     metrics.handed_over("error")
-    metrics.waited("tiny", 1, 0.1)
-    metrics.decoded("tiny", 1, 0.1)
-    metrics.ran("tiny", 1, 1, 0.1)
+    metrics.observe_queue("tiny", 1, 0.1)
+    metrics.observe_decoding("tiny", 1, 0.1)
+    metrics.observe_batch("tiny", 1, 1, 0.1)
     metrics.scored("tiny", 1, [0.1])
     metrics.classified("tiny", 1, [0.1])
-    metrics.tried("tiny", "loaded")
+    metrics.count_load("tiny", "loaded")
     metrics.drifted("tiny", 1, 0.01, 0.5, confidence=0.1, anomaly_score=None)
 
 
@@ -113,7 +113,7 @@ def test_the_series_of_an_unloaded_version_and_their_memory_are_freed(metrics: M
         for version in (1, 2):
             metrics.serve([TINY._replace(version=version, digest=f"{round_}")])
             metrics.request("classify", "tiny", version, 200, 0.1)
-            metrics.ran("tiny", version, 1, 0.1)
+            metrics.observe_batch("tiny", version, 1, 0.1)
     of = {"operation": "classify", "model": "tiny", "status": 200}
     samples = read_metrics(metrics.exposition())
     assert metric_value(samples, "graft_requests_total", **of, version=1) is None
@@ -172,12 +172,12 @@ def test_the_service_exposes_its_counts_with_prometheus_content_type(models: Pat
 
 def test_the_page_names_every_metric_with_its_kind_and_labels(metrics: Metrics) -> None:
     count_everything(metrics)
-    told = {}
+    output = {}
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
         name = family.name + "_total" * (family.type == "counter")
-        told[name] = (family.type, frozenset(labels))
+        output[name] = (family.type, frozenset(labels))
     page = (ROOT / "docs/observability.md").read_text()
     rows = re.findall(r"^\| `(graft_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
     documented = {name: (kind, frozenset(re.findall(r"\w+", labels))) for name, kind, labels in rows}
-    assert documented == {name: of for name, of in told.items() if name.startswith("graft_")}
+    assert documented == {name: of for name, of in output.items() if name.startswith("graft_")}

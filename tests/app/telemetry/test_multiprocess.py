@@ -73,12 +73,12 @@ def test_each_worker_exposes_the_sums_of_all() -> None:
     with shared_folder() as shared, workers(2, shared) as (one, other):
         one.does("metrics.request('classify', 'tiny', 1, 200, 0.001)")
         other.does("[metrics.request('classify', 'tiny', 1, 200, 0.001) for _ in range(4)]")
-        one.does("metrics.ran('tiny', 1, 8, 0.02), metrics.queued(3), metrics.refused('overloaded')")
+        one.does("metrics.observe_batch('tiny', 1, 8, 0.02), metrics.queued(3), metrics.refused('overloaded')")
         other.does("metrics.handed_over('error'), metrics.handed_over('late')")
         one.does("metrics.handed_over('error')")
-        other.does("metrics.ran('tiny', 1, 2, 0.02), metrics.queued(4), metrics.scored('tiny', 1, [-1.5])")
-        for asked in (one, other):
-            samples = asked.samples()
+        other.does("metrics.observe_batch('tiny', 1, 2, 0.02), metrics.queued(4), metrics.scored('tiny', 1, [-1.5])")
+        for requested in (one, other):
+            samples = requested.samples()
             of = {"model": "tiny", "version": 1}
             assert metric_value(samples, "graft_requests_total", operation="classify", **of, status=200) == 5
             assert metric_value(samples, "graft_batch_images_count", **of) == 2
@@ -98,7 +98,7 @@ def test_versions_that_no_worker_has_loaded_have_no_series() -> None:
     with shared_folder() as shared, workers(2, shared) as both:
         of = {"operation": "classify", "model": "tiny", "status": 200}
         for worker in both:
-            worker.does("metrics.request('classify', 'tiny', 1, 200, 0.001), metrics.tried('tiny', 'refused')")
+            worker.does("metrics.request('classify', 'tiny', 1, 200, 0.001), metrics.count_load('tiny', 'refused')")
         second = TINY._replace(version=2)
         for worker, counted in zip(both, (2, None), strict=True):
             worker.does(f"metrics.serve([Served{tuple(second)!r}]), metrics.request('classify', 'tiny', 2, 200, 0.1)")

@@ -12,6 +12,7 @@ from training.compare.arms import ARMS
 from training.compare.methods import METHODS
 
 SMALL = ["network.kind=dense", "network.hidden=32", "network.latent=8", "pretrain.epochs=1", "transfer.epochs=2"]
+SMALL += ["input.height=16", "input.width=16"]
 
 
 def command(recipe: Path, out: Path, *more: str) -> list[str]:
@@ -31,9 +32,9 @@ def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
     first = json.loads((out / "comparison.json").read_text())["results"]
     capsys.readouterr()
     assert main(command(recipe, out)) == 0
-    told = capsys.readouterr()
-    assert told.out.strip() == str(out / "comparison.html")
-    assert "pixels with" not in told.err, "what was done is not done again"
+    output = capsys.readouterr()
+    assert output.out.strip() == str(out / "comparison.html")
+    assert "pixels with" not in output.err, "what was done is not done again"
     results = json.loads((out / "comparison.json").read_text())["results"]
     assert all(result in results for result in first)
     found = {(r["arm"], r["budget"], r["labels"], r["seed"]) for r in results}
@@ -53,7 +54,7 @@ def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--arms", "pixels,magic"], "magic is none of pixels"),
         (["--budgets", "ten"], "numbers from 1"),
@@ -61,10 +62,10 @@ def test_every_arm_is_compared_and_a_comparison_goes_on_where_it_was(
         (["--seeds", "1"], "at least 2"),
     ],
 )
-def test_a_bad_question_is_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_question_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["compare", "seed", *arguments])
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
@@ -81,8 +82,8 @@ def test_ctrl_c_says_that_the_same_command_goes_on(recipe: Path, tmp_path: Path)
             if line.startswith("seed 1 of 2, 2 of"):
                 process.send_signal(signal.SIGINT)
                 break
-        told = process.stderr.read()
+        output = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT
-    assert f"stopped: results so far are in {out}; the same command resumes from there" in told
-    assert "Traceback" not in told
+    assert f"stopped: results so far are in {out}; the same command resumes from there" in output
+    assert "Traceback" not in output
     assert len((out / "results.jsonl").read_text().splitlines()) >= 2

@@ -23,23 +23,23 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ([0.40, 0.41, 0.42], "NEGATIVE TRANSFER: Against training from scratch, the encoder of mnist, frozen, hurts"),
         ([0.80, 0.81, 0.83], "Against training from scratch, the encoder of mnist, frozen, helps with 100 (+31.3"),
         ([0.10, 0.50, 0.90], "makes no measurable difference"),
     ],
 )
-def test_what_happened_is_said_aloud(source: list[float], says: str) -> None:
-    said = words(results(scratch=[0.50, 0.50, 0.50], source=source), SEED)
-    assert says in said[0]
-    assert ("NEGATIVE TRANSFER" in " ".join(said)) == (says.startswith("NEGATIVE"))
+def test_what_happened_is_said_aloud(source: list[float], message: str) -> None:
+    text = words(results(scratch=[0.50, 0.50, 0.50], source=source), SEED)
+    assert message in text[0]
+    assert ("NEGATIVE TRANSFER" in " ".join(text)) == (message.startswith("NEGATIVE"))
 
 
 def test_an_untrained_network_that_does_as_well_is_named() -> None:
-    said = words(results(random=[0.60, 0.61, 0.62], source=[0.60, 0.62, 0.61]), SEED)
+    text = words(results(random=[0.60, 0.61, 0.62], source=[0.60, 0.62, 0.61]), SEED)
     expected = "is not measurably better than the same network with random weights"
-    assert any(expected in sentence for sentence in said)
+    assert any(expected in sentence for sentence in text)
 
 
 def test_numbers_are_written_and_read_again(tmp_path: Path) -> None:

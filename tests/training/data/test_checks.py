@@ -40,9 +40,9 @@ def test_classes_are_counted_by_name_whichever_part_has_them() -> None:
         ["worn", "1", "0"],
         ["crack", "0", "1"],
     ]
-    told = list(part_warnings(train, test))
-    assert told[0].startswith("in the test part only: crack. If these are defects")
-    assert told[1].startswith("in the training part only: worn.")
+    output = list(part_warnings(train, test))
+    assert output[0].startswith("in the test part only: crack. If these are defects")
+    assert output[1].startswith("in the training part only: worn.")
     assert list(part_warnings(train, train)) == []
 
 
@@ -67,9 +67,9 @@ def test_exact_and_near_duplicates_are_found_and_strangers_are_not() -> None:
     fresh[5] = np.clip(train.images[9].astype(int) + RNG.integers(-3, 4, (16, 16, 1)), 0, 255)
     test = ImageSet(fresh, NO_LABELS, (), tuple(f"test/{i}.png" for i in range(10)))
     assert duplicates(train, test) == ([(3, 7)], [(5, 9)])
-    told = list(duplicate_warnings(train, test))
-    assert "has 1 too (the first: test/3.png is, to the pixel, train/7.png)" in told[0]
-    assert "test/5.png is within 4 grey levels of train/9.png" in told[1]
+    output = list(duplicate_warnings(train, test))
+    assert "has 1 too (the first: test/3.png is, to the pixel, train/7.png)" in output[0]
+    assert "test/5.png is within 4 grey levels of train/9.png" in output[1]
 
 
 def test_the_same_averages_with_another_texture_are_no_duplicate() -> None:

@@ -21,10 +21,10 @@ GOOD = gzip.compress(CONTENT)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    asked: list[str]
+    request_made: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         mirror = self.path.split("/")[1]
         if mirror == "moved":
             self.send_response(302)
@@ -57,12 +57,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    asked: list[str] = []
-    handler = type("Handler", (Handler,), {"asked": asked})
+    request_made: list[str] = []
+    handler = type("Handler", (Handler,), {"asked": request_made})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
         thread = threading.Thread(target=made.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{made.server_port}", asked
+        yield f"http://127.0.0.1:{made.server_port}", request_made
         made.shutdown()
         thread.join()
 

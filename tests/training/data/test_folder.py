@@ -44,9 +44,9 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path: Path, capsys
     (tmp_path / "bag/broken.png").write_bytes(b"text in an image's clothes")
     data = read_folder(tmp_path, spec(28, 28))
     assert len(data) == len(data.labels) == 36
-    told = capsys.readouterr().err
-    assert f"{tmp_path}: left out unreadable images (1 of 37): bag/broken.png (not an image" in told
-    assert f"{tmp_path}: left out other files (1): bag/note.txt" in told
+    output = capsys.readouterr().err
+    assert f"{tmp_path}: left out unreadable images (1 of 37): bag/broken.png (not an image" in output
+    assert f"{tmp_path}: left out other files (1): bag/note.txt" in output
 
 
 def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:

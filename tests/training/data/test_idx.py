@@ -11,7 +11,7 @@ from training.errors import TrainingError
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "not an IDX file"),
         (b"\x00\x00\x0d\x01" + b"\x00" * 8, "not an IDX file"),
@@ -22,10 +22,10 @@ from training.errors import TrainingError
         (b"\x1f\x8bnot gzip after all", "cannot be read"),
     ],
 )
-def test_a_bad_idx_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_bad_idx_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
-    with pytest.raises(TrainingError, match=says) as refused:
+    with pytest.raises(TrainingError, match=message) as refused:
         read_idx(path)
     assert str(path) in str(refused.value)
 

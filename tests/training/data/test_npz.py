@@ -27,7 +27,7 @@ def test_npz_files_are_read_by_their_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("arrays", "message"),
     [
         ({}, "`images` is missing"),
         ({"images": np.zeros((2, 3, 3))}, "`images` is float64"),
@@ -45,9 +45,9 @@ def test_npz_files_are_read_by_their_parts(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 0, 3), np.uint8)}, "`images` is uint8"),
     ],
 )
-def test_a_bad_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
+def test_a_bad_npz_is_named(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "train.npz", **arrays)
-    with pytest.raises(TrainingError, match=says) as refused:
+    with pytest.raises(TrainingError, match=message) as refused:
         read_npz(tmp_path / "train.npz", spec(3, 3))
     assert "train.npz" in str(refused.value)
 

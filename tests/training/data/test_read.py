@@ -24,7 +24,7 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("GRAFT_DATA", str(tmp_path))
     with pytest.raises(TrainingError, match="data mnist --download"):
         read_part("mnist", "train", spec(28, 28))
-    with pytest.raises(TrainingError, match="neither a data set of ours"):
+    with pytest.raises(TrainingError, match="neither a named data set"):
         read_part("emnist", "train", spec(28, 28))
 
 

@@ -88,7 +88,7 @@ def test_groups_come_from_a_pattern_or_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "says"),
+    ("rule", "message"),
     [
         ("part(", "not a regular expression"),
         ("part", "in brackets"),
@@ -96,8 +96,8 @@ def test_groups_come_from_a_pattern_or_a_table(tmp_path: Path) -> None:
         ("no.csv", "No such file"),
     ],
 )
-def test_a_bad_rule_is_named(rule: str, says: str) -> None:
-    with pytest.raises(TrainingError, match=says):
+def test_a_bad_rule_is_named(rule: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
         groups_of(named("a.png", "part1.png"), rule)
 
 

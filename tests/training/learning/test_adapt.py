@@ -195,7 +195,7 @@ def test_a_run_that_goes_on_after_its_adaptation_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         (["transfer.mode=dann"], "source and target are the same"),
         (["transfer.mode=mmd", "source={unlabelled}"], "learns the source's labels, it has the classes none"),
@@ -206,7 +206,7 @@ def test_a_run_that_goes_on_after_its_adaptation_ends_with_the_same_weights(
     ],
 )
 def test_what_cannot_be_adapted_is_refused(
-    changes: list[str], says: str, recipe: Path, negatives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: list[str], message: str, recipe: Path, negatives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     for kind in ("cat", "dog"):
@@ -214,7 +214,7 @@ def test_what_cannot_be_adapted_is_refused(
     places = {"unlabelled": negatives / "train", "others": tmp_path / "others", "empty": tmp_path / "empty"}
     given = [part for change in changes for part in ("--set", change.format(**places))]
     assert main(["run", str(recipe), "--models", str(tmp_path / "models"), "--run", str(tmp_path / "run"), *given]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_what_has_no_pretraining_is_neither_pretrained_nor_taken_from_elsewhere(

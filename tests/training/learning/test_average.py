@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def learn(folder: Path, ema: float, stop_after: int | None = None) -> tuple[nn.L
         return (line(x) - 2 * x).square().mean().item()
 
     stage = Stage(epochs=4, batch=64, rate=0.1, optimiser="sgd", momentum=0, schedule="constant", ema=ema)
-    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
+    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints", share=math.inf)
     fit(Task("line", {"line": line}, loss, len(x), validate), stage, journal, checkpoints)
     return line, seen
 

@@ -19,7 +19,7 @@ from training.learning.distil import difference, distil
 from training.learning.inference import read
 from training.learning.journal import Journal
 from training.learning.teacher import Teacher
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
 from training.networks import weights
 from training.recipe import DistilMode, Input, Network, Pretrain, Recipe
@@ -66,7 +66,7 @@ def material() -> Material:
 
 def shop(folder: Path, untrained: bool = False) -> Workshop:
     recipe = Recipe(name="x", title="", source="a", target="a", network=NETWORK, transfer=MODE)
-    return workshop(recipe, (SIDE, SIDE, 3), folder, untrained)
+    return open_workshop(recipe, (SIDE, SIDE, 3), folder, untrained)
 
 
 def probed(own: Workshop, material: Material, labelled: int) -> float:

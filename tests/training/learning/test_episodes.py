@@ -10,10 +10,10 @@ import torch
 from training import recipe
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
-from training.learning.episodes import SYMMETRIES, Episodes, learn_to_learn, turned
+from training.learning.episodes import SYMMETRIES, Episodes, train_encoder, turned
 from training.learning.inference import read
 from training.learning.journal import JOURNAL_FILE
-from training.learning.workshop import workshop
+from training.learning.workshop import open_workshop
 from training.recipe import EpisodicMode
 from training.score.prototypes import fit
 
@@ -89,11 +89,11 @@ def test_an_epoch_is_judged_by_what_grafting_would_make_of_the_encoder(
     data = ImageSet(images.astype(np.uint8), labels, ("a", "b", "c"))
     mode = EpisodicMode(way=3, shots=2, queries=3, epochs=1, reads=reads)
     chosen = recipe.load("episodic", ["network.width=4", "network.latent=8", "precision=fp32"])
-    shop = workshop(chosen, (16, 16, 1), tmp_path, untrained=True)
-    learn_to_learn(shop, data, data, mode)
+    workshop = open_workshop(chosen, (16, 16, 1), tmp_path, untrained=True)
+    train_encoder(workshop, data, data, mode)
     [line] = [json.loads(line) for line in (tmp_path / JOURNAL_FILE).read_text().splitlines()]
-    points = read(shop, data, reads)
-    maps = [math.prod(shape) for shape in shop.net.pool.shapes] if reads == "features" else []
+    points = read(workshop, data, reads)
+    maps = [math.prod(shape) for shape in workshop.net.pool.shapes] if reads == "features" else []
     torch.manual_seed(0)
     episodes, losses = Episodes(data, mode), []
     for _ in range(50):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from training.errors import TrainingError
+from training.jsonl import read
 from training.learning.checkpoint import Checkpoints
 from training.learning.fit import Task, fit
 from training.learning.journal import Journal
@@ -34,7 +35,7 @@ def test_no_batch_is_a_single_image() -> None:
         assert sorted(seen) == list(range(images))
 
 
-def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = None) -> nn.Linear:
+def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = None, share: float = 0.1) -> nn.Linear:
     """A line through points that lie on one; `stop_after` epochs the process is as good as killed."""
     torch.manual_seed(seed)
     x = torch.randn(256, 3)
@@ -54,7 +55,7 @@ def learn(stage: Stage, folder: Path, seed: int = 0, stop_after: int | None = No
         epochs += 1
         return value
 
-    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints")
+    journal, checkpoints = Journal(folder / "metrics.jsonl"), Checkpoints(folder / "checkpoints", share)
     fit(Task("line", {"line": line}, loss, len(x), validate), stage, journal, checkpoints)
     return line
 
@@ -86,22 +87,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(tmp_path: Path) -
 
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop"])
 @pytest.mark.parametrize("stop_after", [1, 5])
+@pytest.mark.parametrize("share", [0.0, math.inf])
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(
-    tmp_path: Path, optimiser: Literal["adam", "adamw", "sgd", "rmsprop"], stop_after: int
+    tmp_path: Path, optimiser: Literal["adam", "adamw", "sgd", "rmsprop"], stop_after: int, share: float
 ) -> None:
+    """Whether a checkpoint of the first epoch is left, or of the last that was whole."""
     stage = Stage(epochs=8, batch=32, rate=0.01, optimiser=optimiser, clip=1.0, weight_decay=1e-3)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = learn(stage, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        learn(stage, tmp_path / "cut", stop_after=stop_after)
-    resumed = learn(stage, tmp_path / "cut")
+        learn(stage, tmp_path / "cut", stop_after=stop_after, share=share)
+    left = torch.load(tmp_path / "cut/checkpoints/last.pt", weights_only=True)
+    assert left["epochs"] == (1 if share == 0 else stop_after)
+    resumed = learn(stage, tmp_path / "cut", share=share)
     assert torch.equal(whole.weight, resumed.weight)
+    curves = [
+        [(line["epoch"], line["loss"], line["validation_loss"]) for line in read(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert curves[0] == curves[1], "an epoch that came again is written down once"
     again = learn(stage, tmp_path / "cut", stop_after=0)  # it is done: not a step is taken
     assert torch.equal(whole.weight, again.weight)
 
 
-def test_patience_ends_a_stage_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, math.inf])
+def test_patience_ends_a_stage_and_the_best_epoch_is_kept(tmp_path: Path, share: float) -> None:
     line = nn.Linear(1, 1)
     seen: list[torch.Tensor] = []
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.5])
@@ -115,7 +126,7 @@ def test_patience_ends_a_stage_and_the_best_epoch_is_kept(tmp_path: Path) -> Non
 
     stage = Stage(epochs=6, rate=0.1, patience=3, schedule="constant")
     task = Task("line", {"line": line}, loss, 4, validate)
-    fit(task, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path))
+    fit(task, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path, share))
     assert len(seen) == 5
     assert torch.equal(line.weight, seen[1])
 

@@ -7,7 +7,7 @@ import torch
 from training import recipe
 from training.data.imageset import ImageSet
 from training.learning.generate import adapted, pretrain, untrained, with_drawn
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 
 SHAPE = (8, 8, 1)
 
@@ -24,18 +24,20 @@ def halves(count: int, sides: tuple[str, ...]) -> ImageSet:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
-    return workshop(recipe.load("dense", []), (28, 28, 1), tmp_path / "source", untrained=True)
+def workshop(tmp_path: Path) -> Workshop:
+    return open_workshop(recipe.load("dense", []), (28, 28, 1), tmp_path / "source", untrained=True)
 
 
 @pytest.mark.parametrize("classes", [2, 0])
-def test_a_generator_of_one_domain_draws_the_classes_of_another(classes: int, shop: Workshop, tmp_path: Path) -> None:
+def test_a_generator_of_one_domain_draws_the_classes_of_another(
+    classes: int, workshop: Workshop, tmp_path: Path
+) -> None:
     """It may have learnt the source with its labels or without; of the target it has five images a class."""
     torch.manual_seed(0)
     generator = untrained(SHAPE, classes)
-    pretrain(shop, generator, halves(600, ("top", "bottom")))
+    pretrain(workshop, generator, halves(600, ("top", "bottom")))
     target = halves(5, ("left", "right", "top"))
-    more = with_drawn(shop, adapted(shop.kept_in(tmp_path / "target"), generator, target), target, 20)
+    more = with_drawn(workshop, adapted(workshop.kept_in(tmp_path / "target"), generator, target), target, 20)
     assert len(more) == 15 + 60
     assert np.array_equal(more.images[:15], target.images)
     assert np.array_equal(more.labels, [*np.arange(3).repeat(5), *np.arange(3).repeat(20)])

@@ -144,8 +144,8 @@ def test_reconstruction_and_contrast_are_weighed_against_each_other() -> None:
     def loss(**weights: float) -> float:
         return pretraining_loss(net, Objective(**weights), views, views, 1.0, projector).item()  # type: ignore[arg-type]
 
-    drawn, told = loss(reconstruction=1, contrast=0), loss(reconstruction=0, contrast=1)
-    assert loss(reconstruction=2, contrast=3) == pytest.approx(2 * drawn + 3 * told, rel=1e-5)
+    drawn, output = loss(reconstruction=1, contrast=0), loss(reconstruction=0, contrast=1)
+    assert loss(reconstruction=2, contrast=3) == pytest.approx(2 * drawn + 3 * output, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv"])

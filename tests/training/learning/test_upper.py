@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from training.data.imageset import ImageSet
-from training.learning.finetune import gradual
+from training.learning.gradual import gradual
 from training.learning.upper import Upper
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.networks import build
 from training.networks.encoded import Backbone
 from training.recipe import Augment, GradualMode, Network, Recipe
@@ -31,7 +31,7 @@ def drawn(count: int, seed: int) -> ImageSet:
 def shop(tmp_path: Path) -> Workshop:
     """A ResNet-18 whose norms have statistics of their own."""
     recipe = Recipe(name="x", title="", source="a", target="a", network=Network(backbone="resnet18", weights=None))
-    made = workshop(recipe, (32, 32, 3), tmp_path, untrained=True)
+    made = open_workshop(recipe, (32, 32, 3), tmp_path, untrained=True)
     made.net.encoder.train()
     with torch.no_grad():
         made.net.encode(made.unit(drawn(32, 1).images))

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 
 from training.learning.views import drawn_rows, with_views
-from training.learning.workshop import Workshop, workshop
+from training.learning.workshop import Workshop, open_workshop
 from training.recipe import Augment, Network, Recipe
 
 
 def shop(folder: Path) -> Workshop:
     recipe = Recipe(name="x", title="", source="a", target="a", network=Network(kind="conv-seed"))
-    return workshop(recipe, (28, 28, 1), folder, untrained=True)
+    return open_workshop(recipe, (28, 28, 1), folder, untrained=True)
 
 
 def test_the_images_come_first_then_views_of_all_and_always_the_same(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def test_the_bound_of_what_was_left_out_holds_where_shots_judge_each_other() -> 
     below, inside = [], []
     for _ in range(150):
         means = RNG.normal(size=(5, 8)) * 0.8
-        known, asked = np.repeat(np.arange(5), 5), np.repeat(np.arange(5), 100)
-        shots, queries = (means[labels] + RNG.normal(size=(len(labels), 8)) for labels in (known, asked))
+        known, requested = np.repeat(np.arange(5), 5), np.repeat(np.arange(5), 100)
+        shots, queries = (means[labels] + RNG.normal(size=(len(labels), 8)) for labels in (known, requested))
         hits = int((left_out(shots, known, "mahalanobis").argmax(axis=1) == known).sum())
-        true = (fit(shots, known, "mahalanobis").logits(queries).argmax(axis=1) == asked).mean()
+        true = (fit(shots, known, "mahalanobis").logits(queries).argmax(axis=1) == requested).mean()
         low, high = wilson(hits, len(known))
         below.append(at_least(hits, len(known)) <= true)
         inside.append(low <= true <= high)

@@ -27,9 +27,9 @@ def test_metrics_are_of_the_bundle_as_it_is_served(models: Path) -> None:
     assert found["calibration_error_before_temperature"] == found["calibration_error"].model_copy(
         update={"name": "calibration_error_before_temperature"}
     ), "the tiny bundle's temperature is 1"
-    strange = found.pop("out_of_distribution_auroc")
-    assert 0 <= strange.value <= 1
-    assert f"noise ({strange.value:.4f})" in strange.how or f"drawn textures ({strange.value:.4f})" in strange.how
+    unusual = found.pop("out_of_distribution_auroc")
+    assert 0 <= unusual.value <= 1
+    assert f"noise ({unusual.value:.4f})" in unusual.how or f"drawn textures ({unusual.value:.4f})" in unusual.how
     assert all(m.images == 300 and "made up" in m.how for m in found.values())
 
 

@@ -64,7 +64,7 @@ def test_a_head_on_the_code_or_on_maps_without_places_cannot_be_explained() -> N
 def test_features_are_given_where_they_are_asked_for() -> None:
     spec = Input().spec()
     net = build(Network(kind="dense", hidden=16), spec.shape)
-    without, asked = export(net, None, spec), export(net, None, spec, features=True)
+    without, requested = export(net, None, spec), export(net, None, spec, features=True)
     assert (without.feature_maps, len(without.graphs.encoder.outputs)) == ((), 1)
-    assert asked.feature_maps == ((16,),)
-    assert asked.graphs.encoder.outputs[1].shape == (-1, 16)
+    assert requested.feature_maps == ((16,),)
+    assert requested.graphs.encoder.outputs[1].shape == (-1, 16)

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from support import LATENT, save_tiny, tiny
 
 import training
 from app.bundle import load, save
-from app.bundle.manifest import Metric
+from app.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, Metric, seal_of
 from training.__main__ import main
 from training.score import latent_map, reference
 
@@ -50,8 +51,8 @@ def test_a_bundle_is_calibrated_anew_from_a_folder_of_normals_without_torch(tmp_
     np.testing.assert_array_equal(after.map.points, plane.points)
     fresh = RNG.integers(0, 120, (2000, 6, 4, 1), dtype=np.uint8)
     assert 0.01 < np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.12
-    strange = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
-    assert np.mean([score.anomalous for score in after.anomaly(strange)]) > 0.9
+    unusual = RNG.integers(100, 256, (200, 6, 4, 1), dtype=np.uint8)
+    assert np.mean([score.anomalous for score in after.anomaly(unusual)]) > 0.9
 
 
 def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +91,18 @@ def test_the_card_says_what_the_new_manifest_says(tmp_path: Path) -> None:
     assert "from version 2" in card
     assert "99" not in card
     assert stale not in card
+
+
+def test_a_bundle_of_an_older_schema_gets_a_next_version_of_the_newest(tmp_path: Path) -> None:
+    old = save_tiny(tmp_path / "models")
+    fields = json.loads((old / MANIFEST_FILE).read_bytes()) | {"schema_version": 1}
+    del fields["input"]["padding"]
+    (old / MANIFEST_FILE).write_text(json.dumps(fields | {"seal": seal_of(fields)}))
+    assert load(old).manifest.schema_version == 1
+    assert main(["calibrate", str(old), str(drawn(tmp_path / "normals", 60, (0, 120)))]) == 0
+    after = load(tmp_path / "models/tiny/2").manifest
+    assert after.schema_version == SCHEMA_VERSION
+    assert after.input == load(old).manifest.input
 
 
 def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(

@@ -45,14 +45,14 @@ def test_the_page_in_the_run_shows_everything_and_needs_no_network(trained: Path
     ]
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("data:image/png;base64,") > 20
-    for said in (
+    for sentence in (
         "are classified correctly",
         "are called anomalous, at a stated 5.00%",
         "threshold",
         "each class has its own",
         "SHA-256",
     ):
-        assert said in text
+        assert sentence in text
 
 
 def test_the_page_in_the_bundle_holds_no_picture(trained: Path) -> None:

@@ -31,8 +31,8 @@ def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_
     fresh = normals(20_000)
     found = scorer.score(fresh.encoded, fresh.errors)
     assert 0.013 < np.mean([score.anomalous for score in found]) < 0.027
-    strange = normals(500, shift=5.0)
-    assert np.mean([score.anomalous for score in scorer.score(strange.encoded, strange.errors)]) > 0.99
+    unusual = normals(500, shift=5.0)
+    assert np.mean([score.anomalous for score in scorer.score(unusual.encoded, unusual.errors)]) > 0.99
     assert calibration.calibrated_on == 4000
     assert calibration.quantiles["0.5"] < calibration.quantiles["0.99"]
     assert all(score.anomalous == (score.score > calibration.threshold) for score in found)
@@ -43,19 +43,19 @@ def test_false_alarms_on_fresh_normals_are_at_the_stated_rate_and_strangers_are_
 def test_a_score_may_be_the_reconstruction_alone() -> None:
     calibration, arrays = fit(Normals({}, normals(400).errors), Normals({}, normals(200).errors), DISTANCES[:1], 0.05)
     scorer = AnomalyScorer(calibration, arrays, {})
-    strange = normals(100, shift=5.0).errors
-    assert np.mean([score.anomalous for score in scorer.score({}, strange)]) > 0.9
+    unusual = normals(100, shift=5.0).errors
+    assert np.mean([score.anomalous for score in scorer.score({}, unusual)]) > 0.9
 
 
 def test_blocks_count_alike_however_large_their_values() -> None:
     """Strangers differ in the small block alone, which the large one would drown."""
-    strange = normals(300)
-    strange.encoded["features"][:, :400] += 4
+    unusual = normals(300)
+    unusual.encoded["features"][:, :400] += 4
     seen = []
     for blocks in ((400, 8), ()):
         calibration, arrays = fit(normals(2000), normals(1000), ("features.neighbours",), 0.05, blocks)
         scorer = AnomalyScorer(calibration, arrays, {"features": 408})
-        seen.append(np.mean([s.anomalous for s in scorer.score({"features": strange.encoded["features"]}, None)]))
+        seen.append(np.mean([s.anomalous for s in scorer.score({"features": unusual.encoded["features"]}, None)]))
     assert seen[0] > seen[1]
 
 

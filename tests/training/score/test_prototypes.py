@@ -70,8 +70,8 @@ def test_every_block_counts_alike_and_one_without_variance_not_at_all() -> None:
     alone = fit(points, labels, "cosine")
     loud = np.concatenate([points, np.full((len(points), 3), 7, np.float32)], axis=1)
     joined = fit(loud, labels, "cosine", blocks=(8, 3))
-    asked = np.concatenate([points, RNG.normal(size=(len(points), 3)).astype(np.float32)], axis=1)
-    np.testing.assert_allclose(joined.logits(asked), alone.logits(points), atol=1e-4)
+    requested = np.concatenate([points, RNG.normal(size=(len(points), 3)).astype(np.float32)], axis=1)
+    np.testing.assert_allclose(joined.logits(requested), alone.logits(points), atol=1e-4)
     twice = fit(np.concatenate([points, 1000 * points], axis=1), labels, "cosine", blocks=(8, 8))
     np.testing.assert_allclose(
         twice.logits(np.concatenate([points, 1000 * points], axis=1)), alone.logits(points), atol=1e-4
@@ -86,5 +86,7 @@ def test_the_graph_gives_what_the_formula_gives(distance: Distance, opset: int) 
     taken = Tensor(name="features", dtype="float32", shape=(-1, 40))
     graph = Graph(file="head.onnx", input=taken, outputs=(Tensor(name="logits", dtype="float32", shape=(-1, 3)),))
     session = Session(to_onnx(learnt, graph, opset), graph, "head.onnx", threads=1)
-    asked = np.concatenate([points, learnt.centre[None]])  # the middle has no direction: it must not divide by nothing
-    np.testing.assert_allclose(session.run(asked)["logits"], learnt.logits(asked), rtol=1e-4, atol=1e-4)
+    requested = np.concatenate(
+        [points, learnt.centre[None]]
+    )  # the middle has no direction: it must not divide by nothing
+    np.testing.assert_allclose(session.run(requested)["logits"], learnt.logits(requested), rtol=1e-4, atol=1e-4)

@@ -5,7 +5,8 @@ import pytest
 
 from app.bundle.scoring import probabilities
 from training.measure.metrics import calibration_error
-from training.score.temperature import by_accuracy, fit
+from training.score import prototypes
+from training.score.temperature import PROTOTYPES, TRAINED, Prior, fit
 
 RNG = np.random.default_rng(0)
 CLASSES = 10
@@ -86,14 +87,41 @@ def test_of_many_images_it_is_the_plain_fit() -> None:
         chances = probabilities(logits, true)
         labels = (chances.cumsum(axis=1) < RNG.random((len(logits), 1))).sum(axis=1)
         assert fit(logits, labels) == pytest.approx(true, rel=0.05)
-        assert fit(logits, labels) == pytest.approx(fit(logits, labels, prior=0.0), rel=2e-3)
+        assert fit(logits, labels) == pytest.approx(fit(logits, labels, Prior(1.0, 0.0)), rel=2e-3)
 
 
-def test_nobody_is_surer_than_the_images_allow() -> None:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=40)
-    apart = np.eye(3)[labels] * 50 + rng.normal(size=(40, 3))
-    for logits in (apart, rng.normal(size=(40, 3))):
-        right = int((logits.argmax(axis=1) == labels).sum())
-        confidence = probabilities(logits, by_accuracy(logits, right)).max(axis=1).mean()
-        assert confidence == pytest.approx(max((right + 1) / 42, 1 / 3), abs=2e-3)
+def served(rng: np.random.Generator, shape: tuple[int, int], apart: float, prior: Prior) -> tuple[np.ndarray, float]:
+    """(confidences, accuracy) on fresh points of one task of prototypes; `shape` is (classes, shots)."""
+    classes, shots = shape
+    centres = apart * rng.normal(size=(classes, 32))
+    known, asked = np.repeat(np.arange(classes), shots), np.repeat(np.arange(classes), 100)
+    points, fresh = (centres[each] + rng.normal(size=(len(each), 32)) for each in (known, asked))
+    logits = prototypes.fit(points, known, "mahalanobis").logits(fresh)
+    temperature = fit(prototypes.left_out(points, known, "mahalanobis"), known, prior)
+    return probabilities(logits, temperature).max(axis=1), float((logits.argmax(axis=1) == asked).mean())
+
+
+def test_prototypes_are_about_as_confident_as_they_are_accurate() -> None:
+    """Over tasks from chance to perfect; no prior, and the prior of trained heads, do worse."""
+
+    def error(prior: Prior) -> float:
+        rng, found = np.random.default_rng(0), []
+        for shape in ((2, 5), (5, 2), (5, 5), (5, 15)):
+            for apart in (0.1, 0.3, 0.5, 1.0):
+                for _ in range(10):
+                    confidences, accuracy = served(rng, shape, apart, prior)
+                    found.append(abs(confidences.mean() - accuracy))
+        return float(np.mean(found))
+
+    ours = error(PROTOTYPES)
+    assert ours < 0.1
+    assert ours < error(Prior(3.0, 0.0))
+    assert ours < error(TRAINED)
+
+
+@pytest.mark.parametrize("shots", [2, 5])
+def test_prototypes_of_a_few_images_that_are_all_right_make_no_certainty(shots: int) -> None:
+    for prior, least, most in ((PROTOTYPES, 0.85, 0.999), (Prior(3.0, 0.0), 0.99999, 1.0)):
+        confidences, accuracy = served(np.random.default_rng(0), (4, shots), 3.0, prior)
+        assert accuracy == 1
+        assert least <= confidences.mean() <= most

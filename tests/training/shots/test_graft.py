@@ -89,16 +89,16 @@ def test_it_says_what_it_is_and_what_it_does_not_know(here: Path, capsys: pytest
     assert metric.images == 20
     assert f"on new images at least {low:.4f} (95 % confidence)" in metric.how
     assert manifest.anomaly is None
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     card = bundle.documents["card.md"].decode()
-    for said in (
+    for sentence in (
         "20 images are too few to calibrate one",
         f"{metric.value:.4f}",
         "no other image was seen",
         "| bag | 5 |",
     ):
-        assert said in card
-    assert "20 images are too few" in told
+        assert sentence in card
+    assert "20 images are too few" in output
 
 
 def test_enough_images_make_an_anomaly_score_of_their_own(here: Path) -> None:
@@ -132,10 +132,10 @@ def test_an_anomaly_score_can_come_later(here: Path) -> None:
 def test_of_a_folder_of_bundles_the_nearest_is_taken_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ROOT / "models", here / "models", dirs_exist_ok=True)
     bundle = grafted()
-    told = capsys.readouterr().err
-    assert "passed over: base@1 has no codes" in told
-    assert "base: fashion-mnist" in told
-    assert "fashion-mnist-seed@1" in told
+    output = capsys.readouterr().err
+    assert "passed over: base@1 has no codes" in output
+    assert "base: fashion-mnist" in output
+    assert "fashion-mnist-seed@1" in output
     assert bundle.manifest.provenance.source in ("fashion-mnist@1", "fashion-mnist-seed@1")
     again = grafted(version=2)
     assert again.manifest.provenance.source == bundle.manifest.provenance.source, "version 1 is no base for itself"
@@ -224,17 +224,17 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("prepare", "says"), BAD, ids=[says[:40] for _, says in BAD])
+@pytest.mark.parametrize(("prepare", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_it_is_named_in_one_sentence_and_nothing_is_published(
-    prepare: Callable[[Path], list[str]], says: str, here: Path, capsys: pytest.CaptureFixture[str]
+    prepare: Callable[[Path], list[str]], message: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = prepare(here)
     if not arguments or arguments[0].startswith("-"):
         arguments = ["My shots", *arguments]
     assert main(["graft", *arguments]) == 2
-    told = capsys.readouterr()
-    last = told.err.splitlines()[-1]
+    output = capsys.readouterr()
+    last = output.err.splitlines()[-1]
     assert last.startswith("graft-train: ")
-    assert says in last
-    assert told.out == ""
+    assert message in last
+    assert output.out == ""
     assert not (here / "models/my-shots").exists()

@@ -56,26 +56,26 @@ def test_under_a_prefix_health_is_open_too(models: Path) -> None:
         assert client.get("/graft/v1/models").status_code == 401
 
 
-@pytest.mark.parametrize(("content", "told"), [(None, "cannot be read"), ("\n \n", "the file has no key")])
-def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: str | None, told: str) -> None:
+@pytest.mark.parametrize(("content", "output"), [(None, "cannot be read"), ("\n \n", "the file has no key")])
+def test_a_file_without_keys_stops_the_start(tmp_path: Path, content: str | None, output: str) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(SettingsInvalid, match=told):
+    with pytest.raises(SettingsInvalid, match=output):
         keys_of(Settings(api_keys_file=path))
 
 
 def test_other_pages_may_call_only_if_the_setting_says_so(client: httpx.Client, models: Path) -> None:
-    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in client.options("/v1/classify", headers=asked).headers
+    requested = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in client.options("/v1/classify", headers=requested).headers
     settings = Settings(models=models, api_keys="k", cors_origins="https://shop.example, https://lab.example")
     with serving(settings) as open_client:
-        allowed = open_client.options("/v1/classify", headers=asked)
+        allowed = open_client.options("/v1/classify", headers=requested)
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
-        refused = open_client.options("/v1/classify", headers=asked | {"Origin": "https://evil.example"})
+        refused = open_client.options("/v1/classify", headers=requested | {"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in refused.headers
-        told = open_client.get("/healthz", headers={"Origin": "https://shop.example"})
-        assert "X-Request-ID" in told.headers["access-control-expose-headers"]
+        output = open_client.get("/healthz", headers={"Origin": "https://shop.example"})
+        assert "X-Request-ID" in output.headers["access-control-expose-headers"]
         unauthorised = open_client.get("/v1/models", headers={"Origin": "https://shop.example"})
         assert unauthorised.headers["access-control-allow-origin"] == "https://shop.example", "a page may read why"

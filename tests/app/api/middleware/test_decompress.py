@@ -39,7 +39,7 @@ def test_compressed_bytes_that_decompress_to_nothing_are_limited_too(client: htt
 
 
 @pytest.mark.parametrize(
-    ("body", "coding", "says"),
+    ("body", "coding", "message"),
     [
         (b"", "gzip", "ends too early"),
         (b"{}", "gzip", "not gzip"),
@@ -51,10 +51,12 @@ def test_compressed_bytes_that_decompress_to_nothing_are_limited_too(client: htt
         (gzip.compress(b"{}", mtime=0) * 2, "gzip", "goes on after the end"),
     ],
 )
-def test_a_body_that_does_not_decompress_is_refused(client: httpx.Client, body: bytes, coding: str, says: str) -> None:
-    assert_error(post(client, body, coding), 400, says)
+def test_a_body_that_does_not_decompress_is_refused(
+    client: httpx.Client, body: bytes, coding: str, message: str
+) -> None:
+    assert_error(post(client, body, coding), 400, message)
     parts = (body[at : at + 1] for at in range(len(body)))
-    assert_error(client.post(INDEX, content=parts, headers={"content-encoding": coding}), 400, says)
+    assert_error(client.post(INDEX, content=parts, headers={"content-encoding": coding}), 400, message)
 
 
 @pytest.mark.parametrize("coding", ["br", "gzip, gzip", "zstd", ""])

@@ -91,7 +91,7 @@ GOOD = [0.0] * LATENT
 
 
 @pytest.mark.parametrize(
-    ("codes", "status", "told"),
+    ("codes", "status", "output"),
     [
         ({}, 400, "without other fields"),
         ({"embeddings": []}, 400, "is expected"),
@@ -108,10 +108,10 @@ GOOD = [0.0] * LATENT
         ({"embeddings": [[1]] * 30_000}, 413, "more values"),
     ],
 )
-def test_codes_that_are_none_are_refused(client: httpx.Client, codes: Any, status: int, told: str) -> None:
+def test_codes_that_are_none_are_refused(client: httpx.Client, codes: Any, status: int, output: str) -> None:
     answer = client.post("/v1/decode", json=codes)
     kind = "too-many-images" if status == 413 else "malformed-request"
-    assert told in assert_problem(answer, status, kind)["detail"]
+    assert output in assert_problem(answer, status, kind)["detail"]
 
 
 def test_codes_of_which_the_decoder_makes_no_numbers_are_refused() -> None:

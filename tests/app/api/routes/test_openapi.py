@@ -75,10 +75,10 @@ def test_the_three_bodies_of_an_operation_are_described(openapi: dict[str, Any])
 def test_keys_are_told_of_where_they_are_asked_for(openapi: dict[str, Any], models: Path) -> None:
     assert "security" not in str(openapi)
     with serving(Settings(models=models, api_keys="k")) as client:
-        told = client.get("/openapi.json", headers={"X-API-Key": "k"}).json()
-        assert set(told["components"]["securitySchemes"]) == {"bearer", "key"}
-        assert told["security"] == [{"bearer": []}, {"key": []}]
-        for path, verbs in told["paths"].items():
+        output = client.get("/openapi.json", headers={"X-API-Key": "k"}).json()
+        assert set(output["components"]["securitySchemes"]) == {"bearer", "key"}
+        assert output["security"] == [{"bearer": []}, {"key": []}]
+        for path, verbs in output["paths"].items():
             for operation in verbs.values():
                 is_open = client.get(path).status_code == 200
                 assert (operation.get("security") == []) == is_open

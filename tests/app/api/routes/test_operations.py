@@ -58,10 +58,10 @@ def test_json_holds_base64_with_or_without_a_data_url(client: httpx.Client, expe
 
 
 def test_json_may_begin_as_windows_has_it(client: httpx.Client) -> None:
-    told = json.dumps({"images": [base64.b64encode(GOOD).decode()]}).encode()
+    output = json.dumps({"images": [base64.b64encode(GOOD).decode()]}).encode()
     assert (
         client.post(
-            "/v1/classify", content=b"\xef\xbb\xbf" + told, headers={"content-type": "application/json"}
+            "/v1/classify", content=b"\xef\xbb\xbf" + output, headers={"content-type": "application/json"}
         ).status_code
         == 200
     )
@@ -125,7 +125,7 @@ HUGE = png(Image.new("L", (2000, 600)))
 
 
 @pytest.mark.parametrize(
-    ("request_", "status", "kind", "says"),
+    ("request_", "status", "kind", "message"),
     [
         ({"content": b""}, 415, "unsupported-media-type", "no Content-Type"),
         ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415, "unsupported-media-type", "text/plain"),
@@ -200,9 +200,9 @@ HUGE = png(Image.new("L", (2000, 600)))
     ],
 )
 def test_a_bad_request_hears_what_is_wrong(
-    client: httpx.Client, request_: dict[str, object], status: int, kind: str, says: str
+    client: httpx.Client, request_: dict[str, object], status: int, kind: str, message: str
 ) -> None:
-    body = assert_problem(client.post("/v1/classify", **request_), status, kind, says)  # type: ignore[arg-type]
+    body = assert_problem(client.post("/v1/classify", **request_), status, kind, message)  # type: ignore[arg-type]
     assert "index" not in body
 
 

@@ -12,8 +12,8 @@ FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*
 
 
 def directives(answer: httpx.Response) -> dict[str, str]:
-    told = answer.headers["content-security-policy"].split(";")
-    return dict(part.strip().split(" ", 1) for part in told)
+    output = answer.headers["content-security-policy"].split(";")
+    return dict(part.strip().split(" ", 1) for part in output)
 
 
 @pytest.mark.parametrize(("path", "file"), PAGES.items())
@@ -28,11 +28,15 @@ def test_the_pages_are_the_files(client: httpx.Client, path: str, file: str) -> 
 def test_nothing_that_was_not_served_here_can_run_or_be_loaded(client: httpx.Client, path: str) -> None:
     answer = client.get(path)
     assert answer.headers["x-content-type-options"] == "nosniff"
-    told = directives(answer)
-    assert (told["default-src"], told["base-uri"], told["frame-ancestors"]) == ("'none'",) * 3
-    assert (told["script-src"], told["connect-src"], told["img-src"]) == ("'self'", "'self'", "'self' data: blob:")
+    output = directives(answer)
+    assert (output["default-src"], output["base-uri"], output["frame-ancestors"]) == ("'none'",) * 3
+    assert (output["script-src"], output["connect-src"], output["img-src"]) == (
+        "'self'",
+        "'self'",
+        "'self' data: blob:",
+    )
     framing = "model.html" in (PAGES.get(path), path.removeprefix("/web/"))
-    assert told["style-src"] == ("'self' 'unsafe-inline'" if framing else "'self'")
+    assert output["style-src"] == ("'self' 'unsafe-inline'" if framing else "'self'")
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.endswith(".png")])

@@ -176,8 +176,8 @@ def test_outputs_come_as_each_was_asked_for(client: httpx.Client) -> None:
     assert list(everything) == [
         *("embedding", "reconstruction", "logits", "probabilities", "anomaly_score", "p_value"),
     ]
-    asked = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "embedding"}]
-    question = {"inputs": [as_files([GOOD])], "outputs": asked, "parameters": {"binary_data_output": True}}
+    requested = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "embedding"}]
+    question = {"inputs": [as_files([GOOD])], "outputs": requested, "parameters": {"binary_data_output": True}}
     found = client.post(INFER, json=question)
     at = int(found.headers[LENGTH])
     logits, embedding = json.loads(found.content[:at])["outputs"]
@@ -212,8 +212,8 @@ def test_the_decoder_and_the_head_are_reached_by_what_they_take(shipped: httpx.C
     }
     drawn = arrays(ask(shipped, path, json={"inputs": [codes["embedding"]]}))
     assert_same(drawn, {"reconstruction": whole["reconstruction"]})
-    told = arrays(ask(shipped, path, **binary({"inputs": [codes["features"]]}, whole["features"].tobytes())))
-    assert_same(told, {name: whole[name] for name in ("logits", "probabilities")})
+    answer_text = arrays(ask(shipped, path, **binary({"inputs": [codes["features"]]}, whole["features"].tobytes())))
+    assert_same(answer_text, {name: whole[name] for name in ("logits", "probabilities")})
     both = arrays(ask(shipped, path, json={"inputs": list(codes.values()), "outputs": [{"name": "reconstruction"}]}))
     assert_same(both, drawn)
     refused = shipped.post(path, json={"inputs": [codes["embedding"]], "outputs": [{"name": "logits"}]})
@@ -223,8 +223,8 @@ def test_the_decoder_and_the_head_are_reached_by_what_they_take(shipped: httpx.C
 def test_many_codes_are_decoded_as_v1_decodes_them(client: httpx.Client) -> None:
     codes = np.random.default_rng(0).normal(size=(8, LATENT)).astype(np.float32)
     given = {"name": "embedding", "shape": [8, LATENT], "datatype": "FP32"}
-    asked = [{"name": "reconstruction"}]
-    found = arrays(ask(client, **binary({"inputs": [given], "outputs": asked}, codes.tobytes())))
+    requested = [{"name": "reconstruction"}]
+    found = arrays(ask(client, **binary({"inputs": [given], "outputs": requested}, codes.tobytes())))
     npy = io.BytesIO()
     np.save(npy, codes)
     headers = {"accept": "application/x-npy", "content-type": "application/x-npy"}
@@ -266,7 +266,7 @@ class Held:
 
 
 @pytest.mark.parametrize(
-    ("asked", "wishes"),
+    ("requested", "wishes"),
     [
         (["embedding"], {"embedding"}),
         (["logits", "probabilities"], {"logits"}),
@@ -274,11 +274,11 @@ class Held:
         (["reconstruction", "embedding"], {"reconstruction", "embedding"}),
     ],
 )
-def test_only_what_is_asked_for_is_run(models: Path, asked: list[str], wishes: set[str]) -> None:
+def test_only_what_is_asked_for_is_run(models: Path, requested: list[str], wishes: set[str]) -> None:
     with Held(models) as held:
         held.gate.set()
-        question = {"inputs": [as_files([GOOD])], "outputs": [{"name": name} for name in asked]}
-        assert list(arrays(ask(held.client, json=question))) == asked
+        question = {"inputs": [as_files([GOOD])], "outputs": [{"name": name} for name in requested]}
+        assert list(arrays(ask(held.client, json=question))) == requested
         [[wish]] = held.batches
         assert wish.outputs == wishes
 
@@ -318,14 +318,14 @@ def test_what_was_done_is_counted(models: Path) -> None:
         assert_error(client.post(INFER, json={}), 400)
         client.post("/v1/encode", files={"image": GOOD}).raise_for_status()
         families = text_string_to_metric_families(client.get("/metrics").text)
-        told = {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
+        answer_text = {(s.name, *sorted(s.labels.items())): s.value for family in families for s in family.samples}
         [stats] = client.get("/v2/models/tiny/stats").json()["model_stats"]
     of_tiny = [("model", "tiny"), ("version", "1")]
     infer = (("model", "tiny"), ("operation", "infer"))
-    assert told["graft_requests_total", *infer, ("status", "200"), ("version", "1")] == 2
-    assert told["graft_requests_total", *infer, ("status", "400"), ("version", "1")] == 1
-    assert told["graft_confidence_count", *of_tiny] == told["graft_anomaly_score_count", *of_tiny] == 6
-    assert told["graft_requests_refused_total", ("type", "malformed-request")] == 1
+    assert answer_text["graft_requests_total", *infer, ("status", "200"), ("version", "1")] == 2
+    assert answer_text["graft_requests_total", *infer, ("status", "400"), ("version", "1")] == 1
+    assert answer_text["graft_confidence_count", *of_tiny] == answer_text["graft_anomaly_score_count", *of_tiny] == 6
+    assert answer_text["graft_requests_refused_total", ("type", "malformed-request")] == 1
     assert (stats["name"], stats["version"]) == ("tiny", "1")
     assert (stats["inference_count"], stats["execution_count"]) == (7, 3)
     parts = stats["inference_stats"]
@@ -344,17 +344,17 @@ def test_metadata_and_configuration_name_the_tensors(client: httpx.Client) -> No
         assert server["name"] == "graft"
         assert "binary_tensor_data" in server["extensions"]
     for path in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
-        told = client.get(path).json()
-        assert told["versions"] == ["1"]
-        assert told["platform"] == "onnx_onnxv1"
-        assert told["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 6, 4, 1]}]
+        answer_text = client.get(path).json()
+        assert answer_text["versions"] == ["1"]
+        assert answer_text["platform"] == "onnx_onnxv1"
+        assert answer_text["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 6, 4, 1]}]
         found = ask(client, json={"inputs": [as_files([GOOD] * 2)]})["outputs"]
         given = [{"name": o["name"], "datatype": o["datatype"], "shape": [-1, *o["shape"][1:]]} for o in found]
-        assert told["outputs"] == given
+        assert answer_text["outputs"] == given
     config = client.get("/v2/models/tiny/config").json()
     assert config["max_batch_size"] == 8
     assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [6, 4, 1]}]
-    assert [output["name"] for output in config["output"]] == [output["name"] for output in told["outputs"]]
+    assert [output["name"] for output in config["output"]] == [output["name"] for output in answer_text["outputs"]]
 
 
 def test_health_says_both_words_that_clients_look_for(client: httpx.Client, tmp_path: Path) -> None:
@@ -408,13 +408,13 @@ def test_models_are_loaded_and_unloaded_by_calls_only_where_the_setting_says_so(
         assert own.post("/v2/repository/models/tiny/unload", content=b'""').status_code == 200
         assert_error(own.post(INFER, json=question), 404, "there is no model 'tiny'")
         assert_error(own.post("/v2/repository/models/tiny/unload"), 404)
-        for parameters, says in (
+        for parameters, message in (
             ({"version": "7"}, "no version '7'"),
             ({"version": 1.5}, "version 1.5: a string"),
             ({"config": "{}"}, "config"),
         ):
             refused = own.post("/v2/repository/models/tiny/load", json={"parameters": parameters})
-            assert_error(refused, 404 if "7" in says else 400, says)
+            assert_error(refused, 404 if "7" in message else 400, message)
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", INFER])
@@ -426,11 +426,11 @@ def test_who_is_told_of_a_deadline_is_told_so_though_the_model_has_gone(tmp_path
         late = asking.submit(held.client.post, path, content=body, headers=headers)
         held.wait_for(1)
         assert httpx.post(held.client.base_url.join("/v2/repository/models/tiny/unload")).status_code == 200
-        told = late.result(20)
+        answer_text = late.result(20)
         metrics = held.client.get("/metrics").text
-    assert told.status_code == 504
-    assert "not answered within 500 ms" in told.text
-    assert told.text.startswith('{"error":') == (path == INFER)
+    assert answer_text.status_code == 504
+    assert "not answered within 500 ms" in answer_text.text
+    assert answer_text.text.startswith('{"error":') == (path == INFER)
     operation = "infer" if path == INFER else "classify"
     counted = f'graft_requests_total{{model="tiny",operation="{operation}",status="504",version="1"}} 1.0'
     assert counted in metrics

@@ -22,7 +22,7 @@ def sized(size: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("document", "rest", "says"),
+    ("document", "rest", "message"),
     [
         ([], b"", "a JSON object"),
         ({}, b"", "inputs: a list of at least one tensor"),
@@ -73,14 +73,14 @@ def sized(size: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_is_wrong_is_named(document: Any, rest: bytes, says: str) -> None:
+def test_what_is_wrong_is_named(document: Any, rest: bytes, message: str) -> None:
     with pytest.raises(MalformedRequest) as refused:
         question(document, rest)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"data": [1, 2, 3]}, "data is 3 numbers; shape says [2, 2]"),
         ({"data": [[1, 2, 3, 4]]}, "data is of shape [1, 4]; shape says [2, 2]"),
@@ -107,11 +107,11 @@ def test_what_is_wrong_is_named(document: Any, rest: bytes, says: str) -> None:
         ({"data": memoryview(b""), "shape": (2**40, 2**40, 2**40)}, "0 bytes of data"),
     ],
 )
-def test_data_that_is_no_such_tensor_is_refused(given: dict[str, Any], says: str) -> None:
+def test_data_that_is_no_such_tensor_is_refused(given: dict[str, Any], message: str) -> None:
     fields = {"name": "image", "datatype": "UINT8", "shape": (2, 2), **given}
     with pytest.raises(MalformedRequest) as refused:
         InputTensor(**fields).array()
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], memoryview(b"\1\2\3\4")])
@@ -129,7 +129,7 @@ def test_floats_are_little_endian_wherever_they_lie() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (memoryview(b"\3\0\0\0ab"), "runs past the end"),
         (memoryview(b"\3\0"), "runs past the end"),
@@ -142,10 +142,10 @@ def test_floats_are_little_endian_wherever_they_lie() -> None:
         (["YQ==", "Y"], "data[1] is not base64"),
     ],
 )
-def test_elements_that_are_none_are_refused(data: Any, says: str) -> None:
+def test_elements_that_are_none_are_refused(data: Any, message: str) -> None:
     with pytest.raises(MalformedRequest) as refused:
         InputTensor("image", "BYTES", (2,), data).elements()
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_elements_come_prefixed_by_their_length_or_in_base64() -> None:
@@ -166,8 +166,10 @@ def test_tensors_follow_the_json_in_the_order_of_their_mention() -> None:
 
 
 def test_an_output_says_for_itself_whether_it_is_binary() -> None:
-    asked = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": False, "classification": 2}}]
-    found = question({"inputs": [IMAGE], "outputs": asked, "parameters": {"binary_data_output": True, "timeout": 1500}})
+    requested = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": False, "classification": 2}}]
+    found = question(
+        {"inputs": [IMAGE], "outputs": requested, "parameters": {"binary_data_output": True, "timeout": 1500}}
+    )
     assert found.outputs == [RequestedOutput("a", True), RequestedOutput("b", False, 2)]
     assert found.timeout_ms == 1
     assert question({"inputs": [IMAGE], "outputs": []}).outputs is None
@@ -222,6 +224,6 @@ def test_an_answer_is_json_alone_unless_an_output_is_binary() -> None:
         ],
     )
     at = int(mixed.headers["inference-header-content-length"])
-    told = json.loads(mixed.body[:at])["outputs"]
-    assert [each.get("parameters") for each in told] == [{"binary_data_size": 8}, {"binary_data_size": 12}, None]
+    output = json.loads(mixed.body[:at])["outputs"]
+    assert [each.get("parameters") for each in output] == [{"binary_data_size": 8}, {"binary_data_size": 12}, None]
     assert mixed.body[at:] == values.tobytes() + b"\x08\0\0\0" + "0.5:1:ö".encode()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from app.serving.listener import accept_pending, refuse_connections
+from app.serving.stop_listening import accept_pending, refuse_connections
 
 
 def test_pending_connections_are_accepted() -> None:

@@ -1,4 +1,4 @@
-"""Closes a listening socket without resetting anybody: pending connections are accepted, new ones refused.
+"""How a stop closes the listening socket without resetting anybody: it accepts pending connections, refuses new ones.
 
 Closing it alone would reset connections that arrive while the last pending ones are accepted and, with several workers,
 those that arrive before the last worker closes it.

@@ -1,4 +1,4 @@
-"""Out-of-distribution images drawn by code: no choice was made by them, and every score should call them anomalous."""
+"""Out-of-distribution images drawn by code. No choice was based on them, and every score should call them anomalous."""
 
 from collections.abc import Callable
 

@@ -5,7 +5,7 @@ import pytest
 from support import save_tiny
 
 from app.bundle import load
-from training.measure.strangers import aurocs, drawn
+from training.measure.drawn_domains import aurocs, drawn
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (6, 4, 3), (1, 9, 1)])
