@@ -83,7 +83,10 @@ OPEN = {
         *("anomaly", "distances", "drift", "evidence"),
         *("latent_map", "prototypes", "reference", "temperature"),
     },
-    "learning": {"finetune", "generate", "inference", "journal", "normalisation", "pretrain", "stages", "workshop"},
+    "learning": {
+        *("distil", "finetune", "generate", "inference", "journal"),
+        *("normalisation", "pretrain", "stages", "teacher", "workshop"),
+    },
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},

@@ -390,7 +390,7 @@ def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:
     assert words[:4] == [".venv/bin/python", "-m", "training", "run"]
     requested = recipe.load(words[4], words[6::2])
     assert set(words[5::2]) == {"--set"}
-    assert (requested.name, requested.network.weights) == ("mine", recipe.load("backbone", []).network.weights)
+    assert (requested.name, requested.network.weights) == ("mine", "resnet18-f37072fd.pth")
 
 
 def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:

@@ -30,10 +30,16 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     models = tmp_path_factory.mktemp("models")
     save_tiny(models)
     settings = Settings(
-        models=models, max_images=8, max_pixels=4_000_000, max_request_pixels=4_000_000, decode_mb=45, max_queue=16
+        models=models,
+        max_images=8,
+        max_pixels=4_000_000,
+        max_request_pixels=4_000_000,
+        decode_mb=45,
+        max_queue=16,
+        timeout_ms=120_000,
     )
     with serving(settings) as client:
-        client.timeout = 60
+        client.timeout = 150
         yield client
 
 
@@ -66,7 +72,7 @@ def test_one_that_waits_longer_than_its_deadline_is_late_and_the_others_are_answ
     statuses: list[int] = []
 
     def ask() -> None:
-        answer = httpx.post(f"{client.base_url}/v1/classify", content=SLOW, headers=BMP, timeout=60)
+        answer = httpx.post(f"{client.base_url}/v1/classify", content=SLOW, headers=BMP, timeout=150)
         statuses.append(answer.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -113,7 +119,7 @@ def test_a_decoder_that_is_killed_costs_one_image_and_none_is_left_at_the_end(mo
         threading.Timer(0.2, os.kill, (decoder.pid, signal.SIGKILL)).start()
         hurt = httpx.post(f"{address}/v1/classify", files=[("image", SLOW)] * 20, timeout=60)
         assert_problem(hurt, 503, "decoder-ended", "SIGKILL")
-        assert httpx.post(f"{address}/v1/classify", content=SLOW, headers=BMP, timeout=60).status_code == 200
+        assert httpx.post(f"{address}/v1/classify", content=SLOW, headers=BMP, timeout=150).status_code == 200
         [second] = service.children()
         process.terminate()
         assert process.wait(20) == 0

@@ -203,16 +203,15 @@ def _fetch_missing(chosen: Recipe) -> None:
     for name in {named.TEXTURED.get(name, name) for name in (chosen.source, chosen.target)} & set(named.CLASSES):
         if named.is_missing(name):
             _download(name)
-    _fetch_weights(chosen.network)
+    for network in chosen.published_networks:
+        _fetch_weights(network)
 
 
 def _fetch_weights(network: recipes.Network) -> None:
-    if network.weights is None:
-        return
     from training.networks import weights
 
     if (wanted := weights.to_download(network)) is not None:
-        _fetch(network.weights, *wanted)
+        _fetch(f"the weights of {network.backbone}", *wanted)
 
 
 def _download(name: str) -> None:

@@ -1,5 +1,6 @@
 """Recipes: named experiments. A TOML file lists what differs from the defaults here, each line with its reason."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -43,8 +44,7 @@ Resize = Literal["stretch", "pad", "crop"]
 
 class Network(_Part):
     kind: Literal["conv", "conv-seed", "dense"] = "conv"
-    # A published network in the place of `kind`.
-    backbone: Backbone | None = None
+    backbone: Backbone | None = None  # a published network in the place of `kind`
     weights: str | None = None  # of the backbone: imagenet (what is published for it), or a file by path or URL
     width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; backbone: of the decoder
     depth: PositiveInt = 1  # conv: residual blocks in each stage
@@ -120,6 +120,8 @@ class Augment(_Part):
     scale: Annotated[float, Field(ge=0, lt=1)] = 0  # larger or smaller by this share, at most
     light: Annotated[float, Field(ge=0, le=1)] = 0  # contrast changes by this share at most, brightness by half of it
     erase: Annotated[float, Field(ge=0, le=1)] = 0  # how often a rectangle is filled with noise
+    # Two of ten changes of colour and geometry for each image, as in RandAugment; 1 is the strongest.
+    rand_augment: Annotated[float, Field(ge=0, le=1)] = 0
 
 
 class Stage(_Part):
@@ -130,9 +132,10 @@ class Stage(_Part):
     rate: Annotated[float, Field(gt=0)] = 1e-3
     optimiser: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd, Nesterov's
-    weight_decay: Annotated[float, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0  # of weights; norms and biases have none
     schedule: Literal["cosine", "one-cycle", "constant"] = "cosine"
     clip: Annotated[float, Field(gt=0)] | None = None  # the gradient's norm
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0  # decay of the average of weights that is evaluated and kept; 0: none
     augment: Augment = Augment()  # of stages in which the encoder learns
     patience: PositiveInt | None = None  # epochs without a better validation loss before the stage ends
 
@@ -149,6 +152,7 @@ class _Mode(_Part):
     """What every mode has."""
 
     untrained: ClassVar[bool] = False  # begins with random weights
+    distils: ClassVar[bool] = False  # a teacher's features are learnt in the place of pretraining
     adapts: ClassVar[bool] = False  # the labels are the source's
     freezes: ClassVar[bool] = False  # the encoder stays as it was pretrained
 
@@ -156,7 +160,7 @@ class _Mode(_Part):
 
     @property
     def pretrains(self) -> bool:
-        return not self.untrained and not self.adapts
+        return not self.untrained and not self.adapts and not self.distils
 
 
 class LabelMode(Stage, _Mode):
@@ -174,8 +178,29 @@ class LabelMode(Stage, _Mode):
         return self
 
     def as_full(self) -> "FullMode":
-        """Head and whole encoder, by the settings that all these modes share."""
-        return FullMode(**{name: getattr(self, name) for name in LabelMode.model_fields if name != "mode"})
+        """Head and whole encoder, by the settings that both modes have."""
+        return FullMode(**self._shared_with(FullMode))
+
+    def as_scratch(self) -> "ScratchMode":
+        return ScratchMode(**self._shared_with(ScratchMode))
+
+    def _shared_with(self, other: type["LabelMode"]) -> dict[str, Any]:
+        # slower_below is of gradual's schedule.
+        own = [name for name in type(self).model_fields if name not in ("mode", "slower_below")]
+        return {name: getattr(self, name) for name in other.model_fields if name in own}
+
+
+class MixingMode(LabelMode):
+    """Images and their labels may be mixed in pairs; with both settings, each batch is mixed by either."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0  # α of the Beta distribution of an image's share (0.2 is usual); 0: none
+    cutmix: Annotated[float, Field(ge=0)] = 0  # the same, of a rectangle cut from the other image (1 is usual)
+
+
+class ThawingMode(MixingMode):
+    """A pretrained encoder goes on learning."""
+
+    freeze_norms: bool = False  # batch norms keep the statistics they were pretrained with; their weights learn
 
 
 class DecoderMode(_Mode):
@@ -208,21 +233,34 @@ class RandomFrozenMode(LabelMode):
     mode: Literal["random-frozen"] = "random-frozen"
 
 
-class GradualMode(LabelMode):
+class GradualMode(ThawingMode):
     """Head first, then the encoder's blocks from the top down, each slower than the one above."""
 
     mode: Literal["gradual"] = "gradual"
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # a block's rate, as a share of the block above
     thaw: NonNegativeInt = 0  # so many blocks from the top down are freed, the rest stay frozen; 0 is all
+    # So many augmented views of each image are drawn once: with `thaw`, the blocks that stay frozen run once for each.
+    # 0: every epoch draws new ones, and the frozen blocks run again.
+    views: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def views_differ(self) -> Self:
+        if self.views and self.augment == Augment():
+            raise ValueError("transfer.views: views are alike without transfer.augment")
+        return self
 
 
-class FullMode(LabelMode):
+class FullMode(ThawingMode):
     """Head and the whole encoder."""
 
     mode: Literal["full"] = "full"
+    slower_below: Annotated[float, Field(gt=0, le=1)] = 1  # as in gradual; 1: all learn at the same rate
+
+    def as_full(self) -> "FullMode":
+        return self
 
 
-class ScratchMode(LabelMode):
+class ScratchMode(MixingMode):
     """As full, without pretraining: what transfer has to beat."""
 
     untrained = True
@@ -234,6 +272,25 @@ class MultitaskMode(LabelMode):
 
     mode: Literal["multitask"] = "multitask"
     reconstruction: Annotated[float, Field(ge=0)] = 1  # weight of the reconstruction loss
+
+
+class DistilMode(MixingMode):
+    """A network of ours learns a backbone's features without labels, by [pretrain]; then labels, head and encoder."""
+
+    distils: ClassVar[bool] = True
+    mode: Literal["distil"] = "distil"
+    teacher: Backbone = "efficientnet-lite0"
+    teacher_weights: str = IMAGENET  # as network.weights
+    teacher_side: PositiveInt = 224  # pixels of the shorter side to which images are enlarged for the teacher
+    # So many augmented views of each image, by pretrain.augment, are shown to the teacher beside the image itself: what
+    # it sees of each is learnt. 0: the images alone are shown to it, and the network sees new views of them each epoch.
+    views: NonNegativeInt = 0
+    # Share of the labels' loss that the predictions of a linear head on the teacher have in the place of labels.
+    soft: Annotated[float, Field(ge=0, le=1)] = 0
+
+    @property
+    def teacher_network(self) -> Network:
+        return Network(backbone=self.teacher, weights=self.teacher_weights)
 
 
 class EpisodicMode(LabelMode):
@@ -286,6 +343,7 @@ Transfer = Annotated[
     | GradualMode
     | FullMode
     | MultitaskMode
+    | DistilMode
     | EpisodicMode
     | ScratchMode
     | RandomFrozenMode
@@ -410,7 +468,8 @@ class Recipe(_Part):
     network: Network = Network()
     objective: Objective = Objective()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 on machines that compute it faster; weights stay fp32
+    # auto and bf16: bf16 where the machine computes this network faster with it, else fp32; weights stay fp32.
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     input: Input = Input()
     split: Split = Split()
@@ -494,10 +553,41 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def views_spare_frozen_blocks(self) -> Self:
+        mode = self.transfer
+        if isinstance(mode, GradualMode) and mode.views:
+            if self.network.backbone is None or not mode.thaw:
+                raise ValueError("transfer.views: they are for a backbone of which blocks stay frozen: set thaw, too")
+            if mode.mixup or mode.cutmix:
+                raise ValueError("transfer.views: mixup and cutmix make new images in every batch: leave out either")
+        return self
+
+    @model_validator(mode="after")
+    def a_network_of_ours_is_distilled(self) -> Self:
+        if not isinstance(self.transfer, DistilMode):
+            return self
+        if self.network.backbone is not None:
+            raise ValueError(
+                "transfer.mode=distil: a network of ours learns from a backbone: name that in transfer.teacher, and "
+                "leave out network.backbone"
+            )
+        if not self.pretrain.epochs:
+            raise ValueError("pretrain.epochs=0: nothing is learnt of the teacher; set it above 0, or mode=scratch")
+        if self.transfer.views and self.pretrain.augment == Augment():
+            raise ValueError("transfer.views: views are alike without pretrain.augment")
+        return self
+
+    @model_validator(mode="after")
     def decoder_is_not_augmented(self) -> "Recipe":
         if self.decoder.augment != Augment():
             raise ValueError("decoder.augment: the encoder is frozen there, and runs once per image")
         return self
+
+    @property
+    def published_networks(self) -> list[Network]:
+        """Those whose weights must be at hand before training begins."""
+        teacher = [self.transfer.teacher_network] if isinstance(self.transfer, DistilMode) else []
+        return [network for network in (self.network, *teacher) if network.weights is not None]
 
     @property
     def trains_posterior(self) -> bool:
@@ -519,7 +609,7 @@ class Recipe(_Part):
                     raise ValueError(f"objective.{name}=0: a variational code is trained by both parts; set it above 0")
             raise ValueError(
                 f"network.variational: transfer.mode={self.transfer.mode} would publish variances that were not "
-                "trained with the rest of the encoder: set transfer.mode to head or decoder, or variational to false"
+                "trained with the rest of the encoder: set transfer.mode to head, linear or decoder, or variational to false"
             )
         return self
 
@@ -571,13 +661,26 @@ def _validated(name: str, fields: dict[str, Any]) -> Recipe:
     try:
         return Recipe(**fields)
     except ValidationError as error:
-        messages = [_message(each["loc"], each["msg"]) for each in error.errors()]
+        messages = dict.fromkeys(_message(each["loc"], each["msg"]) for each in error.errors() if not _beside(each))
         raise TrainingError(f"recipe {name}: " + "; ".join(messages)) from None
 
 
+_OF_A_UNION = re.compile(r"constrained-int|int|literal\[.*\]|tuple\[.*\]")  # pydantic's names of its members
+
+
+def _beside(error: Any) -> bool:
+    """Whether a number is also told which words could stand in its place."""
+    return str(error["loc"][-1]).startswith("literal[") and isinstance(error["input"], int)
+
+
 def _message(place: tuple[int | str, ...], message: str) -> str:
-    """pydantic's, without the name of the union's member and the class of the error."""
-    keys = [str(key) for depth, key in enumerate(place) if not (depth == 1 and place[0] == "transfer" and key in MODES)]
+    """pydantic's, without the names of a union's members and the class of the error."""
+    keys = [
+        str(key)
+        for depth, key in enumerate(place)
+        if not (depth == 1 and place[0] == "transfer" and key in MODES)
+        and not (depth == 2 and _OF_A_UNION.fullmatch(str(key)))
+    ]
     return ": ".join([*([".".join(keys)] if keys else []), message.removeprefix("Value error, ")])
 
 

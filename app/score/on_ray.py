@@ -40,7 +40,8 @@ _LOCAL_STORE = 200 << 20  # bytes; blocks contain paths, not images
 
 
 def require() -> None:
-    if importlib.util.find_spec("ray") is None:
+    found = importlib.util.find_spec("ray")
+    if found is None or found.origin is None:  # a folder of that name is no package
         raise CannotScore("--ray needs Ray: pip install 'graft[ray]'")
     parquet.require()
 

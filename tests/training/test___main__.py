@@ -138,7 +138,7 @@ def few_images(here: Path) -> list[str]:
 BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (empty, "bad: no images in it"),
     (one_class, "the target has one class, bag"),
-    (text_files, "right below it (but it has other files (1): notes/a.txt; folders without images (1): notes): put"),
+    (text_files, "directly below it (but it has other files (1): notes/a.txt; folders without images (1): notes): put"),
     (text_called_png, "images cannot be read: bag/0.png (not an image"),
     (wrong_magic, "train-images-idx3-ubyte: not an IDX file of bytes"),
     (cut_idx, "download it again"),

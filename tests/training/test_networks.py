@@ -148,6 +148,64 @@ def test_weights_under_torchvisions_names_load(kind: str, tmp_path: object) -> N
     )
 
 
+# --- ResNet-18 by its published structure, in numpy ---------------------------------------------------------------
+
+
+def convolved(image: np.ndarray, weight: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """(C, H, W) * (made, C, k, k)."""
+    kernel = weight.shape[-1]
+    padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("chwij,ocij->ohw", windows, weight)
+
+
+def normed(image: np.ndarray, state: dict[str, np.ndarray], name: str) -> np.ndarray:
+    weight, bias, mean, variance = (
+        state[f"{name}.{part}"][:, None, None] for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (image - mean) / np.sqrt(variance + 1e-5) * weight + bias
+
+
+def resnet18(pixels: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    """(H, W, 3) uint8 → (512,), the global average."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    image = ((pixels / 255 - mean) / std).transpose(2, 0, 1)
+    image = np.maximum(normed(convolved(image, state["conv1.weight"], 2, 3), state, "bn1"), 0)
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    image = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(3, 4))
+    for layer in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+            made = convolved(image, state[f"{name}.conv1.weight"], stride, 1)
+            made = np.maximum(normed(made, state, f"{name}.bn1"), 0)
+            made = normed(convolved(made, state[f"{name}.conv2.weight"], 1, 1), state, f"{name}.bn2")
+            if stride > 1:
+                image = convolved(image, state[f"{name}.downsample.0.weight"], stride, 0)
+                image = normed(image, state, f"{name}.downsample.1")
+            image = np.maximum(made + image, 0)
+    return image.mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(64, 64, 3), (40, 71, 3), (33, 48, 1)])
+def test_our_resnet18_is_the_published_network(height: int, width: int, channels: int, tmp_path: Path) -> None:
+    """Weights of a file with torchvision's names, and norms whose statistics are their own."""
+    torch.manual_seed(0)
+    state = build(Network(backbone="resnet18", weights=None), COLOUR).encoder.state_dict()
+    for name, value in state.items():
+        if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith(("running_mean", "bias")):
+            value.normal_(0, 0.3)
+    torch.save({**state, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, tmp_path / "w.pth")
+    net = build(Network(backbone="resnet18", weights=str(tmp_path / "w.pth")), (height, width, channels))
+    net.encoder.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    expected = resnet18(np.repeat(pixels, 3 // channels, axis=2), {n: v.double().numpy() for n, v in state.items()})
+    with torch.no_grad():
+        found = net.read(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, "embedding")[0].numpy()
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
 def test_weights_that_are_not_weights_are_refused(tmp_path: object) -> None:
     path = f"{tmp_path}/weights.pth"
     with pytest.raises(TrainingError, match="cannot be read"):

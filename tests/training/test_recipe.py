@@ -78,6 +78,47 @@ def test_a_bad_change_is_named(change: str, message: str) -> None:
         recipe.load("seed", [change])
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("network.backbone=resnet18", "a network of ours learns from a backbone: name that in transfer.teacher"),
+        ("pretrain.epochs=0", "nothing is learnt of the teacher; set it above 0, or mode=scratch"),
+        ("pretrain.augment={}", "transfer.views: views are alike without pretrain.augment"),
+        ("transfer.teacher=alexnet", "transfer.teacher: Input should be 'efficientnet-lite0'"),
+    ],
+)
+def test_a_distillation_that_cannot_be_is_refused(change: str, says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        recipe.load("photos-small", [change])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["transfer.thaw=0"], "they are for a backbone of which blocks stay frozen: set thaw, too"),
+        (["transfer.mixup=0.2"], "mixup and cutmix make new images in every batch: leave out either"),
+    ],
+)
+def test_views_are_for_blocks_that_stay_frozen(changes: list[str], says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        recipe.load("backbone-thawed", changes)
+
+
+@pytest.mark.parametrize("name", ["backbone", "backbone-thawed"])
+def test_the_literatures_recipes_take_any_backbone_with_its_published_weights(name: str) -> None:
+    changed = recipe.load(name, ["network.backbone=efficientnet-lite0"])
+    assert (changed.network.backbone, changed.network.weights) == ("efficientnet-lite0", recipe.IMAGENET)
+    assert (changed.decoder.epochs, changed.pretrain.epochs, changed.input.channels) == (0, 0, 3)
+
+
+def test_a_comparison_trains_the_whole_network_by_the_settings_that_belong_there() -> None:
+    gradual = recipe.GradualMode(mixup=0.2, freeze_norms=True, thaw=1, epochs=7)
+    assert gradual.as_full() == recipe.FullMode(mixup=0.2, freeze_norms=True, epochs=7), "slower_below is gradual's"
+    assert gradual.as_scratch() == recipe.ScratchMode(mixup=0.2, epochs=7)
+    full = recipe.FullMode(slower_below=0.5)
+    assert full.as_full() is full
+
+
 def test_only_squares_are_transposed() -> None:
     assert recipe.load("seed", ["pretrain.augment.flip=any"]).pretrain.augment.flip == "any"
     for stage in ("pretrain", "transfer"):
@@ -105,6 +146,14 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
     [
         ("head", "way=20", "transfer.way belongs to mode episodic, and the mode is head: leave it out, or set"),
         ("full", "thaw=1", "transfer.thaw belongs to mode gradual, and the mode is full"),
+        (
+            "scratch",
+            "freeze_norms=true",
+            "transfer.freeze_norms belongs to modes gradual, full, and the mode is scratch",
+        ),
+        ("head", "mixup=0.2", "transfer.mixup belongs to modes gradual, full, distil, scratch, and the mode is head"),
+        ("full", 'teacher="resnet18"', "transfer.teacher belongs to mode distil, and the mode is full"),
+        ("gradual", "views=2", "views are alike without transfer.augment"),
         ("gradual", "reconstruction=1", "transfer.reconstruction belongs to mode multitask"),
         ("source-only", "adaptation=1", "transfer.adaptation belongs to modes dann, mmd, and the mode is source-only"),
         ("decoder", "smoothing=0.1", "transfer.smoothing belongs to modes head, "),
@@ -202,7 +251,7 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
 @pytest.mark.parametrize("mode", recipe.MODES)
 def test_a_variational_code_is_for_modes_that_keep_the_encoder_as_it_was_pretrained(mode: str) -> None:
     """In the others the means move on, or are never trained, and the variances do not go along."""
-    if mode in ("head", "decoder"):
+    if mode in ("head", "linear", "decoder"):
         assert recipe.load("vae", [f"transfer.mode={mode}"]).trains_posterior
         return
     with pytest.raises(TrainingError, match=f"network.variational: transfer.mode={mode} would publish variances"):

@@ -15,14 +15,15 @@ from training.data.resolution import choose, examined
 from training.data.splits import list_training_part, train_and_held_out, train_and_test
 from training.errors import TrainingError
 from training.learning import generate
-from training.learning.finetune import finetune
+from training.learning.distil import distil
+from training.learning.finetune import finetune, full
 from training.learning.inference import accuracy_of, in_batches, read
 from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
 from training.networks import Autoencoder, build, weights
-from training.recipe import FullMode, Input, LabelMode, LinearMode, Network, Recipe
+from training.recipe import DistilMode, FullMode, Input, LabelMode, LinearMode, Network, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network
 _FEWEST_STEPS = 300  # of training a whole network: few labels take many epochs
@@ -61,7 +62,10 @@ class Bench:
 
     def pretrained_on_source(self) -> Workshop:
         workshop, m = self.open_workshop("source", untrained=False), self.material
-        pretrain(workshop, m.source_train, m.source_validation, self.recipe.pretrain)
+        if isinstance(self.recipe.transfer, DistilMode):
+            distil(workshop, m, self.recipe.pretrain, self.recipe.transfer)
+        else:
+            pretrain(workshop, m.source_train, m.source_validation, self.recipe.pretrain)
         return workshop
 
     def points(self, arm: str, compute: Callable[[], Points]) -> Points:
@@ -81,7 +85,9 @@ class Bench:
         labels, classes = self.material.train.labels[rows], len(self.material.train.classes)
         return Probe(train[rows], labels, classes, self.seed).accuracy(test, self.material.test.labels)
 
-    def train_whole(self, workshop: Workshop, images: ImageSet, validation: ImageSet) -> float:
+    def train_whole(
+        self, workshop: Workshop, images: ImageSet, validation: ImageSet, pretrained: bool = False
+    ) -> float:
         """Accuracy of the whole network, trained on labels alone; few images take more epochs."""
         mode = self.recipe.transfer
         weighted = isinstance(mode, LabelMode | LinearMode) and mode.class_weights
@@ -93,7 +99,10 @@ class Bench:
         epochs = max(stage.epochs, math.ceil(_FEWEST_STEPS / per_epoch))
         stage = stage.model_copy(update={"epochs": epochs})
         torch.manual_seed(self.seed)
-        head = finetune(workshop, images, validation, stage)
+        if pretrained:
+            head = full(workshop, images, validation, stage)
+        else:
+            head = finetune(workshop, images, validation, stage.as_scratch())
         return accuracy_of(workshop.net, head, stage.reads, self.material.test)
 
 
@@ -133,7 +142,7 @@ def target(bench: Bench, rows: np.ndarray) -> float:
 def finetuned(bench: Bench, rows: np.ndarray) -> float:
     labelled = bench.material.train.take(rows)
     workshop = bench.pretrained_on_source().kept_in(bench.own(f"finetuned-{len(labelled)}"))
-    return bench.train_whole(workshop, labelled, labelled)
+    return bench.train_whole(workshop, labelled, labelled, pretrained=True)
 
 
 def scratch(bench: Bench, rows: np.ndarray) -> float:

@@ -12,6 +12,21 @@ _ERASED = (0.02, 0.3)  # share of the image that a rectangle takes
 _LONGEST = 3.0  # its sides' ratio, at most
 _LONGEST_CROP = 1.35  # of the part that a crop enlarges, against the image's own
 
+_CHANGES = 2  # of those below, for each image
+# At strength 1, each way.
+_STRONGEST = {
+    "turn": math.radians(30),
+    "shear_x": 0.3,  # pixels sideways for each pixel down
+    "shear_y": 0.3,
+    "shift_x": 0.6,  # shares of half the side
+    "shift_y": 0.6,
+    "brightness": 0.4,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "tint": 0.4,  # each channel by a factor of its own
+    "posterise": 5.0,  # bits that are lost
+}
+
 
 def augmented(images: Tensor, augment: Augment) -> Tensor:
     """(N, C, H, W) in 0…1 → changed copies. Erasing is separate, in `erased`."""
@@ -29,7 +44,49 @@ def augmented(images: Tensor, augment: Augment) -> Tensor:
         images = _shifted(images, augment.shift)
     if augment.light:
         images = _lit(images, augment.light)
+    if augment.rand_augment:
+        images = _rand_augmented(images, augment.rand_augment)
     return images
+
+
+def _rand_augmented(images: Tensor, strength: float) -> Tensor:
+    """Two of ten changes for each image, of random size up to `strength` of _STRONGEST (Cubuk et al. 2019).
+
+    All images go through the same few operations; where a change was not drawn, its size is 0.
+    """
+    count = len(images)
+    drawn = torch.rand(count, len(_STRONGEST), device=images.device).argsort(dim=1).argsort(dim=1) < _CHANGES
+    most = torch.tensor(list(_STRONGEST.values()), device=images.device)
+    sizes = strength * most * (torch.rand(count, len(_STRONGEST), device=images.device) * 2 - 1) * drawn
+    size = dict(zip(_STRONGEST, sizes.unbind(1), strict=True))
+    tints = torch.rand(count, images.shape[1], 1, 1, device=images.device) * 2 - 1
+    return _coloured(_moved(images, size), size, tints)
+
+
+def _moved(images: Tensor, size: dict[str, Tensor]) -> Tensor:
+    """Turned, sheared and shifted; what comes in from outside is mirrored."""
+    height, width = images.shape[2:]
+    cos, sin = size["turn"].cos(), size["turn"].sin()
+    right, down = size["shear_x"], size["shear_y"]
+    # (turn) · (shear), in pixels, then in grid_sample's coordinates, which run from -1 to 1 on both axes.
+    rows = [
+        *(cos - sin * down, (cos * right - sin) * (height / width), size["shift_x"]),
+        *((sin + cos * down) * (width / height), sin * right + cos, size["shift_y"]),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="reflection")
+
+
+def _coloured(images: Tensor, size: dict[str, Tensor], tints: Tensor) -> Tensor:
+    """`tints` (N, C, 1, 1) in -1…1: which way each channel changes under `tint`."""
+    change = {name: each.view(-1, 1, 1, 1) for name, each in size.items()}
+    grey, mean = images.mean(1, keepdim=True), images.mean((1, 2, 3), keepdim=True)
+    images = grey + (images - grey) * (1 + change["saturation"])
+    images = images * (1 + change["tint"] * tints)
+    images = mean + (images - mean) * (1 + change["contrast"]) + change["brightness"]
+    images = images.clamp(0, 1)
+    levels = (2 ** (8 - change["posterise"].abs())).round() - 1
+    return torch.where(change["posterise"] == 0, images, (images * levels).round() / levels)
 
 
 def erased(images: Tensor, augment: Augment) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from training import ranks
 from training.errors import TrainingError, in_short
+from training.learning.average import Average
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -25,6 +26,8 @@ class Checkpoints:
     """`last.pt` holds the end of a whole epoch, `best.pt` the epoch with the lowest validation loss so far.
 
     They hold everything that the next epoch depends on: weights, optimiser, random state, and the name of the stage.
+    Where weights are averaged, `last.pt` holds the averages too, and `best.pt` holds them alone.
+
     The first epoch of a stage is written, and a later one when the time since the last write is long enough for
     writing to take no more than `share` of it: epochs of one step are not spent on files. A killed run repeats the
     epochs since. A finished stage leaves `<stage>.pt`, its modules' weights. Rank 0 writes and reads for all ranks.
@@ -37,9 +40,17 @@ class Checkpoints:
         self._written, self._cost = time.monotonic(), 0.0  # when the last write ended, and the seconds it took
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, stage: str, reached: Reached, modules: dict[str, nn.Module], optimiser: Optimizer) -> None:
+    def save(
+        self,
+        stage: str,
+        reached: Reached,
+        modules: dict[str, nn.Module],
+        optimiser: Optimizer,
+        average: Average | None = None,
+    ) -> None:
         if reached.since_best == 0:
-            self._best = {"stage": stage, "modules": _copied(modules)}
+            kept = modules if average is None else average.modules
+            self._best = {"stage": stage, "modules": _copied(kept)}
         start = time.monotonic()
         if stage == self._stage and self._cost > self.share * (start - self._written):
             return
@@ -47,21 +58,35 @@ class Checkpoints:
         state = {
             "stage": stage,
             **reached._asdict(),
-            "modules": {name: module.state_dict() for name, module in modules.items()},
+            "modules": _states(modules),
             "optimiser": optimiser.state_dict(),
             "random": _random_state(),
         }
+        if average is not None:
+            state |= {"average": _states(average.modules), "averaged_steps": average.steps}
         self._write(LAST, state)
         self._stage, self._written = stage, time.monotonic()
         self._cost = self._written - start
 
-    def resume(self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer) -> Reached:
+    def resume(
+        self, stage: str, modules: dict[str, nn.Module], optimiser: Optimizer, average: Average | None = None
+    ) -> Reached:
         """Restore an interrupted stage; a new one begins at epoch 0."""
         state = self._read(LAST)
         if state is None or state["stage"] != stage:
             return Reached()
-        _load(modules, state["modules"], self.folder / LAST)
-        optimiser.load_state_dict(state["optimiser"])
+        path = self.folder / LAST
+        _load(modules, state["modules"], path)
+        try:
+            optimiser.load_state_dict(state["optimiser"])
+        except ValueError as error:
+            raise TrainingError(
+                f"{path}: its optimiser has other groups of weights: {in_short(error)}; remove it to begin this stage "
+                "again"
+            ) from None
+        if average is not None:
+            _load(average.modules, state["average"], path)
+            average.steps = state["averaged_steps"]
         _set_random_state(state["random"])
         return Reached(*(state[field] for field in Reached._fields))
 
@@ -72,8 +97,7 @@ class Checkpoints:
             _load(modules, state["modules"], self.folder / BEST)
 
     def finish(self, stage: str, modules: dict[str, nn.Module]) -> None:
-        modules_state = {name: module.state_dict() for name, module in modules.items()}
-        self._write(f"{stage}.pt", {"modules": modules_state, "random": _random_state()})
+        self._write(f"{stage}.pt", {"modules": _states(modules), "random": _random_state()})
 
     def finished(self, stage: str, modules: dict[str, nn.Module]) -> bool:
         """Whether the stage is done; if so, its weights and the random state after it are restored."""
@@ -138,6 +162,10 @@ def _set_random_state(states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1 and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states[1:])
+
+
+def _states(modules: dict[str, nn.Module]) -> dict[str, Any]:
+    return {name: module.state_dict() for name, module in modules.items()}
 
 
 def _load(modules: dict[str, nn.Module], states: dict[str, Any], path: Path) -> None:

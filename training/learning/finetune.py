@@ -8,21 +8,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.data.imageset import ImageSet
-from training.data.storage import chunks
 from training.learning.augment import augmented, erased
 from training.learning.fit import Task, fit
-from training.learning.inference import mean_loss, read
+from training.learning.inference import LEAST_SPREAD, mean_loss, moments, read
+from training.learning.mixing import mixed
 from training.learning.objectives import reconstruction
+from training.learning.teacher import Teacher
+from training.learning.upper import Upper
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.recipe import Augment, LabelMode, MultitaskMode
+from training.recipe import (
+    Augment,
+    DistilMode,
+    FullMode,
+    LabelMode,
+    MixingMode,
+    MultitaskMode,
+    ThawingMode,
+)
 
 
 def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: LabelMode) -> Head:
-    """A classifier on the frozen encoder's outputs. It learns on standardised input, whose scaling is folded in."""
+    """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
     train_points, validation_points = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
-    mean, std = _moments(train_points)
+    mean, std = moments(train_points, LEAST_SPREAD if workshop.net.published else 0)
     labels, validation_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
     weights = class_weights(train) if transfer.class_weights else None
     head = heads.make(train_points.shape[1], len(train.classes), transfer.hidden)
@@ -53,6 +63,29 @@ def multitask(workshop: Workshop, train: ImageSet, validation: ImageSet, transfe
     return finetune(workshop, train, validation, transfer, reconstruct=transfer.reconstruction)
 
 
+def full(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: FullMode) -> Head:
+    """Head and encoder; rates may fall towards the input."""
+    shares = falling_rates(list(workshop.net.blocks()), transfer.slower_below)
+    return finetune(workshop, train, validation, transfer, rate_shares=shares)
+
+
+def falling_rates(names: Sequence[str], share: float) -> dict[str, float]:
+    """Blocks from the pixels up → their rate, as a share of the head's: each has `share` of the one above."""
+    return {name: share ** (len(names) - place) for place, name in enumerate(names)}
+
+
+def distilled(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: DistilMode) -> Head:
+    """Head and the whole encoder, which has learnt the teacher's features before."""
+    targets = None
+    if transfer.soft:
+        targets = torch.lerp(
+            F.one_hot(torch.from_numpy(train.labels), len(train.classes)).float(),
+            torch.from_numpy(Teacher(transfer, workshop.device).predictions(train)),
+            transfer.soft,
+        )
+    return finetune(workshop, train, validation, transfer, name="labels", targets=targets)
+
+
 def finetune(
     workshop: Workshop,
     train: ImageSet,
@@ -63,25 +96,49 @@ def finetune(
     reconstruct: float = 0.0,
     rate_shares: Mapping[str, float] | None = None,
     frozen: Callable[[float], set[str]] = lambda _: set(),
+    upper: Upper | None = None,
+    name: str | None = None,
+    targets: Tensor | None = None,
 ) -> Head:
-    """Head and encoder together: all its blocks, or those named. `reconstruct` weighs the decoder's loss; 0: none."""
+    """Head and encoder together: all its blocks, or those named.
+
+    `reconstruct` weighs the decoder's loss; 0: none. `upper` reads what the blocks below gave once. `name` is the
+    stage's, if it is not the mode's. `targets` (N, classes) are learnt in the place of the training labels.
+    """
     net = workshop.net
     if blocks is None:
         blocks = list(net.blocks())
     size = net.latent if transfer.reads == "embedding" else net.pool.size
     head = heads.make(size, len(train.classes), transfer.hidden).to(workshop.device)
     weights = class_weights(train).to(workshop.device) if transfer.class_weights else None
+    labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
 
-    def loss(data: ImageSet, batch: Tensor, augment: Augment, smoothing: float) -> Tensor:
-        images = augmented(workshop.unit(data.images[batch.numpy()]), augment)
-        labels = torch.from_numpy(data.labels[batch.numpy()]).to(workshop.device)
+    def loss_of_images(images: Tensor, truth: Tensor, augment: Augment, smoothing: float) -> Tensor:
+        """`truth` are labels (N,) or shares of the classes (N, classes)."""
         with workshop.autocast():
             encoded = net.encode(erased(images, augment))
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
-            total = F.cross_entropy(head(taken).float(), labels, weights, label_smoothing=smoothing)
+            total = F.cross_entropy(head(taken).float(), truth, weights, label_smoothing=smoothing)
             if reconstruct:
                 total = total + reconstruct * reconstruction(workshop.objective, net.decoder(encoded.code), images)
             return total
+
+    def loss(batch: Tensor) -> Tensor:
+        truth = (labels if targets is None else targets)[batch].to(workshop.device)
+        if upper is not None:
+            with workshop.autocast():
+                logits = head(upper.read_view(batch)).float()
+                return F.cross_entropy(logits, truth, weights, label_smoothing=transfer.smoothing)
+        images = augmented(workshop.unit(train.images[batch.numpy()]), transfer.augment)
+        images, truth = _mixed(transfer, images, truth, len(train.classes))
+        return loss_of_images(images, truth, transfer.augment, transfer.smoothing)
+
+    def held_out(batch: Tensor) -> Tensor:
+        truth = held_labels[batch].to(workshop.device)
+        if upper is not None:
+            with workshop.autocast():
+                return F.cross_entropy(head(upper.read_held(batch)).float(), truth, weights)
+        return loss_of_images(workshop.unit(validation.images[batch.numpy()]), truth, Augment(), 0.0)
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
     for block in net.blocks().values():
@@ -89,13 +146,14 @@ def finetune(
     if reconstruct:
         learning["decoder"] = net.decoder
     task = Task(
-        transfer.mode,
+        name or transfer.mode,
         learning,
-        loss=lambda batch, _: loss(train, batch, transfer.augment, transfer.smoothing),
+        loss=lambda batch, _: loss(batch),
         images=len(train),
-        validate=lambda: mean_loss(lambda batch: loss(validation, batch, Augment(), 0.0), len(validation)),
+        validate=lambda: mean_loss(held_out, len(validation)),
         rate_shares=rate_shares or {},
         frozen=frozen,
+        freeze_norms=isinstance(transfer, ThawingMode) and transfer.freeze_norms,
     )
     fit(task, transfer, workshop.journal, workshop.checkpoints)
     for block in net.blocks().values():
@@ -103,14 +161,15 @@ def finetune(
     return head
 
 
+def _mixed(transfer: LabelMode, images: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Mixed images and shares of the classes, if the mode mixes."""
+    if not isinstance(transfer, MixingMode) or not (transfer.mixup or transfer.cutmix):
+        return images, truth
+    shares = F.one_hot(truth, classes).float() if truth.ndim == 1 else truth
+    return mixed(images, shares, transfer.mixup, transfer.cutmix)
+
+
 def class_weights(data: ImageSet) -> Tensor:
     """Weights inverse to the images of a class, 1 on average over images: each class has the same share of the loss."""
     counts = np.bincount(data.labels, minlength=len(data.classes))
     return torch.from_numpy(len(data) / (np.maximum(counts, 1) * len(data.classes))).float()
-
-
-def _moments(points: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(D,) mean and standard deviation, computed in chunks."""
-    mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
-    variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)

@@ -1,18 +1,41 @@
 """Gradual unfreezing: the head learns first, then one block of the encoder after another joins, from the top down."""
 
+from collections.abc import Sequence
+
 from training.data.imageset import ImageSet
-from training.learning.finetune import finetune
+from training.learning.finetune import falling_rates, finetune
+from training.learning.upper import Upper
 from training.learning.workshop import Workshop
+from training.networks.encoded import Backbone
 from training.networks.head import Head
-from training.recipe import GradualMode
+from training.recipe import Augment, GradualMode
 
 
 def gradual(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
     """Each equal share of the epochs unfreezes the next block down, which learns more slowly than the one above it."""
     names = workshop.net.blocks_read(transfer.reads)[-transfer.thaw :]
-    rate_shares = {name: transfer.slower_below ** (len(names) - place) for place, name in enumerate(names)}
 
-    def frozen(progress: float) -> set[str]:
+    def still_frozen(progress: float) -> set[str]:
         return set(names[: len(names) - int(progress * (len(names) + 1))])
 
-    return finetune(workshop, train, validation, transfer, blocks=names, rate_shares=rate_shares, frozen=frozen)
+    return finetune(
+        workshop,
+        train,
+        validation,
+        transfer,
+        blocks=names,
+        rate_shares=falling_rates(names, transfer.slower_below),
+        frozen=still_frozen,
+        upper=_upper(workshop, train, validation, transfer, names=names),
+    )
+
+
+def _upper(
+    workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode, names: Sequence[str]
+) -> Upper | None:
+    """The blocks that thaw, where those below need to run only once for each image."""
+    start = list(workshop.net.blocks()).index(names[0])
+    new_images = transfer.augment != Augment() and not transfer.views
+    if start == 0 or new_images or transfer.mixup or transfer.cutmix or not isinstance(workshop.net.encoder, Backbone):
+        return None
+    return Upper(workshop, start, transfer, train=train, validation=validation)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from app.bundle.manifest import Graph
+from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session, cpu_limit
 from training import ranks
 from training.data.imageset import ImageSet
-from training.data.storage import Rows, shared
+from training.data.storage import Rows, chunks, shared
 from training.learning import distributed
 from training.learning.workshop import Workshop
 from training.measure import encodings
@@ -21,6 +23,9 @@ from training.progress import track
 _BATCH = 1024  # limited by memory alone
 _PIXELS = 1 << 22  # of a batch, where that is fewer images
 _AT_ONCE = 16  # images for onnxruntime: more are no faster
+# For `moments` of a backbone's features. A few pictures leave some of them at zero: divided by next to nothing, what
+# another picture has there would outweigh all the rest.
+LEAST_SPREAD = 0.1
 
 
 def in_batches(
@@ -63,15 +68,55 @@ def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
         return in_batches(lambda images: workshop.net.read(workshop.unit(images), tensor), data.images)
     features = tensor == "features"
     graph = encoder_graph(workshop.net, data.images.shape[1:], features)
-    session = Session(to_onnx(EncoderGraph(workshop.net, features), graph), graph, graph.file, threads=cpu_limit())
+    session = _session(EncoderGraph(workshop.net, features), graph)
+    return _by_onnxruntime(session, tensor, data.images, "features", keep=not features)
 
-    def of(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(images.numpy(), [tensor])[tensor])
 
-    found = in_batches(of, data.images, "features", _AT_ONCE)
-    if not features:
-        encodings.keep(session.digest, data.images, {tensor: found})
+class Reader:
+    """(N, D) float32: what a module that takes uint8 (N, H, W, C) gives for every image; on a CPU by onnxruntime."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+        """`shape` (H, W, C) is that of all images."""
+        self._module, self._device = module.to(device).eval(), device
+        self._session: Session | None = None
+        if device.type != "cpu":
+            return
+        with torch.no_grad():
+            size = module(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
+        taken = TensorSpec(name="image", dtype="uint8", shape=(-1, *shape))
+        given = TensorSpec(name="rows", dtype="float32", shape=(-1, size))
+        with torch.random.fork_rng():  # an example is drawn for the export
+            self._session = _session(module, Graph(file="rows.onnx", input=taken, outputs=(given,)))
+
+    def __call__(self, images: np.ndarray | Rows, what: str) -> np.ndarray:
+        if self._session is None:
+            return in_batches(lambda part: self._module(part.to(self._device)), images, what)
+        return _by_onnxruntime(self._session, "rows", images, what, keep=True)
+
+
+def _session(module: nn.Module, graph: Graph) -> Session:
+    return Session(to_onnx(module, graph), graph, graph.file, threads=cpu_limit())
+
+
+def _by_onnxruntime(session: Session, tensor: str, images: np.ndarray | Rows, what: str, keep: bool) -> np.ndarray:
+    """One output for every image; `keep` for later callers, where it is the only one."""
+    before = encodings.kept(session.digest, images)
+    if before is not None and tensor in before:
+        return before[tensor]
+    found = in_batches(
+        lambda part: torch.from_numpy(session.run(part.numpy(), [tensor])[tensor]), images, what, _AT_ONCE
+    )
+    if keep:
+        encodings.keep(session.digest, images, {tensor: found})
     return found
+
+
+def moments(points: np.ndarray, least: float = 0) -> tuple[Tensor, Tensor]:
+    """(D,) mean and standard deviation, computed in chunks; no deviation is below `least` of the average one."""
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
+    variance = sum(np.square(part - mean).sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
+    std = torch.from_numpy(np.sqrt(variance)).float().clamp_min(1e-6)
+    return torch.from_numpy(mean).float(), std.clamp_min(least * float(std.mean())) if least else std
 
 
 def accuracy_of(net: Autoencoder, head: Head, tensor: str, data: ImageSet) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from training.recipe import Stage
@@ -24,6 +25,22 @@ def rate_at(stage: Stage, step: int, steps: int) -> float:
         share = (step + 1) / rise
         return stage.rate * (share if stage.schedule == "cosine" else 0.5 * (1 - math.cos(math.pi * share)))
     return stage.rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def groups_of(stage: Stage, name: str, module: nn.Module, share: float) -> Groups:
+    """A module's parameters; with a decay of weights, norms and biases, which have one axis, stand apart without it.
+
+    `share` is that of the stage's rate.
+    """
+    parameters = list(module.parameters())
+    if not stage.weight_decay:
+        return [{"params": parameters, "share": share, "name": name}] if parameters else []
+    parts = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    return [
+        {"params": part, "share": share, "name": name, "weight_decay": decay}
+        for part, decay in zip(parts, (stage.weight_decay, 0.0), strict=True)
+        if part
+    ]
 
 
 def _sgd(groups: Groups, stage: Stage) -> Optimizer:

@@ -18,8 +18,9 @@ from training.data.material import Material
 from training.errors import TrainingError, in_short
 from training.learning.adapt import adapt
 from training.learning.decoder import finetune_decoder
+from training.learning.distil import distil
 from training.learning.episodes import episodic
-from training.learning.finetune import finetune, multitask, train_head
+from training.learning.finetune import distilled, finetune, full, multitask, train_head
 from training.learning.gradual import gradual
 from training.learning.linear import train_linear
 from training.learning.pretrain import pretrain
@@ -28,7 +29,7 @@ from training.networks import Autoencoder, build, weights
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, Recipe
+from training.recipe import AdaptMode, DistilMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 BEGUN_FILE = "published.json"  # the published weights that the network began with
@@ -38,7 +39,8 @@ METHODS: dict[str, Callable[[Workshop, ImageSet, ImageSet, Any], Head]] = {
     "head": train_head,
     "linear": train_linear,
     "random-frozen": train_head,
-    "full": finetune,
+    "full": full,
+    "distil": distilled,
     "scratch": finetune,
     "multitask": multitask,
     "gradual": gradual,
@@ -59,12 +61,14 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
     workshop = open_workshop(recipe, material.spec.shape, folder, mode.untrained)
     net = workshop.net
     published = ranks.from_first(lambda: _recorded(weights.facts(begun_with(recipe, mode.untrained)), folder))
-    if workshop.precision != recipe.precision:
-        say(f"note: this CPU has no {recipe.precision}: computed in {workshop.precision}")
+    if recipe.precision == "bf16" and workshop.precision != "bf16":
+        say(f"note: {recipe.network.name} is no faster in bf16 on this machine: computed in fp32")
     if mode.pretrains and (recipe.pretrain.epochs or only_pretrain):
         pretrain(workshop, material.source_train, material.source_validation, recipe.pretrain)
     if only_pretrain:
         return Learnt(net, None)
+    if isinstance(mode, DistilMode):
+        distil(workshop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
     if isinstance(mode, AdaptMode):

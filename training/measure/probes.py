@@ -24,9 +24,15 @@ class Probe:
         self._weight, self._bias = _fit(x, y, classes, self.decay)
 
     def accuracy(self, points: np.ndarray, labels: np.ndarray) -> float:
+        return float((self._logits(points).argmax(dim=1).numpy() == labels).mean())
+
+    def probabilities(self, points: np.ndarray) -> np.ndarray:
+        """(N, classes)."""
+        return self._logits(points).softmax(dim=1).numpy()
+
+    def _logits(self, points: np.ndarray) -> Tensor:
         x = (torch.from_numpy(points) - self._mean) / self._std
-        found = (F.linear(x, self._weight, self._bias)).argmax(dim=1)
-        return float((found.numpy() == labels).mean())
+        return F.linear(x, self._weight, self._bias)
 
 
 def _standardised(points: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

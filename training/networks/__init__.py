@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from training.networks import conv, conv_seed, dense, efficientnet_lite, resnet, weights
+from training.networks.encoded import Backbone as BackboneEncoder
 from training.networks.encoded import Encoded, Encoder, Pool
 from training.recipe import Network
 
@@ -42,6 +43,8 @@ class Autoencoder:
         aside = {id(getattr(self.encoder, "log_variance", None))}
         if tensor == "features":
             aside.add(id(getattr(self.encoder, "code", None)))
+            if isinstance(self.encoder, BackboneEncoder):
+                aside |= {id(block) for block in self.encoder.blocks()[self.encoder.mapped.stop :]}
         return [name for name, block in self.blocks().items() if id(block) not in aside]
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.networks import encoded
-from training.networks.encoded import Encoded
 
 MEAN, SCALE = 127.0, 128.0  # of grey levels 0…255: what the weights were trained on
 MOMENTUM, EPSILON = 0.01, 1e-3  # of the norms, as published
@@ -101,8 +100,8 @@ class Block(nn.Module):
         return changed + image if self.shortcut else changed  # type: ignore[no-any-return]
 
 
-class Encoder(encoded.Encoder):
-    """The stage maps are the last at each size from a quarter of the sides down; the code is the global average."""
+class Encoder(encoded.Backbone):
+    """The stage maps are the last at each size from a quarter of the sides down."""
 
     latent = LAST
 
@@ -123,6 +122,7 @@ class Encoder(encoded.Encoder):
                 self.maps.append((given, *sides))
         self._conv_head, self._bn1 = Same(given, LAST, 1, bias=False), _norm(LAST)
         self.last = (LAST, sides[0], sides[1])
+        self.mapped = range(1, len(self.kept) + 1)
 
     def blocks(self) -> list[nn.Module]:
         """The stem; the blocks up to each stage map; the last convolution."""
@@ -134,17 +134,15 @@ class Encoder(encoded.Encoder):
             nn.ModuleList([self._conv_head, self._bn1]),
         ]
 
-    def last_map(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """((N, 1280, H, W), stage maps); the code is the average over its places."""
-        image = (image.expand(-1, 3, -1, -1) * 255 - MEAN) / SCALE  # grey becomes the same thrice
-        image = F.relu6(self._bn0(self._conv_stem(image)))
-        maps = []
-        for number, block in enumerate(self._blocks):
-            image = block(image)
-            if number in self.kept:
-                maps.append(image)
-        return F.relu6(self._bn1(self._conv_head(image))), maps
+    def prepared(self, image: Tensor) -> Tensor:
+        return (image.expand(-1, 3, -1, -1) * 255 - MEAN) / SCALE  # grey becomes the same thrice
 
-    def forward(self, image: Tensor) -> Encoded:
-        last, maps = self.last_map(image)
-        return Encoded(last.mean(dim=(2, 3)), maps, last=last)
+    def step(self, number: int, image: Tensor) -> Tensor:
+        if number == 0:
+            return F.relu6(self._bn0(self._conv_stem(image)))
+        if number > len(self.kept):
+            return F.relu6(self._bn1(self._conv_head(image)))
+        start = self.kept[number - 2] + 1 if number > 1 else 0
+        for block in self._blocks[start : self.kept[number - 1] + 1]:
+            image = block(image)
+        return image

@@ -40,6 +40,37 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+class Backbone(Encoder):
+    """Blocks in a row, of which the lower may run apart; the code is the global average of the last one's output."""
+
+    mapped: range  # the blocks whose outputs are the stage maps
+
+    def prepared(self, image: Tensor) -> Tensor:
+        """(N, 1 or 3, H, W) in 0…1 → what the first block takes."""
+        raise NotImplementedError
+
+    def step(self, number: int, image: Tensor) -> Tensor:
+        """The output of a block of `blocks()`."""
+        raise NotImplementedError
+
+    def through(self, image: Tensor, start: int, stop: int) -> tuple[Tensor, list[Tensor]]:
+        """(the output of the blocks from `start` to before `stop`, the stage maps among them)."""
+        maps = []
+        for number in range(start, stop):
+            image = self.step(number, image)
+            if number in self.mapped:
+                maps.append(image)
+        return image, maps
+
+    def last_map(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """((N, latent, H, W), stage maps); the code is the average over its places."""
+        return self.through(self.prepared(image), 0, len(self.blocks()))
+
+    def forward(self, image: Tensor) -> Encoded:
+        last, maps = self.last_map(image)
+        return Encoded(last.mean(dim=(2, 3)), maps, last=last)
+
+
 class Pool(nn.Module):
     """Every map averaged over a grid of cells (or left as it is, where it is no larger or has no places), and joined.
 
@@ -63,8 +94,9 @@ class Pool(nn.Module):
                 self.register_buffer(f"cells{index}", torch.kron(rows, columns).T, persistent=False)
         self.size = sum(math.prod(each) for each in self.shapes)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        return torch.cat([part for index, each in enumerate(maps) for part in self._pooled(index, each)], dim=1)
+    def forward(self, maps: list[Tensor], first: int = 0) -> Tensor:
+        """`maps` are all of them, or those from number `first` on."""
+        return torch.cat([part for index, each in enumerate(maps, first) for part in self._pooled(index, each)], dim=1)
 
     def _pooled(self, index: int, each: Tensor) -> list[Tensor]:
         averages = self._buffers.get(f"cells{index}")  # (H · W, cells)

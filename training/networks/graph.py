@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from app.bundle.manifest import Graph
 from app.bundle.manifest import Tensor as TensorSpec
 from training.networks import Autoencoder
+from training.networks.encoded import Backbone
 
 OPSET = 20
 
@@ -28,6 +29,22 @@ class EncoderGraph(nn.Module):
         encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
         pooled = () if self.pool is None else (self.pool(encoded.maps),)
         return (encoded.code, *pooled, *(() if encoded.last is None else (encoded.last,)))
+
+
+class LowerGraph(nn.Module):
+    """uint8 (N, H, W, C) → (N, D): what the blocks of a backbone below number `start` give to the rest of the network,
+    flat: the map that block `start` takes, and if `features`, the pooled stage maps among them."""
+
+    def __init__(self, net: Autoencoder, start: int, features: bool) -> None:
+        super().__init__()
+        assert isinstance(net.encoder, Backbone)
+        self.encoder, self.pool, self.start = net.encoder, net.pool if features else None, start
+
+    def forward(self, image: Tensor) -> Tensor:
+        prepared = self.encoder.prepared(image.permute(0, 3, 1, 2).float() / 255)
+        last, maps = self.encoder.through(prepared, 0, self.start)
+        flat = last.flatten(1)
+        return flat if self.pool is None or not maps else torch.cat([flat, self.pool(maps)], dim=1)
 
 
 def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Graph:

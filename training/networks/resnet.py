@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.networks import encoded
-from training.networks.encoded import Encoded
 
 # What torchvision's weights were trained on.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,9 +49,10 @@ def _shortcut(given: int, made: int, stride: int) -> nn.Module | None:
     return nn.Sequential(nn.Conv2d(given, made, 1, stride, bias=False), nn.BatchNorm2d(made))
 
 
-class Encoder(encoded.Encoder):
-    """The stage maps are those of layer1 to layer4; the code is the last one's global average."""
+class Encoder(encoded.Backbone):
+    """The stage maps are those of layer1 to layer4; the last is also what the code averages."""
 
+    mapped = range(1, 5)
     mean: Tensor
     std: Tensor
 
@@ -80,16 +80,10 @@ class Encoder(encoded.Encoder):
     def blocks(self) -> list[nn.Module]:
         return [nn.ModuleList([self.conv1, self.bn1]), *(self.get_submodule(f"layer{i + 1}") for i in range(4))]
 
-    def last_map(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(the last map, stage maps); the code is the average over its places."""
-        image = (image.expand(-1, 3, -1, -1) - self.mean) / self.std  # grey becomes the same thrice
-        image = self.maxpool(F.relu(self.bn1(self.conv1(image))))
-        maps = []
-        for index in range(4):
-            image = self.get_submodule(f"layer{index + 1}")(image)
-            maps.append(image)
-        return image, maps
+    def prepared(self, image: Tensor) -> Tensor:
+        return (image.expand(-1, 3, -1, -1) - self.mean) / self.std  # grey becomes the same thrice
 
-    def forward(self, image: Tensor) -> Encoded:
-        last, maps = self.last_map(image)
-        return Encoded(last.mean(dim=(2, 3)), maps, last=last)
+    def step(self, number: int, image: Tensor) -> Tensor:
+        if number == 0:
+            return self.maxpool(F.relu(self.bn1(self.conv1(image))))  # type: ignore[no-any-return]
+        return self.get_submodule(f"layer{number}")(image)  # type: ignore[no-any-return]

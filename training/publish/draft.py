@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from app.bundle import Bundle, assemble, with_references
 from app.bundle.manifest import Classifier, Metric, Weights
@@ -12,6 +13,7 @@ from training.data.material import Material
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
+from training.learning.teacher import Teacher
 from training.measure import likelihood
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
@@ -20,7 +22,7 @@ from training.publish import onnx
 from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
-from training.recipe import Recipe
+from training.recipe import DistilMode, Recipe
 from training.score import anomaly, distances, drift, latent_map, reference, temperature
 
 _SOME = 256  # images on which torch and the exported graphs are compared, where torch takes long
@@ -72,6 +74,8 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     notes: list[Metric] = []
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
+    if isinstance(recipe.transfer, DistilMode) and len(material.test.labels):
+        notes.append(_teacher_accuracy(recipe.transfer, material))
     if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
     return replace(draft, notes=tuple(notes))
@@ -97,8 +101,11 @@ def _without_folders(recipe: Recipe) -> Recipe:
         network = network.model_copy(update={"weights": Path(network.weights).name})
     if split.groups is not None and split.groups.endswith(".csv"):
         split = split.model_copy(update={"groups": Path(split.groups).name})
+    mode = recipe.transfer
+    if isinstance(mode, DistilMode):
+        mode = mode.model_copy(update={"teacher_weights": Path(mode.teacher_weights).name})
     names = {"source": Path(recipe.source).name, "target": Path(recipe.target).name}
-    return recipe.model_copy(update={**names, "network": network, "split": split})
+    return recipe.model_copy(update={**names, "network": network, "split": split, "transfer": mode})
 
 
 def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Material) -> Metric:
@@ -116,6 +123,17 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
             f"the exported graphs have an accuracy of {served:.4f}, torch {in_torch:.4f}: not published"
         )
     return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
+
+
+def _teacher_accuracy(mode: DistilMode, material: Material) -> Metric:
+    """What distillation is held to."""
+    side = f"enlarged to {mode.teacher_side} pixels" if mode.teacher_side > min(material.spec.shape[:2]) else "as here"
+    return Metric(
+        name="teacher_accuracy",
+        value=Teacher(mode, torch.device("cuda" if torch.cuda.is_available() else "cpu")).accuracy(material),
+        images=len(material.test),
+        how=f"a linear head on {mode.teacher}, frozen; the same images, {side}",
+    )
 
 
 def label_source(material: Material) -> str:

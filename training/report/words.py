@@ -19,6 +19,10 @@ def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"{low:.2%} to {high:.2%}). The stated confidence is off by "
             f"{metrics['calibration_error'].value:.1%} on average."
         )
+    if "teacher_accuracy" in metrics:
+        metric, kept = metrics["teacher_accuracy"], metrics["accuracy"].value
+        share = f": the distilled network keeps {kept / metric.value:.1%} of that" if metric.value else ""
+        sentences.append(f"The teacher, {metric.how}, classifies {metric.value:.2%} correctly{share}.")
     if "pca_mse" in metrics:
         ours, linear = metrics["reconstruction_mse"].value, metrics["pca_mse"].value
         verdict = "better than" if ours < linear else "no better than"

@@ -21,7 +21,7 @@ GOOD = gzip.compress(CONTENT)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    request_made: list[str]
+    requested: list[str]
 
     def do_GET(self) -> None:
         self.requested.append(self.path)
@@ -57,12 +57,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    request_made: list[str] = []
-    handler = type("Handler", (Handler,), {"asked": request_made})
+    requested: list[str] = []
+    handler = type("Handler", (Handler,), {"requested": requested})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
         thread = threading.Thread(target=made.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{made.server_port}", request_made
+        yield f"http://127.0.0.1:{made.server_port}", requested
         made.shutdown()
         thread.join()
 

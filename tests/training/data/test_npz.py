@@ -40,7 +40,7 @@ def test_npz_files_are_read_by_their_parts(tmp_path: Path) -> None:
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0.5, 1]}, "`labels` is float64"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [np.nan, 1]}, "`labels` is float64"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": "ab"}, "label 1 of 0 classes"),
-        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": ["a", "a"]}, "class a is there twice"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": ["a", "a"]}, "class a occurs twice"),
         ({"images": np.zeros((2, 3, 3), np.uint8), "labels": [0, 1], "classes": ["a", "b\n"]}, r"b\\n cannot name"),
         ({"images": np.zeros((2, 0, 3), np.uint8)}, "`images` is uint8"),
     ],

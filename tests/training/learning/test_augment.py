@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.learning.augment import augmented, erased
+from training.learning.augment import _STRONGEST, _coloured, _moved, augmented, erased
 from training.recipe import Augment
 
 
@@ -25,6 +25,7 @@ def test_nothing_asked_for_changes_nothing(images: torch.Tensor) -> None:
         Augment(scale=0.2),
         Augment(crop=0.3),
         Augment(light=0.5),
+        Augment(rand_augment=1),
         Augment(flip="both", crop=0.5, shift=3, turn=180, scale=0.5, light=1),
     ],
     ids=str,
@@ -142,3 +143,55 @@ def test_the_same_seed_draws_the_same(images: torch.Tensor) -> None:
         torch.manual_seed(7)
         drawn.append(erased(augmented(images, everything), everything))
     assert torch.equal(*drawn)
+
+
+# --- RandAugment ------------------------------------------------------------------------------------------------
+
+
+def changes(**sizes: float) -> dict[str, torch.Tensor]:
+    return {name: torch.full((64,), sizes.get(name, 0.0)) for name in _STRONGEST}
+
+
+def test_changes_of_size_nothing_change_nothing(images: torch.Tensor) -> None:
+    torch.testing.assert_close(_moved(images, changes()), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(_coloured(images, changes(), torch.ones(64, 3, 1, 1)), images)
+
+
+def test_geometry_moves_pixels_as_it_says(images: torch.Tensor) -> None:
+    """A shift by half of half the sides; a shear by a pixel sideways for each pixel down; a quarter turn of squares."""
+    moved = _moved(images, changes(shift_x=0.5))
+    torch.testing.assert_close(moved[..., :15], images[..., 5:], atol=1e-4, rtol=0)
+    sheared = _moved(images, changes(shear_x=1.0))
+    for row in (6, 8):  # the middle lies between rows 5 and 6
+        start = row - 5
+        torch.testing.assert_close(
+            sheared[:, :, row, : 20 - start],
+            (images[:, :, row, start:] + images[:, :, row, start - 1 : -1]) / 2 if start else images[:, :, row],
+            atol=1e-4,
+            rtol=0,
+        )
+    square = images[..., :12]
+    turned = _moved(square, changes(turn=torch.pi / 2))
+    torch.testing.assert_close(turned, square.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+
+
+def test_colours_change_as_they_say(images: torch.Tensor) -> None:
+    tints = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(64, -1, -1, -1)
+    tinted = _coloured(images / 2, changes(tint=0.5), tints)
+    torch.testing.assert_close(tinted, images / 2 * torch.tensor([1.5, 1.0, 0.5]).view(1, 3, 1, 1))
+    grey = _coloured(images, changes(saturation=-1), tints)
+    torch.testing.assert_close(grey, images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
+    flat = _coloured(images, changes(contrast=-1), tints)
+    torch.testing.assert_close(flat, images.mean((1, 2, 3), keepdim=True).expand_as(images))
+    assert len(_coloured(images, changes(posterise=5), tints).unique()) == 2**3
+
+
+def test_each_image_gets_two_changes_and_none_is_left_out(images: torch.Tensor) -> None:
+    """Of grey pictures without structure: geometry, saturation and contrast leave them, the others do not."""
+    torch.manual_seed(0)
+    same = torch.full((4000, 3, 4, 4), 0.31)
+    changed = augmented(same, Augment(rand_augment=1))
+    left = ((changed - same).abs() < 1e-5).flatten(1).all(1).float().mean().item()
+    assert abs(left - 7 * 6 / (10 * 9)) < 0.05, "both drawn among the seven that leave them"
+    weak = augmented(same, Augment(rand_augment=0.1))
+    assert (weak - same).abs().mean() < 0.3 * (changed - same).abs().mean()

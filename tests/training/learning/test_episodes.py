@@ -105,7 +105,7 @@ def test_an_epoch_is_judged_by_what_grafting_would_make_of_the_encoder(
 
 
 def test_a_class_that_cannot_fill_an_episode_is_named() -> None:
-    with pytest.raises(TrainingError, match="a has 20 images to learn from or to be judged by; an episode takes 15"):
+    with pytest.raises(TrainingError, match="a has 20 images to train or validate on; an episode takes 15"):
         Episodes(some(), EpisodicMode(shots=15, queries=6))
     with pytest.raises(TrainingError, match="needs two classes"):
         Episodes(some(classes=1), EpisodicMode())

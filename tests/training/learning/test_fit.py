@@ -148,6 +148,51 @@ def test_slower_modules_move_less_and_frozen_ones_not_at_all(tmp_path: Path) -> 
     assert all(p.requires_grad for module in modules.values() for p in module.parameters())
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_frozen_norms_keep_their_statistics_and_learn_their_weights(tmp_path: Path, freeze: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    x = torch.randn(64, 3) * 5 + 2
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def loss(batch: torch.Tensor, _: float) -> torch.Tensor:
+        return (net(x[batch]) - 1).square().mean()
+
+    task = Task("net", {"net": net}, loss, len(x), lambda: 0.0, freeze_norms=freeze, keep="last")
+    fit(task, Stage(epochs=2, batch=16), Journal(tmp_path / "m"), Checkpoints(tmp_path))
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    statistics = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert {"0.weight", "1.weight", "1.bias", "2.weight"} <= moved
+    assert (statistics & moved) == (set() if freeze else statistics)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop"])
+def test_weights_decay_and_norms_and_biases_do_not(
+    tmp_path: Path, optimiser: Literal["adam", "adamw", "sgd", "rmsprop"]
+) -> None:
+    """A loss that nothing changes: what moves was decayed."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    task = Task("net", {"net": net}, lambda *_: 0 * sum(p.sum() for p in net.parameters()), 4, lambda: 0.0)  # type: ignore[arg-type, return-value]
+    stage = Stage(epochs=1, rate=0.01, weight_decay=0.1, optimiser=optimiser, schedule="constant")
+    fit(task, stage, Journal(tmp_path / "m"), Checkpoints(tmp_path))
+    moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"0.weight", "2.weight"}
+    assert all(p.detach().abs().sum() < before[name].abs().sum() for name, p in net.named_parameters() if name in moved)
+
+
+def test_an_optimiser_with_other_groups_is_refused_with_the_mend(tmp_path: Path) -> None:
+    """As of a run that was interrupted under a Graft whose norms and biases decayed too."""
+    stage = Stage(epochs=2, batch=64, weight_decay=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        learn(stage, tmp_path, stop_after=1)
+    last = torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)
+    line = nn.Linear(3, 1)
+    last["optimiser"] = torch.optim.Adam(line.parameters()).state_dict()
+    torch.save(last, tmp_path / "checkpoints/last.pt")
+    with pytest.raises(TrainingError, match=r"last\.pt: its optimiser has other groups .*; remove it to begin"):
+        learn(stage, tmp_path)
+
+
 def test_tensorboard_gets_the_curves_where_it_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed: no events to read")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -3,12 +3,14 @@
 import pytest
 
 from training.learning.stages import METHODS
-from training.recipe import MODES, AdaptMode, LabelMode
+from training.recipe import MODES, AdaptMode, LabelMode, LinearMode
 
 
 def test_every_mode_that_learns_the_targets_labels_has_a_function() -> None:
     by_labels = {
-        name for name, kind in MODES.items() if issubclass(kind, LabelMode) and not issubclass(kind, AdaptMode)
+        name
+        for name, kind in MODES.items()
+        if issubclass(kind, LabelMode | LinearMode) and not issubclass(kind, AdaptMode)
     }
     assert set(METHODS) == by_labels
 

@@ -87,7 +87,9 @@ def test_the_card_says_what_the_new_manifest_says(tmp_path: Path) -> None:
     assert card.startswith("# a tiny bundle\n")
     assert "| accuracy | 0.7500 | 8 | once |" in card
     assert card.count("An image is called anomalous") == 1
-    assert f"above a score of {anomaly.threshold:.3f}: 10.00% of normal images are, by 30 held-out ones" in card
+    assert (
+        f"above a score of {anomaly.threshold:.3f}: 10.00% of normal images are, measured on 30 held-out ones" in card
+    )
     assert "from version 2" in card
     assert "99" not in card
     assert stale not in card

@@ -133,7 +133,7 @@ def test_of_a_folder_of_bundles_the_nearest_is_taken_and_said(here: Path, capsys
     shutil.copytree(ROOT / "models", here / "models", dirs_exist_ok=True)
     bundle = grafted()
     output = capsys.readouterr().err
-    assert "passed over: base@1 has no codes" in output
+    assert "passed over: base@1 has no embeddings" in output
     assert "base: fashion-mnist" in output
     assert "fashion-mnist-seed@1" in output
     assert bundle.manifest.provenance.source in ("fashion-mnist@1", "fashion-mnist-seed@1")
