@@ -609,7 +609,8 @@ class Recipe(_Part):
                     raise ValueError(f"objective.{name}=0: a variational code is trained by both parts; set it above 0")
             raise ValueError(
                 f"network.variational: transfer.mode={self.transfer.mode} would publish variances that were not "
-                "trained with the rest of the encoder: set transfer.mode to head, linear or decoder, or variational to false"
+                "trained with the rest of the encoder: set transfer.mode to head, linear or decoder, or variational to "
+                "false"
             )
         return self
 
