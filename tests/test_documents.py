@@ -418,6 +418,14 @@ def test_the_commands_of_the_example_from_a_factory_lead_to_a_bundle(owned: Path
     assert load(owned / "models/defects/1").operations
 
 
+def test_the_command_of_the_page_on_backbones_leads_to_a_bundle(owned: Path) -> None:
+    [line] = shell("docs/backbones.md")
+    words = shlex.split(line.replace("FOLDER", "my-images"))
+    done = here(words[3:], owned, {"OMP_NUM_THREADS": "1", "GRAFT_DATA": str(owned / "data")})
+    assert done.returncode == 0, done.stderr
+    assert "explain" in load(owned / "models/photos/1").operations
+
+
 def test_the_commands_of_the_install_page_ask_for_what_there_is() -> None:
     """Offline: what make has installed satisfies pip. The GPU's packages are planned, and not installed."""
     page = "docs/install.md"

@@ -671,7 +671,7 @@ _OF_A_UNION = re.compile(r"constrained-int|int|literal\[.*\]|tuple\[.*\]")  # py
 
 def _beside(error: Any) -> bool:
     """Whether a number is also told which words could stand in its place."""
-    return str(error["loc"][-1]).startswith("literal[") and isinstance(error["input"], int)
+    return bool(error["loc"]) and str(error["loc"][-1]).startswith("literal[") and isinstance(error["input"], int)
 
 
 def _message(place: tuple[int | str, ...], message: str) -> str:
