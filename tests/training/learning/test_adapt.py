@@ -202,7 +202,6 @@ def test_a_run_that_goes_on_after_its_adaptation_ends_with_the_same_weights(
         (["transfer.mode=mmd", "target={others}"], "its test part has the classes cat, dog, the source"),
         (["transfer.mode=mmd", "target={empty}"], "no images in it"),
         (["transfer.mode=dann", "transfer.patience=2"], "no loss tells which epoch is best"),
-        (["transfer.mode=dann", "export.int8=true"], "without labels there is no accuracy"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(
