@@ -166,10 +166,6 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda _: run('anomaly.distances=["likelihood"]'), "likelihood: reconstruction, or thumbnail, embedding or"),
     (lambda _: run("transfer.augment.shift=2"), "with mode head the encoder is frozen"),
     (lambda _: run("decoder.augment.shift=2"), "decoder.augment"),
-    (
-        lambda _: ["run", "seed", "--set", "export.int8=true", "--set", "transfer.mode=decoder"],
-        "without labels there is no accuracy to hold it to",
-    ),
     (lambda _: ["evaluate", "nowhere/1"], "nowhere/1"),
     (lambda _: ["run", "seed", "--resume"], "--resume needs --run"),
     (lambda _: ["data", "good", "--download"], "good cannot be downloaded, only mnist, fashion-mnist"),
