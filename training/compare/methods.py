@@ -180,8 +180,8 @@ def backbone(bench: Bench, rows: np.ndarray) -> float:
         train, _, _ = train_and_held_out(whole, recipe.split, recipe.seed)
         if not (np.array_equal(train.labels, m.train.labels) and np.array_equal(test.labels, m.test.labels)):
             raise TrainingError(f"{recipe.target}: its images have changed since the other arms read them")
-        shop = bench.of(build(LITE0, spec.shape))
-        return read(shop, train, "embedding"), read(shop, test, "embedding")
+        workshop = bench.of(build(LITE0, spec.shape))
+        return read(workshop, train, "embedding"), read(workshop, test, "embedding")
 
     if BACKBONE not in bench.shared:
         bench.shared[BACKBONE] = compute()

@@ -24,11 +24,11 @@ def distil(workshop: Workshop, material: Material, stage: Stage, mode: DistilMod
     for each image, and view of it.
     """
     sets = [material.source_train] if material.one_domain else [material.source_train, material.train]
-    count, net, held = sum(map(len, sets)), workshop.net, material.validation
+    count, net, validation = sum(map(len, sets)), workshop.net, material.validation
     teacher = Teacher(mode, workshop.device)
     # The validation images are few: they tell the number of features.
-    held_points = teacher.features(held.images)
-    projection = nn.Linear(net.latent, held_points.shape[1]).to(workshop.device)
+    validation_points = teacher.features(validation.images)
+    projection = nn.Linear(net.latent, validation_points.shape[1]).to(workshop.device)
     learning = {"encoder": net.encoder, "projection": projection}
     if workshop.checkpoints.finished(_STAGE, learning):
         say(f"{_STAGE}: done before")
@@ -40,13 +40,13 @@ def distil(workshop: Workshop, material: Material, stage: Stage, mode: DistilMod
 
     def loss(batch: Tensor) -> Tensor:
         rows = drawn_rows(batch, count, mode.views).numpy()
-        return missed(augmented(workshop.unit(images[rows]), fresh), torch.from_numpy(points[rows]), fresh)
+        return loss_of(augmented(workshop.unit(images[rows]), fresh), torch.from_numpy(points[rows]), fresh)
 
     def held_out(batch: Tensor) -> Tensor:
         rows = batch.numpy()
-        return missed(workshop.unit(held.images[rows]), torch.from_numpy(held_points[rows]), Augment())
+        return loss_of(workshop.unit(validation.images[rows]), torch.from_numpy(validation_points[rows]), Augment())
 
-    def missed(shown: Tensor, goal: Tensor, augment: Augment) -> Tensor:
+    def loss_of(shown: Tensor, goal: Tensor, augment: Augment) -> Tensor:
         with workshop.autocast():
             found = projection(net.encode(erased(shown, augment)).code)
         return difference(found.float(), (goal.to(workshop.device) - mean) / std)
@@ -56,7 +56,7 @@ def distil(workshop: Workshop, material: Material, stage: Stage, mode: DistilMod
         learning,
         loss=lambda batch, _: loss(batch),
         images=count,
-        validate=lambda: mean_loss(held_out, len(held)),
+        validate=lambda: mean_loss(held_out, len(validation)),
     )
     fit(task, stage, workshop.journal, workshop.checkpoints)
 

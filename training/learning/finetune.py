@@ -137,7 +137,7 @@ def finetune(
         truth = held_labels[batch].to(workshop.device)
         if upper is not None:
             with workshop.autocast():
-                return F.cross_entropy(head(upper.read_held(batch)).float(), truth, weights)
+                return F.cross_entropy(head(upper.read_validation(batch)).float(), truth, weights)
         return loss_of_images(workshop.unit(validation.images[batch.numpy()]), truth, Augment(), 0.0)
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}

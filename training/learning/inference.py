@@ -62,7 +62,7 @@ def mean_loss(loss: Callable[[Tensor], Tensor], rows: int) -> float:
 def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     """(N, D) float32: `embedding` or `features` of every image.
 
-    On a CPU a backbone is read by onnxruntime from the graph that will be served: in half the time.
+    On a CPU a backbone is read by onnxruntime from the graph that will be served: in a quarter of the time.
     """
     if not workshop.net.published or workshop.device.type != "cpu":
         return in_batches(lambda images: workshop.net.read(workshop.unit(images), tensor), data.images)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.data.imageset import ImageSet
-from training.data.storage import Rows, chunks, take
+from training.data.storage import Rows, allocate, chunks, take
 from training.learning.finetune import class_weights
-from training.learning.inference import read
+from training.learning.inference import moments, read
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
@@ -31,15 +31,8 @@ _TOLERANCE = 1e-6  # of loss and weights, below which a step is the last
 
 @dataclass(frozen=True)
 class Problem:
-    """Points with their labels. They are centred, and scaled as a whole: each feature keeps its share of the distances.
-
-    Scaling each feature by itself makes noise of those that hardly vary: with ten labels a class that cost two points.
-    """
-
-    points: np.ndarray | Rows  # (N, D) float32; may be larger than memory
+    points: np.ndarray | Rows  # (N, D) float32, centred and scaled; may be larger than memory
     labels: Tensor  # (N,)
-    mean: Tensor  # (D,)
-    scale: float
     weights: Tensor | None  # of the classes, (K,)
     classes: int
 
@@ -50,10 +43,9 @@ class Problem:
         """Mean cross-entropy of a layer (K, D + 1), the bias last; with its gradient, if it takes one."""
         total, start = torch.zeros(()), 0
         for part in chunks(self.points):
-            x = (torch.from_numpy(part) - self.mean) / self.scale
             y = self.labels[start : start + len(part)]
             start += len(part)
-            logits = F.linear(x, layer[:, :-1], layer[:, -1])
+            logits = F.linear(torch.from_numpy(part), layer[:, :-1], layer[:, -1])
             total = total + F.cross_entropy(logits, y, self.weights, reduction="sum") / len(self.points)
         return total
 
@@ -65,15 +57,8 @@ def train_linear(workshop: Workshop, train: ImageSet, _: ImageSet, transfer: Lin
 
 def head_on(points: np.ndarray, labels: np.ndarray, classes: int, weights: Tensor | None = None) -> Head:
     """The head takes the encoder's outputs (N, D) as they are: centring and scaling are folded into it."""
-    mean, scale = _centre_and_scale(points)
-    problem = Problem(
-        points=points,
-        labels=torch.from_numpy(labels),
-        mean=mean,
-        scale=scale,
-        weights=weights,
-        classes=classes,
-    )
+    centred, mean, scale = centre_and_scale(points)
+    problem = Problem(points=centred, labels=torch.from_numpy(labels), weights=weights, classes=classes)
     penalty = choose(problem)
     layer = fit(problem, penalty)
     say(f"linear: penalty {penalty:.2g}, loss {float(problem.loss(layer)):.4f} on {len(points):,} training images")
@@ -102,8 +87,8 @@ def choose(problem: Problem) -> float:
     losses: list[float] = []
     for penalty in track(PENALTIES, "penalty", len(PENALTIES)):
         losses.append(0.0)
-        for number, (seen, held_out) in enumerate(parts):
-            layer = layers[number] = fit(seen, penalty, layers[number])
+        for number, (train, held_out) in enumerate(parts):
+            layer = layers[number] = fit(train, penalty, layers[number])
             losses[-1] += float(held_out.loss(layer)) * len(held_out.labels)
         if len(losses) - int(np.argmin(losses)) > _WORSE:
             break
@@ -127,7 +112,15 @@ def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor
     return layer.detach()
 
 
-def _centre_and_scale(points: np.ndarray) -> tuple[Tensor, float]:
-    mean = sum(part.sum(axis=0, dtype=np.float64) for part in chunks(points)) / len(points)
-    squares = sum(float(np.square(part - mean).sum()) for part in chunks(points)) / len(points)
-    return torch.from_numpy(np.asarray(mean)).float(), max(float(np.sqrt(squares)), 1e-6) / _LENGTH
+def centre_and_scale(points: np.ndarray) -> tuple[np.ndarray, Tensor, float]:
+    """(N, D) → (centred points, scaled as a whole, their mean before, the scale).
+
+    Each feature keeps its share of the distances. Scaling each by itself makes noise of those that hardly vary.
+    """
+    mean, std = moments(points)
+    scale = float(std.square().sum().sqrt()) / _LENGTH
+    centred, start = allocate(points.shape, np.float32), 0
+    for part in chunks(points):
+        centred[start : start + len(part)] = (part - mean.numpy()) / np.float32(scale)
+        start += len(part)
+    return centred, mean, scale

@@ -25,7 +25,10 @@ class Upper:
         self._features = transfer.reads == "features"
         lower = Reader(LowerGraph(workshop.net, start, self._features), train.images.shape[1:], workshop.device)
         images = with_views(workshop, [train.images], transfer.augment, transfer.views)
-        self._seen, self._held = lower(images, "frozen blocks"), lower(validation.images, "frozen blocks")
+        self._train_rows, self._validation_rows = (
+            lower(images, "frozen blocks"),
+            lower(validation.images, "frozen blocks"),
+        )
         self._images, self._views = len(train), transfer.views
         with torch.no_grad():
             image = torch.zeros(1, *train.images.shape[1:], device=workshop.device).permute(0, 3, 1, 2)
@@ -34,10 +37,10 @@ class Upper:
 
     def read_view(self, batch: Tensor) -> Tensor:
         """What the head reads of a view of each training image of a batch."""
-        return self._read(self._seen, drawn_rows(batch, self._images, self._views))
+        return self._read(self._train_rows, drawn_rows(batch, self._images, self._views))
 
-    def read_held(self, batch: Tensor) -> Tensor:
-        return self._read(self._held, batch)
+    def read_validation(self, batch: Tensor) -> Tensor:
+        return self._read(self._validation_rows, batch)
 
     def _read(self, rows: np.ndarray, batch: Tensor) -> Tensor:
         given = torch.from_numpy(rows[batch.numpy()]).to(self._device)

@@ -115,14 +115,7 @@ def _accuracy(before: Bundle, after: Bundle, labelled: ImageSet, most_lost: floa
     floats, integers = (accuracy(each, labelled, "int8 gate") for each in (before, after))
     how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed"
     found = f"{integers:.4f} of validation images classified correctly, fp32 {floats:.4f}"
-    return _Check(
-        metric="int8_accuracy_lost",
-        value=floats - integers,
-        images=len(labelled),
-        how=how,
-        found=found,
-        passed=_within(floats - integers, most_lost),
-    )
+    return _lost("int8_accuracy_lost", floats - integers, most_lost, images=len(labelled), how=how, found=found)
 
 
 def _detection(before: Bundle, after: Bundle, images: ImageSet, most_lost: float) -> _Check:
@@ -135,18 +128,12 @@ def _detection(before: Bundle, after: Bundle, images: ImageSet, most_lost: float
     floats, integers = areas
     how = f"fp32 less int8, the lowest AUROC of validation images against drawn ones; at most {most_lost:g} is allowed"
     found = f"AUROC {integers:.4f} against drawn images, fp32 {floats:.4f}"
-    return _Check(
-        metric="int8_auroc_lost",
-        value=floats - integers,
-        images=len(images),
-        how=how,
-        found=found,
-        passed=_within(floats - integers, most_lost),
-    )
+    return _lost("int8_auroc_lost", floats - integers, most_lost, images=len(images), how=how, found=found)
 
 
-def _within(lost: float, most: float) -> bool:
-    return lost <= most + 1e-9  # for rounding: accuracies are shares of whole images
+def _lost(metric: str, lost: float, most: float, *, images: int, how: str, found: str) -> _Check:
+    within = lost <= most + 1e-9  # for rounding: accuracies are shares of whole images
+    return _Check(metric=metric, value=lost, images=images, how=how, found=found, passed=within)
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

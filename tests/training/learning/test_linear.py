@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from training.learning import linear
-from training.learning.linear import PENALTIES, choose, fit, head_on
+from training.learning.linear import PENALTIES, centre_and_scale, choose, fit, head_on
 from training.networks.head import reading
 
 
@@ -18,10 +18,8 @@ def clouds(count: int, apart: float, seed: int = 0, size: int = 20, classes: int
 
 
 def problem(points: np.ndarray, labels: np.ndarray, classes: int = 3) -> linear.Problem:
-    mean, scale = linear._centre_and_scale(points)
-    return linear.Problem(
-        points=points, labels=torch.from_numpy(labels), mean=mean, scale=scale, weights=None, classes=classes
-    )
+    centred, _, _ = centre_and_scale(points)
+    return linear.Problem(points=centred, labels=torch.from_numpy(labels), weights=None, classes=classes)
 
 
 def accuracy(head: torch.nn.Module, points: np.ndarray, labels: np.ndarray) -> float:
@@ -39,7 +37,8 @@ def test_the_gradient_is_zero_where_the_fit_ends() -> None:
 def test_the_loss_of_points_in_parts_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = clouds(50, 1.0)
     posed, layer = problem(points, labels), torch.randn(3, 21)
-    x = torch.cat([(torch.from_numpy(points) - posed.mean) / posed.scale, torch.ones(50, 1)], dim=1)
+    _, mean, scale = centre_and_scale(points)
+    x = torch.cat([(torch.from_numpy(points) - mean) / scale, torch.ones(50, 1)], dim=1)
     expected = functional.cross_entropy(x @ layer.T, posed.labels)
     torch.testing.assert_close(posed.loss(layer), expected)
     monkeypatch.setattr("training.data.storage._CHUNK", 7 * 80)
@@ -63,9 +62,10 @@ def test_the_chosen_penalty_is_better_than_none_on_few_labels() -> None:
     points, labels = clouds(30, 1.5, size=200)
     fresh, truth = clouds(3000, 1.5, seed=1, size=200)
     chosen, posed = choose(problem(points, labels)), problem(points, labels)
+    _, mean, scale = centre_and_scale(points)
 
     def loss(penalty: float) -> float:
-        x = (torch.from_numpy(fresh) - posed.mean) / posed.scale
+        x = (torch.from_numpy(fresh) - mean) / scale
         layer = fit(posed, penalty)
         return float(
             functional.cross_entropy(functional.linear(x, layer[:, :-1], layer[:, -1]), torch.from_numpy(truth))

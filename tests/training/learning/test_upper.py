@@ -50,7 +50,7 @@ def test_below_and_above_give_what_the_whole_gives(
     train, held, batch = drawn(9, 2), drawn(6, 3), torch.tensor([4, 0, 5])
     upper = Upper(shop, start, GradualMode(reads=reads, thaw=1), train, held)
     with torch.no_grad():
-        for data, read in ((train, upper.read_view), (held, upper.read_held)):
+        for data, read in ((train, upper.read_view), (held, upper.read_validation)):
             whole = shop.net.read(shop.unit(data.images[batch.numpy()]), reads)
             torch.testing.assert_close(read(batch), whole, rtol=1e-3, atol=1e-4)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from training.data.download import download
 from training.errors import TrainingError
-from training.networks import build, weights
+from training.networks import BACKBONES, build, weights
+from training.recipe import BACKBONES as NAMES
 from training.recipe import IMAGENET, Network
 
 SHAPE = (32, 32, 3)
@@ -174,6 +175,10 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> No
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(TrainingError, match="not a state dict"):
         build(Network(backbone="resnet18", weights=str(tmp_path / "x.pth")), SHAPE)
+
+
+def test_every_backbone_that_a_recipe_can_name_has_a_network_and_published_weights() -> None:
+    assert set(BACKBONES) == set(weights.PUBLISHED) == set(NAMES)
 
 
 @pytest.mark.parametrize("end", ["", ".hidden", "..", "a%2Fb"])
