@@ -1,10 +1,11 @@
 """What a frozen backbone with a linear head reaches on photographs, as the recipe `photos` makes and exports it.
 
-A bundle is made of each folder. Its encoder gives every image's embedding once; for each draw of labels a head is
+A bundle is made of each folder. Its encoder reads every image once; for each draw of labels a head is
 fitted, exported and run in the place of the bundle's own. Test images take part in no choice: the penalty comes from
 cross-validation on the labelled images.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def backbone(out: Path) -> Iterator[Bar]:
 
 @dataclass(frozen=True)
 class Photographs:
-    """A folder, the bundle that `photos` made of it, and the embeddings of its images."""
+    """A folder, the bundle that `photos` made of it, and what its head reads of its images."""
 
     recipe: Recipe
     bundle: Bundle
@@ -77,14 +78,14 @@ def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
     bundle = load((models / chosen.name / str(versions(models / chosen.name)[-1])).resolve(), threads=1)
     spec = bundle.manifest.input
 
-    def embeddings(data: ImageSet) -> np.ndarray:
-        return outputs_of(bundle, data, "encode", ("embedding",)).encoded["embedding"]
+    def points_of(data: ImageSet) -> np.ndarray:
+        return outputs_of(bundle, data, "encode", (chosen.transfer.reads,)).encoded[chosen.transfer.reads]
 
     whole, test = read_part(str(folder), "train", spec), None
     if has_parts(str(folder)):
         part = read_part(str(folder), "test", spec)
-        test = embeddings(part), part.labels
-    return Photographs(chosen, bundle, whole, embeddings(whole), test)
+        test = points_of(part), part.labels
+    return Photographs(chosen, bundle, whole, points_of(whole), test)
 
 
 def _over_seeds(photographs: Photographs, count: int | None) -> Interval:
@@ -108,12 +109,13 @@ def _accuracy(photographs: Photographs, count: int | None, seed: int) -> float:
     else:
         target = target.take(some_of_each(target, count, seed))
     bundle = _with_head(photographs.bundle, points_of(target), target)
-    return float(np.mean(bundle.logits({"embedding": test[0]}).argmax(axis=1) == test[1]))
+    return float(np.mean(bundle.logits({photographs.recipe.transfer.reads: test[0]}).argmax(axis=1) == test[1]))
 
 
 def _with_head(bundle: Bundle, points: np.ndarray, labelled: ImageSet) -> Bundle:
-    head, graph = head_on(points, labelled.labels, len(labelled.classes)), bundle.manifest.graphs.head
+    graph, maps = bundle.manifest.graphs.head, [math.prod(each) for each in bundle.manifest.feature_maps]
     assert graph is not None
+    head = head_on(points, labelled.labels, classes=len(labelled.classes), maps=maps)
     return replace(bundle, head=Session(to_onnx(head, graph), graph, graph.file, threads=1))
 
 

@@ -31,7 +31,7 @@ def export_resnet() -> None:
 
     from app.bundle import save
     from app.bundle.manifest import Classifier, Provenance
-    from training.networks import build
+    from training.networks.autoencoder import build
     from training.networks.graph import OPSET
     from training.publish.onnx import export
     from training.recipe import Input, Network

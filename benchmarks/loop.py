@@ -26,7 +26,7 @@ from training.learning.checkpoint import Checkpoints
 from training.learning.journal import Journal
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, computed_in
-from training.networks import build
+from training.networks.autoencoder import build
 from training.recipe import Network, Objective, Stage
 
 IMAGES, BATCH, REPETITIONS = 60_000, 128, 3  # an epoch of MNIST

@@ -65,7 +65,7 @@ OPEN = {
         *("checks", "download", "folder", "imageset", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
-    "networks": {"dense", "encoded", "graph", "head", "weights"},
+    "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
     "measure": {
         "components",
         "detection",

@@ -54,19 +54,20 @@ class Network(_Part):
     shortcuts: bool = True  # conv: residual blocks; without, a plain convolution for each
     latent: PositiveInt = 64  # conv and dense; the others' codes have a size of their own
     activation: Literal["linear", "relu", "sigmoid"] = "linear"  # conv and dense: of the code, as it is used
-    grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled, for a head that reads them
+    grid: PositiveInt = 4  # cells of a side to which the stages' maps are pooled for a head; of a backbone, 1
     maxima: bool = False  # of each cell the largest value, beside the average
     variational: bool = False  # conv and dense
 
     @model_validator(mode="before")
     @classmethod
     def backbones(cls, table: Any) -> Any:
-        """A backbone has its published weights unless others are named; older recipes name it as `kind`."""
+        """A backbone has its published weights unless others are named, and its maps' averages; older recipes name it
+        as `kind`."""
         if not isinstance(table, dict):
             return table
         if table.get("kind") in _ONCE_KINDS and table.get("backbone") is None:
             return {**{name: value for name, value in table.items() if name != "kind"}, "backbone": table["kind"]}
-        return {"weights": IMAGENET, **table} if table.get("backbone") is not None else table
+        return {"weights": IMAGENET, "grid": 1, **table} if table.get("backbone") is not None else table
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from benchmarks.methods.variants import dead_units, share_left, shuffled, units_
 from training import recipe
 from training.data.imageset import ImageSet
 from training.learning.workshop import Workshop, open_workshop
-from training.networks import Encoded
+from training.networks.encoded import Encoded
 
 IMAGES = np.random.default_rng(0).integers(1, 255, (50, 28, 28, 1), np.uint8)
 

@@ -10,7 +10,8 @@ from torch import nn
 
 import training
 from training.errors import TrainingError
-from training.networks import build, head
+from training.networks import head
+from training.networks.autoencoder import build
 from training.networks.encoded import Pool
 from training.recipe import Network
 
@@ -57,7 +58,8 @@ def test_colour_trains_with_channels_last() -> None:
     """In a process of its own: what went wrong once was memory, and ended the process."""
     code = """
 import torch
-from training.networks import build, head
+from training.networks import head
+from training.networks.autoencoder import build
 from training.recipe import Network
 net = build(Network(width=16), (64, 64, 3))
 net.encoder.to(memory_format=torch.channels_last)

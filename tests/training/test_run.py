@@ -30,7 +30,7 @@ from training.data.imageset import ImageSet
 from training.data.material import gather
 from training.learning.decoder import finetune_decoder
 from training.learning.workshop import open_workshop
-from training.networks import build
+from training.networks.autoencoder import build
 from training.networks.graph import to_onnx
 from training.publish.onnx import Exported, export
 from training.recipe import Input, Network, Stage

@@ -22,7 +22,8 @@ from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
 from training.measure.probes import Probe
-from training.networks import Autoencoder, build, weights
+from training.networks import weights
+from training.networks.autoencoder import Autoencoder, build
 from training.recipe import DistilMode, FullMode, Input, LabelMode, LinearMode, Network, Recipe
 
 _WHOLE = FullMode(epochs=10, rate=2e-3, schedule="one-cycle")  # usual for a small network

@@ -9,7 +9,7 @@ from training.learning.fit import Task, fit
 from training.learning.inference import in_batches, mean_loss
 from training.learning.objectives import reconstruction, sample
 from training.learning.workshop import Workshop
-from training.networks import Encoded
+from training.networks.encoded import Encoded
 from training.recipe import Stage
 
 

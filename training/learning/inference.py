@@ -15,7 +15,7 @@ from training.data.storage import Rows, chunks, shared
 from training.learning import distributed
 from training.learning.workshop import Workshop
 from training.measure import encodings
-from training.networks import Autoencoder
+from training.networks.autoencoder import Autoencoder
 from training.networks.graph import EncoderGraph, encoder_graph, to_onnx
 from training.networks.head import Head
 from training.progress import track

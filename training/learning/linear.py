@@ -1,5 +1,8 @@
-"""A linear head on a frozen encoder: logistic regression whose penalty is chosen by cross-validation."""
+"""A linear head on a frozen encoder: logistic regression. What its maps count and its penalty are chosen by
+cross-validation."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,19 +17,31 @@ from training.learning.inference import moments, read
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.progress import say, track
+from training.progress import say
 from training.recipe import LinearMode
 
 PENALTIES = tuple(
     10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5, -5.5, -6)
 )  # each begins from the last
-_USUAL = 10**-3.5  # where a class has too few images to choose by
+# Of a map's part of what is read, as a multiple of that of the map above. Where labels are objects the highest map
+# knows most, where they are textures the lower ones do.
+SHARES = (0.0, 0.1, 0.25, 0.5)
 _FOLDS = 4
 _MOST_TO_CHOOSE_BY = 10_000  # images
-_LENGTH = 3.0  # root mean square of the centred points that the penalties are meant for
+_LENGTH = 3.0  # root mean square of the scaled points that the penalties are meant for
 _WORSE = 2  # penalties in a row that are worse than the best end the search
 _STEPS = 100
 _TOLERANCE = 1e-6  # of loss and weights, below which a step is the last
+
+
+@dataclass(frozen=True)
+class Choice:
+    share: float  # of SHARES
+    penalty: float
+    loss: float  # mean cross-entropy of images left out; infinite where there was nothing to choose by
+
+
+_USUAL = Choice(share=SHARES[0], penalty=10**-3.5, loss=math.inf)  # where a class has too few images
 
 
 @dataclass(frozen=True)
@@ -52,27 +67,49 @@ class Problem:
 
 def train_linear(workshop: Workshop, train: ImageSet, _: ImageSet, transfer: LinearMode) -> Head:
     weights = class_weights(train) if transfer.class_weights else None
-    return head_on(read(workshop, train, transfer.reads), train.labels, len(train.classes), weights)
+    points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
+    return head_on(points, train.labels, classes=len(train.classes), weights=weights, maps=maps)
 
 
-def head_on(points: np.ndarray, labels: np.ndarray, classes: int, weights: Tensor | None = None) -> Head:
-    """The head takes the encoder's outputs (N, D) as they are: centring and scaling are folded into it."""
-    centred, mean, scale = centre_and_scale(points)
-    problem = Problem(points=centred, labels=torch.from_numpy(labels), weights=weights, classes=classes)
-    penalty = choose(problem)
-    layer = fit(problem, penalty)
-    say(f"linear: penalty {penalty:.2g}, loss {float(problem.loss(layer)):.4f} on {len(points):,} training images")
+def head_on(
+    points: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int,
+    weights: Tensor | None = None,
+    maps: Sequence[int] = (),
+) -> Head:
+    """The head takes the encoder's outputs (N, D) as they are: centring and scaling are folded into it.
+
+    `maps` are the sizes of the parts that D joins, from the lowest map up, if it joins any.
+    """
+    sizes = maps or (points.shape[1],)
+
+    def posed(share: float) -> tuple[Problem, Tensor, Tensor]:
+        scaled, mean, factor = centre_and_scale(points, sizes, share)
+        return Problem(scaled, torch.from_numpy(labels), weights=weights, classes=classes), mean, factor
+
+    choices = (choose(posed(share)[0], share) for share in SHARES[: len(SHARES) if len(sizes) > 1 else 1])
+    best = min(choices, key=lambda choice: choice.loss)
+    problem, mean, factor = posed(best.share)
+    layer = fit(problem, best.penalty)
+    counts = f"each map {best.share:g} of the next, " if len(sizes) > 1 else ""
+    loss = float(problem.loss(layer))
+    say(f"linear: {counts}penalty {best.penalty:.2g}, loss {loss:.4f} on {len(points):,} training images")
     head = heads.make(points.shape[1], classes, hidden=0)
     with torch.no_grad():
-        weight = layer[:, :-1] / scale
+        weight = layer[:, :-1] * factor
         linear = heads.reading(head)
         linear.weight.copy_(weight)
         linear.bias.copy_(layer[:, -1] - weight @ mean)
     return head
 
 
-def choose(problem: Problem) -> float:
-    """The penalty with the least loss on folds left out in turn; every fold holds its share of each class."""
+def choose(problem: Problem, share: float = SHARES[0]) -> Choice:
+    """The penalty with the least loss on folds left out in turn; every fold holds its share of each class.
+
+    The points were scaled by `share`.
+    """
     counts = np.bincount(problem.labels.numpy(), minlength=problem.classes)
     if counts[counts > 0].min() < 2:
         return _USUAL
@@ -85,14 +122,15 @@ def choose(problem: Problem) -> float:
     ]
     layers: list[Tensor | None] = [None] * _FOLDS
     losses: list[float] = []
-    for penalty in track(PENALTIES, "penalty", len(PENALTIES)):
+    for penalty in PENALTIES:
         losses.append(0.0)
         for number, (train, held_out) in enumerate(parts):
             layer = layers[number] = fit(train, penalty, layers[number])
             losses[-1] += float(held_out.loss(layer)) * len(held_out.labels)
         if len(losses) - int(np.argmin(losses)) > _WORSE:
             break
-    return PENALTIES[int(np.argmin(losses))]
+    best = int(np.argmin(losses))
+    return Choice(share, PENALTIES[best], losses[best] / len(rows))
 
 
 def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor:
@@ -112,15 +150,19 @@ def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor
     return layer.detach()
 
 
-def centre_and_scale(points: np.ndarray) -> tuple[np.ndarray, Tensor, float]:
-    """(N, D) → (centred points, scaled as a whole, their mean before, the scale).
+def centre_and_scale(points: np.ndarray, maps: Sequence[int], share: float) -> tuple[np.ndarray, Tensor, Tensor]:
+    """(N, D) → (the points centred and scaled; (D,) their mean before, (D,) what they were multiplied with).
 
-    Each feature keeps its share of the distances. Scaling each by itself makes noise of those that hardly vary.
+    A map's part of the squared distances is `share` of that of the map above; within a map each feature keeps its own.
+    Scaling each by itself makes noise of those that hardly vary.
     """
     mean, std = moments(points)
-    scale = float(std.square().sum().sqrt()) / _LENGTH
-    centred, start = allocate(points.shape, np.float32), 0
+    parts = np.array([share ** (len(maps) - place) for place in range(1, len(maps) + 1)])
+    lengths = np.array([float(part.square().sum()) for part in torch.split(std, list(maps))])
+    factors = _LENGTH * np.sqrt(parts / parts.sum() / lengths)
+    factor = torch.from_numpy(np.repeat(factors, maps).astype(np.float32))
+    scaled, start = allocate(points.shape, np.float32), 0
     for part in chunks(points):
-        centred[start : start + len(part)] = (part - mean.numpy()) / np.float32(scale)
+        scaled[start : start + len(part)] = (part - mean.numpy()) * factor.numpy()
         start += len(part)
-    return centred, mean, scale
+    return scaled, mean, factor

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.networks import Autoencoder, Encoded
+from training.networks.autoencoder import Autoencoder
+from training.networks.encoded import Encoded
 from training.recipe import Objective
 
 PATCH = 4  # pixels; side of a masked patch

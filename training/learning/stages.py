@@ -25,8 +25,9 @@ from training.learning.gradual import gradual
 from training.learning.linear import train_linear
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, begun_with, open_workshop
-from training.networks import Autoencoder, build, weights
 from training.networks import head as heads
+from training.networks import weights
+from training.networks.autoencoder import Autoencoder, build
 from training.networks.head import Head
 from training.progress import say
 from training.recipe import AdaptMode, DistilMode, Recipe

@@ -12,7 +12,7 @@ from training.data.material import Material
 from training.data.storage import Rows
 from training.learning.inference import Reader
 from training.measure.probes import Probe
-from training.networks import build
+from training.networks.autoencoder import build
 from training.recipe import DistilMode, Network
 
 

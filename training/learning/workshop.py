@@ -12,7 +12,7 @@ from training import ranks
 from training.learning import distributed
 from training.learning.checkpoint import Checkpoints
 from training.learning.journal import JOURNAL_FILE, Journal
-from training.networks import Autoencoder, build
+from training.networks.autoencoder import Autoencoder, build
 from training.recipe import Network, Objective, Recipe
 
 CHECKPOINTS = "checkpoints"

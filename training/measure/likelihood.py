@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.bundle.manifest import Metric
 from training.data.imageset import ImageSet
-from training.networks import Autoencoder
+from training.networks.autoencoder import Autoencoder
 from training.progress import track
 from training.recipe import Objective
 

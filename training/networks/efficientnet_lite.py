@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class Encoder(encoded.Backbone):
-    """The stage maps are the last at each size from a quarter of the sides down."""
+    """The stage maps are the last at each size from a quarter of the sides down, then the last convolution's."""
 
     latent = LAST
 
@@ -109,7 +109,7 @@ class Encoder(encoded.Backbone):
         super().__init__()
         self._conv_stem, self._bn0 = Same(3, STEM, 3, 2, bias=False), _norm(STEM)
         self._blocks = nn.ModuleList()
-        self.kept: list[int] = []  # blocks whose output is a stage map
+        self.kept: list[int] = []  # of `_blocks`, those whose output is a stage map
         self.maps, sides, given = [], [-(-side // 2) for side in shape[:2]], STEM
         for number, stage in enumerate(made := stages(kind)):
             sides = [-(-side // stage.stride) for side in sides]
@@ -121,8 +121,7 @@ class Encoder(encoded.Backbone):
                 self.kept.append(len(self._blocks) - 1)
                 self.maps.append((given, *sides))
         self._conv_head, self._bn1 = Same(given, LAST, 1, bias=False), _norm(LAST)
-        self.last = (LAST, sides[0], sides[1])
-        self.mapped = range(1, len(self.kept) + 1)
+        self.maps.append((LAST, *sides))
 
     def blocks(self) -> list[nn.Module]:
         """The stem; the blocks up to each stage map; the last convolution."""

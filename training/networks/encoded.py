@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.bundle.scoring import cells
+from training.networks.spans import spread
 
 GRID = 4  # cells of a side of pooled maps, where a recipe asks for no others, and of maps that explain
 
@@ -17,7 +18,6 @@ class Encoded(NamedTuple):
     code: Tensor  # (N, latent); of a variational encoder, the mean
     maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
     log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
-    last: Tensor | None = None  # of a backbone, the map (N, C, H, W) whose average over places is the code
 
 
 # What is made of a code's last linear layer; decoder, head and score take what comes out.
@@ -33,7 +33,6 @@ class Encoder(nn.Module):
 
     latent: int
     maps: list[tuple[int, ...]]  # shapes of Encoded.maps, without the batch
-    last: tuple[int, int, int] | None = None  # the shape of Encoded.last, without the batch
 
     def blocks(self) -> list[nn.Module]:
         """From the pixels up: what gradual unfreezing takes one by one."""
@@ -41,9 +40,8 @@ class Encoder(nn.Module):
 
 
 class Backbone(Encoder):
-    """Blocks in a row, of which the lower may run apart; the code is the global average of the last one's output."""
-
-    mapped: range  # the blocks whose outputs are the stage maps
+    """Blocks in a row, of which the lower may run apart. The output of each but the first is a stage map; the code is
+    the average of the last over its places."""
 
     def prepared(self, image: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) in 0…1 → what the first block takes."""
@@ -58,17 +56,13 @@ class Backbone(Encoder):
         maps = []
         for number in range(start, stop):
             image = self.step(number, image)
-            if number in self.mapped:
+            if number:
                 maps.append(image)
         return image, maps
 
-    def last_map(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """((N, latent, H, W), stage maps); the code is the average over its places."""
-        return self.through(self.prepared(image), 0, len(self.blocks()))
-
     def forward(self, image: Tensor) -> Encoded:
-        last, maps = self.last_map(image)
-        return Encoded(last.mean(dim=(2, 3)), maps, last=last)
+        last, maps = self.through(self.prepared(image), 0, len(self.blocks()))
+        return Encoded(last.mean(dim=(2, 3)), maps)
 
 
 class Pool(nn.Module):
@@ -107,6 +101,30 @@ class Pool(nn.Module):
         if self.maxima:
             found.append(_largest(_largest(each, 2, self.grid), 3, self.grid).flatten(1))
         return found
+
+
+class Places(nn.Module):
+    """Maps joined channel by channel on the places of the last. The average of each channel stays as it is."""
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        """`shapes` are those of the maps, without the batch: (channels, rows, columns)."""
+        super().__init__()
+        _, *sides = shapes[-1]
+        self.count, self.shape = len(shapes), (sum(channels for channels, *_ in shapes), *sides)
+        for index, (_, *finer) in enumerate(shapes):
+            if finer != sides:
+                rows, columns = (
+                    torch.from_numpy(spread(side, spans)) for side, spans in zip(finer, sides, strict=True)
+                )
+                share = math.prod(sides) / math.prod(finer)
+                self.register_buffer(f"spread{index}", share * torch.kron(rows, columns).T, persistent=False)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat([self._placed(index, each) for index, each in enumerate(maps)], dim=1)
+
+    def _placed(self, index: int, each: Tensor) -> Tensor:
+        shares = self._buffers.get(f"spread{index}")  # (H · W, places)
+        return each if shares is None else (each.flatten(2) @ shares).view(-1, each.shape[1], *self.shape[1:])
 
 
 def _largest(maps: Tensor, side: int, most: int) -> Tensor:

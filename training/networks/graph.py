@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from app.bundle.manifest import Graph
 from app.bundle.manifest import Tensor as TensorSpec
-from training.networks import Autoencoder
-from training.networks.encoded import Backbone
+from training.networks.autoencoder import Autoencoder
+from training.networks.encoded import Backbone, Places
 
 OPSET = 20
 
@@ -18,17 +18,19 @@ OPSET = 20
 class EncoderGraph(nn.Module):
     """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph.
 
-    `embedding`, then `features` if they are asked for, then a backbone's `last_map`.
+    `embedding`, then `features` if they are asked for, then a backbone's `map`.
     """
 
     def __init__(self, net: Autoencoder, features: bool) -> None:
         super().__init__()
-        self.encoder, self.pool = net.encoder, net.pool if features else None
+        self.encoder, self.pool, self.places = net.encoder, net.pool if features else None, _places(net, features)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
         pooled = () if self.pool is None else (self.pool(encoded.maps),)
-        return (encoded.code, *pooled, *(() if encoded.last is None else (encoded.last,)))
+        if self.places is None:
+            return encoded.code, *pooled
+        return encoded.code, *pooled, self.places(encoded.maps[-self.places.count :])
 
 
 class LowerGraph(nn.Module):
@@ -48,17 +50,29 @@ class LowerGraph(nn.Module):
 
 
 def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Graph:
-    """What the exported encoder takes and gives; it gives `features` too if they are asked for."""
+    """What the exported encoder takes and gives; it gives `features` too if they are asked for.
+
+    A backbone's `map` (N, channels, rows, columns) has `embedding` as the average of its last channels over all places,
+    and `features` as that of all channels, where these are averages of whole maps.
+    """
     outputs: list[tuple[str, tuple[int, ...]]] = [("embedding", (net.latent,))]
     if features:
         outputs.append(("features", (net.pool.size,)))
-    if net.encoder.last is not None:
-        outputs.append(("last_map", net.encoder.last))
+    places = _places(net, features)
+    if places is not None:
+        outputs.append(("map", places.shape))
     return Graph(
         file="encoder.onnx",
         input=TensorSpec(name="image", dtype="uint8", shape=(-1, *shape)),
         outputs=tuple(TensorSpec(name=name, dtype="float32", shape=(-1, *sizes)) for name, sizes in outputs),
     )
+
+
+def _places(net: Autoencoder, features: bool) -> Places | None:
+    if not isinstance(net.encoder, Backbone):
+        return None
+    averages = features and net.pool.grid == 1
+    return Places(net.encoder.maps if averages else net.encoder.maps[-1:])
 
 
 def to_onnx(module: nn.Module, graph: Graph) -> bytes:

@@ -50,9 +50,8 @@ def _shortcut(given: int, made: int, stride: int) -> nn.Module | None:
 
 
 class Encoder(encoded.Backbone):
-    """The stage maps are those of layer1 to layer4; the last is also what the code averages."""
+    """The stage maps are those of layer1 to layer4."""
 
-    mapped = range(1, 5)
     mean: Tensor
     std: Tensor
 
@@ -73,7 +72,7 @@ class Encoder(encoded.Backbone):
             given = planes * block.expansion
             high, wide = (math.ceil(side / stride) for side in (high, wide))
             self.maps.append((given, high, wide))
-        self.latent, self.last = given, (given, high, wide)
+        self.latent = given
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 

@@ -11,7 +11,8 @@ from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Provenance
 from app.bundle.store import versions as versions_in
 from training.errors import TrainingError
-from training.networks import build, weights
+from training.networks import weights
+from training.networks.autoencoder import build
 from training.networks.graph import OPSET
 from training.progress import say
 from training.publish import onnx
@@ -27,7 +28,7 @@ def publish(network: Network, spec: Input, models: Path, name: str) -> Path:
     _refuse_taken(models / name)
     facts = weights.facts(network)
     assert facts is not None  # a base without published weights would be noise
-    exported = onnx.export(build(network, spec.spec().shape), None, spec.spec(), decodes=False)
+    exported = onnx.export(build(network, spec.spec().shape), None, spec.spec(), features=True, decodes=False)
     recipe = {"backbone": facts.backbone, "weights": facts.file, "input": spec.model_dump(mode="json")}
     fields = {
         **exported.fields,

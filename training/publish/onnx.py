@@ -14,10 +14,11 @@ from app.bundle.manifest import Graph, Graphs, InputSpec
 from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
 from training.errors import TrainingError
-from training.networks import Autoencoder
+from training.networks.autoencoder import Autoencoder
 from training.networks.encoded import GRID
 from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
+from training.networks.spans import spread
 from training.score import evidence
 
 PARITY = golden.TOLERANCE  # of the largest magnitude, or of 1 if that is less
@@ -49,8 +50,8 @@ class _Explainer(nn.Module):
             zip(torch.split(head.weight.detach(), self.sizes, dim=1), maps, strict=True)
         ):
             self.register_buffer(f"weight{index}", part.view(-1, channels, rows, columns))
-            self.register_buffer(f"rows{index}", torch.from_numpy(evidence.spread(rows, GRID)))
-            self.register_buffer(f"columns{index}", torch.from_numpy(evidence.spread(columns, GRID)))
+            self.register_buffer(f"rows{index}", torch.from_numpy(spread(rows, GRID)))
+            self.register_buffer(f"columns{index}", torch.from_numpy(spread(columns, GRID)))
 
     def forward(self, features: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -120,15 +121,20 @@ def export(
     if head is not None:
         logits = _floats("logits", labels_of(head))
         classifier = graph("head", head, given[reads], logits)
-        if isinstance(head, nn.Linear) and reads == "features" and all(len(each) == 3 for each in maps):
-            places = _floats("evidence", head.out_features, GRID, GRID)
-            explainer = graph("explain", _Explainer(head, maps), given[reads], places)
-        elif isinstance(head, nn.Linear) and reads == "embedding" and "last_map" in given:
-            explainer = evidence.graph(given["last_map"], head.out_features)
+        averaged = evidence.map_of(encoder, reads)
+        if isinstance(head, nn.Linear) and averaged is not None:
+            explainer = evidence.graph(averaged, head.out_features)
             files[explainer.file] = evidence.to_onnx(head.weight.detach().numpy().T, None, explainer, OPSET)
             _require_sum(head, files[explainer.file], explainer)
+        elif isinstance(head, nn.Linear) and reads == "features" and _have_places(maps):
+            places = _floats("evidence", head.out_features, GRID, GRID)
+            explainer = graph("explain", _Explainer(head, maps), given[reads], places)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(spec=spec, latent_size=net.latent, feature_maps=maps, graphs=graphs, files=files, tolerances={})
+
+
+def _have_places(maps: Sequence[tuple[int, ...]]) -> bool:
+    return all(len(each) == 3 for each in maps) and any(math.prod(each[1:]) > 1 for each in maps)
 
 
 def _require_parity(module: nn.Module, model: bytes, graph: Graph) -> None:
@@ -152,7 +158,7 @@ def _require_sum(head: nn.Linear, model: bytes, graph: Graph) -> None:
     """Over all places of a random map, the evidence adds up to the head's logits without the bias."""
     maps = random_input(graph.input, 2)
     with torch.no_grad():
-        expected = (head(maps.mean(dim=(2, 3))) - head.bias).numpy()
+        expected = (head(maps[:, -head.in_features :].mean(dim=(2, 3))) - head.bias).numpy()
     found = Session(model, graph, graph.file, threads=1).run(maps.numpy())[graph.outputs[0].name].sum(axis=(2, 3))
     difference = float(np.abs(found - expected).max())
     if not difference <= PARITY * max(1.0, float(np.abs(expected).max())):

@@ -1,16 +1,25 @@
 """Class activation: each place's share of the logits of a head that is linear on the average of a map. No torch.
 
 With a map m of P places, its average x and a head W (x - centre) + bias, place p adds W (m_p - centre) / P: over all
-places these add up to the logits without the bias.
+places these add up to the logits without the bias. x may be the average of the map's last channels alone.
 """
 
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
 from app.bundle.manifest import Graph, Tensor
+from training.networks.spans import spread
 
 SIDE = 7  # rows and columns of what is given, at most: those of a backbone's last map at 224 pixels
 _IR_VERSION = 10  # onnxruntime reads it since 1.18
+
+
+def map_of(encoder: Graph, reads: str) -> Tensor | None:
+    """The map whose average, or that of its last channels, is `embedding` or `features`; None if there is none."""
+    given = {tensor.name: tensor for tensor in encoder.outputs}
+    found = given.get("map")
+    # More features than channels are of finer cells, or have maxima beside the averages.
+    return found if found is not None and given[reads].shape[1] <= found.shape[1] else None
 
 
 def graph(map_: Tensor, labels: int) -> Graph:
@@ -21,11 +30,12 @@ def graph(map_: Tensor, labels: int) -> Graph:
 
 
 def to_onnx(weight: np.ndarray, centre: np.ndarray | None, stated: Graph, opset: int) -> bytes:
-    """`weight` (channels, labels) of the head, as it is applied to (x - centre)."""
+    """`weight` (size of x, labels) of the head, as it is applied to (x - centre)."""
     taken, given = stated.input, stated.outputs[0]
     _, channels, height, width = taken.shape
     places = height * width
     offset = np.zeros(weight.shape[1], np.float32) if centre is None else -centre @ weight
+    weight = np.pad(weight, ((channels - len(weight), 0), (0, 0)))
     weights = {
         "weight": np.ascontiguousarray(weight.T).reshape(-1, channels, 1, 1) / places,
         "offset": offset / places,
@@ -51,10 +61,3 @@ def to_onnx(weight: np.ndarray, centre: np.ndarray | None, stated: Graph, opset:
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
     checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
-
-
-def spread(cells: int, spans: int) -> np.ndarray:
-    """(spans, cells): the share of each cell that lies in each of equal spans; columns sum to one."""
-    cell, span = np.arange(cells), np.arange(spans)[:, None]
-    low, high = np.maximum(span / spans, cell / cells), np.minimum((span + 1) / spans, (cell + 1) / cells)
-    return np.asarray(np.maximum(high - low, 0) * cells, np.float32)

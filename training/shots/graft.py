@@ -145,8 +145,8 @@ def _from_base(
 
 def _explain(graphs: Graphs, reads: str, learnt: prototypes.Prototypes, labels: int) -> Graph | None:
     """Where the head is linear on the average of a map that the encoder gives."""
-    last = next((tensor for tensor in graphs.encoder.outputs if tensor.name == "last_map"), None)
-    return evidence.graph(last, labels) if last and reads == "embedding" and learnt.linear is not None else None
+    averaged = evidence.map_of(graphs.encoder, reads)
+    return evidence.graph(averaged, labels) if averaged and learnt.linear is not None else None
 
 
 def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], str]:

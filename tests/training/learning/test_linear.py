@@ -18,7 +18,7 @@ def clouds(count: int, apart: float, seed: int = 0, size: int = 20, classes: int
 
 
 def problem(points: np.ndarray, labels: np.ndarray, classes: int = 3) -> linear.Problem:
-    centred, _, _ = centre_and_scale(points)
+    centred, _, _ = centre_and_scale(points, [points.shape[1]], 0.0)
     return linear.Problem(points=centred, labels=torch.from_numpy(labels), weights=None, classes=classes)
 
 
@@ -37,8 +37,8 @@ def test_the_gradient_is_zero_where_the_fit_ends() -> None:
 def test_the_loss_of_points_in_parts_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     points, labels = clouds(50, 1.0)
     posed, layer = problem(points, labels), torch.randn(3, 21)
-    _, mean, scale = centre_and_scale(points)
-    x = torch.cat([(torch.from_numpy(points) - mean) / scale, torch.ones(50, 1)], dim=1)
+    _, mean, factor = centre_and_scale(points, [points.shape[1]], 0.0)
+    x = torch.cat([(torch.from_numpy(points) - mean) * factor, torch.ones(50, 1)], dim=1)
     expected = functional.cross_entropy(x @ layer.T, posed.labels)
     torch.testing.assert_close(posed.loss(layer), expected)
     monkeypatch.setattr("training.data.storage._CHUNK", 7 * 80)
@@ -49,23 +49,51 @@ def test_the_head_takes_points_as_they_are_wherever_they_lie() -> None:
     points, labels = clouds(300, 3.0)
     fresh, truth = clouds(300, 3.0, seed=1)
     for shift, scale in ((0.0, 1.0), (-40.0, 0.01)):
-        head = head_on(points * scale + shift, labels, 3)
+        head = head_on(points * scale + shift, labels, classes=3)
         assert accuracy(head, (fresh * scale + shift).astype(np.float32), truth) > 0.9
 
 
+def test_each_map_counts_a_share_of_the_map_above_whatever_its_size_and_length() -> None:
+    points, _ = clouds(200, 1.0)
+    points[:, 4:] *= 100
+    for share, parts in ((0.5, (1 / 7, 2 / 7, 4 / 7)), (0.0, (0, 0, 1))):
+        scaled, mean, factor = centre_and_scale(points, [4, 6, 10], share)
+        lengths = [float(np.square(part).sum(axis=1).mean()) for part in np.split(scaled, [4, 10], axis=1)]
+        assert lengths == pytest.approx([linear._LENGTH**2 * part for part in parts], rel=1e-3)
+        torch.testing.assert_close(torch.from_numpy(scaled), (torch.from_numpy(points) - mean) * factor)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_map_that_tells_classes_apart_counts(lower: bool) -> None:
+    noise, _ = clouds(60, 0.0, seed=3, size=40)
+    points, labels = clouds(60, 3.0, size=10)
+    fresh, truth = clouds(600, 3.0, seed=1, size=10)
+    fresh_noise, _ = clouds(600, 0.0, seed=4, size=40)
+    parts, fresh_parts = (points, noise), (fresh, fresh_noise)
+    if not lower:
+        parts, fresh_parts = parts[::-1], fresh_parts[::-1]
+    sizes = [part.shape[1] for part in parts]
+    joined, fresh_joined = np.concatenate(parts, axis=1), np.concatenate(fresh_parts, axis=1)
+    head = head_on(joined, labels, classes=3, maps=sizes)
+    alone = head_on(joined[:, sizes[0] :], labels, classes=3)
+    right = accuracy(head, fresh_joined, truth)
+    assert right > accuracy(alone, fresh_joined[:, sizes[0] :], truth) + (0.3 if lower else -0.01)
+
+
 def test_noise_is_penalised_more_than_what_tells_classes_apart() -> None:
-    loud, clear = choose(problem(*clouds(60, 0.2))), choose(problem(*clouds(600, 4.0)))
+    loud, clear = (choose(problem(*drawn)).penalty for drawn in (clouds(60, 0.2), clouds(600, 4.0)))
     assert loud > 10 * clear
 
 
 def test_the_chosen_penalty_is_better_than_none_on_few_labels() -> None:
     points, labels = clouds(30, 1.5, size=200)
     fresh, truth = clouds(3000, 1.5, seed=1, size=200)
-    chosen, posed = choose(problem(points, labels)), problem(points, labels)
-    _, mean, scale = centre_and_scale(points)
+    posed = problem(points, labels)
+    chosen = choose(posed).penalty
+    _, mean, factor = centre_and_scale(points, [points.shape[1]], 0.0)
 
     def loss(penalty: float) -> float:
-        x = (torch.from_numpy(fresh) - mean) / scale
+        x = (torch.from_numpy(fresh) - mean) * factor
         layer = fit(posed, penalty)
         return float(
             functional.cross_entropy(functional.linear(x, layer[:, :-1], layer[:, -1]), torch.from_numpy(truth))
@@ -88,6 +116,6 @@ def test_a_rare_class_counts_as_much_if_weighted() -> None:
     weights = torch.from_numpy(len(labels) / (2 * counts)).float()
     fresh, truth = clouds(2000, 0.7, seed=1, classes=2)
     rare = truth == 1
-    plain, weighted = head_on(points, labels, 2), head_on(points, labels, 2, weights)
+    plain, weighted = head_on(points, labels, classes=2), head_on(points, labels, classes=2, weights=weights)
     assert accuracy(weighted, fresh[rare], truth[rare]) > accuracy(plain, fresh[rare], truth[rare]) + 0.1
     assert reading(weighted).weight.shape == (2, 20)

@@ -12,7 +12,7 @@ from training.learning.objectives import (
     reconstruction,
     sample,
 )
-from training.networks import build
+from training.networks.autoencoder import build
 from training.networks.encoded import Encoded
 from training.recipe import Network, Objective
 

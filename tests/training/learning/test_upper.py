@@ -13,7 +13,7 @@ from training.data.imageset import ImageSet
 from training.learning.gradual import gradual
 from training.learning.upper import Upper
 from training.learning.workshop import Workshop, open_workshop
-from training.networks import build
+from training.networks.autoencoder import build
 from training.networks.encoded import Backbone
 from training.recipe import Augment, GradualMode, Network, Recipe
 

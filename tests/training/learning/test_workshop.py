@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.learning.workshop import computed_in
-from training.networks import build
+from training.networks.autoencoder import build
 from training.recipe import Network
 
 CPU = torch.device("cpu")

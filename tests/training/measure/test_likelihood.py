@@ -7,7 +7,7 @@ import torch
 from training.data.imageset import ImageSet
 from training.learning.objectives import penalty, reconstruction, sample
 from training.measure.likelihood import bound, log_likelihood, metrics
-from training.networks import Autoencoder, build
+from training.networks.autoencoder import Autoencoder, build
 from training.recipe import Network, Objective
 
 SHAPE, PIXELS = (6, 6, 1), 36

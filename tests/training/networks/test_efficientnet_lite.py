@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from app.bundle import preprocess
-from training.networks import build, weights
+from training.networks import weights
+from training.networks.autoencoder import build
 from training.networks.efficientnet_lite import stages
 from training.recipe import Input, Network
 

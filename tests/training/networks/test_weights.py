@@ -15,7 +15,8 @@ from torch import Tensor
 
 from training.data.download import download
 from training.errors import TrainingError
-from training.networks import BACKBONES, build, weights
+from training.networks import weights
+from training.networks.autoencoder import BACKBONES, build
 from training.recipe import BACKBONES as NAMES
 from training.recipe import IMAGENET, Network
 

@@ -17,7 +17,8 @@ from app.bundle.drawings import garment
 from app.bundle.encode import png
 from app.settings import Settings
 from training.__main__ import main
-from training.networks import build, weights
+from training.networks import weights
+from training.networks.autoencoder import build
 from training.recipe import Network
 
 LITE0 = weights.PUBLISHED["efficientnet-lite0"]
@@ -61,7 +62,8 @@ def test_it_says_whose_it_is_and_that_it_encodes(bundle: Bundle) -> None:
     card = bundle.documents["card.md"].decode()
     for said in (LITE0.file, LITE0.sha256, LITE0.publisher, "licence Apache-2.0", "can do nothing else"):
         assert said in card, said
-    assert set(manifest.golden.outputs) == {"embedding"}
+    assert set(manifest.golden.outputs) == {"embedding", "features"}
+    assert list(manifest.feature_maps) == [(size, 1, 1) for size in (24, 40, 112, 320, 1280)]
 
 
 def test_its_embeddings_are_those_of_the_module(bundle: Bundle) -> None:
@@ -81,15 +83,17 @@ def test_what_it_lacks_is_409_and_the_rest_is_answered(models: Path) -> None:
         [found] = client.post("/v1/predict", content=BAG, headers=PNG).json()["results"]
         assert set(found) == {"embedding"}
         assert len(found["embedding"]) == 1280
-        assert [each["name"] for each in client.get("/v2/models/efficientnet-lite0").json()["outputs"]] == ["embedding"]
+        offered = client.get("/v2/models/efficientnet-lite0").json()["outputs"]
+        assert [each["name"] for each in offered] == ["embedding", "features"]
         pixels = np.zeros((1, 64, 64, 3), np.uint8)
         body = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 64, 64, 3], "data": pixels.tolist()}]}
         outputs = client.post("/v2/models/efficientnet-lite0/infer", json=body).json()["outputs"]
-        assert [(each["name"], each["shape"]) for each in outputs] == [("embedding", [1, 1280])]
-        map_ = {"name": "last_map", "datatype": "FP32", "shape": [1, 1280, 2, 2], "data": [0.0] * 5120}
+        expected = [("embedding", [1, 1280]), ("features", [1, 1776])]
+        assert [(each["name"], each["shape"]) for each in outputs] == expected
+        map_ = {"name": "map", "datatype": "FP32", "shape": [1, 1776, 2, 2], "data": [0.0] * 7104}
         refused = client.post("/v2/models/efficientnet-lite0/infer", json={"inputs": [map_]})
         assert refused.status_code == 400
-        assert "or in its place embedding" in refused.json()["error"]
+        assert "or in its place embedding and features" in refused.json()["error"]
         assert client.post("/v1/embeddings", json={"model": "efficientnet-lite0", "input": []}).status_code != 500
 
 

@@ -9,7 +9,7 @@ import torch
 from app.bundle import load
 from training.data.material import Material, gather
 from training.learning.stages import Learnt
-from training.networks import build
+from training.networks.autoencoder import build
 from training.publish.deliver import deliver
 from training.publish.draft import Draft, Measured, export, fit_score, measure
 from training.recipe import Recipe

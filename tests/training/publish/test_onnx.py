@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from app.bundle.session import Session
-from training.networks import build
+from training.networks.autoencoder import build
+from training.networks.encoded import Places
 from training.publish.onnx import Exported, export
 from training.recipe import Input, Network
 
@@ -71,14 +72,22 @@ def test_features_are_given_where_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (33, 300)])
-@pytest.mark.parametrize("backbone", ["efficientnet-lite0", "resnet18"])
-def test_a_linear_head_on_a_backbone_is_explained_by_its_last_map(backbone: str, height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "reads", "features"),
+    [
+        *(("efficientnet-lite0", "embedding", False), ("efficientnet-lite0", "features", True)),
+        *(("resnet18", "embedding", True), ("resnet18", "features", False)),
+    ],
+)
+def test_a_linear_head_on_a_backbone_is_explained_by_its_maps(
+    backbone: str, reads: str, features: bool, height: int, width: int
+) -> None:
     """A map of 2 by 10 places is given by 2 by 7."""
     torch.manual_seed(0)
     spec = Input(height=height, width=width, channels=3).spec()
     net = build(Network(backbone=backbone, weights=None), spec.shape)  # type: ignore[arg-type]
-    head = torch.nn.Linear(net.latent, 3)
-    made = export(net, head, spec, decodes=False)
+    head = torch.nn.Linear(net.latent if reads == "embedding" else net.pool.size, 3)
+    made = export(net, head, spec, reads=reads, features=features, decodes=False)
     assert made.graphs.explain is not None
     assert made.graphs.explain.outputs[0].shape == (-1, 3, 2, min(7, -(-width // 32)))
     images = np.full((4, *spec.shape), 100, np.uint8)
@@ -89,14 +98,37 @@ def test_a_linear_head_on_a_backbone_is_explained_by_its_last_map(backbone: str,
         if graph is not None
     )
     encoded = encoder.run(images)
-    evidence = explain.run(encoded["last_map"])["evidence"]
-    logits = classify.run(encoded["embedding"])["logits"]
+    evidence = explain.run(encoded["map"])["evidence"]
+    logits = classify.run(encoded[reads])["logits"]
     np.testing.assert_allclose(evidence.sum(axis=(2, 3)) + head.bias.detach().numpy(), logits, atol=1e-4)
     if width == height:  # of two by two places each sees the whole picture
         return
     first, last = (np.abs(evidence[index] - evidence[0]).sum(axis=0) for index in (1, 2))
     assert first[:, : first.shape[1] // 2].sum() > first[:, -(first.shape[1] // 2) :].sum()
     assert last[:, : last.shape[1] // 2].sum() < last[:, -(last.shape[1] // 2) :].sum()
+
+
+def test_places_of_a_map_keep_the_average_of_each_channel() -> None:
+    """Also where rows and columns do not divide; and what lies at the left stays there."""
+    torch.manual_seed(0)
+    maps = [torch.rand(2, 3, 11, 7), torch.rand(2, 4, 6, 4), torch.rand(2, 5, 3, 2)]
+    maps[0][1, 0] = 0
+    maps[0][1, 0, :, :2] = 7
+    joined = Places([tuple(each.shape[1:]) for each in maps])(maps)
+    assert joined.shape == (2, 12, 3, 2)
+    expected = torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+    torch.testing.assert_close(joined.mean(dim=(2, 3)), expected)
+    torch.testing.assert_close(joined[:, -5:], maps[-1])
+    torch.testing.assert_close(joined[1, 0], torch.tensor([4.0, 0.0]).expand(3, 2))
+
+
+def test_features_of_finer_cells_or_with_maxima_are_no_averages_of_a_map() -> None:
+    spec = Input(height=64, width=64, channels=3).spec()
+    for settings, places in (({"grid": 2}, 4), ({"maxima": True}, None)):
+        net = build(Network.model_validate({"backbone": "resnet18", "weights": None, **settings}), spec.shape)
+        made = export(net, torch.nn.Linear(net.pool.size, 3), spec, reads="features", decodes=False)
+        explained = made.graphs.explain
+        assert (explained and explained.input.name) == (places and "features")
 
 
 def test_a_hidden_layer_on_a_backbone_cannot_be_explained() -> None:

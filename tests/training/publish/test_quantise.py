@@ -7,7 +7,7 @@ from app.bundle.session import Session
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.measure import drawn_domains
-from training.networks import build
+from training.networks.autoencoder import build
 from training.publish.onnx import export
 from training.publish.quantise import quantised
 from training.recipe import Input, Network
