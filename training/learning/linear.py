@@ -18,7 +18,7 @@ from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
 from training.progress import say, track
-from training.recipe import LinearMode
+from training.recipe import LabelMode, LinearMode
 
 PENALTIES = tuple(
     10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5, -5.5, -6)
@@ -67,6 +67,11 @@ class Problem:
 
 
 def train_linear(workshop: Workshop, train: ImageSet, _: ImageSet, transfer: LinearMode) -> Head:
+    return linear_head(workshop, train, transfer)
+
+
+def linear_head(workshop: Workshop, train: ImageSet, transfer: LinearMode | LabelMode) -> Head:
+    """By what `transfer` has the head read, and whether it weighs classes."""
     weights = class_weights(train) if transfer.class_weights else None
     points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
     return head_on(points, train.labels, classes=len(train.classes), weights=weights, maps=maps)
