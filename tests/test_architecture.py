@@ -85,7 +85,7 @@ OPEN = {
         *("latent_map", "prototypes", "reference", "temperature"),
     },
     "learning": {
-        *("distil", "finetune", "generate", "inference", "journal"),
+        *("distil", "finetune", "generate", "inference", "journal", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
