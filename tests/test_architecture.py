@@ -74,6 +74,7 @@ OPEN = {
         "encodings",
         "intervals",
         "likelihood",
+        "maps",
         "metrics",
         "outputs",
         "probes",

@@ -93,13 +93,18 @@ def part_to_measure(
     image is measured by mistake. `sound` names the class of sound images where the others are defects.
     """
     name, spec = data or manifest.provenance.target, manifest.input
+    stated = None
+    with contextlib.suppress(ValueError):  # a recipe of another kind
+        stated = Recipe.stored(manifest.provenance.recipe).split.sound
     if has_parts(name):
-        train, test = marked_parts(read_part(name, "train", spec), read_part(name, "test", spec), sound, name)
+        train, test = read_part(name, "train", spec), read_part(name, "test", spec)
+        sound = stated if sound is None and stated in (*train.classes, *test.classes) else sound
+        train, test = marked_parts(train, test, sound, name)
         return (train if part == "train" else test), train
     whole = read_part(name, part, spec)
     labels = manifest.classifier.labels if manifest.classifier else ()
     if sound is None and whole.classes != labels:
-        sound = usual_sound(whole.classes)
+        sound = stated if stated in whole.classes else usual_sound(whole.classes)
     whole = marked(whole, sound, name)
     with contextlib.suppress(ValueError, TrainingError):  # a recipe of another kind; groups or sizes that do not fit
         trained = Recipe.stored(manifest.provenance.recipe)

@@ -16,6 +16,7 @@ from training.data.material import Material
 from training.measure import domains, review
 from training.measure.defects import Defects
 from training.measure.detection import ClassScores, Curve, by_class
+from training.measure.maps import anomaly_maps, has_maps
 from training.measure.metrics import confusion
 from training.measure.outputs import Outputs, outputs_of
 from training.recipe import Recipe
@@ -146,23 +147,24 @@ def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defect
             curves = {"all": Curve.of(scores[~defective], scores[defective]), **curves}
     order = np.argsort(scores, kind="stable")
     misses, alarms = order[defective[order]][:_WRONG], order[~defective[order]][::-1][:_WRONG]
-    shown, spec = [*misses, *alarms], bundle.manifest.input
-    places = {index: masks.placed(test, int(index), spec) for index in shown} if test.masks else {}
-    known, scale = masks.are_known(test), (0.0, 1.0)
-    if found.maps is not None:
-        of_images = np.concatenate([found.maps[index][places[index][1]] for index in shown])  # without bars
-        scale = float(of_images.min()), float(np.quantile(of_images, 0.999))
+    shown, spec = [int(index) for index in (*misses, *alarms)], bundle.manifest.input
+    places = {index: masks.placed(test, index, spec) for index in shown} if test.masks else {}
+    known, scale, maps = masks.are_known(test), (0.0, 1.0), _maps(bundle, test, shown, found)
+    everywhere = np.ones(spec.shape[:2], bool)
+    if maps:
+        pixels = np.concatenate([own[places.get(index, (None, everywhere))[1]] for index, own in maps.items()])
+        scale = float(pixels.min()), float(np.quantile(pixels, 0.999))
     assert bundle.manifest.anomaly is not None  # the images have scores
     threshold = bundle.manifest.anomaly.threshold
 
     def judged(index: int) -> Judged:
-        mask, inside = places.get(index, (None, None))
+        mask, inside = places.get(index, (None, everywhere))
         alarm = "called anomalous" if scores[index] > threshold else "called normal"
         return Judged(
             name=test.name(index),
             why=f"{test.classes[test.labels[index]]}, {alarm}, score {scores[index]:.2f}",
             image=test.images[index],
-            map=None if found.maps is None else _scaled(found.maps[index], *scale) * inside,
+            map=_scaled(maps[index], *scale) * inside if maps else None,
             mask=mask if known[index] else None,
         )
 
@@ -173,6 +175,16 @@ def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defect
         misses=[judged(int(index)) for index in misses],
         false_alarms=[judged(int(index)) for index in alarms],
     )
+
+
+def _maps(bundle: Bundle, test: ImageSet, shown: Sequence[int], found: Defects) -> dict[int, np.ndarray]:
+    """The map of each image that is shown; without masks, none has been made yet."""
+    if found.maps is not None:
+        return {index: found.maps[index] for index in shown}
+    if not has_maps(bundle):
+        return {}
+    made = anomaly_maps(bundle, np.stack([test.images[index] for index in shown]))
+    return dict(zip(shown, made, strict=True))
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:

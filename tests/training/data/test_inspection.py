@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import draw_inspection, spec
 
+from app.bundle import load as load_bundle
 from training.__main__ import main
 from training.data.imageset import ImageSet
 from training.data.inspection import in_words, marked, marked_parts, settled, usual_sound
@@ -148,8 +149,6 @@ def test_a_group_with_a_defect_is_only_tested_on(tmp_path: Path) -> None:
 
 
 def test_what_a_bundle_was_trained_on_is_split_again_as_in_training(models: Path, tmp_path: Path) -> None:
-    from app.bundle import load as load_bundle
-
     folder = str(side_by_side(tmp_path / "set"))
     manifest = load_bundle(models / "tiny/1").manifest
     rules = Split(sound="good")
@@ -183,3 +182,14 @@ def test_the_command_takes_the_sound_class_that_is_named(tmp_path: Path, capsys:
     assert main(["data", str(side_by_side(tmp_path)), "--side", "16", "--sound", "line"]) == 0
     assert "inspection; line are the sound images, of which a part is held out" in capsys.readouterr().out
     assert main(["data", str(tmp_path), "--sound", "none"]) == 2
+
+
+def test_a_bundle_remembers_the_sound_class_that_was_named(models: Path, tmp_path: Path) -> None:
+    folder = str(side_by_side(tmp_path / "set", "fine"))
+    manifest = load_bundle(models / "tiny/1").manifest
+    recipe = Recipe(name="x", title="x", source=folder, target=folder, split=Split(sound="fine"))
+    stated = manifest.provenance.model_copy(update={"recipe": recipe.model_dump_json()})
+    measured, _ = part_to_measure(folder, "test", manifest.model_copy(update={"provenance": stated}))
+    assert (measured.sound, measured.kinds) == ("fine", ("dot", "line"))
+    assert part_to_measure(folder, "test", manifest)[0].sound is None
+    assert part_to_measure(folder, "test", manifest, sound="fine")[0].sound == "fine"

@@ -1,11 +1,15 @@
 import base64
 import io
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from training.__main__ import main
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -97,3 +101,17 @@ def test_the_page_in_the_bundle_has_the_numbers_and_no_picture_of_defects(inspec
     assert "data:image" not in text
     assert "Defects" in headings
     assert "Defects with the lowest scores" not in headings
+
+
+def test_without_masks_the_page_has_maps_all_the_same(inspected: Path, tmp_path: Path) -> None:
+    shutil.copytree(inspected, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy/set/ground_truth")
+    run = tmp_path / "copy/run"
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["source"] = recipe["target"] = str(tmp_path / "copy/set")
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    assert main(["report", str(run)]) == 0
+    text, _ = read(run / "report.html")
+    wrong = text.partition("<h2>Defects with the lowest scores</h2>")[2].partition("</section>")[0]
+    assert wrong.count("data:image/png;base64,") == 2 * 8, "picture and map"
+    assert "AUPRO" not in text.partition("<h2>Defects</h2>")[2].partition("</section>")[0]
