@@ -62,17 +62,19 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 # Room → its modules that other rooms import. Every other module is private to its room.
 OPEN = {
     "data": {
-        *("checks", "download", "folder", "imageset", "material"),
+        *("checks", "download", "folder", "imageset", "inspection", "masks", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
     "measure": {
         "components",
+        "defects",
         "detection",
         "domains",
         "encodings",
         "intervals",
         "likelihood",
+        "maps",
         "metrics",
         "outputs",
         "probes",

@@ -395,6 +395,9 @@ class Split(_Part):
     validation: PositiveInt = 5000  # of the training part, at most; and no more than a tenth of it
     calibration: PositiveInt = 5000  # the same; and no more than a fifth
     groups: str | None = None  # keeps images together: a CSV of file,group, or a regular expression on the path
+    # The class of sound images, where the others are kinds of defect: it alone is trained on. By default it is the only
+    # class of the training part, if there is just one.
+    sound: str | None = None
 
 
 class Score(_Part):
