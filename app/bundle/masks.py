@@ -29,20 +29,23 @@ def decode_mask(data: bytes, spec: InputSpec) -> np.ndarray:
 
 
 def place_mask(mask: np.ndarray, height: int, width: int, spec: InputSpec) -> np.ndarray:
-    """(h, w) bool of an image of height × width, whatever the mask's own size → (H, W) bool: the nearest pixels.
+    """(h, w) bool or numbers of an image of height × width, whatever the mask's own size → (H, W): the nearest pixels.
 
-    A defect that falls between the pixels of a smaller input marks those that it falls into.
+    A number that falls between the pixels of a smaller input marks those that it falls into. False and 0 mark nothing.
     """
     (left, top, right, bottom), (columns, rows), corner = placement(width, height, spec)
     across, down = mask.shape[1] / width, mask.shape[0] / height  # mask pixels per image pixel
     x = _centres(columns, left * across, right * across).clip(0, mask.shape[1] - 1)
     y = _centres(rows, top * down, bottom * down).clip(0, mask.shape[0] - 1)
     placed = mask[np.ix_(y, x)]
-    if not placed.any() and mask.any():
-        marked = np.argwhere(mask) + 0.5  # (n, 2) of rows, columns
-        at = (marked - (top * down, left * across)) / ((bottom - top) * down, (right - left) * across) * (rows, columns)
-        at = at[((at >= 0) & (at < (rows, columns))).all(axis=1)].astype(int)
-        placed[at[:, 0], at[:, 1]] = True
+    lost = np.setdiff1d(mask, placed)
+    if lost.any():
+        marked = np.argwhere(np.isin(mask, lost[lost > 0]))  # (n, 2) of rows, columns
+        scale = np.array([rows / ((bottom - top) * down), columns / ((right - left) * across)])
+        at = np.floor((marked + 0.5 - (top * down, left * across)) * scale).astype(int)
+        free = ((at >= 0) & (at < (rows, columns))).all(axis=1)
+        free[free] = placed[tuple(at[free].T)] == 0
+        placed[tuple(at[free].T)] = mask[tuple(marked[free].T)]
     return _framed(placed, corner, spec)
 
 
@@ -58,7 +61,7 @@ def _centres(count: int, start: float, end: float) -> np.ndarray:
 
 
 def _framed(placed: np.ndarray, corner: tuple[int, int], spec: InputSpec) -> np.ndarray:
-    frame = np.zeros((spec.height, spec.width), bool)
+    frame = np.zeros((spec.height, spec.width), placed.dtype)
     left, top = corner
     frame[top : top + placed.shape[0], left : left + placed.shape[1]] = placed
     return frame

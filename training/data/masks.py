@@ -6,6 +6,7 @@ from app.bundle import ImageError, InputSpec
 from app.bundle.decode import read_dimensions
 from app.bundle.masks import decode_mask, place_image, place_mask
 from training.data.imageset import ImageSet, Mask
+from training.data.regions import label_regions
 from training.errors import TrainingError, printable
 
 _ANY = InputSpec(  # a mask is read in its own size
@@ -41,9 +42,12 @@ def are_known(data: ImageSet) -> np.ndarray:
 
 
 def placed(data: ImageSet, index: int, spec: InputSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) bool each: the defects of an image whose mask is known, and where the image lies: not in bars of pad."""
+    """(H, W) of an image whose mask is known: the number of each defect from 1, or 0; and where the image lies, bool.
+
+    Defects are the regions of the mask in its own size: shrinking does not cut a thin one into several.
+    """
     if not data.masks:
-        return np.zeros(spec.shape[:2], bool), np.ones(spec.shape[:2], bool)
+        return np.zeros(spec.shape[:2], np.int32), np.ones(spec.shape[:2], bool)
     mask = data.masks[index]
     try:
         height, width, _ = read_dimensions(mask.image)
@@ -51,5 +55,5 @@ def placed(data: ImageSet, index: int, spec: InputSpec) -> tuple[np.ndarray, np.
         raise TrainingError(f"{printable(str(mask.image))} ({error})") from None
     image = place_image(height, width, spec)
     if mask.file is None or not data.defective[index]:
-        return np.zeros_like(image), image
-    return place_mask(open_mask(mask), height, width, spec), image
+        return np.zeros(image.shape, np.int32), image
+    return place_mask(label_regions(open_mask(mask))[0], height, width, spec), image

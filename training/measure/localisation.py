@@ -16,7 +16,6 @@ from training.data import masks
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.measure.detection import RESAMPLED, Measured, resampled, with_interval
-from training.measure.regions import label_regions
 from training.progress import track
 
 LIMITS = (0.30, 0.05)  # rates of false positives up to which the overlap is integrated
@@ -53,15 +52,15 @@ def overlaps(data: ImageSet, maps: np.ndarray, spec: InputSpec) -> Overlaps:
     sound, defective, overlap = (allocate((len(known), bins), np.float32) for _ in range(3))
     regions = np.zeros(len(known), np.int64)
     for row, index in enumerate(track(known, "pixels", len(known))):
-        mask, counted = masks.placed(data, int(index), spec)
+        numbers, counted = masks.placed(data, int(index), spec)
+        mask = numbers > 0
         at = bins - 1 - np.searchsorted(edges, np.asarray(maps[index]), side="right")  # (H, W): the highest first
         sound[row] = np.bincount(at[counted & ~mask], minlength=bins)
         defective[row], overlap[row] = np.bincount(at[mask], minlength=bins), 0
         if mask.any():
-            labels, count = label_regions(mask)
-            area = np.bincount(labels[mask], minlength=count + 1)
-            overlap[row] = np.bincount(at[mask], weights=1 / area[labels[mask]], minlength=bins)
-            regions[row] = count
+            _, region, area = np.unique(numbers[mask], return_inverse=True, return_counts=True)
+            overlap[row] = np.bincount(at[mask], weights=1 / area[region], minlength=bins)
+            regions[row] = len(area)
     return Overlaps(known, sound=sound, defective=defective, overlap=overlap, regions=regions)
 
 
@@ -102,8 +101,8 @@ def _edges(data: ImageSet, maps: np.ndarray, known: np.ndarray, spec: InputSpec)
     sound: list[np.ndarray] = []
     defective: list[np.ndarray] = []
     for index in known:
-        mask, counted = masks.placed(data, int(index), spec)
-        for pixels, values in ((counted & ~mask, sound), (mask, defective)):
+        numbers, counted = masks.placed(data, int(index), spec)
+        for pixels, values in ((counted & (numbers == 0), sound), (numbers > 0, defective)):
             own = np.asarray(maps[index])[pixels]
             values.append(own if len(own) <= each else rng.choice(own, each, replace=False))
     rates = np.concatenate([np.linspace(0, 1, _THRESHOLDS), np.geomspace(1e-6, 1, _THRESHOLDS)])

@@ -165,7 +165,7 @@ def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defect
             why=f"{test.classes[test.labels[index]]}, {alarm}, score {scores[index]:.2f}",
             image=test.images[index],
             map=_scaled(maps[index], *scale) * inside if maps else None,
-            mask=mask if known[index] else None,
+            mask=mask > 0 if known[index] and mask is not None else None,
         )
 
     return Inspected(

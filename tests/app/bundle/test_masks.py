@@ -102,3 +102,14 @@ def test_a_thin_defect_does_not_fall_between_the_pixels() -> None:
     assert placed[0, 2:8].all()
     assert placed.sum() == 6
     assert not place_mask(mask, 100, 100, spec(10, 20, resize="crop")).any(), "it was cropped away"
+
+
+def test_of_several_defects_none_is_lost() -> None:
+    numbers = np.zeros((100, 100), np.int32)
+    numbers[40:80, 40:80] = 1
+    numbers[12, 12] = 2  # between the pixels
+    numbers[41, 42] = 3  # within another: the larger keeps the pixel
+    placed = place_mask(numbers, 100, 100, spec(10, 10))
+    assert placed[1, 1] == 2
+    assert (placed == 1).sum() == 16
+    assert set(np.unique(placed).tolist()) == {0, 1, 2}

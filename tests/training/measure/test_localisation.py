@@ -10,9 +10,9 @@ from app.bundle import InputSpec
 from training.data import masks
 from training.data.imageset import ImageSet, Mask
 from training.data.read import read_part
+from training.data.regions import label_regions
 from training.data.splits import train_and_test
 from training.measure.localisation import measures, overlaps
-from training.measure.regions import label_regions
 from training.recipe import Split
 
 SPEC = spec(32, 32)
@@ -22,7 +22,8 @@ def slow_measures(data: ImageSet, maps: np.ndarray, shape: InputSpec) -> dict[st
     """By their definitions, threshold by threshold over all pixels."""
     sound, defective, regions = [], [], []
     for index in np.flatnonzero(masks.are_known(data)):
-        mask, counted = masks.placed(data, int(index), shape)
+        numbers, counted = masks.placed(data, int(index), shape)
+        mask = numbers > 0
         labels, count = label_regions(mask)
         sound.append(maps[index][counted & ~mask])
         defective.append(maps[index][mask])
@@ -55,7 +56,7 @@ def noisy_maps(data: ImageSet, shape: InputSpec, levels: int | None, seed: int =
     rng = np.random.default_rng(seed)
     maps = rng.normal(size=(len(data), *shape.shape[:2]))
     for index in range(len(data)):
-        maps[index] += 1.5 * masks.placed(data, index, shape)[0]
+        maps[index] += 1.5 * (masks.placed(data, index, shape)[0] > 0)
     return (maps if levels is None else (maps * levels).round()).astype(np.float32)
 
 
@@ -74,14 +75,14 @@ def test_pixel_auroc_is_that_of_scikit_learn(tmp_path: Path) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     data = inspected(tmp_path)
     maps = noisy_maps(data, SPEC, None)
-    truth = np.stack([masks.placed(data, index, SPEC)[0] for index in range(len(data))])
+    truth = np.stack([masks.placed(data, index, SPEC)[0] > 0 for index in range(len(data))])
     expected = metrics.roc_auc_score(truth.ravel(), maps.ravel())
     assert measures(overlaps(data, maps, SPEC))["pixel_auroc"].value == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_perfect_map_reaches_one_and_an_inverted_one_nothing(tmp_path: Path) -> None:
     data = inspected(tmp_path)
-    truth = np.stack([masks.placed(data, index, SPEC)[0] for index in range(len(data))]).astype(np.float32)
+    truth = np.stack([masks.placed(data, index, SPEC)[0] > 0 for index in range(len(data))]).astype(np.float32)
     assert {value.value for value in measures(overlaps(data, truth, SPEC)).values()} == {1.0}
     assert all(value.value < 0.02 for value in measures(overlaps(data, -truth, SPEC)).values())
 
@@ -123,7 +124,7 @@ def test_bars_of_pad_and_defects_without_a_mask_are_not_counted(tmp_path: Path) 
 
 def test_each_kind_has_measures_of_its_own(tmp_path: Path) -> None:
     data = inspected(tmp_path)
-    truth = np.stack([masks.placed(data, index, SPEC)[0] for index in range(len(data))])
+    truth = np.stack([masks.placed(data, index, SPEC)[0] > 0 for index in range(len(data))])
     dots = data.labels == data.classes.index("dot")
     maps = np.where(dots[:, None, None], truth, ~truth).astype(np.float32)  # right for dots alone
     counts = overlaps(data, maps, SPEC)
