@@ -1,14 +1,18 @@
-"""What a frozen backbone with a linear head reaches on photographs, as the recipe `photos` makes and exports it.
+"""What published networks reach on photographs, and what they cost.
 
-A bundle is made of each folder. Its encoder reads every image once; for each draw of labels a head is
-fitted, exported and run in the place of the bundle's own. Test images take part in no choice: the penalty comes from
-cross-validation on the labelled images.
+`backbone`: frozen, with a linear head, as the recipe `photos` makes and exports it. A bundle is made of each folder;
+its encoder reads every image once; for each draw of labels a head is fitted, exported and run in the place of the
+bundle's own. Test images take part in no choice: the penalty comes from cross-validation on the labelled images.
+`backbone-speed`: milliseconds of an image, minutes of a folder. `thawed`: the same with its upper blocks trained.
+`distilled`: what a small network keeps of it.
 """
 
 import math
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,25 +42,97 @@ SETS = {  # folder → its settings, bar and goal with few labels, bar and goal 
     "clothing": ((), (0.70, 0.80), (0.85, 0.90)),
 }
 RUNS = 200
+SIDE = 224
+PHOTOGRAPHS = 3000
+THAWED = (
+    *(
+        "mode=gradual",
+        "begin=linear",
+        "thaw=2",
+        "views=5",
+        "augment.flip=across",
+        "augment.crop=0.6",
+        "freeze_norms=true",
+    ),
+    *("optimiser=adamw", "weight_decay=0.01", "rate=1e-4", "slower_below=1", "ema=0.99", "batch=32", "epochs=12"),
+)
 
 
 def backbone(out: Path) -> Iterator[Bar]:
-    try:
-        weights.path_of(recipe.load("photos", []).network)
-    except weights.TrainingError as error:
-        raise Skipped(str(error)) from None
     for name, (settings, few, whole) in SETS.items():
-        folder = named.root() / name
-        if not folder.is_dir():
-            raise Skipped(f"{folder} is not there: set GRAFT_DATA to the folder that holds {name}")
-        photographs = _made(folder, settings, out / name)
+        photographs = _made(_folder(name), settings, out / name)
         for what, count, (bar, goal) in ((f"{FEW} labels a class", FEW, few), ("all labels", None, whole)):
             found = _over_seeds(photographs, count)
             print(f"        {name}, {what}: 95 % interval {found.low:.4f} to {found.high:.4f}", flush=True)
             yield Bar(f"{name}, {what}, mean of {SEEDS} seeds", found.mean, bar, goal)
-    image = np.zeros((1, 224, 224, 3), np.uint8)
-    if photographs.bundle.manifest.input.shape == image.shape[1:]:
-        yield Bar("Lite0 at 224², one core, milliseconds to classify", _ms(photographs.bundle, image), 14, 9, False)
+
+
+def speed(out: Path) -> Iterator[Bar]:
+    """A process of its own with one core at hand measures what a service would need: `taskset -c 0`."""
+    square = (f"input.height={SIDE}", f"input.width={SIDE}")
+    for what, settings, bar, goal in (("fp32", (), 14, 9), ("int8", ("export.int8=true",), 9, 4)):
+        bundle = _bundle(_folder("clothing"), (*square, *settings), out / what)
+        notes = [metric.name for metric in bundle.manifest.metrics if "int8" in metric.name]
+        print(f"        {what}: {', '.join(notes) or 'in floats'}", flush=True)
+        yield Bar(f"Lite0 at {SIDE}², {what}, one core, milliseconds to classify", _ms(bundle), bar, goal, False)
+    folder = _many(out / f"photographs-{PHOTOGRAPHS}")
+    command = [sys.executable, "-m", "training", "run", "photos"]
+    command += ["--set", f"source={folder}", "--set", f"target={folder}", "--models", str(out / "timed")]
+    start = time.perf_counter()
+    subprocess.run([*command, "--run", str(out / f"timed-{start:.0f}")], check=True)
+    minutes = (time.perf_counter() - start) / 60
+    yield Bar(f"{PHOTOGRAPHS:,} photographs to a bundle by photos, minutes", minutes, 4, 2, False)
+
+
+def thawed(out: Path) -> Iterator[Bar]:
+    """Each seed draws another part to train on; the test part is the folder's own."""
+    folder, gains = _folder("clothing"), []
+    frozen = _made(folder, (), out / "clothing")
+    for seed in range(SEEDS):
+        settings = (f"seed={seed}", *(f"transfer.{setting}" for setting in THAWED))
+        warm = _value(_bundle(folder, settings, out / f"thawed-{seed}"), "accuracy")
+        gains.append(100 * (warm - _accuracy(frozen, None, seed)))
+        print(f"        seed {seed}: thawed {warm:.4f}, {gains[-1]:+.1f} points", flush=True)
+    found = student(gains)
+    print(f"        95 % interval {found.low:+.1f} to {found.high:+.1f} points", flush=True)
+    yield Bar("clothing, all labels, thawed over frozen, points, lower end of the interval", found.low, 0, 4)
+
+
+def distilled(out: Path) -> Iterator[Bar]:
+    folder = _folder("clothing")
+    small = _bundle(folder, (), out / "distilled", recipe_name="photos-small")
+    # As many epochs as both stages of the distilled network have.
+    alone = ("transfer.mode=scratch", "transfer.epochs=90", "transfer.rate=2e-3")
+    scratch = _value(_bundle(folder, alone, out / "scratch", recipe_name="photos-small"), "accuracy")
+    reached, teacher = _value(small, "accuracy"), _value(small, "teacher_accuracy")
+    print(f"        scratch {scratch:.4f}, distilled {reached:.4f}, teacher {teacher:.4f}", flush=True)
+    kept = (reached - scratch) / (teacher - scratch)
+    yield Bar("clothing, share of the teacher's gain over scratch that the small network keeps", kept, 0.5, 0.8)
+
+
+def _folder(name: str) -> Path:
+    try:
+        weights.path_of(recipe.load("photos", []).network)
+    except weights.TrainingError as error:
+        raise Skipped(str(error)) from None
+    folder = named.root() / name
+    if not folder.is_dir():
+        raise Skipped(f"{folder} is not there: set GRAFT_DATA to the folder that holds {name}")
+    return folder
+
+
+def _many(folder: Path) -> Path:
+    """A folder of links to photographs, one subfolder a class: all of clothing, then surfaces."""
+    if folder.is_dir():
+        return folder
+    clothes = sorted(_folder("clothing").glob("*/*/*.jpg"))
+    surfaces = sorted(_folder("neu-surface").glob("*/*.jpg"))
+    spread = np.linspace(0, len(surfaces) - 1, PHOTOGRAPHS - len(clothes)).astype(int)
+    for path in (*clothes, *(surfaces[place] for place in spread)):
+        home = folder / path.parent.name
+        home.mkdir(parents=True, exist_ok=True)
+        (home / path.name).symlink_to(path)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -71,11 +147,8 @@ class Photographs:
 
 
 def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
-    chosen = recipe.load("photos", [f"source={folder}", f"target={folder}", *settings])
-    models = out / "models"
-    if not (models / chosen.name).is_dir():
-        run.run(chosen, models, out / "run")
-    bundle = load((models / chosen.name / str(versions(models / chosen.name)[-1])).resolve(), threads=1)
+    bundle = _bundle(folder, settings, out)
+    chosen = _recipe("photos", folder, settings)
     spec = bundle.manifest.input
 
     def points_of(data: ImageSet) -> np.ndarray:
@@ -86,6 +159,22 @@ def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
         part = read_part(str(folder), "test", spec)
         test = points_of(part), part.labels
     return Photographs(chosen, bundle, whole, points_of(whole), test)
+
+
+def _bundle(folder: Path, settings: Sequence[str], out: Path, recipe_name: str = "photos") -> Bundle:
+    """Made on first use."""
+    models = out / "models"
+    if not (models / recipe_name).is_dir():
+        run.run(_recipe(recipe_name, folder, settings), models, out / "run")
+    return load((models / recipe_name / str(versions(models / recipe_name)[-1])).resolve(), threads=1)
+
+
+def _recipe(name: str, folder: Path, settings: Sequence[str]) -> Recipe:
+    return recipe.load(name, [f"source={folder}", f"target={folder}", *settings])
+
+
+def _value(bundle: Bundle, name: str) -> float:
+    return next(metric.value for metric in bundle.manifest.metrics if metric.name == name)
 
 
 def _over_seeds(photographs: Photographs, count: int | None) -> Interval:
@@ -119,8 +208,8 @@ def _with_head(bundle: Bundle, points: np.ndarray, labelled: ImageSet) -> Bundle
     return replace(bundle, head=Session(to_onnx(head, graph), graph, graph.file, threads=1))
 
 
-def _ms(bundle: Bundle, image: np.ndarray) -> float:
-    times = []
+def _ms(bundle: Bundle) -> float:
+    image, times = np.zeros((1, *bundle.manifest.input.shape), np.uint8), []
     for _ in range(RUNS):
         start = time.perf_counter()
         bundle.classify(image)

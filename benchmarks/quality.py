@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,thawed,distilled"
 PAGE = ROOT / "docs" / "quality.md"
 
 
@@ -225,6 +225,9 @@ def main() -> None:
         "one-class": lambda: one_class(given.out),
         "neu": lambda: neu(given.out),
         "backbone": lambda: backbones.backbone(given.out / "backbone"),
+        "backbone-speed": lambda: backbones.speed(given.out / "backbone"),
+        "thawed": lambda: backbones.thawed(given.out / "backbone"),
+        "distilled": lambda: backbones.distilled(given.out / "backbone"),
     }
     for name in given.only.split(","):
         start = time.monotonic()

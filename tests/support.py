@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from prometheus_client.parser import text_string_to_metric_families
 
 import app
@@ -407,3 +407,31 @@ def read_metrics(exposition: str | bytes) -> Samples:
 
 def metric_value(samples: Samples, name: str, **labels: object) -> float | None:
     return samples.get((name, frozenset((key, str(v)) for key, v in labels.items())))
+
+
+def draw_inspection(folder: Path, sound: int = 12, defects: int = 4, side: int = 32) -> Path:
+    """train/good, test/good, test/dot and test/line, and ground_truth: drawn surfaces, and what lies on them.
+
+    Of test/good there are as many as of each kind of defect.
+    """
+    rng = np.random.default_rng(0)
+
+    def surface() -> np.ndarray:
+        return rng.integers(90, 130, (side, side), dtype=np.uint8)
+
+    def write(path: Path, pixels: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    for part, count in (("train", sound), ("test", defects)):
+        for number in range(count):
+            write(folder / part / "good" / f"{number:03}.png", surface())
+    for kind in ("dot", "line"):
+        for number in range(defects):
+            where = np.zeros((side, side), bool)
+            row, column = (int(at) for at in rng.integers(2, side - 8, 2))
+            where[row : row + 5, column : column + 5] = kind == "dot"
+            where[row, 2 : side - 2] |= kind == "line"
+            write(folder / "test" / kind / f"{number:03}.png", np.where(where, 255, surface()).astype(np.uint8))
+            write(folder / "ground_truth" / kind / f"{number:03}_mask.png", where.astype(np.uint8) * 255)
+    return folder

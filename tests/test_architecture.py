@@ -62,17 +62,19 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 # Room → its modules that other rooms import. Every other module is private to its room.
 OPEN = {
     "data": {
-        *("checks", "download", "folder", "folds", "imageset", "material"),
+        *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
     "measure": {
         "components",
+        "defects",
         "detection",
         "domains",
         "encodings",
         "intervals",
         "likelihood",
+        "maps",
         "metrics",
         "outputs",
         "probes",
@@ -84,7 +86,7 @@ OPEN = {
         *("latent_map", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
-        *("distil", "finetune", "generate", "inference", "journal"),
+        *("distil", "finetune", "generate", "inference", "journal", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, draw_folder, draw_named, serving
+from support import ROOT, draw_folder, draw_inspection, draw_named, serving
 
 import app
 import training
 from app.bundle import load
+from app.bundle.drawings import garment
 from app.settings import Settings
 from training import recipe
 from training.__main__ import main as graft_train
@@ -416,6 +417,30 @@ def test_the_commands_of_the_example_from_a_factory_lead_to_a_bundle(owned: Path
     output = follow([line.replace("FOLDER", "my-images") for line in shell("docs/defects.md")], owned)
     assert list(output) == ["data", "run", "compare"]
     assert load(owned / "models/defects/1").operations
+
+
+def test_the_commands_of_the_page_on_inspection_measure_defects(tmp_path: Path) -> None:
+    draw_inspection(tmp_path / "surfaces", sound=60)
+    output = follow([line.replace("FOLDER", "surfaces") for line in shell("docs/inspection.md")], tmp_path)
+    assert list(output) == ["data", "run", "evaluate"]
+    assert output["data"].startswith("taken for: inspection")
+    table = (ROOT / "docs/inspection.md").read_text().partition("| measure | meaning |")[2]
+    measures = [name for names in re.findall(r"^\| ([^|-]+) \|", table, re.MULTILINE) for name in names.split(", ")]
+    assert len(measures) == 7
+    for name in measures:
+        assert name in output["evaluate"], name
+
+
+def test_the_table_of_the_page_on_inspection_is_read(tmp_path: Path) -> None:
+    [text] = blocks((ROOT / "docs/inspection.md").read_text(), "csv")
+    (tmp_path / "list.csv").write_text(text)
+    for row in csv.DictReader(io.StringIO(text)):
+        for name in filter(None, (row["path"], row["mask"])):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            garment("bag", 32).save(tmp_path / name)
+    done = here(["data", "list.csv"], tmp_path, {})
+    assert done.returncode == 0, done.stderr
+    assert "images with defects: 1 (crack); masks of them: 1" in done.stdout
 
 
 def test_the_command_of_the_page_on_backbones_leads_to_a_bundle(owned: Path) -> None:

@@ -25,6 +25,7 @@ from training.__main__ import main
 from training.errors import printable
 
 SIDE = 8
+MASK_ENDINGS = ("_mask.png", ".png", "_mask.tif", ".txt")
 RECIPE = "quick"
 ODD_NAMES = (
     ".ipynb_checkpoints",
@@ -122,6 +123,48 @@ def trees(draw: st.DrawFn, counts: tuple[int, ...] = (0, 1, 2, 6, 12, 40), fewes
     return {**tree, **draw(oddities)}
 
 
+mask_names = st.builds(lambda number, ending: f"{number}{ending}", st.integers(0, 12), st.sampled_from(MASK_ENDINGS))
+masks = st.dictionaries(mask_names, st.one_of(st.sampled_from(IMAGES[:3]), leaves), max_size=8)
+
+
+@st.composite
+def inspections(draw: st.DrawFn, sound: tuple[int, ...] = (0, 1, 12, 40)) -> dict[str, Node]:
+    """Sound images to learn from, kinds of defect to judge and their masks; in parts or side by side, and damaged."""
+    good = draw(st.sampled_from(("good", "OK", "fine")))
+    learnt: dict[str, Node] = {good: images(draw(st.sampled_from(sound)), 0)}
+    kinds = draw(st.dictionaries(st.one_of(class_names, st.just(good)), st.sampled_from((0, 1, 6)), max_size=3))
+    judged: dict[str, Node] = {
+        name: {**images(count, 60 + 20 * index), **draw(oddities)} for index, (name, count) in enumerate(kinds.items())
+    }
+    truth = {name: draw(st.one_of(masks, masks, leaves)) for name in (*kinds, *draw(st.lists(class_names, max_size=1)))}
+    parts: dict[str, Node] = {"train": learnt, "test": judged} if draw(st.booleans()) else {**judged, **learnt}
+    return {**parts, "ground_truth": draw(st.one_of(st.just(truth), st.just(truth), leaves)), **draw(oddities)}
+
+
+HEADS = ("path,label,split,group,mask", "path;label", "image\tsplit", "label", "path,path", "path,label,split")
+PATHS = ("0.png", "cat/0.png", "good/1.png", "nowhere.png", "..", "\0", "")
+csv_texts = st.one_of(
+    st.binary(max_size=60),
+    st.builds(
+        lambda head, lines: "\n".join([head, *lines]).encode("utf-8", "surrogateescape"),
+        st.sampled_from(
+            ("path,label,split,group,mask", "path;label", "image\tsplit", "label", "path,path", "path,label,split")
+        ),
+        st.lists(
+            st.builds(
+                lambda *values: ",".join(values),
+                st.one_of(st.sampled_from(PATHS), file_names),
+                st.sampled_from(("good", "crack", "", "a\nb", '"')),
+                st.sampled_from(("train", "test", "val", "")),
+                st.sampled_from(("a", "b", "")),
+                st.sampled_from(("", "0.png", "nowhere.png", "ground_truth/crack/0_mask.png")),
+            ),
+            max_size=6,
+        ),
+    ),
+)
+
+
 def plant(tree: dict[str, Node], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, node in tree.items():
@@ -170,6 +213,45 @@ slow = settings(quick, max_examples=4)
 def test_data(tree: dict[str, Node]) -> None:
     with planted(tree) as folder:
         assert output(main, "data", folder, "--side", SIDE)[0] in (0, 2)
+
+
+@quick
+@given(tree=inspections(), sound=st.sampled_from(((), ("--sound", "good"), ("--sound", "fine"), ("--sound", "\udcff"))))
+def test_data_for_inspection(tree: dict[str, Node], sound: tuple[str, ...]) -> None:
+    with planted(tree) as folder:
+        assert output(main, "data", folder, "--side", SIDE, *sound)[0] in (0, 2)
+
+
+@quick
+@given(tree=trees((0, 2, 6)), text=csv_texts)
+def test_data_of_a_table(tree: dict[str, Node], text: bytes) -> None:
+    with planted(tree) as folder:
+        table = folder / "list.csv"
+        if not os.path.lexists(table):
+            table.write_bytes(text)
+        assert output(main, "data", table, "--side", SIDE)[0] in (0, 2)
+
+
+@several
+@given(tree=inspections())
+def test_images_with_defects_for_a_bundle(bundle: Path, tree: dict[str, Node]) -> None:
+    with planted(tree) as folder:
+        own = shutil.copytree(bundle, folder.parent / "models" / "tiny" / "1")
+        for arguments in (
+            ("evaluate", own, "--data", folder),
+            ("evaluate", own, "--data", folder, "--sound", "good"),
+            ("calibrate", own, folder, "--anomalies", folder, "--false-alarm-rate", "0.3"),
+        ):
+            assert output(main, *arguments)[0] in (0, 2), arguments
+
+
+@slow
+@given(tree=inspections((20, 40)), mode=st.sampled_from(("decoder", "full")))
+def test_training_for_inspection(tree: dict[str, Node], mode: str) -> None:
+    with planted(tree) as folder:
+        run = folder.parent / "run"
+        arguments = ("run", *recipe(folder, folder, mode), "--run", run, "--models", folder.parent / "models")
+        assert output(main, *arguments)[0] in (0, 2)
 
 
 @several

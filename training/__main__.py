@@ -150,8 +150,9 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
-    parser.add_argument("--data", help="a named data set or a folder (default: the bundle's target)")
+    parser.add_argument("--data", help="a named data set, a folder or a CSV (default: the bundle's target)")
     parser.add_argument("--part", choices=("train", "test"), default="test", help="part to measure (default: test)")
+    _sound_argument(parser)
 
 
 def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +169,7 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
         default="rate",
         help="at the false-alarm rate, or at the best F1 on --anomalies (default: rate)",
     )
-    parser.add_argument("--anomalies", help="a folder of anomalous images, for --threshold f1")
+    parser.add_argument("--anomalies", help="a folder of anomalous images, to measure on, and for --threshold f1")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the split: half to fit, half to calibrate")
 
 
@@ -211,12 +212,21 @@ def _base_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help=f"{', '.join(named.NAMES)}, or a folder")
+    parser.add_argument("data", help=f"{', '.join(named.NAMES)}, a folder, or a CSV of images")
     parser.add_argument("--download", action="store_true", help="download the missing files of a named data set")
     parser.add_argument(
         "--side", type=_positive, default=64, help="compare images at this size, in pixels (default: 64)"
     )
     parser.add_argument("--groups", help="which images belong together, as split.groups of a recipe")
+    _sound_argument(parser)
+
+
+def _sound_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sound",
+        metavar="CLASS",
+        help="the class of sound images, where the others are kinds of defect (default: the only class to train on)",
+    )
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

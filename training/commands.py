@@ -9,14 +9,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
-from app.bundle import Bundle, load
+import numpy as np
+
+from app.bundle import Bundle, InputSpec, load
 from app.bundle.manifest import Metric
 from training import ranks
 from training import recipe as recipes
-from training.data import checks, named, resolution
-from training.data.read import read_part
+from training.data import checks, inspection, named, resolution
+from training.data.imageset import ImageSet
+from training.data.inspection import marked, usual_sound
+from training.data.read import has_parts, lists_files, read_part
 from training.data.splits import part_to_measure, train_and_test
-from training.errors import TrainingError
+from training.errors import TrainingError, listed, printable
 from training.progress import say
 from training.recipe import Recipe
 
@@ -110,22 +114,30 @@ def compare(
         raise
 
 
-def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"]) -> None:
+def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sound: str | None) -> None:
+    from training.measure import defects
     from training.measure.metrics import bundle_metrics, class_table, confusion, confusion_table
     from training.measure.outputs import outputs_of
 
     loaded = load(bundle.resolve())
-    images, train = part_to_measure(data, part, loaded.manifest)
+    images, train = part_to_measure(data, part, loaded.manifest, sound)
     classifier = loaded.manifest.classifier
-    if classifier and len(images.labels) and images.classes != classifier.labels:
+    labelled = len(images.labels) and images.sound is None
+    if classifier and labelled and images.classes != classifier.labels:
         raise TrainingError(f"the classes of the images ({', '.join(images.classes)}) are not the bundle's labels")
     outputs = outputs_of(loaded, images, "evaluate")
-    metrics = bundle_metrics(loaded, images, part, outputs=outputs, train=train)
+    found = defects.measure(loaded, images, outputs.scores)
+    metrics = bundle_metrics(loaded, images, part, outputs=outputs, train=train, found=found)
     if not metrics:
         say(f"nothing to measure: the bundle can {', '.join(loaded.operations)}, and the images have no classes")
     for metric in metrics:
+        if found is not None and metric.name in defects.TITLES:
+            continue  # in the table below
         print(f"{metric.name} {metric.value:.4f} over {metric.images:,} images{_expected(loaded, metric)}")
-    if classifier and outputs.logits is not None and len(images.labels):
+    if found is not None and loaded.manifest.anomaly is not None:
+        for line in defects.table(found, loaded.manifest.anomaly.false_alarm_rate):
+            print(line)
+    if classifier and outputs.logits is not None and labelled:
         counts = confusion(images.labels, outputs.logits.argmax(axis=1), len(classifier.labels))
         for line in (*class_table(counts, classifier.labels), "", *confusion_table(counts, classifier.labels)):
             print(line)
@@ -154,14 +166,56 @@ def calibrate(
     folder = bundle.resolve()
     loaded = load(folder)
     spec, stated = loaded.manifest.input, loaded.manifest.anomaly
-    normal = read_part(normals, "train", spec)
-    if anomalies is not None and threshold != "f1":
-        raise TrainingError("--anomalies needs --threshold f1: a false-alarm rate is set by normal images alone")
+    normal = _sound_alone(read_part(normals, "train", spec), normals)
     if threshold == "f1" and anomalies is None:
         raise TrainingError("--threshold f1 needs --anomalies FOLDER: F1 counts anomalies too")
-    anomalous = None if anomalies is None else read_part(anomalies, "train", spec)
+    anomalous = None if anomalies is None else _defects_alone(anomalies, spec)
     rate = false_alarm_rate or (stated.false_alarm_rate if stated else 0.01)
-    print(recalibrate(folder, loaded, normal, false_alarm_rate=rate, seed=seed, anomalies=anomalous))
+    setting = anomalous if threshold == "f1" else None
+    made = recalibrate(folder, loaded, normal, false_alarm_rate=rate, seed=seed, anomalies=setting)
+    if anomalous is not None:
+        _say_measures(load(made), anomalous, chosen_by=threshold)
+    print(made)
+
+
+def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
+    """Without the images of defects, where the folder has a class that is named as sound ones are."""
+    sound = usual_sound(normals.classes)
+    if sound is None or normals.classes == (sound,):
+        return normals
+    others = [name for name in normals.classes if name != sound]
+    say(f"note: {printable(where)}: {sound} are the normal images; left out: {listed(others)}")
+    return marked(normals, sound, where).without_defects()
+
+
+def _defects_alone(where: str, spec: InputSpec) -> ImageSet:
+    """The images of a folder, of its test part where it has parts, without those of a class that is named sound."""
+    anomalies = read_part(where, "test" if lists_files(where) else "train", spec)
+    sound = usual_sound(anomalies.classes)
+    if sound is None:
+        return anomalies
+    found = marked(anomalies, sound, where)
+    if not found.defective.any():
+        raise TrainingError(f"--anomalies {printable(where)}: it has {sound} alone: name a folder of anomalous images")
+    say(f"note: {printable(where)}: {sound} are not anomalous, and left out")
+    return found.take(np.flatnonzero(found.defective))
+
+
+def _say_measures(bundle: Bundle, anomalies: ImageSet, chosen_by: Literal["rate", "f1"]) -> None:
+    """How well the new score separates anomalies from the normals that calibrated it, on which it was not fitted."""
+    from training.measure import defects
+    from training.measure.outputs import outputs_of
+
+    a, scorer = bundle.manifest.anomaly, bundle.scorer
+    scores = outputs_of(bundle, anomalies, "anomalies", ("scores",)).scores
+    assert a is not None  # it was calibrated
+    assert scorer is not None
+    assert scores is not None
+    found = defects.of_sets(scorer.calibration, anomalies, scores, a.threshold)
+    for line in defects.table(found, a.false_alarm_rate):
+        say(line)
+    if chosen_by == "f1":
+        say("note: the threshold was chosen on these images: best F1 and recall will be lower on others")
 
 
 def graft(
@@ -183,15 +237,16 @@ def base(
     print(bases.publish(network, taken, models, name or backbone))
 
 
-def data(data: str, download: bool, side: int, groups: str | None) -> None:
+def data(data: str, download: bool, side: int, groups: str | None, sound: str | None) -> None:
     if download:
         plain = named.TEXTURED.get(data, data)
         if plain not in named.CLASSES:
             raise TrainingError(f"{data} cannot be downloaded, only {', '.join(named.CLASSES)}")
         _download(plain)
     spec = recipes.Input(height=side, width=side).spec()
-    rules = recipes.Split(groups=groups)
+    rules = recipes.Split(groups=groups, sound=sound)
     train, test = train_and_test(data, spec, rules, seed=0)
+    print(inspection.in_words(train, test, parted=has_parts(data)))
     for line in checks.table(train, test):
         print(line)
     print(resolution.in_words(data, rules))

@@ -239,6 +239,8 @@ class GradualMode(ThawingMode):
 
     mode: Literal["gradual"] = "gradual"
     slower_below: Annotated[float, Field(gt=0, le=1)] = 0.5  # a block's rate, as a share of the block above
+    # How the head begins: at random, and learns alone before the first block; or as mode linear finds it.
+    begin: Literal["random", "linear"] = "random"
     thaw: NonNegativeInt = 0  # so many blocks from the top down are freed, the rest stay frozen; 0 is all
     # So many augmented views of each image are drawn once: with `thaw`, the blocks that stay frozen run once for each.
     # 0: every epoch draws new ones, and the frozen blocks run again.
@@ -248,6 +250,12 @@ class GradualMode(ThawingMode):
     def views_differ(self) -> Self:
         if self.views and self.augment == Augment():
             raise ValueError("transfer.views: views are alike without transfer.augment")
+        return self
+
+    @model_validator(mode="after")
+    def a_linear_head_has_no_hidden_layer(self) -> Self:
+        if self.begin == "linear" and self.hidden:
+            raise ValueError("transfer.begin=linear: such a head has no layer between: set transfer.hidden to 0")
         return self
 
 
@@ -387,6 +395,9 @@ class Split(_Part):
     validation: PositiveInt = 5000  # of the training part, at most; and no more than a tenth of it
     calibration: PositiveInt = 5000  # the same; and no more than a fifth
     groups: str | None = None  # keeps images together: a CSV of file,group, or a regular expression on the path
+    # The class of sound images, where the others are kinds of defect: it alone is trained on. By default it is the only
+    # class of the training part, if there is just one.
+    sound: str | None = None
 
 
 def _one_or_more(distances: Any) -> Any:

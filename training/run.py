@@ -13,12 +13,14 @@ from app.bundle.bundle import REPORT_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
+from training.data import inspection
 from training.data.material import Material, count_seen_in_pretraining, gather
 from training.data.resolution import settled
 from training.errors import TrainingError
 from training.learning.journal import JOURNAL_FILE, Journal
 from training.learning.stages import BEGUN_FILE, Learnt, learn, load_learnt
 from training.learning.workshop import CHECKPOINTS
+from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
@@ -42,7 +44,7 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
     if not resume:
         if folder.exists():
             raise TrainingError(f"{folder} already exists: resume it with --resume, or choose another with --run")
-        recipe = settled(recipe)
+        recipe = settled(inspection.settled(recipe))
         try:
             folder.mkdir(parents=True)
             recipes.write(recipe, folder)
@@ -50,7 +52,7 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
             raise TrainingError(f"{folder}: cannot be written: {error.strerror}; choose another with --run") from None
         return recipe
     before = recipes.read(folder)
-    if before != recipe.settled_as(before):
+    if before not in (recipe.settled_as(before), inspection.settled(recipe).settled_as(before)):
         raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
     done = _published(folder)
     if done is not None:
@@ -134,7 +136,15 @@ def report(folder: Path) -> Path:
     bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
-    study = gather_report(bundle, recipe, material, outputs, journal=_epochs(folder), compared=results.read(folder))
+    study = gather_report(
+        bundle,
+        recipe,
+        material,
+        outputs,
+        found=defects.measure(bundle, material.test, outputs.scores),
+        journal=_epochs(folder),
+        compared=results.read(folder),
+    )
     return _write(folder / REPORT_FILE, page(study, pictures=True))
 
 
@@ -180,7 +190,15 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     scored = fit_score(recipe, material, exported)
     measured = measure(material, in_integers(recipe, material, exported, scored))
     bundle = measured.draft.bundle
-    study = gather_report(bundle, recipe, material, measured.outputs, journal=epochs, compared=results.read(folder))
+    study = gather_report(
+        bundle,
+        recipe,
+        material,
+        measured.outputs,
+        found=measured.defects,
+        journal=epochs,
+        compared=results.read(folder),
+    )
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
     path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)

@@ -5,6 +5,7 @@ import base64
 import numpy as np
 
 from app.bundle.encode import enlarged, png_of, stretched
+from app.bundle.scoring import error_maps
 
 
 def unit_png(image: np.ndarray) -> bytes:
@@ -14,7 +15,7 @@ def unit_png(image: np.ndarray) -> bytes:
 
 def error_png(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
     """(H, W, C) uint8 image and floats in 0…1 → grey PNG of the mean error over channels; the largest is white."""
-    errors = np.abs(reconstruction - image.astype(np.float32) / 255).mean(axis=2)
+    [errors] = error_maps(image[None], reconstruction[None])
     most = float(errors.max())
     return png_of(np.rint(errors * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
 

@@ -4,6 +4,8 @@ Training and serving both use this module, so that models see the same pixels in
 happens to each kind of image; tests/app/bundle/test_preprocess.py checks it.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from PIL import Image
 
@@ -48,11 +50,18 @@ def preprocess_pixels(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
     return _fit(convert_colours(Image.fromarray(pixels), spec), spec)
 
 
-def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
-    width, height = image.size
+class Placement(NamedTuple):
+    """Where an image lies in the encoder's input: `box` of the image is scaled to `size`, and put at `corner`."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom, in the image's pixels
+    size: tuple[int, int]  # width, height
+    corner: tuple[int, int]  # left, top; what the image leaves free of the input are the bars of `pad`
+
+
+def placement(width: int, height: int, spec: InputSpec) -> Placement:
+    """Of an upright image of that size."""
     target = (spec.width, spec.height)
     box = (0.0, 0.0, float(width), float(height))
-    size = target
     if spec.resize == "crop":
         scale = min(width / spec.width, height / spec.height)
         # Clipped to the image, because rounding may exceed it slightly.
@@ -61,16 +70,22 @@ def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
     elif spec.resize == "pad":
         scale = max(width / spec.width, height / spec.height)
         size = (max(1, round(width / scale)), max(1, round(height / scale)))
-    if image.size != size or box != (0.0, 0.0, float(width), float(height)):
+        return Placement(box, size, ((spec.width - size[0]) // 2, (spec.height - size[1]) // 2))
+    return Placement(box, target, (0, 0))
+
+
+def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
+    box, size, corner = placement(*image.size, spec)
+    if image.size != size or box != (0.0, 0.0, *map(float, image.size)):
         image = image.resize(size, _FILTERS[spec.filter], box, reducing_gap=_REDUCING_GAP)
     pixels = np.asarray(image).reshape(size[1], size[0], spec.channels)
-    return pixels if size == target else _padded(pixels, spec)
+    return pixels if size == (spec.width, spec.height) else _padded(pixels, corner, spec)
 
 
-def _padded(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """(h, w, C), neither side longer than the spec's → (H, W, C), with the image in the middle."""
+def _padded(pixels: np.ndarray, corner: tuple[int, int], spec: InputSpec) -> np.ndarray:
+    """(h, w, C), neither side longer than the spec's → (H, W, C), with the image at the corner."""
     height, width, _ = pixels.shape
-    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    left, top = corner
     if spec.padding == "edge":
         bars = (top, spec.height - height - top), (left, spec.width - width - left), (0, 0)
         return np.pad(pixels, bars, mode="edge")

@@ -74,6 +74,11 @@ def reconstruction_errors(images: np.ndarray, reconstructions: np.ndarray) -> np
     return np.asarray(np.mean(np.square(difference), axis=(1, 2, 3), dtype=np.float64))
 
 
+def error_maps(images: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) uint8 and floats in 0…1 → (N, H, W) float32: the mean error over channels. Heatmaps show it."""
+    return np.asarray(np.abs(reconstructions - images.astype(np.float32) / 255).mean(axis=3))
+
+
 THUMBNAIL = 14  # most cells per side
 
 

@@ -12,9 +12,10 @@ from app.bundle.store import load, names, versions
 from app.errors import CannotScore, GraftError, UnknownModel
 from app.inference import providers
 from app.score import parquet
+from app.score.formats import FORMATS, PARQUET
 from app.score.operation import OPERATIONS, BoundOperation
 from app.score.paths import find
-from app.score.run import AGAIN, FORMATS, PARQUET, Run, say
+from app.score.run import AGAIN, Run, say
 from app.settings import PREFIX, Settings, load_settings
 
 SETTINGS = {  # settings of the service that are options here too → aliases of the option

@@ -26,11 +26,11 @@ from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet, storage
 from app.score.batches import Batches
+from app.score.formats import cells
 from app.score.operation import BoundOperation
 from app.score.paths import FileProblem
 from app.score.problems import as_csv
 from app.score.progress import Progress
-from app.score.rows import cells
 from app.score.run import AGAIN, say, score_batch
 from app.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Any
 from app.errors import CannotScore
 from app.inference.results import Fields
 from app.score import storage
-from app.score.rows import Cells, as_text, flat, json_rows
+from app.score.formats import Cells, as_text, flat, json_rows
 from app.score.table import ANEW, require_same_run
 
 _ROWS = 4096  # in memory at a time, and in a row group of the file

@@ -11,17 +11,15 @@ from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet
 from app.score.batches import Batch, Batches
+from app.score.formats import FORMATS, PARQUET, cells
 from app.score.operation import BoundOperation
 from app.score.paths import FileProblem
 from app.score.problems import ProblemsFile
 from app.score.progress import Progress
-from app.score.rows import Csv, JsonLines, cells
 from app.score.stop import Stop
 from app.score.table import Table
 from app.settings import Settings
 
-PARQUET = ".parquet"
-FORMATS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}
 AGAIN = "run the same command again to resume"
 
 

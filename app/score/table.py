@@ -8,7 +8,7 @@ from types import TracebackType
 
 from app.errors import CannotScore
 from app.inference.results import Fields
-from app.score.rows import Cells, Format
+from app.score.formats import Cells, Format
 
 try:
     import fcntl

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support import draw_folder
+from support import draw_folder, draw_inspection
 
 from training.__main__ import main
 
@@ -47,4 +47,34 @@ epochs = 2
 def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert main(["run", str(recipe), "--models", str(folder / "models"), "--run", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inspected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on sound surfaces alone by a recipe that learns labels, where there are any: its folder, set and bundle."""
+    folder = tmp_path_factory.mktemp("inspected")
+    data = draw_inspection(folder / "set", sound=100, defects=10)
+    path = folder / "surfaces.toml"
+    path.write_text(f"""
+name = "surfaces"
+title = "surfaces drawn by code"
+source = "{data}"
+target = "{data}"
+false_alarm_rate = 0.05
+[input]
+height = 32
+width = 32
+[network]
+kind = "dense"
+hidden = 32
+latent = 8
+[pretrain]
+epochs = 4
+[transfer]
+mode = "full"
+[decoder]
+epochs = 4
+""")
+    assert main(["run", str(path), "--models", str(folder / "models"), "--run", str(folder / "run")]) == 0
     return folder

@@ -154,6 +154,7 @@ def test_what_is_no_recipe_is_said_so(tmp_path: Path) -> None:
         ("head", "mixup=0.2", "transfer.mixup belongs to modes gradual, full, distil, scratch, and the mode is head"),
         ("full", 'teacher="resnet18"', "transfer.teacher belongs to mode distil, and the mode is full"),
         ("gradual", "views=2", "views are alike without transfer.augment"),
+        ("head", 'begin="linear"', "transfer.begin belongs to mode gradual, and the mode is head"),
         ("gradual", "reconstruction=1", "transfer.reconstruction belongs to mode multitask"),
         ("source-only", "adaptation=1", "transfer.adaptation belongs to modes dann, mmd, and the mode is source-only"),
         ("decoder", "smoothing=0.1", "transfer.smoothing belongs to modes head, "),

@@ -33,7 +33,7 @@ from training.learning.workshop import open_workshop
 from training.networks.autoencoder import build
 from training.networks.graph import to_onnx
 from training.publish.onnx import Exported, export
-from training.recipe import Input, Network, Stage
+from training.recipe import Input, Network, Recipe, Stage
 from training.recipe import load as load_recipe
 
 
@@ -705,3 +705,28 @@ def test_training_and_serving_see_the_same_pixels(
     bundle = replace(tiny, manifest=tiny.manifest.model_copy(update={"input": shape}))
     served = [bundle.preprocess(file, max_pixels=10**6) for file in files]
     assert np.array_equal(served, trained.images)
+
+
+def test_a_run_for_inspection_learns_from_the_sound_images_alone(inspected: Path) -> None:
+    bundle = load(inspected / "models/surfaces/1")
+    recipe = Recipe.stored(bundle.manifest.provenance.recipe)
+    assert (recipe.transfer.mode, recipe.split.sound) == ("decoder", "good")
+    assert bundle.manifest.classifier is None
+    metrics = {metric.name: metric for metric in bundle.manifest.metrics}
+    assert metrics["false_alarm_rate"].images == 10
+    assert metrics["image_auroc"].images == 30
+    assert metrics["image_auroc"].value > 0.9, "white on grey"
+    assert metrics["pixel_auroc"].value > 0.9
+    assert {"average_precision", "best_f1", "recall_at_threshold", "aupro_30", "aupro_5"} <= metrics.keys()
+    assert "dot" in metrics["aupro_5"].how
+    train = read_folder(inspected / "set/train", bundle.manifest.input)
+    assert bundle.manifest.provenance.data["target/train"] == train.fingerprint()
+
+
+def test_a_run_for_inspection_is_resumed_by_the_same_command(inspected: Path, tmp_path: Path) -> None:
+    recipe, run = str(inspected / "surfaces.toml"), str(tmp_path / "run")
+    assert main(["pretrain", recipe, "--run", run]) == 0
+    assert main(["transfer", recipe, "--run", run, "--resume"]) == 0
+    assert main(["transfer", recipe, "--run", run, "--resume", "--set", "transfer.mode=head"]) == 0, "settled alike"
+    assert main(["transfer", recipe, "--run", run, "--resume", "--set", "seed=7"]) == 2
+    assert main(["report", str(inspected / "run")]) == 0

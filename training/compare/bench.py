@@ -10,7 +10,7 @@ from training import jsonl
 from training import recipe as recipes
 from training.compare import results
 from training.compare.arms import ARMS
-from training.compare.methods import METHODS, Bench, Points, missing
+from training.compare.methods import METHODS, Bench, Features, missing
 from training.compare.results import Comparison, Result
 from training.data.material import Material, gather
 from training.data.resolution import settled
@@ -40,7 +40,7 @@ def compare(
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)
     arms = _able(arm for arm in arms or ARMS if not (material.one_domain and arm == "target"))  # the same as `source`
-    shared: dict[str, Points] = {}
+    shared: dict[str, Features] = {}
     for seed in range(seeds):
         left = [(arm, budget) for arm in arms for budget in chosen if not any(r.is_of(arm, budget, seed) for r in done)]
         bench = Bench(recipe, material, seed=seed, folder=folder, shared=shared)

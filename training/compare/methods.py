@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from training.learning import generate
 from training.learning.distil import distil
 from training.learning.finetune import finetune, full
 from training.learning.inference import accuracy_of, in_batches, read
+from training.learning.linear import head_on
 from training.learning.normalisation import recompute_statistics
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, open_workshop
@@ -37,6 +39,14 @@ _TAKEN = Input(height="auto", width="auto", short_side=224, channels=3, resize="
 Points = tuple[np.ndarray, np.ndarray]  # (N, D) of the training images, and of the test images
 
 
+class Features(NamedTuple):
+    """What a backbone gives."""
+
+    train: np.ndarray  # (N, D)
+    test: np.ndarray
+    maps: list[int]  # the sizes of the parts that D joins
+
+
 @dataclass
 class Bench:
     """What the arms of one seed share: each network is pretrained once, each set of points is computed once."""
@@ -45,7 +55,7 @@ class Bench:
     material: Material
     seed: int
     folder: Path
-    shared: dict[str, Points] = field(default_factory=dict)  # by arm, what no seed changes: of all benches
+    shared: dict[str, Features] = field(default_factory=dict)  # by arm, what no seed changes: of all benches
     _points: dict[str, Points] = field(default_factory=dict)
 
     def own(self, name: str) -> Path:
@@ -171,9 +181,10 @@ def _with_drawn(bench: Bench, labelled: ImageSet) -> ImageSet:
 
 
 def backbone(bench: Bench, rows: np.ndarray) -> float:
-    """The images are read again at the size that suits the network: the same images, in the same parts."""
+    """As the recipe photos does it. The images are read again, at the size that suits the network: the same images, in
+    the same parts."""
 
-    def compute() -> Points:
+    def compute() -> Features:
         recipe, m = bench.recipe, bench.material
         listed = list_training_part(recipe.target, recipe.split, recipe.seed)
         spec = choose(_TAKEN, examined(listed, recipe.target), recipe.target).spec()
@@ -182,11 +193,16 @@ def backbone(bench: Bench, rows: np.ndarray) -> float:
         if not (np.array_equal(train.labels, m.train.labels) and np.array_equal(test.labels, m.test.labels)):
             raise TrainingError(f"{recipe.target}: its images have changed since the other arms read them")
         workshop = bench.of(build(LITE0, spec.shape))
-        return read(workshop, train, "embedding"), read(workshop, test, "embedding")
+        points = read(workshop, train, "features"), read(workshop, test, "features")
+        return Features(*points, maps=workshop.net.sizes_read("features"))
 
     if BACKBONE not in bench.shared:
         bench.shared[BACKBONE] = compute()
-    return bench.probe(rows, bench.shared[BACKBONE])
+    points, labels = bench.shared[BACKBONE], bench.material.train.labels[rows]
+    head = head_on(points.train[rows], labels, classes=len(bench.material.train.classes), maps=points.maps)
+    with torch.no_grad():
+        found = head(torch.from_numpy(points.test)).argmax(dim=1).numpy()
+    return float(np.mean(found == bench.material.test.labels))
 
 
 def missing(arm: str) -> str | None:

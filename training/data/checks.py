@@ -1,28 +1,41 @@
-"""Warnings about a data set before training: few images, imbalance, unequal parts, duplicates across parts."""
+"""Warnings about a data set before training: few images, imbalance, unequal parts, masks, duplicates across parts."""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 
-from training.data.imageset import ImageSet
+from app.bundle import ImageError
+from app.bundle.decode import read_dimensions
+from training.data.imageset import ImageSet, Mask
+from training.data.masks import open_mask
 from training.data.storage import Rows, chunks
-from training.errors import listed
+from training.errors import TrainingError, listed
 from training.progress import track
 
 FEW = 10  # images per class below which its accuracy means little
 UNEVEN = 5  # times as many images in the largest class as in the smallest
 NEAR = 4.0  # grey levels of 255, root mean square: the same picture, saved twice
+_FEW_SOUND = 100  # sound images: a fifth of them holds a threshold at 5 % false alarms
+_SAME_ASPECT = 0.02
+_MOSTLY = 0.5  # share of an image above which its mask is doubted
 _THUMBNAIL = 8
 _CHUNK = 1024
 
 
 def table(train: ImageSet, test: ImageSet) -> list[str]:
-    """A line for each class: its images in both parts."""
+    """A line for each class: its images in both parts, and the masks where there are any."""
     classes = (*train.classes, *(name for name in test.classes if name not in train.classes))
     if not classes:
         return [f"{len(train):,} images without labels to train on, {len(test):,} to test on"]
     of_train, of_test = _counts(train), _counts(test)
+    if test.masks and test.classes:
+        with_mask = np.array([mask.file is not None for mask in test.masks])
+        masks = dict(zip(test.classes, np.bincount(test.labels[with_mask], minlength=len(test.classes)), strict=True))
+        width = max(len("class"), *map(len, classes))
+        columns = (of_train, of_test, masks)
+        lines = [f"{name:{width}}" + "".join(f" {each.get(name, 0):8,}" for each in columns) for name in classes]
+        return [f"{'class':{width}}    train     test    masks", *lines]
     rows = [(name, of_train.get(name, 0), of_test.get(name, 0)) for name in classes]
     if not train.classes or not test.classes:
         rows.append(("(no label)", len(train) - sum(of_train.values()), len(test) - sum(of_test.values())))
@@ -38,12 +51,16 @@ def warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
     """Sentences, each naming the problem and the remedy."""
     yield from class_warnings(train)
     yield from part_warnings(train, test)
+    yield from mask_warnings(test)
     yield from duplicate_warnings(train, test)
 
 
 def class_warnings(train: ImageSet) -> Iterator[str]:
     """About classes with few images, a single class, and imbalance."""
     if not train.classes:
+        return
+    if train.sound is not None:
+        yield from _sound_warnings(train)
         return
     counts = _counts(train)
     few = sorted((count, name) for name, count in counts.items() if count < FEW)
@@ -61,9 +78,19 @@ def class_warnings(train: ImageSet) -> Iterator[str]:
         )
 
 
+def _sound_warnings(train: ImageSet) -> Iterator[str]:
+    held_out = len(train) // 5
+    if len(train) < _FEW_SOUND:
+        lowest = f"{held_out} images bear no rate of false alarms below {1 / (held_out + 1):.1%}"
+        yield (
+            f"few sound images ({len(train):,}): where a fifth is held out to set the threshold, {lowest}; with "
+            f"{_FEW_SOUND} it could be 5 %"
+        )
+
+
 def part_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
     """About classes that only one part has."""
-    if not train.classes or not test.classes:
+    if not train.classes or not test.classes or train.sound is not None:
         return
     of_test = [name for name in test.classes if name not in train.classes]
     of_train = [name for name in train.classes if name not in test.classes]
@@ -75,6 +102,44 @@ def part_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
         )
     if of_train:
         yield f"in the training part only: {listed(of_train)}. Put images of them into the test part to measure them"
+
+
+def mask_warnings(test: ImageSet) -> Iterator[str]:
+    """About masks that are missing, cannot be read, or do not fit their images."""
+    if not test.masks:
+        return
+    wrong: dict[str, list[str]] = {}
+    paired = list(zip(test.names, test.masks, test.defective, strict=True))
+    for name, mask, defective in track(paired, "masks", len(paired)):
+        problem = mask_problem(mask) if mask.file is not None and defective else None
+        if mask.file is None and defective:
+            problem = "defects without a mask: where they are is not known, and not measured"
+        elif mask.file is not None and not defective and test.sound is not None:
+            problem = "sound images with a mask, which is ignored"
+        if problem is not None:
+            wrong.setdefault(problem, []).append(name)
+    for problem, names in wrong.items():
+        yield f"{problem} ({len(names):,}): {listed(names)}"
+
+
+def mask_problem(mask: Mask) -> str | None:
+    """What is wrong with a mask, beside its image."""
+    try:
+        size = read_dimensions(mask.image)[:2]
+        marked = open_mask(mask)
+    except TrainingError as error:
+        return f"masks that cannot be read, as {error}"
+    except ImageError:
+        return None  # the image cannot be read, and it is left out
+    if not marked.any():
+        return "masks without a white pixel"
+    if marked.mean() > _MOSTLY:
+        return f"masks that are white over more than {_MOSTLY:.0%} of the image: white must be the defect"
+    if marked.shape != size and abs(marked.shape[0] * size[1] / (marked.shape[1] * size[0]) - 1) > _SAME_ASPECT:
+        return "masks of another aspect than their image: they are stretched to it"
+    if marked.shape != size:
+        return "masks of another size than their image: they are scaled to it"
+    return None
 
 
 def duplicate_warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:

@@ -3,6 +3,9 @@
     FOLDER/CLASS/IMAGE    images directly in a class's folder
     FOLDER/IMAGE          images without labels, where no folder has any
 
+Beside the class folders, or beside train and test, ground_truth/CLASS/NAME_mask.png (or NAME.png) shows where the image
+CLASS/NAME has defects.
+
 Everything else is left out, counted and named: hidden entries, folders inside class folders, other files, broken links.
 """
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess
 from training import ranks
-from training.data.imageset import ImageSet, refuse_bad_names
+from training.data.imageset import ImageSet, Mask, refuse_bad_names
 from training.data.storage import shared, without
 from training.errors import TrainingError, listed, printable
 from training.progress import say, track
@@ -29,14 +32,21 @@ EMPTY = "folders without images"
 NESTED = "folders inside class folders"
 CIRCLE = "links back to a parent folder"
 LOOSE = "images beside class folders"
+STRAY = "masks without an image"
+MASKS = "ground_truth"
+_MASK_ENDING = "_mask"
 
 
 @dataclass
 class Survey:
     """The images of a folder in the order of their names, and the entries that are left out."""
 
+    root: Path  # begins messages
     classes: tuple[str, ...] = ()
     files: list[tuple[Path, int]] = field(default_factory=list)  # the path, the index of its class or -1
+    names: list[str] = field(default_factory=list)  # of the files, within the folder
+    masks: list[Mask] = field(default_factory=list)  # of each file; empty where none has one
+    groups: list[str] = field(default_factory=list)  # of each file, where a table states them
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → names within the folder
 
     def leave_out(self, reason: str, names: list[str]) -> None:
@@ -44,11 +54,14 @@ class Survey:
             self.left_out.setdefault(reason, []).extend(names)
 
 
-def survey(folder: Path) -> Survey:
-    found = Survey()
+def survey(folder: Path, masks: Path | None = None) -> Survey:
+    """`masks` is the folder of masks, by default the one in it."""
+    found = Survey(folder)
     loose, folders = _entries(folder, "", found)
     classes: list[str] = []
     for name in folders:
+        if name == MASKS and len(folders) > 1:
+            continue
         inside = _survey_class(folder / name, name, found)
         if inside:
             found.files += [(path, len(classes)) for path in inside]
@@ -59,7 +72,29 @@ def survey(folder: Path) -> Survey:
     else:
         found.files = [(folder / name, -1) for name in loose]
     found.classes = tuple(classes)
+    found.names = [printable(str(path.relative_to(folder))) for path, _ in found.files]
+    masks = folder / MASKS if masks is None else masks
+    if classes and os.path.isdir(masks):
+        _match_masks(found, masks)
     return found
+
+
+def _match_masks(found: Survey, folder: Path) -> None:
+    """Fills `found.masks` from the folder of masks."""
+    of: dict[tuple[str, str], Path] = {}
+    ignored = Survey(folder)  # its odd entries are those of no image
+    for name in _entries(folder, f"{MASKS}/", ignored)[1]:
+        for path in _survey_class(folder / name, name, ignored):
+            of[name, path.stem] = path
+    taken = set()
+    for path, label in found.files:
+        keys = ((found.classes[label], stem) for stem in (path.stem + _MASK_ENDING, path.stem))
+        key = next((key for key in keys if key in of), None)
+        found.masks.append(Mask(None if key is None else of[key], path))
+        taken.add(key)
+    found.leave_out(STRAY, [f"{MASKS}/{kind}/{of[kind, stem].name}" for kind, stem in sorted(of.keys() - taken)])
+    if all(mask.file is None for mask in found.masks):
+        found.masks = []
 
 
 def _survey_class(folder: Path, name: str, found: Survey) -> list[Path]:
@@ -102,20 +137,27 @@ def _entries(folder: Path, prefix: str, found: Survey) -> tuple[list[str], list[
     return images, folders
 
 
-def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_BROKEN) -> ImageSet:
+def read_folder(
+    folder: Path, spec: InputSpec | None, most_broken: float = MOST_BROKEN, masks: Path | None = None
+) -> ImageSet:
     """Images that cannot be read are left out, unless they are more than a share of `most_broken`.
 
-    Without a spec, all are listed and none is decoded.
+    Without a spec, all are listed and none is decoded. `masks` is as in `survey`.
     """
-    found = survey(folder)
-    files, shown = found.files, printable(str(folder))
-    if not files:
+    found = survey(folder, masks)
+    if not found.files:
         raise TrainingError(
-            f"{shown}: no images in it, nor in the folders directly below it{_but(found)}: "
+            f"{printable(str(folder))}: no images in it, nor in the folders directly below it{_but(found)}: "
             f"put images there, or a folder of them for each class ({', '.join(sorted(SUFFIXES))})"
         )
+    return read_survey(found, spec, most_broken)
+
+
+def read_survey(found: Survey, spec: InputSpec | None, most_broken: float = MOST_BROKEN) -> ImageSet:
+    """The images of a survey, as `read_folder` reads them."""
     if spec is None:
-        return _undecoded(folder, found)
+        return _undecoded(found)
+    files, shown = found.files, printable(str(found.root))
     for reason, names in found.left_out.items():
         say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
 
@@ -138,8 +180,7 @@ def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_
             else:
                 images[index] = result
     broken = dict(sorted(pair for some in ranks.of_all(here) for pair in some.items()))
-    names = [printable(str(path.relative_to(folder))) for path, _ in files]
-    reasons = [f"{names[index]} ({reason})" for index, reason in broken.items()]
+    reasons = [f"{found.names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
         raise TrainingError(
             f"{shown}: {len(broken):,} of {len(files):,} images cannot be read: {listed(reasons)}: repair or "
@@ -148,22 +189,32 @@ def read_folder(folder: Path, spec: InputSpec | None, most_broken: float = MOST_
     if broken:
         say(f"{shown}: left out unreadable images ({len(broken):,} of {len(files):,}): {listed(reasons)}")
     kept = [index for index in range(len(files)) if index not in broken]
-    names, labels = [names[index] for index in kept], np.array([files[index][1] for index in kept], np.int64)
+    labels = np.array([files[index][1] for index in kept], np.int64)
     there = np.unique(labels)  # a class may have lost all of its images
     if len(there) < len(found.classes):
         lost = [name for label, name in enumerate(found.classes) if label not in there]
         say(f"{shown}: left out classes without a readable image ({len(lost):,}): {listed(lost)}")
-    classes = tuple(found.classes[label] for label in there) if found.classes else ()
-    labels = np.searchsorted(there, labels) if classes else np.array([], np.int64)
-    return ImageSet(without(images, broken), labels, classes, tuple(names))
+    return ImageSet(
+        images=without(images, broken),
+        labels=np.searchsorted(there, labels) if found.classes else np.array([], np.int64),
+        classes=tuple(found.classes[label] for label in there) if found.classes else (),
+        names=tuple(found.names[index] for index in kept),
+        masks=tuple(found.masks[index] for index in kept) if found.masks else (),
+        groups=tuple(found.groups[index] for index in kept) if found.groups else (),
+    )
 
 
-def _undecoded(folder: Path, found: Survey) -> ImageSet:
+def _undecoded(found: Survey) -> ImageSet:
     paths = np.empty(len(found.files), object)
     paths[:] = [path for path, _ in found.files]
-    labels = [label for _, label in found.files] if found.classes else []
-    names = tuple(printable(str(path.relative_to(folder))) for path in paths)
-    return ImageSet(paths, np.array(labels, np.int64), found.classes, names)
+    return ImageSet(
+        images=paths,
+        labels=np.array([label for _, label in found.files] if found.classes else [], np.int64),
+        classes=found.classes,
+        names=tuple(found.names),
+        masks=tuple(found.masks),
+        groups=tuple(found.groups),
+    )
 
 
 def _but(found: Survey) -> str:

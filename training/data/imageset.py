@@ -2,12 +2,21 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from training.data.storage import Rows, chunks, take
 from training.errors import TrainingError, printable
+
+
+class Mask(NamedTuple):
+    """The file that shows where an image has defects, or None; and the image's, whose size says where both lie."""
+
+    file: Path | None
+    image: Path
 
 
 @dataclass(frozen=True)
@@ -16,24 +25,50 @@ class ImageSet:
 
     The target of a domain adaptation has the source's classes, and no labels. In a set that is listed and not yet
     decoded, `images` are the paths, (N,) objects, or the arrays of the data set's own size, (N, H, W) or (N, H, W, C).
+
+    In a set for inspection `sound` names the class of images without a defect; the other classes are kinds of defect.
     """
 
     images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory
     labels: np.ndarray  # (N,) int64, or (0,)
     classes: tuple[str, ...]
     names: tuple[str, ...] = ()  # paths within the folder
+    sound: str | None = None
+    masks: tuple[Mask, ...] = ()  # of each image; empty where no image has one
+    groups: tuple[str, ...] = ()  # of each image, where a table states them: images of a group stay in one part
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> "ImageSet":
         labels = self.labels[indices] if len(self.labels) else self.labels
-        names = tuple(self.names[index] for index in indices) if self.names else ()
-        return ImageSet(take(self.images, indices), labels, self.classes, names)
+        names, masks, groups = (
+            tuple(each[index] for index in indices) if each else () for each in (self.names, self.masks, self.groups)
+        )
+        return replace(self, images=take(self.images, indices), labels=labels, names=names, masks=masks, groups=groups)
 
     def unlabelled(self, classes: tuple[str, ...]) -> "ImageSet":
         """The same images without their labels; they may be of these classes."""
-        return ImageSet(self.images, np.array([], np.int64), classes, self.names)
+        return ImageSet(self.images, np.array([], np.int64), classes, self.names, groups=self.groups)
+
+    @property
+    def defective(self) -> np.ndarray:
+        """(N,) bool; none is where nothing is known of defects."""
+        if self.sound is None or not len(self.labels):
+            return np.zeros(len(self), bool)
+        return np.asarray(self.labels != self.classes.index(self.sound))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of defect that there are images of."""
+        return tuple(self.classes[label] for label in np.unique(self.labels[self.defective]))
+
+    def without_defects(self) -> "ImageSet":
+        """The sound images alone, of one class; the set itself where nothing is known of defects."""
+        if self.sound is None or self.classes == (self.sound,):
+            return self
+        sound = self.take(np.flatnonzero(~self.defective))
+        return replace(sound, labels=np.zeros(len(sound), np.int64), classes=(self.sound,))
 
     def name(self, index: int) -> str:
         return self.names[index] if self.names else f"number {index}"

@@ -10,7 +10,7 @@ from app.bundle import InputSpec
 from app.bundle.scoring import threshold_at
 from training.data import checks
 from training.data.imageset import ImageSet
-from training.data.splits import train_and_held_out, train_and_test, train_and_validation
+from training.data.splits import read_and_split, train_and_held_out, train_and_test, train_and_validation
 from training.errors import TrainingError, listed
 from training.progress import say
 from training.recipe import Recipe
@@ -53,15 +53,16 @@ class Material:
 
 def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     spec = recipe.input.spec()
-    target, test = train_and_test(recipe.target, spec, recipe.split, recipe.seed)
+    read = read_and_split if recipe.transfer.adapts else train_and_test
+    target, test = read(recipe.target, spec, recipe.split, recipe.seed)
     one_domain = _same(recipe.source, recipe.target)
     # Groups are those of the target's names.
-    rules = recipe.split.model_copy(update={"groups": None})
-    source, source_test = (target, test) if one_domain else train_and_test(recipe.source, spec, rules, recipe.seed)
+    rules = recipe.split.model_copy(update={"groups": None, "sound": None})
+    source, source_test = (target, test) if one_domain else read(recipe.source, spec, rules, recipe.seed)
     if recipe.transfer.adapts:
         _refuse_unadaptable(recipe, source, target, test)
         target = target.unlabelled(source.classes)
-    elif test.classes != target.classes:
+    elif target.sound is None and test.classes != target.classes:
         raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
     labelled = source if recipe.transfer.adapts else target
     for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):

@@ -3,12 +3,14 @@
 import contextlib
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from app.bundle import InputSpec, Manifest
 from training.data.imageset import ImageSet
+from training.data.inspection import marked, marked_parts, usual_sound
 from training.data.read import has_parts, read_part
 from training.errors import TrainingError
 from training.progress import say
@@ -32,10 +34,22 @@ def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray 
 
 
 def train_and_test(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The data set's own parts; without them, a share of every class is held out as the test part."""
+    """The data set's own parts; without them, a share of every class is held out as the test part.
+
+    Of a set for inspection the training part has the sound images alone; all images with defects are in the test part.
+    """
+    train = read_part(data, "train", spec)
     if has_parts(data):
-        return read_part(data, "train", spec), read_part(data, "test", spec)
-    return _divided(read_part(data, "train", spec), rules, seed)
+        return marked_parts(train, read_part(data, "test", spec), rules.sound, data)
+    return _divided(marked(train, rules.sound, data), rules, seed)
+
+
+def read_and_split(data: str, spec: InputSpec, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
+    """As `train_and_test`, with every class in both parts: where labels are learnt, none is a defect."""
+    train = read_part(data, "train", spec)
+    if has_parts(data):
+        return train, read_part(data, "test", spec)
+    return _divided(train, rules, seed)
 
 
 def list_training_part(data: str, rules: Split, seed: int) -> ImageSet:
@@ -44,24 +58,54 @@ def list_training_part(data: str, rules: Split, seed: int) -> ImageSet:
     In a folder without parts of its own, an image that turns out broken moves others to the other part.
     """
     part = read_part(data, "train", None)
-    return part if has_parts(data) else _divided(part, rules, seed)[0]
+    if has_parts(data):
+        sound = rules.sound if rules.sound in part.classes else None
+        return replace(part, sound=sound).without_defects()
+    return _divided(marked(part, rules.sound, data), rules, seed)[0]
 
 
 def _divided(whole: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
-    return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
+    if whole.sound is None:
+        return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
+    groups, defective = _groups(whole, rules), whole.defective
+    # A group with a defect is tested on as a whole.
+    tested = defective if groups is None else np.isin(groups, groups[defective])
+    free = np.flatnonzero(~tested)
+    count = round(rules.test * int((~defective).sum())) - int((tested & ~defective).sum())
+    if not len(free):
+        raise TrainingError("every group has an image with a defect: no sound image is left to train on")
+    if count > 0:
+        numbers = replace(whole.take(free), images=free)  # in the place of the images, their places in `whole`
+        train, test = split(numbers, (count,), seed, None if groups is None else groups[free])
+        free, held_out = np.asarray(train.images), np.asarray(test.images)
+    else:
+        held_out = np.array([], np.int64)
+    chosen = np.sort(np.concatenate([held_out, np.flatnonzero(tested)]))
+    return whole.take(free).without_defects(), whole.take(chosen)
 
 
-def part_to_measure(data: str | None, part: str, manifest: Manifest) -> tuple[ImageSet, ImageSet | None]:
+def part_to_measure(
+    data: str | None, part: str, manifest: Manifest, sound: str | None = None
+) -> tuple[ImageSet, ImageSet | None]:
     """(images to measure a bundle on, its training images if they are known); without `data`, the bundle's own.
 
     If the bundle was trained on a folder without parts, the folder is split by the bundle's recipe, so that no training
-    image is measured by mistake.
+    image is measured by mistake. `sound` names the class of sound images where the others are defects.
     """
     name, spec = data or manifest.provenance.target, manifest.input
+    stated = None
+    with contextlib.suppress(ValueError):  # a recipe of another kind
+        stated = Recipe.stored(manifest.provenance.recipe).split.sound
     if has_parts(name):
-        train = read_part(name, "train", spec)
-        return (train if part == "train" else read_part(name, "test", spec)), train
+        train, test = read_part(name, "train", spec), read_part(name, "test", spec)
+        sound = stated if sound is None and stated in (*train.classes, *test.classes) else sound
+        train, test = marked_parts(train, test, sound, name)
+        return (train if part == "train" else test), train
     whole = read_part(name, part, spec)
+    labels = manifest.classifier.labels if manifest.classifier else ()
+    if sound is None and whole.classes != labels:
+        sound = stated if stated in whole.classes else usual_sound(whole.classes)
+    whole = marked(whole, sound, name)
     with contextlib.suppress(ValueError, TrainingError):  # a recipe of another kind; groups or sizes that do not fit
         trained = Recipe.stored(manifest.provenance.recipe)
         train, test = _divided(whole, trained.split, trained.seed)
@@ -96,7 +140,14 @@ def some_of_each(data: ImageSet, count: int, seed: int) -> np.ndarray:
 
 
 def _groups(data: ImageSet, rules: Split) -> np.ndarray | None:
-    return None if rules.groups is None or not data.names else groups_of(data, rules.groups)
+    return stated_groups(data, rules.groups)
+
+
+def stated_groups(data: ImageSet, rule: str | None) -> np.ndarray | None:
+    """(N,) ids by `split.groups` or else by the data set's own table; None if neither states groups."""
+    if rule is None:
+        return np.array(data.groups) if data.groups else None
+    return groups_of(data, rule) if data.names else None
 
 
 def _dealt(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

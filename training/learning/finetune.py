@@ -97,19 +97,21 @@ def finetune(
     rate_shares: Mapping[str, float] | None = None,
     frozen: Callable[[float], set[str]] = lambda _: set(),
     upper: Upper | None = None,
+    head: Head | None = None,
     name: str | None = None,
     targets: Tensor | None = None,
 ) -> Head:
     """Head and encoder together: all its blocks, or those named.
 
-    `reconstruct` weighs the decoder's loss; 0: none. `upper` reads what the blocks below gave once. `name` is the
-    stage's, if it is not the mode's. `targets` (N, classes) are learnt in the place of the training labels.
+    `reconstruct` weighs the decoder's loss; 0: none. `upper` reads what the blocks below gave once. `head` is a head
+    to begin with, in the place of a new one. `name` is the stage's, if it is not the mode's. `targets` (N, classes)
+    are learnt in the place of the training labels.
     """
     net = workshop.net
     if blocks is None:
         blocks = list(net.blocks())
     size = net.latent if transfer.reads == "embedding" else net.pool.size
-    head = heads.make(size, len(train.classes), transfer.hidden).to(workshop.device)
+    head = (heads.make(size, len(train.classes), transfer.hidden) if head is None else head).to(workshop.device)
     weights = class_weights(train).to(workshop.device) if transfer.class_weights else None
     labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from training.data.imageset import ImageSet
 from training.learning.finetune import falling_rates, finetune
+from training.learning.linear import linear_head
 from training.learning.upper import Upper
 from training.learning.workshop import Workshop
 from training.networks.encoded import Backbone
@@ -12,11 +13,16 @@ from training.recipe import Augment, GradualMode
 
 
 def gradual(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer: GradualMode) -> Head:
-    """Each equal share of the epochs unfreezes the next block down, which learns more slowly than the one above it."""
+    """Each equal share of the epochs unfreezes the next block down, which learns more slowly than the one above it.
+
+    In the first share the head learns alone, unless it begins as it would end there.
+    """
     names = workshop.net.blocks_read(transfer.reads)[-transfer.thaw :]
+    begun = transfer.begin == "linear"
 
     def still_frozen(progress: float) -> set[str]:
-        return set(names[: len(names) - int(progress * (len(names) + 1))])
+        steps = len(names) + 1 - begun
+        return set(names[: len(names) - begun - int(progress * steps)])
 
     return finetune(
         workshop,
@@ -27,6 +33,7 @@ def gradual(workshop: Workshop, train: ImageSet, validation: ImageSet, transfer:
         rate_shares=falling_rates(names, transfer.slower_below),
         frozen=still_frozen,
         upper=_upper(workshop, train, validation, transfer, names=names),
+        head=linear_head(workshop, train, transfer) if begun else None,
     )
 
 

@@ -17,8 +17,8 @@ from training.learning.inference import moments, read
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
-from training.progress import say
-from training.recipe import LinearMode
+from training.progress import say, track
+from training.recipe import LabelMode, LinearMode
 
 PENALTIES = tuple(
     10.0**power for power in (-1, -1.5, -2, -2.5, -3, -3.5, -4, -4.5, -5, -5.5, -6)
@@ -27,11 +27,12 @@ PENALTIES = tuple(
 # knows most, where they are textures the lower ones do.
 SHARES = (0.0, 0.1, 0.25, 0.5)
 _FOLDS = 4
-_MOST_TO_CHOOSE_BY = 10_000  # images
+_MOST_TO_CHOOSE_BY = 5_000  # images
 _LENGTH = 3.0  # root mean square of the scaled points that the penalties are meant for
 _WORSE = 2  # penalties in a row that are worse than the best end the search
 _STEPS = 100
-_TOLERANCE = 1e-6  # of loss and weights, below which a step is the last
+# Of loss and weights, below which a step is the last: of the head, and of those that only choose.
+_TOLERANCE, _ROUGHLY = 1e-6, 1e-5
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Problem:
 
 
 def train_linear(workshop: Workshop, train: ImageSet, _: ImageSet, transfer: LinearMode) -> Head:
+    return linear_head(workshop, train, transfer)
+
+
+def linear_head(workshop: Workshop, train: ImageSet, transfer: LinearMode | LabelMode) -> Head:
+    """By what `transfer` has the head read, and whether it weighs classes."""
     weights = class_weights(train) if transfer.class_weights else None
     points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
     return head_on(points, train.labels, classes=len(train.classes), weights=weights, maps=maps)
@@ -89,13 +95,17 @@ def head_on(
         scaled, mean, factor = centre_and_scale(points, sizes, share)
         return Problem(scaled, torch.from_numpy(labels), weights=weights, classes=classes), mean, factor
 
-    choices = (choose(posed(share)[0], share) for share in SHARES[: len(SHARES) if len(sizes) > 1 else 1])
+    choices: list[Choice] = []
+    for share in track(SHARES, "head", len(SHARES)) if len(sizes) > 1 else SHARES[:1]:
+        choices.append(choose(posed(share)[0], share, choices[-1].penalty if choices else None))
     best = min(choices, key=lambda choice: choice.loss)
     problem, mean, factor = posed(best.share)
-    layer = fit(problem, best.penalty)
+    # The penalty weighs against the sum over images: with more images than chose it, less of it is due to each.
+    penalty = best.penalty * min(1.0, _MOST_TO_CHOOSE_BY / len(points))
+    layer = fit(problem, penalty)
     counts = f"each map {best.share:g} of the next, " if len(sizes) > 1 else ""
     loss = float(problem.loss(layer))
-    say(f"linear: {counts}penalty {best.penalty:.2g}, loss {loss:.4f} on {len(points):,} training images")
+    say(f"linear: {counts}penalty {penalty:.2g}, loss {loss:.4f} on {len(points):,} training images")
     head = heads.make(points.shape[1], classes, hidden=0)
     with torch.no_grad():
         weight = layer[:, :-1] * factor
@@ -105,10 +115,10 @@ def head_on(
     return head
 
 
-def choose(problem: Problem, share: float = SHARES[0]) -> Choice:
+def choose(problem: Problem, share: float = SHARES[0], near: float | None = None) -> Choice:
     """The penalty with the least loss on folds left out in turn; every fold holds its share of each class.
 
-    The points were scaled by `share`.
+    The points were scaled by `share`. The search begins at the penalty before `near`, or at the first.
     """
     counts = np.bincount(problem.labels.numpy(), minlength=problem.classes)
     if counts[counts > 0].min() < 2:
@@ -122,23 +132,24 @@ def choose(problem: Problem, share: float = SHARES[0]) -> Choice:
     ]
     layers: list[Tensor | None] = [None] * _FOLDS
     losses: list[float] = []
-    for penalty in PENALTIES:
+    tried = PENALTIES if near is None else PENALTIES[max(0, PENALTIES.index(near) - 1) :]
+    for penalty in tried:
         losses.append(0.0)
         for number, (train, held_out) in enumerate(parts):
-            layer = layers[number] = fit(train, penalty, layers[number])
+            layer = layers[number] = fit(train, penalty, layers[number], _ROUGHLY)
             losses[-1] += float(held_out.loss(layer)) * len(held_out.labels)
         if len(losses) - int(np.argmin(losses)) > _WORSE:
             break
     best = int(np.argmin(losses))
-    return Choice(share, PENALTIES[best], losses[best] / len(rows))
+    return Choice(share, tried[best], losses[best] / len(rows))
 
 
-def fit(problem: Problem, penalty: float, layer: Tensor | None = None) -> Tensor:
+def fit(problem: Problem, penalty: float, layer: Tensor | None = None, tolerance: float = _TOLERANCE) -> Tensor:
     """(K, D + 1): minimises mean cross-entropy + penalty/2 · ‖weight‖² by L-BFGS, from `layer` if it is given."""
     if layer is None:
         layer = torch.zeros(problem.classes, problem.points.shape[1] + 1)
     layer = layer.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([layer], max_iter=_STEPS, tolerance_change=_TOLERANCE, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([layer], max_iter=_STEPS, tolerance_change=tolerance, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()

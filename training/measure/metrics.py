@@ -6,8 +6,9 @@ from app.bundle import Bundle
 from app.bundle.manifest import Metric
 from app.bundle.scoring import probabilities
 from training.data.imageset import ImageSet
-from training.measure import components, drawn_domains
+from training.measure import components, defects, drawn_domains
 from training.measure.clusters import k_means, normalised_mutual_information
+from training.measure.defects import Defects
 from training.measure.outputs import Outputs, outputs_of
 
 
@@ -18,13 +19,37 @@ def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
 
 
 def bundle_metrics(
-    bundle: Bundle, data: ImageSet, part: str, outputs: Outputs | None = None, train: ImageSet | None = None
+    bundle: Bundle,
+    data: ImageSet,
+    part: str,
+    outputs: Outputs | None = None,
+    train: ImageSet | None = None,
+    found: Defects | None = None,
 ) -> list[Metric]:
-    """Those that the bundle's parts allow; with the training images, the error of principal components too."""
+    """Those that the bundle's parts allow; with the training images, the error of principal components too.
+
+    Where some images have defects, the others alone are the normal ones; `found` is what was measured of the defects.
+    """
     outputs = outputs or outputs_of(bundle, data, f"evaluate {bundle.name}")
+    if not data.defective.any():
+        return _of_normals(bundle, data, part, outputs=outputs, train=train)
+    sound = np.flatnonzero(~data.defective)
+    made = []
+    if len(sound):
+        own = f"{part}, the {len(sound):,} sound ones"
+        made = _of_normals(bundle, data.take(sound), own, outputs=outputs.take(sound), train=train)
+    found = found or defects.measure(bundle, data, outputs.scores)
+    if found is not None and bundle.manifest.anomaly is not None:
+        how = f"exported bundle through app.bundle, {part}"
+        made += defects.metrics(found, how, bundle.manifest.anomaly.false_alarm_rate)
+    return made
+
+
+def _of_normals(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs, train: ImageSet | None) -> list[Metric]:
     how = f"exported bundle through app.bundle, {part}"
     found: dict[str, float] = {}
-    if outputs.logits is not None and bundle.manifest.classifier is not None and len(data.labels):
+    labelled = len(data.labels) and data.sound is None
+    if outputs.logits is not None and bundle.manifest.classifier is not None and labelled:
         chances = probabilities(outputs.logits, bundle.manifest.classifier.temperature)
         right = chances.argmax(axis=1) == data.labels
         found["accuracy"] = float(right.mean())

@@ -29,6 +29,11 @@ class Outputs:
     errors: np.ndarray | None  # (N,) reconstruction errors
     scores: np.ndarray | None  # (N,) anomaly scores
 
+    def take(self, rows: np.ndarray) -> "Outputs":
+        encoded = {name: values[rows] for name, values in self.encoded.items()}
+        others = (None if each is None else each[rows] for each in (self.logits, self.errors, self.scores))
+        return Outputs(encoded, *others)
+
 
 def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
     """In batches of the size of a request; only what is `wanted` is computed. `label` names the progress bar.

@@ -6,7 +6,7 @@ import numpy as np
 
 from training.data.imageset import ImageSet
 from training.data.material import Material
-from training.data.splits import groups_of
+from training.data.splits import stated_groups
 from training.data.storage import chunks
 from training.measure.components import main_directions
 
@@ -62,7 +62,8 @@ def unlabelled(material: Material) -> ImageSet | None:
 
 def groups(data: ImageSet, rule: str | None) -> np.ndarray:
     """(N,) ids, equal for images of one group (`split.groups`) and for exact copies, across groups too."""
-    named = groups_of(data, rule) if rule is not None and data.names else np.arange(len(data))
+    stated = stated_groups(data, rule)
+    named = np.arange(len(data)) if stated is None else stated
     _, group = np.unique(named, return_inverse=True)
     first: dict[bytes, int] = {}
     parent = np.arange(group.max(initial=-1) + 1)  # union-find: a group that this one is joined with, or itself

@@ -98,6 +98,3 @@ def build(network: Network, shape: Shape) -> Autoencoder:
         latent=encoder.latent,
         published=network.backbone is not None,
     )
-
-
-__all__ = ["Autoencoder", "Encoded", "build"]

@@ -16,7 +16,8 @@ from training.errors import TrainingError
 from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
 from training.learning.teacher import Teacher
-from training.measure import likelihood
+from training.measure import defects, likelihood
+from training.measure.defects import Defects
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
 from training.networks.graph import OPSET
@@ -77,6 +78,7 @@ class Measured:
 
     draft: Draft
     outputs: Outputs
+    defects: Defects | None  # where the test images have some
 
 
 def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
@@ -234,7 +236,9 @@ def measure(material: Material, draft: Draft) -> Measured:
     test, bundle = material.test, draft.bundle
     outputs = outputs_of(bundle, test, f"evaluate {bundle.name}")
     how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
-    metrics = (*bundle_metrics(bundle, test, how, outputs=outputs, train=material.train), *draft.notes)
+    found = defects.measure(bundle, test, outputs.scores)
+    of_bundle = bundle_metrics(bundle, test, how, outputs=outputs, train=material.train, found=found)
+    metrics = (*of_bundle, *draft.notes)
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
-    return Measured(draft.with_references({"metrics": metrics}, shown), outputs)
+    return Measured(draft.with_references({"metrics": metrics}, shown), outputs, found)

@@ -6,10 +6,12 @@ from app.bundle import Bundle, Manifest, save, with_patches
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from training.data.imageset import ImageSet
 from training.data.splits import split
+from training.measure import defects
 from training.publish.card import card_of_recalibrated
 from training.score import anomaly, distances, drift, patches, reference
 
-_OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc"})  # metrics of the former score
+# Metrics of the former score.
+_OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc", *defects.TITLES})
 _MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 

@@ -10,17 +10,20 @@ from app.bundle import Bundle, Manifest
 from app.bundle.latent_map import LatentMap
 from app.bundle.scoring import probabilities
 from training.compare.results import Result
+from training.data import masks
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.measure import domains, review
-from training.measure.detection import ClassScores, by_class
+from training.measure.defects import Defects
+from training.measure.detection import ClassScores, Curve, by_class
+from training.measure.maps import anomaly_maps, has_maps
 from training.measure.metrics import confusion
 from training.measure.outputs import Outputs, outputs_of
 from training.recipe import Recipe
 from training.report.words import in_words
 from training.score import latent_map
 
-_SHOWN, _LISTED = 12, 16
+_SHOWN, _LISTED, _WRONG = 12, 16, 8
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,33 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A test image that was judged wrongly, and where its defects are."""
+
+    name: str
+    why: str
+    image: np.ndarray
+    map: np.ndarray | None  # (H, W) in 0…1
+    mask: np.ndarray | None  # (H, W) bool
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was made of test images with defects."""
+
+    found: Defects
+    scores: np.ndarray  # anomaly scores of the images with defects
+    curves: dict[str, Curve]  # of all defects, or of each kind, against the sound images
+    misses: list[Judged]  # images with defects, the lowest score first
+    false_alarms: list[Judged]  # sound images, the highest score first
+
+
+@dataclass(frozen=True)
 class Study:
-    """The contents of a report. Of the data, only `reconstructions`, `to_label` and `to_check` hold images."""
+    """The contents of a report.
+
+    Of the data, only `reconstructions`, `to_label`, `to_check` and the images judged wrongly hold images.
+    """
 
     manifest: Manifest
     recipe: Recipe
@@ -49,6 +77,7 @@ class Study:
     to_check: list[Listed]
     compared: Sequence[Result]
     between: list[domains.Distance]  # source and target, if they differ
+    inspected: Inspected | None = None
 
 
 def gather(
@@ -58,11 +87,13 @@ def gather(
     outputs: Outputs,
     journal: Sequence[Mapping[str, Any]],
     compared: Sequence[Result],
+    found: Defects | None = None,
 ) -> Study:
-    """`outputs` are the bundle's on the test images; `compared` are results of a comparison in the run's folder."""
+    """`outputs` are the bundle's on the test images, and `found` is what was measured of their defects; `compared` are
+    results of a comparison in the run's folder."""
     manifest, test = bundle.manifest, material.test
     counts = None
-    if outputs.logits is not None and len(test.labels):
+    if outputs.logits is not None and len(test.labels) and test.sound is None:
         counts = confusion(test.labels, outputs.logits.argmax(axis=1), len(test.classes))
     scores, of_class = _scores(bundle, material, outputs)
     to_label, to_check = [], []
@@ -86,6 +117,7 @@ def gather(
         to_check=to_check,
         compared=compared,
         between=between,
+        inspected=None if found is None or outputs.scores is None else _inspected(bundle, test, outputs.scores, found),
     )
 
 
@@ -93,13 +125,70 @@ def _scores(bundle: Bundle, material: Material, outputs: Outputs) -> tuple[dict[
     """Scores of the test images and, if the source is another domain, of the source's; how each class fares."""
     if outputs.scores is None or bundle.manifest.anomaly is None:
         return {}, []
-    names = bundle.manifest.provenance
-    scores, other = {f"{names.target}, test": outputs.scores}, None
+    names, defective = bundle.manifest.provenance, material.test.defective
+    scores, other = {f"{names.target}, test": outputs.scores[~defective]}, None
     if not material.one_domain:
         other = outputs_of(bundle, material.source_test, "source", ("scores",)).scores
     if other is not None:
         scores[f"{names.source}, the source"] = other
+    if defective.any():
+        return scores, []
     return scores, by_class(bundle.manifest.anomaly.threshold, material.test, outputs.scores, other)
+
+
+def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defects) -> Inspected:
+    defective = test.defective
+    curves = {}
+    if not defective.all():
+        for kind in test.kinds:
+            own = test.labels == test.classes.index(kind)
+            curves[kind] = Curve.of(scores[~defective], scores[own])
+        if len(curves) > 1:
+            curves = {"all": Curve.of(scores[~defective], scores[defective]), **curves}
+    order = np.argsort(scores, kind="stable")
+    misses, alarms = order[defective[order]][:_WRONG], order[~defective[order]][::-1][:_WRONG]
+    shown, spec = [int(index) for index in (*misses, *alarms)], bundle.manifest.input
+    places = {index: masks.placed(test, index, spec) for index in shown} if test.masks else {}
+    known, scale, maps = masks.are_known(test), (0.0, 1.0), _maps(bundle, test, shown, found)
+    everywhere = np.ones(spec.shape[:2], bool)
+    if maps:
+        pixels = np.concatenate([own[places.get(index, (None, everywhere))[1]] for index, own in maps.items()])
+        scale = float(pixels.min()), float(np.quantile(pixels, 0.999))
+    assert bundle.manifest.anomaly is not None  # the images have scores
+    threshold = bundle.manifest.anomaly.threshold
+
+    def judged(index: int) -> Judged:
+        mask, inside = places.get(index, (None, everywhere))
+        alarm = "called anomalous" if scores[index] > threshold else "called normal"
+        return Judged(
+            name=test.name(index),
+            why=f"{test.classes[test.labels[index]]}, {alarm}, score {scores[index]:.2f}",
+            image=test.images[index],
+            map=_scaled(maps[index], *scale) * inside if maps else None,
+            mask=mask > 0 if known[index] and mask is not None else None,
+        )
+
+    return Inspected(
+        found=found,
+        scores=scores[defective],
+        curves=curves,
+        misses=[judged(int(index)) for index in misses],
+        false_alarms=[judged(int(index)) for index in alarms],
+    )
+
+
+def _maps(bundle: Bundle, test: ImageSet, shown: Sequence[int], found: Defects) -> dict[int, np.ndarray]:
+    """The map of each image that is shown; without masks, none has been made yet."""
+    if found.maps is not None:
+        return {index: found.maps[index] for index in shown}
+    if not has_maps(bundle):
+        return {}
+    made = anomaly_maps(bundle, np.stack([test.images[index] for index in shown]))
+    return dict(zip(shown, made, strict=True))
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.clip((values - low) / max(1e-9, high - low), 0, 1)
 
 
 def _reconstructions(bundle: Bundle, test: ImageSet) -> list[tuple[np.ndarray, np.ndarray]]:

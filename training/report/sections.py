@@ -3,19 +3,23 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from app.bundle.encode import png_of
 from app.bundle.manifest import Weights
+from training.measure import defects
+from training.measure.detection import Curve, Measured
 from training.measure.metrics import class_measures
 from training.report import charts, comparison
-from training.report.gather import Listed, Study
+from training.report.gather import Judged, Listed, Study
 from training.report.html import page as frame
 from training.report.html import table
 
-_LARGEST = 96  # pixels of a picture's longer side
+_LARGEST, _LARGER = 96, 320  # pixels of a picture's longer side
+_POINTS = 100  # of a curve
+_MARKED = (170, 0, 0)  # added to a third of the picture where the mask is
 
 
 def page(study: Study, pictures: bool) -> str:
@@ -30,6 +34,9 @@ def page(study: Study, pictures: bool) -> str:
         ("Latent map", _latent_map(study)),
         ("How far apart source and target are", _domains(study)),
         ("Anomaly score", _anomaly(study)),
+        ("Defects", _defects(study)),
+        ("Defects with the lowest scores", _judged(study, "misses") if pictures else ""),
+        ("Sound images with the highest scores", _judged(study, "false_alarms") if pictures else ""),
         ("Most worth labelling next", _listed(study.to_label, _WHY_LABEL) if pictures else ""),
         ("Labels most likely wrong", _listed(study.to_check, _WHY_CHECK) if pictures else ""),
         ("Where it comes from", _provenance(study)),
@@ -127,7 +134,10 @@ def _anomaly(study: Study) -> str:
         return ""
     distances = " + ".join(distance.name for distance in a.distances)
     definition = f"<p>The score is the sum, in standard deviations, of {distances}.</p>"
-    return definition + charts.histogram("Anomaly scores", study.scores, "score", a.threshold) + _by_class(study)
+    groups = dict(study.scores)
+    if study.inspected is not None:
+        groups[f"{study.manifest.provenance.target}, defects"] = study.inspected.scores
+    return definition + charts.histogram("Anomaly scores", groups, "score", a.threshold) + _by_class(study)
 
 
 def _by_class(study: Study) -> str:
@@ -147,6 +157,84 @@ def _by_class(study: Study) -> str:
     )
 
 
+def _defects(study: Study) -> str:
+    a = study.manifest.anomaly
+    if study.inspected is None or a is None:
+        return ""
+    found, curves = study.inspected.found, study.inspected.curves
+    names = [name for name in defects.TITLES if any(name in group.measures for group in found.groups)]
+    rows = [
+        (
+            escape(group.name),
+            f"{group.images:,}",
+            f"{group.masks:,}",
+            *(_measured(group.measures[name]) if name in group.measures else "" for name in names),
+        )
+        for group in found.groups
+    ]
+    heads = ("defects", "images", "masks", *(defects.TITLES[name] for name in names))
+    measures = table(heads, rows, numbers=range(1, len(heads)))
+    charted = ""
+    if curves:
+        roc = [charts.Series(name, *_thinned(*_roc(curve))) for name, curve in curves.items()]
+        precision = [charts.Series(name, *_thinned(*_precision(curve))) for name, curve in curves.items()]
+        charted = (
+            f'<div class="grid">{charts.lines("ROC", roc, "false alarms among sound images", "recall")}'
+            f"{charts.lines('Precision and recall', precision, 'recall', 'precision')}</div>"
+        )
+    return (
+        f"<p>Against {found.sound:,} sound test images. Below each value is its interval of 95 %, from samples of the "
+        f"test images. Recall is the share called anomalous at a stated false-alarm rate of {a.false_alarm_rate:.2%}."
+        f"</p>{measures}{charted}"
+    )
+
+
+def _measured(measured: Measured) -> str:
+    return f"{measured.value:.4f}<br><small>{measured.low:.4f} to {measured.high:.4f}</small>"
+
+
+def _roc(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    false, true = (np.append(0, counts[0]) for counts in (curve.false, curve.true))
+    return false / false[-1], true / true[-1]
+
+
+def _precision(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    false, true = curve.false[0], curve.true[0]
+    return true / true[-1], true / (false + true)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """At most _POINTS of them."""
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
+    return x[kept].tolist(), y[kept].tolist()
+
+
+def _judged(study: Study, which: Literal["misses", "false_alarms"]) -> str:
+    if study.inspected is None:
+        return ""
+    shown = "".join(
+        f"<figure>{''.join(_picture(each, _LARGER) for each in _side_by_side(judged))}<br>"
+        f"<code>{escape(judged.name)}</code><br>{escape(judged.why)}</figure>"
+        for judged in getattr(study.inspected, which)
+    )
+    return (
+        "<p>The picture as the encoder takes it; its map, bright where it is anomalous, all on one scale; and its mask "
+        f'in red, where it is known.</p><div class="pictures wider">{shown}</div>'
+    )
+
+
+def _side_by_side(judged: Judged) -> list[np.ndarray]:
+    """The picture, its map, and the picture with its mask in red; (H, W, C) uint8 each."""
+    shown = [judged.image]
+    if judged.map is not None:
+        shown.append(np.rint(judged.map * 255).astype(np.uint8)[..., None])
+    if judged.mask is not None:
+        over = np.repeat(judged.image, 3, axis=2) if judged.image.shape[2] == 1 else judged.image.copy()
+        over[judged.mask] = over[judged.mask] // 3 + np.array(_MARKED, np.uint8)
+        shown.append(over)
+    return shown
+
+
 def _listed(listed: list[Listed], why: str) -> str:
     if not listed:
         return ""
@@ -157,9 +245,9 @@ def _listed(listed: list[Listed], why: str) -> str:
     return f'<p>{why}</p><div class="pictures">{shown}</div>'
 
 
-def _picture(image: np.ndarray) -> str:
+def _picture(image: np.ndarray, largest: int = _LARGEST) -> str:
     """(H, W, C) uint8 → an image element that holds its data."""
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_of(image, _LARGEST)).decode()}">'
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_of(image, largest)).decode()}">'
 
 
 def _weights(weights: Weights) -> str:

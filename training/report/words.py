@@ -46,6 +46,12 @@ def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"chance in {a.calibrated_on:,} calibration and {metric.images:,} test images alone gives "
             f"{low:.2%} to {high:.2%}, {inside}."
         )
+    if "image_auroc" in metrics:
+        metric = metrics["image_auroc"]
+        sentences.append(
+            f"Images with defects are separated from sound ones with an AUROC of {metric.value:.4f}, "
+            f"and {metrics['recall_at_threshold'].value:.2%} of them are called anomalous."
+        )
     if len(scores) == 2:
         normal, other = scores.values()
         sentences.append(

@@ -7,9 +7,9 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.call import Call, Plan, Timeout
-from app.api.cross_origin import refuse_cross_origin
 from app.api.middleware.root_path import PROTOCOL
 from app.api.request_body import json_of, parsed, read
+from app.api.request_forgery import refuse_cross_origin
 from app.api.routes.health import require_ready
 from app.api.routes.models import Models
 from app.api.v2 import describe

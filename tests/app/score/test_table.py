@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.errors import CannotScore
-from app.score.rows import Csv, Format, JsonLines, cells
+from app.score.formats import Csv, Format, JsonLines, cells
 from app.score.table import Table
 
 LABELS = ("cat", "dog, small")

@@ -3,14 +3,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support import spec
+from support import draw_inspection, spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png
 from training.__main__ import main
-from training.data.checks import class_warnings, duplicate_warnings, duplicates, part_warnings, table
+from training.data.checks import (
+    class_warnings,
+    duplicate_warnings,
+    duplicates,
+    mask_warnings,
+    part_warnings,
+    table,
+)
 from training.data.imageset import ImageSet
+from training.data.splits import train_and_test
+from training.recipe import Split
 
 RNG = np.random.default_rng(0)
 NO_LABELS = np.array([], np.int64)
@@ -94,18 +103,44 @@ def test_the_command_shows_table_and_notes(tmp_path: Path, capsys: pytest.Captur
                 noise.save(tmp_path / part / kind / f"{number}.png")
     assert main(["data", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split() == ["bag", "3", "3"]
+    assert out.splitlines()[2].split() == ["bag", "3", "3"]
     assert "note: classes with few images: bag (3), sneaker (3), t-shirt (3), trouser (3)" in out
     assert main(["data", str(tmp_path), "--download"]) == 2
 
 
-def test_defects_in_the_test_part_alone_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, path in enumerate(("train/good", "test/good", "test/crack", "ground_truth/crack")):
-        (tmp_path / path).mkdir(parents=True)
-        for image in images(11 + number):
-            Image.fromarray(image[..., 0]).save(tmp_path / path / f"{image[0, 0, 0]}-{image[0, 1, 0]}.png")
-    assert main(["data", str(tmp_path), "--side", "16"]) == 0
-    out, err = capsys.readouterr()
-    assert [line.split() for line in out.splitlines()[1:3]] == [["good", "11", "12"], ["crack", "0", "13"]]
-    assert "note: in the test part only: crack. If these are defects" in out
-    assert err == f"{tmp_path}: left out entries beside train and test (1): ground_truth\n"
+def test_what_is_wrong_with_masks_is_told_by_its_kind(tmp_path: Path) -> None:
+    draw_inspection(tmp_path, defects=6)
+    masks = tmp_path / "ground_truth/dot"
+
+    def rewrite(number: int, pixels: np.ndarray) -> None:
+        Image.fromarray(pixels.astype(np.uint8)).save(masks / f"{number:03}_mask.png")
+
+    whole = np.asarray(Image.open(masks / "001_mask.png"))
+    (masks / "000_mask.png").unlink()
+    rewrite(1, whole * 0)
+    rewrite(2, 255 - whole)
+    rewrite(3, whole[:, :20])
+    rewrite(4, np.kron(whole, np.ones((2, 2))))
+    (masks / "005_mask.png").write_bytes(b"text")
+    _, test = train_and_test(str(tmp_path), spec(16, 16), Split(), seed=0)
+    output = dict(line.rsplit(": ", 1)[::-1] for line in mask_warnings(test))
+    beginnings = {
+        "dot/000.png": "defects without a mask: where they are is not known, and not measured (1)",
+        "dot/001.png": "masks without a white pixel (1)",
+        "dot/002.png": "masks that are white over more than 50% of the image: white must be the defect (1)",
+        "dot/003.png": "masks of another aspect than their image: they are stretched to it (1)",
+        "dot/004.png": "masks of another size than their image: they are scaled to it (1)",
+        "dot/005.png": "masks that cannot be read, as ",
+    }
+    assert output.keys() == beginnings.keys()
+    for name, beginning in beginnings.items():
+        assert output[name].startswith(beginning)
+
+
+def test_sound_images_are_counted_against_the_rate_they_bear() -> None:
+    few = ImageSet(images(24), np.zeros(24, np.int64), ("good",), sound="good")
+    assert list(class_warnings(few)) == [
+        "few sound images (24): where a fifth is held out to set the threshold, 4 images bear no rate of false alarms "
+        "below 20.0%; with 100 it could be 5 %"
+    ]
+    assert list(class_warnings(ImageSet(images(100), np.zeros(100, np.int64), ("good",), sound="good"))) == []

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import draw_folder, spec
+from support import draw_folder, draw_inspection, spec
 
 from app.bundle import preprocess
 from app.bundle.drawings import GARMENTS, garment
@@ -130,3 +130,31 @@ def test_names_of_images_can_be_written_anywhere(tmp_path: Path) -> None:
         (tmp_path / "bag" / os.fsdecode(name)).write_bytes((tmp_path / "bag/28.png").read_bytes())
     names = read_folder(tmp_path, spec(28, 28)).names
     assert {"bag/\\xff.png", "bag/\\n.png", "bag/ü\u200cعکس.png"} <= set(names)
+
+
+def test_masks_are_found_by_kind_and_name_and_strays_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_inspection(tmp_path)
+    masks = tmp_path / "ground_truth"
+    (masks / "dot/001_mask.png").rename(masks / "dot/001.BMP")  # its suffix is not its format: the bytes decide
+    (masks / "line/000_mask.png").rename(masks / "line/900_mask.png")
+    (masks / "good").mkdir()
+    data = read_folder(tmp_path / "test", spec(28, 28), masks=masks)
+    found = {name: mask.file for name, mask in zip(data.names, data.masks, strict=True)}
+    assert found["dot/000.png"] == masks / "dot/000_mask.png"
+    assert found["dot/001.png"] == masks / "dot/001.BMP"
+    assert found["line/000.png"] is None
+    assert {found[name] for name in found if name.startswith("good")} == {None}
+    assert all(mask.image.is_file() for mask in data.masks)
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'test'}: left out masks without an image (1): ground_truth/line/900_mask.png\n"
+    )
+    assert data.take(np.array([3, 0])).masks == (data.masks[3], data.masks[0])
+
+
+def test_a_folder_of_masks_is_no_class(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path)
+    (tmp_path / "ground_truth").mkdir()
+    garment("bag", 28).save(tmp_path / "ground_truth/28.png")
+    assert "ground_truth" not in read_folder(tmp_path, spec(28, 28)).classes

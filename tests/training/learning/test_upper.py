@@ -94,6 +94,22 @@ def test_views_are_learnt_beside_the_images(shop: Workshop, tmp_path: Path) -> N
     assert len(learnt(shop, _folder(tmp_path / "views"), mode)) == 2
 
 
+def test_a_head_that_begins_linear_needs_no_epoch_alone(shop: Workshop, tmp_path: Path) -> None:
+    """The first step's loss is already what logistic regression ends at, and the top block learns from then on."""
+    mode = GradualMode(reads="embedding", thaw=1, epochs=1, batch=60, rate=1e-5)
+    encoder = shop.net.encoder
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    [random] = learnt(shop, _folder(tmp_path / "random"), mode)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items()), "the head alone"
+    [linear] = learnt(shop, _folder(tmp_path / "linear"), mode.model_copy(update={"begin": "linear"}))
+    assert linear < random / 2
+    learning = {
+        name for name, _ in encoder.named_parameters() if not torch.equal(encoder.state_dict()[name], before[name])
+    }
+    assert learning
+    assert {name.split(".")[0] for name in learning} == {"layer4"}
+
+
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path

@@ -65,6 +65,37 @@ def test_with_anomalies_the_threshold_can_be_the_best_f1s(tmp_path: Path, capsys
     anomaly = load(tmp_path / "models/tiny/2").manifest.anomaly
     assert anomaly is not None
     assert anomaly.false_alarm_rate < 0.05, "they are far apart: hardly any normal lies above"
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'models/tiny/2'}\n"
+    assert "all (60)" in err
+    assert "the threshold was chosen on these images" in err
+
+
+def test_anomalies_are_measured_where_the_rate_sets_the_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They do not change it. In a folder of both, those that are named sound are the normal ones."""
+    old = save_tiny(tmp_path / "models")
+    both = tmp_path / "both"
+    both.mkdir()
+    drawn(both / "good", 200, (0, 120))
+    drawn(both / "crack", 20, (100, 256))
+    drawn(both / "hole", 30, (100, 256))
+    normals = str(both / "good")
+    assert main(["calibrate", str(old), normals]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", str(old), str(both), "--anomalies", str(both)]) == 0
+    err = capsys.readouterr().err
+    assert "good are the normal images; left out: crack, hole" in err
+    assert [line.split("  ")[0] for line in err.splitlines() if ") " in line and "note" not in line] == [
+        "all (50)",
+        "crack (20)",
+        "hole (30)",
+    ]
+    assert "chosen on these" not in err
+    alone, measured = (load(tmp_path / "models/tiny" / version).manifest.anomaly for version in ("2", "3"))
+    assert measured == alone
+    assert main(["calibrate", str(old), normals, "--anomalies", str(both / "empty")]) == 2
 
 
 def test_the_card_says_what_the_new_manifest_says(tmp_path: Path) -> None:

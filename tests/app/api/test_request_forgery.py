@@ -8,7 +8,7 @@ import pytest
 from starlette.datastructures import Headers
 from support import assert_error, save_tiny, serving
 
-from app.api.cross_origin import is_allowed
+from app.api.request_forgery import is_allowed
 from app.settings import Settings
 
 ALLOWED = "https://shop.example, null"

@@ -147,3 +147,8 @@ def _csv(records: Iterable[Iterable[str]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(records)
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+PARQUET = ".parquet"
+# By a file's suffix; a parquet file is made of JSON lines at the end.
+FORMATS: dict[str, type[Csv] | type[JsonLines]] = {".csv": Csv, ".jsonl": JsonLines, PARQUET: JsonLines}

@@ -1,0 +1,29 @@
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from support import save_tiny
+
+from app.api.pictures import error_png
+from app.bundle import load
+from training.data.imageset import ImageSet
+from training.measure.maps import anomaly_maps, has_maps, maps_of
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_map_is_what_the_served_heatmap_shows(models: Path) -> None:
+    bundle = load(models / "tiny/1")
+    images = RNG.integers(0, 256, (40, *bundle.manifest.input.shape), dtype=np.uint8)
+    maps = maps_of(bundle, ImageSet(images, np.array([], np.int64), ()), "maps")
+    reconstructions = bundle.reconstruct(bundle.encode(images))
+    for image, reconstruction, own in zip(images, reconstructions, maps, strict=True):
+        served = np.asarray(Image.open(io.BytesIO(error_png(image, reconstruction))))
+        assert np.abs(served - own * (255 / own.max())).max() <= 0.5001
+    np.testing.assert_allclose(anomaly_maps(bundle, images[:3]), maps[:3], atol=1e-6)
+
+
+def test_a_bundle_without_a_decoder_has_no_maps(tmp_path: Path, models: Path) -> None:
+    assert has_maps(load(models / "tiny/1"))
+    assert not has_maps(load(save_tiny(tmp_path, decoder=False)))

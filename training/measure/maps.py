@@ -1,0 +1,31 @@
+"""A map of each image, of where it is anomalous: what the served heatmap shows."""
+
+import numpy as np
+
+from app.bundle import Bundle
+from app.bundle.scoring import error_maps
+from training.data.imageset import ImageSet
+from training.data.storage import allocate
+from training.progress import track
+
+_BATCH = 16
+
+
+def has_maps(bundle: Bundle) -> bool:
+    return bundle.decoder is not None
+
+
+def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous: the error of the reconstruction."""
+    return error_maps(images, bundle.reconstruct(bundle.encode(images)))
+
+
+def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:
+    """(N, H, W) float32, in a file where they are larger than memory. `label` names the progress bar."""
+    height, width, _ = bundle.manifest.input.shape
+    maps = allocate((len(data), height, width), np.float32)
+    starts = range(0, len(data), _BATCH)
+    for start in track(starts, label, len(starts)):
+        part = slice(start, start + _BATCH)
+        maps[part] = anomaly_maps(bundle, data.images[part])
+    return maps
