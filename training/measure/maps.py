@@ -3,6 +3,8 @@
 import numpy as np
 
 from app.bundle import Bundle
+from app.bundle.encode import enlarged
+from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
@@ -12,12 +14,22 @@ _BATCH = 16
 
 
 def has_maps(bundle: Bundle) -> bool:
-    return bundle.decoder is not None
+    return bundle.decoder is not None or _reads_patches(bundle)
 
 
 def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous: the error of the reconstruction."""
+    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous.
+
+    The distances of patches, where the score reads them; else the error of the reconstruction.
+    """
+    if _reads_patches(bundle):
+        distances = bundle.measure_patches(bundle.encode(images, patches=True))[ANOMALY_MAP]
+        return enlarged(distances, *images.shape[1:3])
     return error_maps(images, bundle.reconstruct(bundle.encode(images)))
+
+
+def _reads_patches(bundle: Bundle) -> bool:
+    return bundle.scorer is not None and bundle.scorer.reads_patches
 
 
 def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:
