@@ -3,6 +3,7 @@
 import numpy as np
 
 from app.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
@@ -12,11 +13,14 @@ _BATCH = 16
 
 
 def has_maps(bundle: Bundle) -> bool:
-    return bundle.decoder is not None
+    return bundle.patches is not None or bundle.decoder is not None
 
 
 def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous: the error of the reconstruction."""
+    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous: the distance of patches from those
+    that the bundle remembers, or the error of the reconstruction."""
+    if bundle.patches is not None:
+        return bundle.place(bundle.measure_patches(bundle.encode(images, patches=True))[ANOMALY_MAP])
     return error_maps(images, bundle.reconstruct(bundle.encode(images)))
 
 

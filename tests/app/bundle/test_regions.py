@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from training.data.regions import label_regions
+from app.bundle.regions import label_regions
 
 
 def slow_regions(mask: np.ndarray) -> list[set[tuple[int, int]]]:
