@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,19 @@ from prometheus_client.parser import text_string_to_metric_families
 import app
 from app.api.fast_path import FastPath
 from app.bundle.drawings import GARMENTS, garment
-from app.bundle.manifest import Anomaly, Classifier, Distance, Graph, Graphs, InputSpec, Provenance, Tensor
+from app.bundle.manifest import (
+    ANOMALY_MAP,
+    PATCH_DISTANCE,
+    PATCH_FEATURES,
+    Anomaly,
+    Classifier,
+    Distance,
+    Graph,
+    Graphs,
+    InputSpec,
+    Provenance,
+    Tensor,
+)
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
 from app.main import create_app
@@ -71,14 +83,17 @@ SPECS = st.builds(
 )
 
 
-def onnx_file(nodes: list[Any], taken: Tensor, given: Tensor, weights: dict[str, np.ndarray]) -> bytes:
+def onnx_file(
+    nodes: list[Any], taken: Tensor, given: Tensor | Sequence[Tensor], weights: dict[str, np.ndarray]
+) -> bytes:
     kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
     def value(tensor: Tensor) -> Any:
         return helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], ["batch", *tensor.shape[1:]])
 
     initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "tiny", [value(taken)], [value(given)], initialisers)
+    outputs = [given] if isinstance(given, Tensor) else given
+    graph = helper.make_graph(nodes, "tiny", [value(taken)], [value(each) for each in outputs], initialisers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -91,9 +106,13 @@ def tiny(
     decoder: bool = True,
     anomaly: bool = True,
     variational: bool = False,
+    patches: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid."""
+    """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid.
+
+    With `patches` the anomaly score is the distance of pixels from a memory of dark ones.
+    """
     shape = shape or spec()
     rng = np.random.default_rng(seed)
     size = int(np.prod(shape.shape))
@@ -105,6 +124,8 @@ def tiny(
         name: rng.normal(size=dims).astype(np.float32)
         for name, dims in (("into", (size, LATENT)), ("label", (LATENT, len(LABELS))), ("back", (LATENT, size)))
     }
+    pixels = Tensor(name=PATCH_FEATURES, dtype="float32", shape=(-1, shape.channels, shape.height, shape.width))
+    encoded = [embedding, pixels] if patches else [embedding]
     files = {
         "encoder.onnx": onnx_file(
             [
@@ -112,14 +133,15 @@ def tiny(
                 helper.make_node("Div", ["float", "full"], ["unit"]),
                 helper.make_node("Flatten", ["unit"], ["flat"]),
                 helper.make_node("MatMul", ["flat", "into"], ["embedding"]),
+                *([helper.make_node("Transpose", ["unit"], [pixels.name], perm=[0, 3, 1, 2])] if patches else []),
             ],
             image,
-            embedding,
+            encoded,
             {"into": weights["into"], "full": np.float32(255)},
         )
     }
     graphs: dict[str, Graph | None] = {
-        "encoder": Graph(file="encoder.onnx", input=image, outputs=(embedding,)),
+        "encoder": Graph(file="encoder.onnx", input=image, outputs=tuple(encoded)),
         "decoder": None,
         "head": None,
         "explain": None,
@@ -145,8 +167,10 @@ def tiny(
         )
         graphs["decoder"] = Graph(file="decoder.onnx", input=embedding, outputs=(reconstruction,))
     calibration = None
-    if anomaly and decoder:
-        calibration, files["reference.npz"] = tiny_anomaly(rng)
+    if patches:
+        graphs["patches"], files["patches.onnx"] = tiny_patches(pixels)
+    if anomaly and (decoder or patches):
+        calibration, files["reference.npz"] = tiny_anomaly(rng, patches)
     fields = {
         "title": "a tiny bundle",
         "input": shape,
@@ -173,7 +197,25 @@ def tiny(
     return fields, files
 
 
-def tiny_anomaly(rng: np.random.Generator) -> tuple[Anomaly, bytes]:
+def tiny_patches(pixels: Tensor) -> tuple[Graph, bytes]:
+    """The distance of each pixel's first channel from 0 or 0.25, whichever is nearer; an image's is the largest."""
+    distances = Tensor(name=ANOMALY_MAP, dtype="float32", shape=(-1, *pixels.shape[2:]))
+    distance = Tensor(name=PATCH_DISTANCE, dtype="float32", shape=(-1, 1))
+    nodes = [
+        helper.make_node("Slice", [pixels.name, "start", "end", "axis"], ["first"]),
+        helper.make_node("Sub", ["first", "remembered"], ["apart"]),
+        helper.make_node("Abs", ["apart"], ["all"]),
+        helper.make_node("ReduceMin", ["all", "axis"], [distances.name], keepdims=0),
+        helper.make_node("Flatten", [distances.name], ["flat"]),
+        helper.make_node("ReduceMax", ["flat", "axis"], [distance.name], keepdims=1),
+    ]
+    remembered = np.array([0, 0.25], np.float32).reshape(1, 2, 1, 1)
+    weights = {"start": np.array([0]), "end": np.array([1]), "axis": np.array([1]), "remembered": remembered}
+    graph = Graph(file="patches.onnx", input=pixels, outputs=(distances, distance))
+    return graph, onnx_file(nodes, pixels, graph.outputs, weights)
+
+
+def tiny_anomaly(rng: np.random.Generator, patches: bool = False) -> tuple[Anomaly, bytes]:
     scores = np.sort(rng.normal(size=199))
     arrays = {
         "embedding.mean": np.zeros(LATENT, np.float32),
@@ -184,11 +226,14 @@ def tiny_anomaly(rng: np.random.Generator) -> tuple[Anomaly, bytes]:
     }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
+    distances = (
+        Distance(measure="reconstruction", takes="pixels", mean=0.1, std=0.1),
+        Distance(measure="mahalanobis", takes="embedding", mean=1.0, std=1.0),
+    )
+    if patches:
+        distances = Distance(measure="patches", takes="patches", mean=0.1, std=0.05), distances[1]
     anomaly = Anomaly(
-        distances=(
-            Distance(measure="reconstruction", takes="pixels", mean=0.1, std=0.1),
-            Distance(measure="mahalanobis", takes="embedding", mean=1.0, std=1.0),
-        ),
+        distances=distances,
         false_alarm_rate=0.05,
         threshold=threshold_at(scores, 0.05),
         calibrated_on=len(scores),

@@ -62,7 +62,7 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 # Room → its modules that other rooms import. Every other module is private to its room.
 OPEN = {
     "data": {
-        *("checks", "download", "folder", "imageset", "inspection", "masks", "material"),
+        *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
@@ -83,7 +83,7 @@ OPEN = {
     },
     "score": {
         *("anomaly", "distances", "drift", "evidence"),
-        *("latent_map", "prototypes", "reference", "temperature"),
+        *("latent_map", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
         *("distil", "finetune", "generate", "inference", "journal", "linear"),
@@ -115,7 +115,7 @@ KEPT_TO = {
     ),
     "onnx": (
         *("training.networks.graph", "training.publish.quantise"),
-        *("training.score.evidence", "training.score.prototypes"),
+        *("training.score.evidence", "training.score.patches", "training.score.prototypes"),
     ),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),

@@ -18,7 +18,7 @@ from pydantic import (
 
 from app.bundle import InputSpec
 from app.bundle.manifest import Colour
-from app.bundle.scoring import takes_and_measure
+from app.bundle.scoring import PATCHES, takes_and_measure
 from training.errors import TrainingError, in_short, printable
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -400,10 +400,29 @@ class Split(_Part):
     sound: str | None = None
 
 
+def _one_or_more(distances: Any) -> Any:
+    return (distances,) if isinstance(distances, str) else distances
+
+
 class Score(_Part):
     """The anomaly score: a sum of distances, each in its own standard deviations among normals."""
 
-    distances: Annotated[tuple[str, ...], Field(min_length=1)] = DISTANCES
+    distances: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = DISTANCES
+    patches: PositiveInt = 2000  # of the distance patches: so many patches of normal images are kept
+    # Of the same: pixels from place to place of the stage maps that are joined. Unset, those of the two sizes above the
+    # smallest.
+    strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    # No normals are held out: scales, threshold and p-values come from the scores of each of so many folds by the
+    # others. 0: from the part of split.calibration.
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+
+    @model_validator(mode="after")
+    def settings_are_used(self) -> Self:
+        if self.folds == 1:
+            raise ValueError("anomaly.folds=1: one fold leaves none to fit on; set 2 or more, or 0")
+        if self.strides is not None and PATCHES not in self.distances:
+            raise ValueError("anomaly.strides are of the distance patches: name it in anomaly.distances")
+        return self
 
     @field_validator("distances")
     @classmethod
@@ -519,6 +538,26 @@ class Recipe(_Part):
             )
         if self.network.backbone is None and self.transfer.mode == "decoder":
             raise ValueError("decoder.epochs=0 with transfer.mode=decoder: nothing of the target would be learnt")
+        return self
+
+    @model_validator(mode="after")
+    def patches_have_places(self) -> Self:
+        if PATCHES in self.anomaly.distances and self.network.name == "dense":
+            raise ValueError(
+                "anomaly.distances: patches are places of maps, and dense has none: choose another network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def folds_are_new_to_the_encoder(self) -> Self:
+        """An encoder that has learnt from the normals makes their scores lower than those of new ones."""
+        mode = self.transfer
+        if self.anomaly.folds and not (mode.freezes and (mode.untrained or not self.pretrain.epochs)):
+            raise ValueError(
+                f"anomaly.folds={self.anomaly.folds}: the encoder learns from the images that the folds hold, so their "
+                "scores would be too low: set anomaly.folds=0, or freeze the encoder (pretrain.epochs=0 and "
+                "transfer.mode=decoder)"
+            )
         return self
 
     @model_validator(mode="after")

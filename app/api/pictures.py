@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 
-from app.bundle.encode import png_of, stretched
+from app.bundle.encode import enlarged, png_of, stretched
 from app.bundle.scoring import error_maps
 
 
@@ -18,6 +18,14 @@ def error_png(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
     [errors] = error_maps(image[None], reconstruction[None])
     most = float(errors.max())
     return png_of(np.rint(errors * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
+
+
+def anomaly_png(distances: np.ndarray, height: int, width: int, white: float) -> bytes:
+    """(rows, columns) → H × W grey PNG: the smallest is black, `white` or the largest beyond it is white."""
+    least = float(distances.min())
+    spread = max(white, float(distances.max())) - least
+    grey = (enlarged(distances, height, width) - least) * (255 / spread if spread > 0 else 0)
+    return png_of(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)[..., None])
 
 
 def explanation_png(shares: np.ndarray, height: int, width: int) -> bytes:

@@ -54,7 +54,7 @@ class AnomalyResult(BaseModel):
     reconstruction_error: float | None = None
     latent_distance: float | None = None
     distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
-    heatmap: str | None = Field(None, description="PNG in base64: white where the reconstruction is furthest off")
+    heatmap: str | None = Field(None, description="PNG in base64: white where the image is least like normal ones")
 
 
 class PredictResult(BaseModel):

@@ -12,11 +12,11 @@ from app.errors import BrokenImage, BundleError, BundleExists, GraftError, Image
 
 if TYPE_CHECKING:
     from app.bundle.bundle import Bundle
-    from app.bundle.store import assemble, load, save, with_references
+    from app.bundle.store import assemble, load, save, with_patches, with_references
 
 _LATER = {
     "Bundle": "app.bundle.bundle",
-    **dict.fromkeys(("assemble", "load", "save", "with_references"), "app.bundle.store"),
+    **dict.fromkeys(("assemble", "load", "save", "with_patches", "with_references"), "app.bundle.store"),
 }
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "preprocess",
     "preprocess_pixels",
     "save",
+    "with_patches",
     "with_references",
 ]
 

@@ -1,8 +1,10 @@
 """A loaded bundle: its graphs, its preprocessing and its scoring, usable without a server."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -11,12 +13,13 @@ from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
 from app.bundle.header import PIXELS_CEILING
 from app.bundle.latent_map import LatentMap
-from app.bundle.manifest import Manifest
+from app.bundle.manifest import PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
 from app.bundle.session import Session
 from app.errors import OperationUnavailable, PartMissing
 
 CARD_FILE, REPORT_FILE = "card.md", "report.html"
+_PLACES_AT_A_TIME = 2048  # whose distances from every remembered patch are computed: 16 MB for 2,000 patches
 _NEEDS = {  # operation → the part that it needs, as messages name it
     "classify": "head",
     "reconstruct": "decoder",
@@ -39,6 +42,7 @@ class Bundle:
     decoder: Session | None
     head: Session | None
     explainer: Session | None
+    patches: Session | None
     scorer: scoring.AnomalyScorer | None
     drift: DriftReference | None  # older bundles have none
     map: LatentMap | None
@@ -57,21 +61,24 @@ class Bundle:
         pixels = decode_if_quick(data, max_pixels)
         return pixels if pixels is not None and pixels.shape == self.manifest.input.shape else None
 
-    def encode(self, images: np.ndarray, explain: bool = False) -> dict[str, np.ndarray]:
+    def encode(self, images: np.ndarray, explain: bool = False, patches: bool = False) -> dict[str, np.ndarray]:
         """(N, H, W, C) uint8 → the encoder's outputs: `embedding` (N, D) and, in some bundles, `features`.
 
-        With `explain` also the map that `explain` reads, if it reads one.
+        With `explain` also the map that `explain` reads, if it reads one; with `patches` the map that `patches` reads.
         """
-        return self.encoder.run(images, self._for_explain if explain else self._vectors)
+        return self.encoder.run(images, self._outputs[explain, patches])
 
     @cached_property
-    def _vectors(self) -> list[str]:
-        return [tensor.name for tensor in self.manifest.graphs.encoded]
-
-    @cached_property
-    def _for_explain(self) -> list[str]:
-        graph = self.manifest.graphs.explain
-        return self._vectors if graph is None else list(dict.fromkeys([*self._vectors, graph.input.name]))
+    def _outputs(self) -> dict[tuple[bool, bool], list[str]]:
+        """(whether `explain` reads them, whether `patches` does) → the encoder's outputs that are computed."""
+        graphs = self.manifest.graphs
+        vectors = [tensor.name for tensor in graphs.encoded]
+        outputs = {}
+        for explain, patches in product((False, True), repeat=2):
+            readers = [graphs.explain] * explain + [graphs.patches] * patches
+            maps = [graph.input.name for graph in readers if graph is not None]
+            outputs[explain, patches] = list(dict.fromkeys([*vectors, *maps]))
+        return outputs
 
     def reconstruct(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """The encoder's outputs → (N, H, W, C) float32 in 0…1."""
@@ -95,7 +102,7 @@ class Bundle:
     def anomaly(self, images: np.ndarray) -> list[scoring.AnomalyScore]:
         if self.scorer is None:
             raise self._lacks(_NEEDS["anomaly"], "anomaly")
-        encoded = self.encode(images)
+        encoded = self.encode(images, patches=self.scorer.reads_patches)
         errors = None
         if self.scorer.reconstructs:
             errors = scoring.reconstruction_errors(images, self.reconstruct(encoded))
@@ -104,9 +111,28 @@ class Bundle:
     def taken(
         self, images: np.ndarray, encoded: dict[str, np.ndarray], tensors: Collection[str]
     ) -> dict[str, np.ndarray]:
-        """The named input tensors of the anomaly distances, (N, D) each."""
+        """The named input tensors of the anomaly distances, (N, D) each.
+
+        `encoded` may hold what `measure_patches` gave for these images; it runs here where it is needed and missing.
+        """
         taken = {name: values for name, values in encoded.items() if name in tensors}
-        return taken | {"thumbnail": scoring.thumbnails(images)} if "thumbnail" in tensors else taken
+        if "thumbnail" in tensors:
+            taken["thumbnail"] = scoring.thumbnails(images)
+        if scoring.PATCHES in tensors:
+            found = encoded if PATCH_DISTANCE in encoded else self.measure_patches(encoded)
+            taken[scoring.PATCHES] = found[PATCH_DISTANCE]
+        return taken
+
+    def measure_patches(self, encoded: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The encoder's outputs → `anomaly_map` (N, rows, columns) and `patch_distance` (N, 1)."""
+        graph = self.manifest.graphs.patches
+        if self.patches is None or graph is None:
+            raise self._lacks("memory of patches", "anomaly")
+        maps = encoded[graph.input.name]
+        # All distances of a part are in memory at a time.
+        step = max(1, _PLACES_AT_A_TIME // math.prod(maps.shape[2:]))
+        parts = [self.patches.run(maps[start : start + step]) for start in range(0, len(maps), step)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """The encoder's outputs → (N, labels, rows, columns): each cell's share of each logit, without the bias."""
@@ -115,9 +141,15 @@ class Bundle:
             raise self._lacks(_NEEDS["explain"], "explain")
         return self.explainer.run(encoded[graph.input.name])[graph.outputs[0].name]
 
+    @property
+    def white(self) -> float:
+        """The distance from which on a place of `anomaly_map` is drawn white: few normal images reach it."""
+        distances = self.manifest.anomaly.distances if self.manifest.anomaly else ()
+        return max((each.mean + 3 * each.std for each in distances if each.takes == scoring.PATCHES), default=0.0)
+
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every output of every graph that golden pairs hold, by name."""
-        outputs = self.encode(images, explain=True)
+        outputs = self.encode(images, explain=True, patches=True)
         graphs = self.manifest.graphs
         for session, graph in (
             (self.decoder, graphs.decoder),
@@ -126,6 +158,8 @@ class Bundle:
         ):
             if session is not None and graph is not None:
                 outputs = outputs | session.run(outputs[graph.input.name])
+        if self.patches is not None:
+            outputs = outputs | self.measure_patches(outputs)
         return {name: outputs[name] for name in graphs.tensors()}
 
     @cached_property

@@ -1,9 +1,12 @@
 """Images → PNG bytes."""
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image
+
+_SMOOTHED = 0.5  # cells: the spread of the Gaussian by which an enlarged map is averaged
 
 
 def png(image: Image.Image) -> bytes:
@@ -16,6 +19,24 @@ def stretched(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """(rows, columns) → (height, width) float32, bilinear."""
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(…, rows, columns) → (…, height, width), bilinear and lightly smoothed."""
+    rows, columns = values.shape[-2:]
+    return np.asarray(_enlarging(rows, height) @ values @ _enlarging(columns, width).T)
+
+
+@cache
+def _enlarging(cells: int, side: int) -> np.ndarray:
+    """(side, cells): each row interpolates between the centres of cells, then averages by a Gaussian of half a cell."""
+    at = (np.arange(side) + 0.5) * cells / side - 0.5
+    nearness = 1 - np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
+    weights = np.exp(-0.5 * np.square((at[:, None] - at) / _SMOOTHED))
+    weights /= weights.sum(axis=1, keepdims=True)
+    matrix: np.ndarray = (weights @ np.maximum(nearness, 0)).astype(np.float32)
+    matrix.flags.writeable = False
+    return matrix
 
 
 def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:

@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
-SCHEMA_VERSION = 2  # 2 added input.padding and provenance.weights
+SCHEMA_VERSION = 3  # 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives
 MANIFEST_FILE = "manifest.json"
+PATCH_FEATURES = "patch_features"  # the encoder's output that graphs.patches reads
+ANOMALY_MAP, PATCH_DISTANCE = "anomaly_map", "patch_distance"  # outputs of graphs.patches
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]  # a level for each channel
@@ -80,13 +82,15 @@ class Graphs(Strict):
 
     `explain` returns (N, labels, rows, columns); the sum over rows and columns is the head's logits without the bias.
     It may read a map instead, (N, channels, rows, columns), whose average over places is the embedding: an output of
-    the encoder that is computed for it alone.
+    the encoder that is computed for it alone. `patches` reads such a map, too, and returns `anomaly_map` (N, rows,
+    columns), the distance of each place from the remembered patches of normal images, and `patch_distance` (N, 1).
     """
 
     encoder: Graph
     decoder: Graph | None
     head: Graph | None
     explain: Graph | None
+    patches: Graph | None = None
 
     @property
     def encoded(self) -> tuple[Tensor, ...]:
@@ -115,6 +119,7 @@ class Distance(Strict):
     """One measure of the distance between an image and the training normals.
 
     reconstruction  mean over pixels and channels of (reconstruction - image / 255)²; takes `pixels`
+    patches         `patch_distance` of the graph `patches`; takes `patches`
     mahalanobis     √‖z / spread‖²
     residual        √(‖x‖² - ‖z‖²), the part outside the normals' principal directions
     neighbours      mean distance between z and its nearest references
@@ -125,14 +130,14 @@ class Distance(Strict):
     `embedding` and `features` are encoder outputs; `thumbnail` is the image shrunk by app.bundle.scoring.thumbnails.
     """
 
-    measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours", "local"]
-    takes: Literal["pixels", "thumbnail", "embedding", "features"]
+    measure: Literal["reconstruction", "mahalanobis", "residual", "neighbours", "local", "patches"]
+    takes: Literal["pixels", "thumbnail", "embedding", "features", "patches"]
     mean: float  # over training normals that were not used to fit the arrays; so is std
     std: Annotated[float, Field(ge=1e-12)]
 
     @property
     def name(self) -> str:
-        return self.measure if self.takes == "pixels" else f"{self.takes}.{self.measure}"
+        return self.measure if self.takes in ("pixels", "patches") else f"{self.takes}.{self.measure}"
 
 
 class Anomaly(Strict):
@@ -218,9 +223,13 @@ class Manifest(Strict):
         for distance in self.anomaly.distances if self.anomaly else ():
             if (distance.measure == "reconstruction") != (distance.takes == "pixels"):
                 raise ValueError("anomaly.distances: reconstruction takes pixels, and no other measure does")
+            if (distance.measure == "patches") != (distance.takes == "patches"):
+                raise ValueError("anomaly.distances: the measure patches takes patches, and no other measure does")
             if distance.takes == "pixels" and self.graphs.decoder is None:
                 raise ValueError("anomaly.distances: reconstruction needs graphs.decoder")
-            if distance.takes != "pixels" and distance.takes not in tensors:
+            if distance.takes == "patches" and self.graphs.patches is None:
+                raise ValueError("anomaly.distances: patches needs graphs.patches")
+            if distance.takes not in ("pixels", "patches") and distance.takes not in tensors:
                 raise ValueError(f"anomaly.distances.takes: the encoder has no output {distance.takes!r}")
         return self
 
@@ -250,11 +259,19 @@ class Manifest(Strict):
         joined = sum(math.prod(shape) for shape in self.feature_maps)
         if joined != (tensors["features"].shape[-1] if "features" in tensors else 0):
             raise ValueError("feature_maps: the shapes do not add up to the encoder's features")
-        for part, graph in (("decoder", graphs.decoder), ("head", graphs.head), ("explain", graphs.explain)):
-            if graph and tensors.get(graph.input.name) != graph.input:
+        for part, graph in graphs:
+            if part == "encoder" or graph is None:
+                continue
+            if tensors.get(graph.input.name) != graph.input:
                 raise ValueError(f"graphs.{part}.input: is not an output of the encoder")
-            if graph and part != "explain" and not graph.input.is_vector:
-                raise ValueError(f"graphs.{part}.input: only explain reads a map")
+            if part not in ("explain", "patches") and not graph.input.is_vector:
+                raise ValueError(f"graphs.{part}.input: only explain and patches read a map")
+        if graphs.patches:
+            given = [(tensor.name, len(tensor.shape)) for tensor in graphs.patches.outputs]
+            if given != [(ANOMALY_MAP, 3), (PATCH_DISTANCE, 2)] or graphs.patches.outputs[1].shape[1] != 1:
+                raise ValueError(
+                    f"graphs.patches.outputs: must be {ANOMALY_MAP} (N, rows, columns) and {PATCH_DISTANCE} (N, 1)"
+                )
         return self
 
     def named_files(self) -> list[tuple[str, str]]:

@@ -112,6 +112,7 @@ def cells(side: int, most: int) -> np.ndarray:
 
 _ROOTS = np.sqrt(np.arange(256, dtype=np.float32) / 255)
 _SMALLEST_RATE = 1e-15  # keeps the number of needed images an integer that prints
+PATCHES = "patches"  # the distance that a graph of the bundle gives, and its tensor (N, 1)
 NEAREST = 3  # references whose distances are averaged; fewer if there are fewer
 _AXES = {"mean": "D", "weight": "D", "basis": "DK", "spread": "K", "references": "RK", "reach": "R"}
 NEEDS = {  # measure → the arrays of its Space
@@ -127,10 +128,12 @@ def takes_and_measure(distance: str) -> tuple[str, str]:
     """Distance name → parts: features.residual → (features, residual), reconstruction → (pixels, reconstruction)."""
     if distance == "reconstruction":
         return "pixels", distance
+    if distance == PATCHES:
+        return PATCHES, distance
     tensor, _, measure = distance.partition(".")
     if tensor not in ("thumbnail", "embedding", "features") or measure not in NEEDS:
         raise ValueError(
-            f"{distance}: reconstruction, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
+            f"{distance}: reconstruction, patches, or thumbnail, embedding or features with one of {', '.join(NEEDS)}, "
             "is expected, as in features.residual"
         )
     return tensor, measure
@@ -237,10 +240,11 @@ class AnomalyScorer:
             self._measures.setdefault(distance.takes, set()).add(distance.measure)
         self.tensors = frozenset(self._measures) - {"pixels"}
         self.reconstructs = "pixels" in self._measures
+        self.reads_patches = PATCHES in self._measures
         self._spaces = {
             tensor: Space(_space_arrays(reference, tensor, measures, sizes[tensor]))
             for tensor, measures in self._measures.items()
-            if tensor in self.tensors
+            if tensor in self.tensors - {PATCHES}
         }
 
     def distances(self, tensors: Mapping[str, np.ndarray], errors: np.ndarray | None) -> np.ndarray:
@@ -249,6 +253,8 @@ class AnomalyScorer:
         for tensor, space in self._spaces.items():
             for measure, values in space.distances(tensors[tensor], self._measures[tensor]).items():
                 columns[tensor, measure] = values
+        if self.reads_patches:
+            columns[PATCHES, PATCHES] = tensors[PATCHES][:, 0].astype(np.float64)
         if self.reconstructs:
             assert errors is not None
             columns["pixels", "reconstruction"] = errors

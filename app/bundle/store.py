@@ -85,7 +85,9 @@ def _assemble(
     if manifest.reference is not None:
         arrays = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         references = _references(manifest, arrays, f"{where}/{manifest.reference}")
-    decoder, head, explainer = (session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain"))
+    decoder, head, explainer, patches = (
+        session(getattr(manifest.graphs, part)) for part in ("decoder", "head", "explain", "patches")
+    )
     documents = {file: contents[file] for file in (CARD_FILE, REPORT_FILE) if file in contents}
     return Bundle(
         name,
@@ -96,6 +98,7 @@ def _assemble(
         decoder=decoder,
         head=head,
         explainer=explainer,
+        patches=patches,
         documents=documents,
         **references._asdict(),
     )
@@ -135,6 +138,13 @@ def with_references(bundle: Bundle, fields: dict[str, Any], arrays: dict[str, np
     manifest = bundle.manifest.model_copy(update=fields)
     references = _references(manifest, arrays, f"{bundle.name}/{bundle.version}/{manifest.reference}")
     return replace(bundle, manifest=manifest, **references._asdict())
+
+
+def with_patches(bundle: Bundle, graph: Graph, model: bytes) -> Bundle:
+    """The same bundle, its other graphs not loaded again, with this memory of patches."""
+    graphs = bundle.manifest.graphs.model_copy(update={"patches": graph})
+    session = Session(model, graph, f"{bundle.name}/{bundle.version}/{graph.file}", threads=cpu_limit())
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs}), patches=session)
 
 
 def _manifest(

@@ -8,6 +8,7 @@ from math import isfinite
 import numpy as np
 
 from app.bundle.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import likeliest_first, probabilities, reconstruction_errors
 from app.errors import NotFinite
 
@@ -32,26 +33,30 @@ def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
     """For each request its outputs by name, (n, …) each; there may be more than it needs."""
     images = requests[0].images if len(requests) == 1 else np.concatenate([request.images for request in requests])
     explain = any(EXPLANATION in request.outputs for request in requests)
-    encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images, explain).items()}
+    scorer = bundle.scorer
+    by_patches = {ANOMALY_MAP} | ({DISTANCES} if scorer is not None and scorer.reads_patches else set())
+    patches = any(not by_patches.isdisjoint(request.outputs) for request in requests)
+    encoded = {name: finite(bundle, name, values) for name, values in bundle.encode(images, explain, patches).items()}
     ends = accumulate(map(len, requests))
     spans = [slice(end - len(request), end) for request, end in zip(requests, ends, strict=True)]
     answers: list[Outputs] = [
         {name: values[span] for name, values in encoded.items() if name == EMBEDDING or name in request.outputs}
         for request, span in zip(requests, spans, strict=True)
     ]
-    scorer = bundle.scorer
     reconstructs = {RECONSTRUCTION, ERRORS} | ({DISTANCES} if scorer is not None and scorer.reconstructs else set())
-    graphs: tuple[tuple[str, set[str], Callable[[Outputs], np.ndarray]], ...] = (
-        (LOGITS, {LOGITS}, bundle.logits),
-        (EXPLANATION, {EXPLANATION}, bundle.explain),
-        (RECONSTRUCTION, reconstructs, bundle.reconstruct),
+    graphs: tuple[tuple[set[str], Callable[[Outputs], Outputs]], ...] = (
+        ({LOGITS}, lambda rows: {LOGITS: bundle.logits(rows)}),
+        ({EXPLANATION}, lambda rows: {EXPLANATION: bundle.explain(rows)}),
+        (reconstructs, lambda rows: {RECONSTRUCTION: bundle.reconstruct(rows)}),
+        (by_patches, bundle.measure_patches),
     )
-    for name, needed_by, run in graphs:
+    for needed_by, run in graphs:
         chosen = [index for index, request in enumerate(requests) if not needed_by.isdisjoint(request.outputs)]
         if chosen:
             rows = encoded if len(chosen) == len(requests) else _rows(encoded, [spans[index] for index in chosen])
-            values = finite(bundle, name, run(rows))
-            results = {name: values} | (_ranked(bundle, values) if name == LOGITS else {})
+            results = {name: finite(bundle, name, values) for name, values in run(rows).items()}
+            if LOGITS in results:
+                results |= _ranked(bundle, results[LOGITS])
             start = 0
             for index in chosen:
                 span = slice(start, start := start + len(requests[index]))
@@ -60,7 +65,7 @@ def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
         if RECONSTRUCTION in outputs:
             outputs[ERRORS] = reconstruction_errors(request.images, outputs[RECONSTRUCTION])
         if DISTANCES in request.outputs and scorer is not None:
-            taken = bundle.taken(request.images, _rows(encoded, [span]), scorer.tensors)
+            taken = bundle.taken(request.images, _rows(encoded, [span]) | outputs, scorer.tensors)
             outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
     return answers
 

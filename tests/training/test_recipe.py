@@ -269,3 +269,22 @@ def test_a_variational_code_is_trained_by_both_parts_of_its_bound(change: str) -
     with pytest.raises(TrainingError, match=f"{change}: a variational code is trained by both"):
         recipe.load("vae", [change, *others])
     assert not recipe.load("vae", [change, *others, "network.variational=false"]).trains_posterior
+
+
+def test_a_single_distance_may_be_written_without_brackets() -> None:
+    assert recipe.Score(distances="patches").distances == ("patches",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["anomaly.folds=1"], "one fold leaves none to fit on"),
+        (["anomaly.strides=[8]"], "are of the distance patches"),
+        (["anomaly.distances=patches", "network.kind=dense"], "dense has none"),
+        (["anomaly.folds=5"], "the encoder learns from the images that the folds hold"),
+        (["anomaly.folds=5", "transfer.mode=full"], "the encoder learns from the images that the folds hold"),
+    ],
+)
+def test_settings_of_patches_and_folds_that_do_not_fit_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        recipe.load("quick", changes)

@@ -31,7 +31,9 @@ class Material:
     target: ImageSet  # its whole training part
     train: ImageSet
     validation: ImageSet  # chooses epochs and the temperature
-    calibration: ImageSet  # sets the anomaly threshold; nothing that is trained has seen it
+    calibration: (
+        ImageSet  # sets the anomaly threshold; nothing that is trained has seen it. With folds, all of `target`
+    )
     test: ImageSet  # used for no choice
 
     def fingerprints(self) -> dict[str, str]:
@@ -65,7 +67,11 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     labelled = source if recipe.transfer.adapts else target
     for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
         report(f"note: {warning}")
-    train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
+    if recipe.anomaly.folds:
+        train, validation = train_and_validation(target, recipe.split, recipe.seed)
+        calibration = target
+    else:
+        train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
     _refuse_what_would_fail_later(recipe, target, validation=validation, calibration=calibration, test=test)
     if one_domain:
         # Nothing is trained on calibration images: pretraining uses the others.

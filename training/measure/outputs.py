@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.bundle import Bundle
-from app.bundle.scoring import reconstruction_errors
+from app.bundle.manifest import ANOMALY_MAP
+from app.bundle.scoring import PATCHES, reconstruction_errors
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.measure import encodings
@@ -21,7 +22,9 @@ EVERYTHING = ("embedding", "logits", "errors", "scores")
 class Outputs:
     """Per image, in the order of the set; outputs that were not wanted or that the bundle lacks are missing or None."""
 
-    encoded: dict[str, np.ndarray]  # (N, D) by tensor: the encoder's, and thumbnail
+    encoded: dict[
+        str, np.ndarray
+    ]  # (N, D) by tensor: the encoder's, thumbnail and patches; anomaly_map (N, rows, columns)
     logits: np.ndarray | None  # (N, labels)
     errors: np.ndarray | None  # (N,) reconstruction errors
     scores: np.ndarray | None  # (N,) anomaly scores
@@ -35,7 +38,7 @@ class Outputs:
 def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[str] = EVERYTHING) -> Outputs:
     """In batches of the size of a request; only what is `wanted` is computed. `label` names the progress bar.
 
-    `wanted` names tensors that anomaly distances read, and any of `logits`, `errors` and `scores`.
+    `wanted` names tensors that anomaly distances read, and any of `logits`, `errors`, `scores` and `anomaly_map`.
     """
     arrays: dict[str, np.ndarray] = {}
     encoder = {tensor.name for tensor in bundle.manifest.graphs.encoded}
@@ -60,10 +63,16 @@ def _batch(
     bundle: Bundle, images: np.ndarray, encoded: dict[str, np.ndarray] | None, wanted: Collection[str]
 ) -> dict[str, np.ndarray]:
     """`encoded` are the encoder's outputs, if they are known."""
-    encoded = bundle.encode(images) if encoded is None else encoded
     scorer = bundle.scorer if "scores" in wanted else None
+    patches = not {ANOMALY_MAP, PATCHES}.isdisjoint(wanted) or (scorer is not None and scorer.reads_patches)
+    if encoded is None or patches:  # the maps that patches are read from are never kept
+        encoded = bundle.encode(images, patches=patches)
+    if patches:
+        encoded |= bundle.measure_patches(encoded)
     tensors = bundle.taken(images, encoded, {*wanted, *(scorer.tensors if scorer else ())})
     part = {name: values for name, values in tensors.items() if name in wanted}
+    if ANOMALY_MAP in wanted:
+        part[ANOMALY_MAP] = encoded[ANOMALY_MAP]
     if bundle.head is not None and "logits" in wanted:
         part["logits"] = bundle.logits(encoded)
     errors = None

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.bundle.scoring import cells
+from training.errors import TrainingError
 from training.networks.spans import spread
 
 GRID = 4  # cells of a side of pooled maps, where a recipe asks for no others, and of maps that explain
@@ -125,6 +126,62 @@ class Places(nn.Module):
     def _placed(self, index: int, each: Tensor) -> Tensor:
         shares = self._buffers.get(f"spread{index}")  # (H · W, places)
         return each if shares is None else (each.flatten(2) @ shares).view(-1, each.shape[1], *self.shape[1:])
+
+
+class Joined(NamedTuple):
+    """Numbers of stage maps: those that are joined, and the one on whose places."""
+
+    maps: tuple[int, ...]
+    on: int
+
+
+Strides = tuple[int, ...]  # pixels from place to place; none: see `chosen_maps`
+
+
+def chosen_maps(shapes: list[tuple[int, ...]], height: int, strides: Strides) -> Joined:
+    """The maps of these strides, of each the first; without strides, those of the two sizes above the smallest."""
+    by_stride: dict[int, int] = {}
+    for number, (_, *sides) in enumerate(shapes):
+        if sides:
+            by_stride.setdefault(round(height / sides[0]), number)
+    missing = [stride for stride in strides if stride not in by_stride]
+    if missing or not by_stride:
+        known = ", ".join(map(str, by_stride)) or "none"
+        raise TrainingError(f"anomaly.strides={list(strides)}: the encoder has maps of strides {known}")
+    numbers = sorted(by_stride[stride] for stride in strides or sorted(by_stride)[:-1][-2:] or by_stride)
+    return Joined(tuple(numbers), numbers[0])
+
+
+class Patches(nn.Module):
+    """Maps, each averaged over 3 × 3 neighbours, joined channel by channel on the places of one of them.
+
+    Coarser maps are interpolated. Of finer ones, each place has the average of the cells that it covers.
+    """
+
+    def __init__(self, shapes: list[tuple[int, ...]], joined: Joined) -> None:
+        """`shapes` are those of all maps, without the batch."""
+        super().__init__()
+        self.joined, (_, *sides) = joined.maps, shapes[joined.on]
+        self.shape = (sum(shapes[number][0] for number in joined.maps), *sides)
+        self.coarser = {number for number in joined.maps if shapes[number][1:] < shapes[joined.on][1:]}
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return torch.cat([self._placed(number, maps[number]) for number in self.joined], dim=1)
+
+    def _placed(self, number: int, each: Tensor) -> Tensor:
+        sides = list(self.shape[1:])
+        each = F.avg_pool2d(each, 3, stride=1, padding=1, count_include_pad=False)
+        if number in self.coarser:
+            return F.interpolate(each, size=sides, mode="bilinear", align_corners=False)
+        return each if list(each.shape[2:]) == sides else _averaged(each, sides)
+
+
+def _averaged(maps: Tensor, sides: list[int]) -> Tensor:
+    """(N, C, H, W) → (N, C, *sides), each the average of a span, as equal as whole cells allow."""
+    rows, columns = (
+        torch.from_numpy(cells(side, most).copy()) for side, most in zip(maps.shape[2:], sides, strict=True)
+    )
+    return rows.to(maps) @ maps @ columns.T.to(maps)
 
 
 def _largest(maps: Tensor, side: int, most: int) -> Tensor:

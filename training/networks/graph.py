@@ -7,10 +7,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from app.bundle.manifest import Graph
+from app.bundle.manifest import PATCH_FEATURES, Graph
 from app.bundle.manifest import Tensor as TensorSpec
 from training.networks.autoencoder import Autoencoder
-from training.networks.encoded import Backbone, Places
+from training.networks.encoded import Backbone, Joined, Patches, Places
 
 OPSET = 20
 
@@ -18,19 +18,25 @@ OPSET = 20
 class EncoderGraph(nn.Module):
     """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph.
 
-    `embedding`, then `features` if they are asked for, then a backbone's `map`.
+    `embedding`, then `features` if they are asked for, then a backbone's `map`, then `patch_features` if stage maps
+    are named for them.
     """
 
-    def __init__(self, net: Autoencoder, features: bool) -> None:
+    def __init__(self, net: Autoencoder, features: bool, patches: Joined | None = None) -> None:
         super().__init__()
         self.encoder, self.pool, self.places = net.encoder, net.pool if features else None, _places(net, features)
+        self.patches = None if patches is None else Patches(net.encoder.maps, patches)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         encoded = self.encoder(image.permute(0, 3, 1, 2).float() / 255)
-        pooled = () if self.pool is None else (self.pool(encoded.maps),)
-        if self.places is None:
-            return encoded.code, *pooled
-        return encoded.code, *pooled, self.places(encoded.maps[-self.places.count :])
+        outputs = [encoded.code]
+        if self.pool is not None:
+            outputs.append(self.pool(encoded.maps))
+        if self.places is not None:
+            outputs.append(self.places(encoded.maps[-self.places.count :]))
+        if self.patches is not None:
+            outputs.append(self.patches(encoded.maps))
+        return tuple(outputs)
 
 
 class LowerGraph(nn.Module):
@@ -49,8 +55,12 @@ class LowerGraph(nn.Module):
         return flat if self.pool is None or not maps else torch.cat([flat, self.pool(maps)], dim=1)
 
 
-def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Graph:
+def encoder_graph(
+    net: Autoencoder, shape: tuple[int, int, int], features: bool, patches: Joined | None = None
+) -> Graph:
     """What the exported encoder takes and gives; it gives `features` too if they are asked for.
+
+    `patches` are the stage maps that `patch_features` joins.
 
     A backbone's `map` (N, channels, rows, columns) has `embedding` as the average of its last channels over all places,
     and `features` as that of all channels, where these are averages of whole maps.
@@ -61,6 +71,8 @@ def encoder_graph(net: Autoencoder, shape: tuple[int, int, int], features: bool)
     places = _places(net, features)
     if places is not None:
         outputs.append(("map", places.shape))
+    if patches is not None:
+        outputs.append((PATCH_FEATURES, Patches(net.encoder.maps, patches).shape))
     return Graph(
         file="encoder.onnx",
         input=TensorSpec(name="image", dtype="uint8", shape=(-1, *shape)),

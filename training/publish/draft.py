@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.bundle import Bundle, assemble, with_references
-from app.bundle.manifest import Classifier, Metric, Weights
+from app.bundle import Bundle, assemble, with_patches, with_references
+from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Metric, Weights
+from app.bundle.scoring import PATCHES
+from training.data.folds import folds_of
 from training.data.material import Material
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
@@ -19,12 +21,13 @@ from training.measure.defects import Defects
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
 from training.networks.graph import OPSET
+from training.progress import say
 from training.publish import onnx
 from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
 from training.recipe import DistilMode, Recipe
-from training.score import anomaly, distances, drift, latent_map, reference, temperature
+from training.score import anomaly, distances, drift, latent_map, patches, reference, temperature
 
 _SOME = 256  # images on which torch and the exported graphs are compared, where torch takes long
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
@@ -44,6 +47,24 @@ class Draft:
     def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
         fields = {**exported.fields, **fields}
         return cls(exported, fields, assemble(name, fields, exported.files, exported.tolerances), {})
+
+    def with_patches(self, memory: patches.Memory) -> "Draft":
+        graph = patches.graph_of(self.exported.graphs.encoder)
+        model = patches.to_onnx(memory, graph, OPSET)
+        graphs = self.exported.graphs.model_copy(update={"patches": graph})
+        off = max(patches.TOLERANCE, self.exported.tolerances.get(PATCH_FEATURES, 0))
+        exported = replace(
+            self.exported,
+            graphs=graphs,
+            files={**self.exported.files, graph.file: model},
+            tolerances=self.exported.tolerances | {tensor.name: off for tensor in graph.outputs},
+        )
+        return replace(
+            self,
+            exported=exported,
+            fields=self.fields | exported.fields,
+            bundle=with_patches(self.bundle, graph, model),
+        )
 
     def with_references(self, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> "Draft":
         arrays = self.arrays | arrays
@@ -70,6 +91,7 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
         reads=recipe.transfer.reads,
         features=features,
         decodes=bool(recipe.decoder.epochs),
+        patches=(recipe.anomaly.strides or ()) if PATCHES in recipe.anomaly.distances else None,
     )
     fields = _fields(recipe, material, labelled=learnt.head is not None, weights=learnt.weights)
     draft = Draft.of(recipe.name, exported, fields)
@@ -150,13 +172,7 @@ def label_source(material: Material) -> str:
 
 def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
     """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
-    calibration, arrays = anomaly.fit_to_bundle(
-        draft.bundle,
-        material.train,
-        material.calibration,
-        distances=recipe.anomaly.distances,
-        false_alarm_rate=recipe.false_alarm_rate,
-    )
+    draft, calibration, arrays = _calibrated(recipe, material, draft)
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
     logits = outputs_of(draft.bundle, material.labelled_held_out, "temperature", ("logits",)).logits
     fitted = None
@@ -165,6 +181,35 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
         fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
     arrays |= drift.reference(draft.bundle, material.calibration, fitted)
     return draft.with_references(fields, arrays)
+
+
+def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
+    """(the draft, with a memory of patches if the score reads one; the score; arrays of the reference file)."""
+    asked, rate = recipe.anomaly, recipe.false_alarm_rate
+    if asked.folds:
+        normals = material.calibration
+        folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
+        say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
+        out_of_fold = None
+        if PATCHES in asked.distances:
+            found = patches.across(draft.bundle, normals, folds, count=asked.patches, opset=OPSET)
+            draft, out_of_fold = draft.with_patches(found.memory), found.distances
+        calibration, arrays = anomaly.fit_bundle_across(
+            draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
+        )
+        return draft, calibration, arrays
+    if PATCHES in asked.distances:
+        fitted_on, _ = distances.fitted_and_scaled(len(material.train))
+        read = patches.read_part(draft.bundle, material.train.take(fitted_on), "patches")
+        draft = draft.with_patches(patches.fit([read], asked.patches, "patches"))
+    calibration, arrays = anomaly.fit_to_bundle(
+        draft.bundle,
+        material.train,
+        material.calibration,
+        distances=asked.distances,
+        false_alarm_rate=rate,
+    )
+    return draft, calibration, arrays
 
 
 def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:

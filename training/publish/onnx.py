@@ -15,7 +15,7 @@ from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks.autoencoder import Autoencoder
-from training.networks.encoded import GRID
+from training.networks.encoded import GRID, Strides, chosen_maps
 from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
 from training.networks.spans import spread
@@ -94,13 +94,15 @@ def export(
     reads: str = "embedding",
     features: bool = False,
     decodes: bool = True,
+    patches: Strides | None = None,
 ) -> Exported:
     """`reads` names the input of the head; the encoder outputs `features` if the head or `features` asks for them.
 
-    The decoder is exported if the bundle `decodes`.
+    The decoder is exported if the bundle `decodes`. With `patches`, the encoder gives the maps of these strides too.
     """
     features = features or (head is not None and reads == "features")
-    stated = encoder_graph(net, spec.shape, features)
+    joined = None if patches is None else chosen_maps(net.encoder.maps, spec.height, patches)
+    stated = encoder_graph(net, spec.shape, features, joined)
     given = {tensor.name: tensor for tensor in stated.outputs}
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
     files: dict[str, bytes] = {}
@@ -114,7 +116,7 @@ def export(
         _require_parity(module, files[stated.file], stated)
         return stated
 
-    encoder = proven(stated, EncoderGraph(net, features))
+    encoder = proven(stated, EncoderGraph(net, features, joined))
     decoder = classifier = explainer = None
     if decodes:
         decoder = graph("decoder", _Decoder(net.decoder), given["embedding"], _floats("reconstruction", *spec.shape))

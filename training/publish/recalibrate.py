@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from app.bundle import Bundle, Manifest, save
+from app.bundle import Bundle, Manifest, save, with_patches
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
 from training.publish.card import card_of_recalibrated
-from training.score import anomaly, distances, drift, reference
+from training.score import anomaly, distances, drift, patches, reference
 
 # Metrics of the former score.
 _OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc", *defects.TITLES})
@@ -27,9 +27,10 @@ def recalibrate(
 
     The other half is the reference for drift too. Distances, graphs, labels and temperature stay as they are. With
     `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left out, because it
-    describes the former score.
+    describes the former score. A memory of patches is one of the normals.
     """
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
+    bundle, models_of = _remembering(folder, bundle, fitted_on)
     calibration, arrays = anomaly.fit_to_bundle(
         bundle,
         fitted_on,
@@ -53,9 +54,21 @@ def recalibrate(
     )
     left_out = (before.golden.file, before.reference, REPORT_FILE, CARD_FILE)
     files = {name: (folder / name).read_bytes() for name in before.files if name not in left_out}
+    files |= models_of
     files[reference.FILE] = reference.to_bytes(arrays)
     files[CARD_FILE] = card_of_recalibrated(
         after, version=bundle.version, normals=len(normals), anomalies=len(anomalies) if anomalies else 0
     ).encode()
     fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in _MADE_BY_SAVE}
     return save(folder.parent.parent, bundle.name, fields, files, tolerances=before.golden.outputs)
+
+
+def _remembering(folder: Path, bundle: Bundle, normals: ImageSet) -> tuple[Bundle, dict[str, bytes]]:
+    """(the bundle with a memory of patches of these images, if it has any; the files that differ)."""
+    graph = bundle.manifest.graphs.patches
+    if graph is None:
+        return bundle, {}
+    fitted_on, _ = distances.fitted_and_scaled(len(normals))
+    before = (folder / graph.file).read_bytes()
+    model = patches.refitted(bundle, normals.take(fitted_on), before, bundle.manifest.provenance.opset)
+    return with_patches(bundle, graph, model), {graph.file: model}

@@ -7,12 +7,13 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Anomaly
-from app.bundle.scoring import AnomalyScorer
+from app.bundle.scoring import PATCHES, AnomalyScorer
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.measure.outputs import outputs_of
 from training.score import thresholds
 from training.score.distances import Normals, fit_distances, tensors
+from training.score.distances import fit_across as distances_across
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -40,15 +41,56 @@ def fit(
         calibrated_on=len(held_out),
         quantiles={},
     )
-    sizes = {name: points.shape[1] for name, points in held_out.encoded.items()}
+    sizes = {name: points.shape[1] for name, points in held_out.encoded.items()}  # of patches it is not read
     scorer = AnomalyScorer(draft, {**arrays, "calibration_scores": unscored}, sizes)
     scores = np.sort(scorer.combine(held_out.distances(scorer)))
     if anomalies is not None:
         false_alarm_rate = thresholds.best_rate(scores, scorer.combine(anomalies.distances(scorer)))
     threshold = thresholds.at_rate(scores, false_alarm_rate)
-    quantiles = {str(q): float(np.quantile(scores, q)) for q in _QUANTILES}
-    calibrated = {"false_alarm_rate": false_alarm_rate, "threshold": threshold, "quantiles": quantiles}
+    calibrated = {
+        "false_alarm_rate": false_alarm_rate,
+        "threshold": threshold,
+        "quantiles": _quantiles(scores),
+    }
     return draft.model_copy(update=calibrated), {**arrays, "calibration_scores": scores}
+
+
+def fit_across(
+    normals: Normals, distances: Sequence[str], folds: np.ndarray, false_alarm_rate: float, blocks: Sequence[int] = ()
+) -> tuple[Anomaly, dict[str, np.ndarray]]:
+    """As `fit`, without normals that are held out: scales and threshold come from each image's distances by the other
+    folds, the arrays from all images. Distances by patches are those of `patches.across`.
+    """
+    stated, arrays, raw = distances_across(normals, distances, folds, blocks)
+    mean, std = (np.array([getattr(each, name) for each in stated]) for name in ("mean", "std"))
+    scores = np.sort(((raw - mean) / std).sum(axis=1))
+    made = Anomaly(
+        distances=stated,
+        false_alarm_rate=false_alarm_rate,
+        threshold=thresholds.at_rate(scores, false_alarm_rate),
+        calibrated_on=len(scores),
+        quantiles=_quantiles(scores),
+    )
+    return made, {**arrays, "calibration_scores": scores}
+
+
+def fit_bundle_across(
+    bundle: Bundle,
+    data: ImageSet,
+    distances: Sequence[str],
+    folds: np.ndarray,
+    false_alarm_rate: float,
+    patch_distances: np.ndarray | None,
+) -> tuple[Anomaly, dict[str, np.ndarray]]:
+    """`fit_across` on the outputs of the bundle's own graphs; (N, 1) distances by patches are handed in."""
+    _require_decoder(bundle, distances)
+    wanted = _wanted(distances) - {PATCHES}
+    outputs = outputs_of(bundle, data, "anomaly", wanted) if wanted else None
+    encoded = {} if outputs is None else outputs.encoded
+    if patch_distances is not None:
+        encoded = {**encoded, PATCHES: patch_distances}
+    normals = Normals(encoded, None if outputs is None else outputs.errors)
+    return fit_across(normals, distances, folds, false_alarm_rate, blocks=_blocks(bundle))
 
 
 def fit_to_bundle(
@@ -60,18 +102,39 @@ def fit_to_bundle(
     anomalies: ImageSet | None = None,
 ) -> tuple[Anomaly, dict[str, np.ndarray]]:
     """`fit` on the outputs of the bundle's own graphs."""
-    if "reconstruction" in distances and bundle.decoder is None:
-        raise TrainingError(
-            f"{bundle.name}@{bundle.version} has no decoder: take reconstruction out of anomaly.distances"
-        )
-    wanted = tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
+    _require_decoder(bundle, distances)
+    wanted = _wanted(distances)
 
     def read(data: ImageSet) -> Normals:
         outputs = outputs_of(bundle, data, "anomaly", wanted)
         return Normals(outputs.encoded, outputs.errors)
 
-    blocks = [math.prod(each) for each in bundle.manifest.feature_maps]
     others = None if anomalies is None else read(anomalies)
     return fit(
-        read(train), read(held_out), distances, false_alarm_rate=false_alarm_rate, blocks=blocks, anomalies=others
+        read(train),
+        read(held_out),
+        distances,
+        false_alarm_rate=false_alarm_rate,
+        blocks=_blocks(bundle),
+        anomalies=others,
     )
+
+
+def _require_decoder(bundle: Bundle, distances: Sequence[str]) -> None:
+    if "reconstruction" in distances and bundle.decoder is None:
+        raise TrainingError(
+            f"{bundle.name}@{bundle.version} has no decoder: take reconstruction out of anomaly.distances"
+        )
+
+
+def _wanted(distances: Sequence[str]) -> set[str]:
+    """The outputs of a bundle that the distances need."""
+    return tensors(distances) | ({"errors"} if "reconstruction" in distances else set())
+
+
+def _blocks(bundle: Bundle) -> list[int]:
+    return [math.prod(each) for each in bundle.manifest.feature_maps]
+
+
+def _quantiles(scores: np.ndarray) -> dict[str, float]:
+    return {str(q): float(np.quantile(scores, q)) for q in _QUANTILES}

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Distance
-from app.bundle.scoring import AnomalyScorer, References, Space, takes_and_measure
+from app.bundle.scoring import PATCHES, AnomalyScorer, References, Space, takes_and_measure
 from training.data.storage import Rows, chunks
 from training.errors import TrainingError
 from training.measure.components import main_directions
@@ -71,23 +71,60 @@ def fit_distances(
     Directions and references come from four fifths of `train`, scales from the rest. `blocks` are the sizes of the
     stages' parts of `features`: parts are scaled so that each has the same weight.
     """
-    fifth = np.arange(len(train)) % 5 == 4
-    fitted_on, scaled_on = np.flatnonzero(~fifth), np.flatnonzero(fifth)
-    if not len(scaled_on):
-        raise TrainingError(f"{len(train)} normals are too few to fit an anomaly score: add images")
+    fitted_on, scaled_on = fitted_and_scaled(len(train))
+    raw, arrays = _raw(train, distances, fitted_on, scaled_on, blocks=blocks)
+    return _scaled_by(raw, distances), arrays
+
+
+def fit_across(
+    train: Normals, distances: Sequence[str], folds: np.ndarray, blocks: Sequence[int] = ()
+) -> tuple[tuple[Distance, ...], dict[str, np.ndarray], np.ndarray]:
+    """As `fit_distances`, and (N, distances) raw of each image, by what the other folds gave; the arrays are of all.
+
+    `folds` (N,): the number of the fold that holds each image.
+    """
+    raw = np.empty((len(train), len(distances)))
+    for fold in np.unique(folds):
+        held = np.flatnonzero(folds == fold)
+        found, _ = _raw(train, distances, np.flatnonzero(folds != fold), held, blocks=blocks)
+        raw[held] = np.stack([found[takes_and_measure(distance)] for distance in distances], axis=1)
+    by_distance = {takes_and_measure(distance): raw[:, number] for number, distance in enumerate(distances)}
+    everything = np.arange(len(train))
+    _, arrays = _raw(train, distances, everything, everything[:1], blocks=blocks)
+    return _scaled_by(by_distance, distances), arrays, raw
+
+
+def fitted_and_scaled(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of so many normals a score is fitted on, and which its distances are scaled on: every fifth."""
+    fifth = np.arange(count) % 5 == 4
+    if not fifth.any():
+        raise TrainingError(f"{count} normals are too few to fit an anomaly score: add images")
+    return np.flatnonzero(~fifth), np.flatnonzero(fifth)
+
+
+def _raw(
+    train: Normals, distances: Sequence[str], fitted_on: np.ndarray, measured: np.ndarray, blocks: Sequence[int]
+) -> tuple[dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
+    """({(takes, measure): distances of the measured images}, arrays that they need in the reference file)."""
     arrays: dict[str, np.ndarray] = {}
     raw: dict[tuple[str, str], np.ndarray] = {}
     for tensor in sorted(tensors(distances)):
-        measures = {measure for takes, measure in map(takes_and_measure, distances) if takes == tensor}
         points = train.encoded[tensor]
+        if tensor == PATCHES:  # the bundle's graph has measured it
+            raw[PATCHES, PATCHES] = points[measured][:, 0]
+            continue
+        measures = {measure for takes, measure in map(takes_and_measure, distances) if takes == tensor}
         space = _space(Rows(points, fitted_on), measures, tensor, blocks if tensor == "features" else ())
         arrays |= {f"{tensor}.{name}": array for name, array in space.items()}
-        parts = [Space(space).distances(part, measures) for part in chunks(Rows(points, scaled_on))]
+        parts = [Space(space).distances(part, measures) for part in chunks(Rows(points, measured))]
         raw |= {(tensor, measure): np.concatenate([part[measure] for part in parts]) for measure in measures}
     if train.errors is not None:
-        raw["pixels", "reconstruction"] = train.errors[scaled_on]
-    scaled = [_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(takes_and_measure, distances)]
-    return tuple(scaled), arrays
+        raw["pixels", "reconstruction"] = train.errors[measured]
+    return raw, arrays
+
+
+def _scaled_by(raw: dict[tuple[str, str], np.ndarray], distances: Sequence[str]) -> tuple[Distance, ...]:
+    return tuple(_scaled(takes, measure, raw[takes, measure]) for takes, measure in map(takes_and_measure, distances))
 
 
 def _scaled(takes: str, measure: str, values: np.ndarray) -> Distance:

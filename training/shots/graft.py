@@ -11,6 +11,7 @@ import numpy as np
 from app.bundle import Bundle, Manifest, save
 from app.bundle.bundle import CARD_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
+from app.bundle.scoring import PATCHES
 from app.bundle.store import versions as versions_in
 from training.data.splits import split
 from training.errors import TrainingError, printable
@@ -162,8 +163,9 @@ def _calibrated(shots: Shots) -> tuple[Anomaly | None, dict[str, np.ndarray], st
     rate = stated.false_alarm_rate if stated else _USUAL_RATE
     if rate * (len(held_out) + 1) < 1:
         rate = _USUAL_RATE
+    usual = [name for name in distances.usual(base) if name != PATCHES]  # the base remembers patches of other images
     calibration, arrays = anomaly.fit_to_bundle(
-        base, fitted_on, held_out, distances=distances.usual(base), false_alarm_rate=rate
+        base, fitted_on, held_out, distances=usual or ["embedding.mahalanobis"], false_alarm_rate=rate
     )
     arrays |= drift.reference(base, held_out, None)
     message = (

@@ -25,6 +25,7 @@ from app.api.schemas import (
     binary,
 )
 from app.bundle.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import AnomalyScore
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Prediction
@@ -46,7 +47,7 @@ _REFUSALS = (400, 401, 404, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504)
 TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to return; unset, all")]
 InDomain = Annotated[bool, Query(description="also return whether the anomaly score finds the image normal")]
 Explain = Annotated[bool, Query(description="also return a map of what in the image speaks for the label")]
-Heatmap = Annotated[bool, Query(description="also return a map of the reconstruction's error")]
+Heatmap = Annotated[bool, Query(description="also return a map of what the score finds anomalous")]
 Rate = Annotated[
     float | None,
     Query(gt=0, lt=1, description="false-alarm rate that sets the threshold; unset, the model's own"),
@@ -129,7 +130,8 @@ def reconstruct(call: ACall, images: Images) -> Plan:
 def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
     media_type = call.choose_type(JSON, *if_single(PNG, images))
     with_heatmap = heatmap or media_type == PNG
-    needs = ["anomaly", *(["reconstruct"] if with_heatmap else [])]
+    drawn = _drawn_from(call.bundle) if with_heatmap else RECONSTRUCTION
+    needs = ["anomaly", *(["reconstruct"] if with_heatmap and drawn == RECONSTRUCTION else [])]
 
     def shape(result: Prediction) -> Response:
         if media_type == PNG:
@@ -139,7 +141,7 @@ def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_r
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
         return json_response(result.bundle, fields)
 
-    return Plan(needs, frozenset([DISTANCES, *([RECONSTRUCTION] if with_heatmap else [])]), shape)
+    return Plan(needs, frozenset([DISTANCES, *([drawn] if with_heatmap else [])]), shape)
 
 
 @_route("predict", "All operations that the model supports, in one pass", PredictResponse)
@@ -153,8 +155,11 @@ def predict(
 ) -> Plan:
     call.choose_type(JSON)
     supported = call.bundle.operations
-    needs = ["predict", *(["explain"] if explain else []), *(["reconstruct"] if heatmap else [])]
+    drawn = _drawn_from(call.bundle)
+    needs = ["predict", *(["explain"] if explain else [])]
+    needs += ["reconstruct"] if heatmap and drawn == RECONSTRUCTION else []
     outputs = [output for operation, output in OUTPUT_OF.items() if operation in supported]
+    outputs += [drawn] if heatmap else []
 
     def shape(result: Prediction) -> Response:
         fields = encode_fields(result.outputs)
@@ -194,7 +199,16 @@ def _reconstructed(result: Prediction) -> list[Fields]:
     return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in pairs]
 
 
+def _drawn_from(bundle: Bundle) -> str:
+    """The output that heatmaps show: the map that the score reads, if it reads one."""
+    return ANOMALY_MAP if bundle.scorer is not None and bundle.scorer.reads_patches else RECONSTRUCTION
+
+
 def _heatmaps(result: Prediction) -> list[bytes]:
+    if _drawn_from(result.bundle) == ANOMALY_MAP:
+        height, width, _ = result.bundle.manifest.input.shape
+        white = result.bundle.white
+        return [pictures.anomaly_png(each, height, width, white) for each in result.outputs[ANOMALY_MAP]]
     pairs = zip(result.images, result.outputs[RECONSTRUCTION], strict=True)
     return [pictures.error_png(image, reconstruction) for image, reconstruction in pairs]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import save_tiny
 
 from app.bundle.manifest import SCHEMA_VERSION, Manifest, seal_of
 from app.errors import BundleError, ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
@@ -12,6 +13,12 @@ from app.errors import BundleError, ChecksumMismatch, ManifestInvalid, SchemaToo
 @pytest.fixture
 def fields(models: Path) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((models / "tiny/1/manifest.json").read_text())
+    return read
+
+
+@pytest.fixture
+def with_patches(tmp_path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((save_tiny(tmp_path, patches=True) / "manifest.json").read_text())
     return read
 
 
@@ -31,7 +38,8 @@ def test_what_is_written_reads_back_the_same(fields: dict[str, Any]) -> None:
     assert Manifest.parse(manifest.to_json().encode(), "tiny/1") == manifest
 
 
-LATER = {("input", "padding"): 2, ("provenance", "weights"): 2}  # optional field → the schema that added it
+# Optional field → the schema that added it.
+LATER = {("input", "padding"): 2, ("provenance", "weights"): 2, ("graphs", "patches"): 3}
 
 
 def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
@@ -156,6 +164,29 @@ def test_a_key_that_comes_twice_is_refused(fields: dict[str, Any]) -> None:
     text = json.dumps(fields).replace('"title"', '"title": "first", "title"', 1)
     with pytest.raises(ManifestInvalid, match="the same key twice"):
         Manifest.parse(text.encode(), "tiny/1")
+
+
+MAP = {"name": "patch_features", "dtype": "float32", "shape": [-1, 1, 6, 4]}
+DISTANCES = {"name": "anomaly_map", "dtype": "float32", "shape": [-1, 6, 4]}
+DISTANCE = {"name": "patch_distance", "dtype": "float32", "shape": [-1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("graphs.patches", None, "patches needs graphs.patches"),
+        ("graphs.patches.input", {**MAP, "shape": [-1, 1, 6, 5]}, "graphs.patches.input: is not an output of"),
+        ("graphs.patches.outputs", [DISTANCE, DISTANCES], "graphs.patches.outputs: must be anomaly_map"),
+        ("graphs.patches.outputs", [DISTANCES, {**DISTANCE, "shape": [-1, 2]}], "graphs.patches.outputs: must be"),
+        ("anomaly.distances.0.takes", "embedding", "the measure patches takes patches"),
+        ("anomaly.distances.1.takes", "patches", "the measure patches takes patches"),
+        ("graphs.head.input", MAP, "graphs.head.input: only explain and patches read a map"),
+    ],
+)
+def test_a_memory_of_patches_that_does_not_fit_is_named(
+    with_patches: dict[str, Any], path: str, value: object, message: str
+) -> None:
+    test_parts_that_disagree_are_named(with_patches, path, value, message)
 
 
 EXPLAIN = {

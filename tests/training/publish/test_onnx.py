@@ -4,7 +4,7 @@ import torch
 
 from app.bundle.session import Session
 from training.networks.autoencoder import build
-from training.networks.encoded import Places
+from training.networks.encoded import Joined, Patches, Places
 from training.publish.onnx import Exported, export
 from training.recipe import Input, Network
 
@@ -120,6 +120,42 @@ def test_places_of_a_map_keep_the_average_of_each_channel() -> None:
     torch.testing.assert_close(joined.mean(dim=(2, 3)), expected)
     torch.testing.assert_close(joined[:, -5:], maps[-1])
     torch.testing.assert_close(joined[1, 0], torch.tensor([4.0, 0.0]).expand(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("network", "strides", "channels", "places"),
+    [
+        (Network(backbone="efficientnet-lite0", weights=None), (), 152, (8, 12)),
+        (Network(backbone="efficientnet-lite0", weights=None), (4, 8, 32), 384, (16, 24)),
+        (Network(backbone="resnet18", weights=None), (), 384, (8, 12)),
+        (Network(width=4, latent=8), (), 16 + 32, (8, 12)),
+    ],
+)
+def test_stage_maps_are_joined_for_patches(
+    network: Network, strides: tuple[int, ...], channels: int, places: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    spec = Input(height=64, width=96, channels=3).spec()
+    made = export(build(network, spec.shape), None, spec, decodes=False, patches=strides)
+    assert made.graphs.encoder.outputs[-1].name == "patch_features"
+    assert made.graphs.encoder.outputs[-1].shape == (-1, channels, *places)
+
+
+def test_joined_maps_are_averaged_over_neighbours_and_stay_in_place() -> None:
+    """A finer map is averaged over the places, a coarser one interpolated."""
+    finer, middle, coarser = torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3)
+    finer[0, 0, 2:4, 4:6], middle[0, 0, 1, 2], coarser[0, 0, 0, 2] = 9, 9, 9
+    maps = [finer, middle, coarser]
+    joined = Patches([tuple(each.shape[1:]) for each in maps], Joined((0, 1, 2), on=1))(maps)[0]
+    assert joined.shape == (3, 4, 6)
+    torch.testing.assert_close(joined[1, 1:3, 1:4], torch.ones(2, 3))  # at the border over fewer
+    assert (joined[1, 3] == 0).all()
+    assert joined[0].argmax() == 1 * 6 + 2
+    assert joined[2, :, 0].max() == 0 < joined[2, :, 5].min()
+    constant = [torch.full_like(each, 3.0) for each in maps]
+    torch.testing.assert_close(
+        Patches([tuple(each.shape[1:]) for each in maps], Joined((0, 1, 2), 1))(constant)[0], 3 * torch.ones(3, 4, 6)
+    )
 
 
 def test_features_of_finer_cells_or_with_maxima_are_no_averages_of_a_map() -> None:

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from support import LABELS, ROOT, assert_problem, save_tiny, serving
+from support import LABELS, ROOT, assert_problem, save_tiny, serving, spec
 
 from app.bundle import load
 from app.bundle.bundle import Bundle
@@ -367,6 +367,26 @@ def test_a_heatmap_is_white_where_the_drawing_is_furthest_off(
     assert np.unravel_index(heat.argmax(), heat.shape) == np.unravel_index(off.argmax(), off.shape)
     answer = client.post("/v1/anomaly", files={"image": GOOD}, headers={"accept": "image/png"})
     assert answer.content == base64.b64decode(result["heatmap"])
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_the_heatmap_of_a_memory_of_patches_is_the_map_that_the_score_reads(tmp_path: Path, decoder: bool) -> None:
+    """Also where the bundle could draw the error of a reconstruction; without a decoder nothing else is drawn."""
+    save_tiny(tmp_path, shape=spec(height=24, width=40), patches=True, decoder=decoder)
+    pixels = np.zeros((24, 40), np.uint8)
+    pixels[4:7, 30:33] = 255
+    sent = {"image": png(Image.fromarray(pixels))}
+    with serving(Settings(models=tmp_path)) as client:
+        [result] = results(client.post("/v1/anomaly?heatmap=true", files=sent))
+        heat = picture(result["heatmap"])
+        assert heat.shape == pixels.shape
+        assert np.unravel_index(heat.argmax(), heat.shape) == (5, 31)
+        assert (heat[12:, :20] == 0).all()
+        assert result["distances"]["patches"] == pytest.approx(0.75)
+        [whole] = results(client.post("/v1/predict?heatmap=true", files=sent))
+        assert whole["heatmap"] == result["heatmap"]
+        answer = client.post("/v1/anomaly", files=sent, headers={"accept": "image/png"})
+        assert answer.content == base64.b64decode(result["heatmap"])
 
 
 def test_predict_is_the_single_operations_bit_for_bit(client: httpx.Client) -> None:

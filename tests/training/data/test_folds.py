@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from training.data.folds import folds_of, prefixes
+from training.data.imageset import ImageSet
+from training.errors import TrainingError
+from training.recipe import Split
+
+
+def named(*names: str) -> ImageSet:
+    return ImageSet(np.zeros((len(names), 2, 2, 1), np.uint8), np.array([], np.int64), (), names)
+
+
+PARTS = tuple(f"good/kos{item:02}_Part{part}.jpg" for item in range(1, 8) for part in (1, 3, 5))
+
+
+def test_pictures_of_one_item_lie_in_one_fold_and_folds_are_alike_in_size() -> None:
+    folds, how = folds_of(named(*PARTS), 5, Split(), seed=0)
+    items = [name[5:10] for name in PARTS]
+    assert all(len({fold for fold, item in zip(folds, items, strict=True) if item == each}) == 1 for each in items)
+    assert sorted(np.bincount(folds)) == [3, 3, 3, 6, 6]
+    assert how == "grouped by the beginning of their names, as kos01 of good/kos01_Part1.jpg: 7 groups"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"img_{number:04}.png" for number in range(40)],  # one beginning
+        [f"{number:04}.png" for number in range(40)],
+        [f"{kind}_{number}.png" for kind in "abc" for number in range(10)],  # too few for five folds
+        [f"{number}_x.png" for number in range(40)],  # each has its own
+        [],
+    ],
+)
+def test_names_that_group_nothing_leave_each_image_to_itself(names: list[str]) -> None:
+    assert prefixes(tuple(names), 5) is None
+    folds, how = folds_of(ImageSet(np.zeros((23, 1, 1, 1)), np.array([]), ()), 5, Split(), seed=0)
+    assert sorted(np.bincount(folds)) == [4, 4, 5, 5, 5]
+    assert how == "each image by itself"
+
+
+def test_the_coarsest_beginning_that_makes_enough_groups_counts() -> None:
+    """Two cameras see each item: its pictures stay together."""
+    names = [f"lot1-item{item}-cam{camera}-{shot}.png" for item in range(6) for camera in (1, 2) for shot in range(3)]
+    found = prefixes(tuple(names), 5)
+    assert found is not None
+    assert len(np.unique(found)) == 6
+
+
+def test_groups_of_the_recipe_come_first_and_too_few_are_refused() -> None:
+    folds, how = folds_of(named(*PARTS), 3, Split(groups=r"Part(\d)"), seed=0)
+    parts = [name[-5] for name in PARTS]
+    assert len({(fold, part) for fold, part in zip(folds, parts, strict=True)}) == 3
+    assert "split.groups" in how
+    with pytest.raises(TrainingError, match=r"3 groups cannot make 5 folds"):
+        folds_of(named(*PARTS), 5, Split(groups=r"Part(\d)"), seed=0)
+    with pytest.raises(TrainingError, match=r"4 images cannot make 5 folds"):
+        folds_of(named("a.png", "b.png", "c.png", "d.png"), 5, Split(), seed=0)
