@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from support import save_tiny
+from support import save_tiny, spec
 
-from app.api.pictures import error_png
+from app.api.pictures import anomaly_png, error_png
 from app.bundle import load
 from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
@@ -28,3 +28,14 @@ def test_a_map_is_what_the_served_heatmap_shows(models: Path) -> None:
 def test_a_bundle_without_a_decoder_has_no_maps(tmp_path: Path, models: Path) -> None:
     assert has_maps(load(models / "tiny/1"))
     assert not has_maps(load(save_tiny(tmp_path, decoder=False)))
+
+
+def test_the_map_of_a_memory_of_patches_is_the_served_one(tmp_path: Path) -> None:
+    bundle = load(save_tiny(tmp_path, shape=spec(height=20, width=30), patches=True, decoder=False))
+    images = RNG.integers(0, 256, (3, *bundle.manifest.input.shape), dtype=np.uint8)
+    assert has_maps(bundle)
+    distances = bundle.measure_patches(bundle.encode(images, patches=True))["anomaly_map"]
+    for each, own in zip(distances, anomaly_maps(bundle, images), strict=True):
+        served = np.asarray(Image.open(io.BytesIO(anomaly_png(each, 20, 30, bundle.white))))
+        spread = max(bundle.white, each.max()) - each.min()
+        assert np.abs(served - (own - each.min()) * 255 / spread).max() <= 0.5001

@@ -34,6 +34,7 @@ def test_the_graph_gives_each_place_its_distance_from_the_nearest_that_is_rememb
         mean=RNG.normal(size=6).astype(np.float32),
         weight=RNG.normal(size=(6, 6)).astype(np.float32),
         points=RNG.normal(size=(40, 6)).astype(np.float32),
+        reach=RNG.uniform(0.5, 2, 40).astype(np.float32),
     )
     stated = patches.graph_of(encoder(6))
     session = Session(patches.to_onnx(memory, stated, 20), stated, stated.file, threads=1)
@@ -41,11 +42,19 @@ def test_the_graph_gives_each_place_its_distance_from_the_nearest_that_is_rememb
     found = session.run(maps)
     places = maps.transpose(0, 2, 3, 1).reshape(-1, 6)
     apart = ((places - memory.mean) @ memory.weight)[:, None] - memory.points
-    expected = np.sqrt(np.square(apart).sum(axis=2)).min(axis=1).reshape(3, *SIDES)
+    expected = (np.sqrt(np.square(apart).sum(axis=2)) / memory.reach).min(axis=1).reshape(3, *SIDES)
     np.testing.assert_allclose(found[ANOMALY_MAP], expected, rtol=1e-4)
     np.testing.assert_allclose(found[PATCH_DISTANCE][:, 0], expected.max(axis=(1, 2)), rtol=1e-4)
     for each, alone in zip(maps, found[ANOMALY_MAP], strict=True):
         np.testing.assert_allclose(session.run(each[None])[ANOMALY_MAP][0], alone, rtol=1e-5)
+
+
+def test_the_distance_from_a_patch_that_lies_alone_counts_less() -> None:
+    """One of two clusters is ten times as wide."""
+    wide, narrow = RNG.normal(scale=1, size=(50, 4)) + 20, RNG.normal(scale=0.1, size=(50, 4))
+    memory = patches.fit([part(np.concatenate([wide, narrow]).astype(np.float32))], 100, "")
+    order = np.argsort(memory.points @ (memory.points[memory.reach.argmax()]))
+    assert memory.reach[order[50:]].mean() > 4 * memory.reach[order[:50]].mean()
 
 
 def test_what_is_remembered_has_no_distance() -> None:
