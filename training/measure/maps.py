@@ -27,7 +27,7 @@ def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 
 def _reads_patches(bundle: Bundle) -> bool:
-    return bundle.scorer is not None and bundle.scorer.reads_patches
+    return bundle.patches is not None and (bundle.scorer is None or bundle.scorer.reads_patches)
 
 
 def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:
