@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import backbones, page
+from benchmarks import backbones, inspection, page
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,thawed,distilled"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,thawed,distilled,inspect"
 PAGE = ROOT / "docs" / "quality.md"
 
 
@@ -228,6 +228,7 @@ def main() -> None:
         "backbone-speed": lambda: backbones.speed(given.out / "backbone"),
         "thawed": lambda: backbones.thawed(given.out / "backbone"),
         "distilled": lambda: backbones.distilled(given.out / "backbone"),
+        "inspect": lambda: inspection.inspect(given.out / "inspect"),
     }
     for name in given.only.split(","):
         start = time.monotonic()

@@ -5,7 +5,6 @@ import base64
 import numpy as np
 
 from app.bundle.encode import enlarged, png_of, stretched
-from app.bundle.scoring import error_maps
 
 
 def unit_png(image: np.ndarray) -> bytes:
@@ -13,9 +12,8 @@ def unit_png(image: np.ndarray) -> bytes:
     return png_of(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
 
 
-def error_png(image: np.ndarray, reconstruction: np.ndarray) -> bytes:
-    """(H, W, C) uint8 image and floats in 0…1 → grey PNG of the mean error over channels; the largest is white."""
-    [errors] = error_maps(image[None], reconstruction[None])
+def error_png(errors: np.ndarray) -> bytes:
+    """(H, W) → grey PNG; the largest is white."""
     most = float(errors.max())
     return png_of(np.rint(errors * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
 

@@ -46,6 +46,13 @@ class ReconstructResult(BaseModel):
     error: float = Field(description="mean squared error, in units of the full scale")
 
 
+class Region(BaseModel):
+    box: list[float] = Field(description="left, top, right, bottom in the upright picture's own pixels")
+    area: float = Field(description="in square pixels")
+    score: float = Field(description="the map's largest value in it")
+    p_value: float = Field(description="share of sound images whose maps reach as high anywhere")
+
+
 class AnomalyResult(BaseModel):
     score: float = Field(description="the higher, the more anomalous")
     threshold: float
@@ -55,6 +62,7 @@ class AnomalyResult(BaseModel):
     latent_distance: float | None = None
     distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
     heatmap: str | None = Field(None, description="PNG in base64: white where the image is least like normal ones")
+    regions: list[Region] | None = Field(None, description="the highest first; none in a picture that is sound")
 
 
 class PredictResult(BaseModel):
@@ -77,6 +85,7 @@ class PredictResult(BaseModel):
     latent_distance: float | None = None
     distances: dict[str, float] | None = None
     heatmap: str | None = None
+    regions: list[Region] | None = None
 
 
 class DecodeResult(BaseModel):

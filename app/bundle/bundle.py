@@ -8,13 +8,15 @@ from itertools import product
 
 import numpy as np
 
-from app.bundle import scoring
+from app.bundle import regions, scoring
 from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
+from app.bundle.encode import enlarged
 from app.bundle.header import PIXELS_CEILING
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
+from app.bundle.regions import Region, Size
 from app.bundle.session import Session
 from app.errors import OperationUnavailable, PartMissing
 
@@ -27,6 +29,7 @@ _NEEDS = {  # operation → the part that it needs, as messages name it
     "decode": "decoder",
     "generate": "variational code",
     "explain": "linear head on feature maps",
+    "regions": "memory of patches with a threshold for places",
 }
 
 
@@ -44,6 +47,7 @@ class Bundle:
     explainer: Session | None
     patches: Session | None
     scorer: scoring.AnomalyScorer | None
+    peaks: np.ndarray | None  # the largest values of sound images' anomaly maps, ascending
     drift: DriftReference | None  # older bundles have none
     map: LatentMap | None
     documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
@@ -134,6 +138,23 @@ class Bundle:
         parts = [self.patches.run(maps[start : start + step]) for start in range(0, len(maps), step)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def place(self, maps: np.ndarray) -> np.ndarray:
+        """Anomaly maps (N, rows, columns) → (N, H, W), as heatmaps show them and regions are cut from them."""
+        height, width, _ = self.manifest.input.shape
+        return enlarged(maps, height, width)
+
+    def regions(
+        self, maps: np.ndarray, sizes: Sequence[Size], false_alarm_rate: float | None = None
+    ) -> list[list[Region]]:
+        """Of anomaly maps (N, rows, columns), in the pixels of pictures of these sizes. Raises ValueError for a rate
+        that is too small for the number of sound images."""
+        if self.peaks is None or self.manifest.anomaly is None:
+            raise self._lacks(_NEEDS["regions"], "regions")
+        threshold = scoring.threshold_at(self.peaks, false_alarm_rate or self.manifest.anomaly.false_alarm_rate)
+        placed = self.place(maps)
+        pairs = zip(placed, sizes, strict=True)
+        return [regions.find(each, threshold, self.peaks, spec=self.manifest.input, size=size) for each, size in pairs]
+
     def explain(self, encoded: dict[str, np.ndarray]) -> np.ndarray:
         """The encoder's outputs → (N, labels, rows, columns): each cell's share of each logit, without the bias."""
         graph = self.manifest.graphs.explain
@@ -173,6 +194,7 @@ class Bundle:
             "decode": self.decoder is not None,
             "generate": self.decoder is not None and self.manifest.variational,
             "explain": self.explainer is not None,
+            "regions": self.peaks is not None,
         }
         return [operation for operation, there in available.items() if there]
 

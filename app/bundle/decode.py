@@ -7,7 +7,7 @@ decodes everything else. A test checks that both give the same pixels.
 import io
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +98,31 @@ def read_dimensions(path: Path) -> Dimensions:
         raise BrokenImage(f"its header cannot be read: {error}") from None
     except Exception as error:  # parsers raise nearly any exception on hostile bytes
         raise BrokenImage(f"its header does not parse: {error or type(error).__name__}") from None
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the upright image in a file that was decoded before; of its pixels none is decoded."""
+    header = read_header(data)
+    if header.kind == "PNG" and _plain_png_layout(data) is not None:
+        return header.width, header.height
+    if header.kind == "WEBP":  # to open one takes memory for two canvases
+        exif = Image.new("1", (1, 1))
+        exif.info = {name: text for name, text in _riff_chunks(data) if name in ("exif", "xmp")}
+        orientation = exif.getexif().get(_ORIENTATION_TAG, 1)
+    else:
+        with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
+            if header.kind == "TIFF":  # of which Pillow gives the upright size
+                return image.size
+            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    return (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+
+
+def _riff_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
+    at = 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4].decode("latin-1").strip().lower(), data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2
 
 
 def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app.bundle import golden
+from app.bundle import golden, regions
 from app.bundle.bundle import CARD_FILE, REPORT_FILE, Bundle
 from app.bundle.drift import EMBEDDINGS, DriftReference
 from app.bundle.latent_map import LatentMap
@@ -81,7 +81,7 @@ def _assemble(
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
-    references = _References(None, None, None)
+    references = _References(None, None, None, None)
     if manifest.reference is not None:
         arrays = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         references = _references(manifest, arrays, f"{where}/{manifest.reference}")
@@ -108,6 +108,7 @@ class _References(NamedTuple):
     """What is made of the reference file."""
 
     scorer: AnomalyScorer | None
+    peaks: np.ndarray | None
     drift: DriftReference | None
     map: LatentMap | None
 
@@ -119,6 +120,7 @@ def _references(manifest: Manifest, arrays: dict[str, np.ndarray], where: str) -
     try:
         return _References(
             AnomalyScorer(manifest.anomaly, arrays, sizes) if manifest.anomaly is not None else None,
+            regions.peaks_of(arrays) if manifest.anomaly is not None and manifest.graphs.patches is not None else None,
             DriftReference(arrays, manifest.latent_size) if EMBEDDINGS in arrays else None,
             LatentMap.of(arrays, manifest.latent_size, labels),
         )

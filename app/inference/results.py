@@ -7,6 +7,8 @@ import numpy as np
 
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
+from app.bundle.regions import Region, Size
 from app.errors import MalformedRequest
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILITIES, RECONSTRUCTION, Outputs
 
@@ -52,6 +54,26 @@ def anomaly_fields(score: scoring.AnomalyScore) -> Fields:
         "reconstruction_error": score.reconstruction_error,
         "latent_distance": score.latent_distance,
         "distances": score.distances,
+    }
+
+
+def region_fields(
+    bundle: Bundle, outputs: Outputs, sizes: Sequence[Size], false_alarm_rate: float | None
+) -> list[Fields]:
+    """`sizes` are those of the upright pictures, in whose pixels the boxes are."""
+    try:
+        found = bundle.regions(outputs[ANOMALY_MAP], sizes, false_alarm_rate)
+    except ValueError as error:
+        raise MalformedRequest(f"false_alarm_rate: {error}") from None
+    return [{"regions": [_region(each) for each in regions]} for regions in found]
+
+
+def _region(region: Region) -> Fields:
+    return {
+        "box": [round(side, 1) for side in region.box],
+        "area": round(region.area, 1),
+        "score": region.score,
+        "p_value": region.p_value,
     }
 
 

@@ -5,8 +5,8 @@ import numpy as np
 from app.bundle import ImageError, InputSpec
 from app.bundle.decode import read_dimensions
 from app.bundle.masks import decode_mask, place_image, place_mask
+from app.bundle.regions import label_regions
 from training.data.imageset import ImageSet, Mask
-from training.data.regions import label_regions
 from training.errors import TrainingError, printable
 
 _ANY = InputSpec(  # a mask is read in its own size

@@ -47,6 +47,9 @@ class Defects:
     sound: int  # images
     maps: np.ndarray | None  # (N, H, W) of the whole set, where there are masks; see training.measure.maps
 
+    def maps_at(self, images: np.ndarray) -> np.ndarray | None:
+        return None if self.maps is None else self.maps[images]
+
 
 def measure(bundle: Bundle, data: ImageSet, scores: np.ndarray | None) -> Defects | None:
     """None if the set has no images with defects, or the bundle no score."""

@@ -3,7 +3,6 @@
 import numpy as np
 
 from app.bundle import Bundle
-from app.bundle.encode import enlarged
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
@@ -23,13 +22,12 @@ def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     The distances of patches, where the score reads them; else the error of the reconstruction.
     """
     if _reads_patches(bundle):
-        distances = bundle.measure_patches(bundle.encode(images, patches=True))[ANOMALY_MAP]
-        return enlarged(distances, *images.shape[1:3])
+        return bundle.place(bundle.measure_patches(bundle.encode(images, patches=True))[ANOMALY_MAP])
     return error_maps(images, bundle.reconstruct(bundle.encode(images)))
 
 
 def _reads_patches(bundle: Bundle) -> bool:
-    return bundle.scorer is not None and bundle.scorer.reads_patches
+    return bundle.patches is not None and (bundle.scorer is None or bundle.scorer.reads_patches)
 
 
 def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:

@@ -4,11 +4,12 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import probabilities, threshold_at
 from training.data.imageset import ImageSet
 from training.measure import components, defects, drawn_domains
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.defects import Defects
+from training.measure.maps import maps_of
 from training.measure.outputs import Outputs, outputs_of
 
 
@@ -39,10 +40,21 @@ def bundle_metrics(
         own = f"{part}, the {len(sound):,} sound ones"
         made = _of_normals(bundle, data.take(sound), own, outputs=outputs.take(sound), train=train)
     found = found or defects.measure(bundle, data, outputs.scores)
+    if len(sound) and bundle.peaks is not None and bundle.manifest.anomaly is not None:
+        made.append(_false_regions(bundle, data.take(sound), own, None if found is None else found.maps_at(sound)))
     if found is not None and bundle.manifest.anomaly is not None:
         how = f"exported bundle through app.bundle, {part}"
         made += defects.metrics(found, how, bundle.manifest.anomaly.false_alarm_rate)
     return made
+
+
+def _false_regions(bundle: Bundle, sound: ImageSet, how: str, maps: np.ndarray | None) -> Metric:
+    assert bundle.peaks is not None
+    assert bundle.manifest.anomaly is not None
+    maps = maps_of(bundle, sound, "regions") if maps is None else maps
+    found = maps.max(axis=(1, 2)) > threshold_at(bundle.peaks, bundle.manifest.anomaly.false_alarm_rate)
+    how = f"exported bundle through app.bundle, {how}; the share with any region"
+    return Metric(name="false_region_rate", value=float(found.mean()), images=len(sound), how=how)
 
 
 def _of_normals(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs, train: ImageSet | None) -> list[Metric]:

@@ -9,6 +9,7 @@ import torch
 
 from app.bundle import Bundle, assemble, with_patches, with_references
 from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Metric, Weights
+from app.bundle.regions import PEAKS
 from app.bundle.scoring import PATCHES
 from training.data.folds import folds_of
 from training.data.material import Material
@@ -190,14 +191,14 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         normals = material.calibration
         folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
         say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
-        out_of_fold = None
+        out_of_fold, peaks = None, {}
         if PATCHES in asked.distances:
             found = patches.across(draft.bundle, normals, folds, count=asked.patches, opset=OPSET)
-            draft, out_of_fold = draft.with_patches(found.memory), found.distances
+            draft, out_of_fold, peaks = draft.with_patches(found.memory), found.distances, {PEAKS: found.peaks}
         calibration, arrays = anomaly.fit_bundle_across(
             draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
         )
-        return draft, calibration, arrays
+        return draft, calibration, arrays | peaks
     if PATCHES in asked.distances:
         fitted_on, _ = distances.fitted_and_scaled(len(material.train))
         read = patches.read_part(draft.bundle, material.train.take(fitted_on), "patches")
@@ -209,7 +210,7 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         distances=asked.distances,
         false_alarm_rate=rate,
     )
-    return draft, calibration, arrays
+    return draft, calibration, arrays | patches.peaks_of(draft.bundle, material.calibration)
 
 
 def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:

@@ -39,6 +39,7 @@ def recalibrate(
         false_alarm_rate=false_alarm_rate,
         anomalies=anomalies,
     )
+    arrays |= patches.peaks_of(bundle, held_out)
     before = bundle.manifest
     arrays |= drift.reference(bundle, held_out, before.classifier.temperature if before.classifier else None)
     if bundle.map is not None:

@@ -15,11 +15,13 @@ from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
 
 from app.bundle import Bundle
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
+from app.bundle.regions import PEAKS
 from app.bundle.scoring import References
 from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
 from training.errors import TrainingError
+from training.measure.maps import maps_of
 from training.progress import track
 
 FILE = "patches.onnx"
@@ -228,6 +230,7 @@ class Folds:
 
     memory: Memory
     distances: np.ndarray  # (N, 1) float32
+    peaks: np.ndarray  # (N,) the largest values of the images' maps by those memories, ascending
 
 
 def across(bundle: Bundle, data: ImageSet, folds: np.ndarray, count: int, opset: int) -> Folds:
@@ -242,24 +245,35 @@ def across(bundle: Bundle, data: ImageSet, folds: np.ndarray, count: int, opset:
         label = f"patches, fold {number} of {len(members)}"
         parts.append(thinned(read_part(bundle, data.take(held), label), count, label))
     stated = graph_of(bundle.manifest.graphs.encoder)
-    distances = np.empty((len(data), 1), np.float32)
+    distances, peaks = np.empty((len(data), 1), np.float32), np.empty(len(data), np.float32)
     for number, held in enumerate(members):
         label = f"out of fold {number + 1} of {len(members)}"
         memory = fit([*parts[:number], *parts[number + 1 :]], count, label)
         session = Session(to_onnx(memory, stated, opset), stated, FILE, threads=cpu_limit())
-        distances[held] = _distances(bundle, session, data.images, chosen=held, label=label)
-    return Folds(fit(parts, count, "patches"), distances)
+        distances[held], peaks[held] = _measured(bundle, session, data.images, chosen=held, label=label)
+    return Folds(fit(parts, count, "patches"), distances, np.sort(peaks))
 
 
-def _distances(
+def peaks_of(bundle: Bundle, normals: ImageSet) -> dict[str, np.ndarray]:
+    """The array of the reference file that sets the threshold of regions, if the bundle remembers patches."""
+    if bundle.patches is None:
+        return {}
+    return {PEAKS: np.sort(maps_of(bundle, normals, "regions").max(axis=(1, 2)))}
+
+
+def _measured(
     bundle: Bundle, session: Session, images: np.ndarray | Rows, chosen: np.ndarray, label: str
-) -> np.ndarray:
-    step, parts = batch_size(bundle), []
+) -> tuple[np.ndarray, np.ndarray]:
+    """((n, 1) distances, (n,) peaks) of the chosen images."""
+    step, distances, peaks = batch_size(bundle), [], []
     for start in track(range(0, len(chosen), step), label, -(-len(chosen) // step)):
         maps = bundle.encoder.run(images[chosen[start : start + step]], [PATCH_FEATURES])[PATCH_FEATURES]
         # One image at a time: its distances from all that is remembered are in memory.
-        parts += [session.run(each[None], [PATCH_DISTANCE])[PATCH_DISTANCE] for each in maps]
-    return np.concatenate(parts)
+        for each in maps:
+            found = session.run(each[None])
+            distances.append(found[PATCH_DISTANCE])
+            peaks.append(bundle.place(found[ANOMALY_MAP]).max())
+    return np.concatenate(distances), np.array(peaks, np.float32)
 
 
 def _vectors(bundle: Bundle, images: np.ndarray) -> np.ndarray:

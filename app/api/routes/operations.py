@@ -25,8 +25,10 @@ from app.api.schemas import (
     binary,
 )
 from app.bundle.bundle import Bundle
+from app.bundle.decode import upright_size
 from app.bundle.manifest import ANOMALY_MAP
-from app.bundle.scoring import AnomalyScore
+from app.bundle.regions import Size
+from app.bundle.scoring import AnomalyScore, error_maps
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Prediction
 from app.inference.results import (
@@ -38,6 +40,7 @@ from app.inference.results import (
     encode_fields,
     in_domain_fields,
     merge,
+    region_fields,
 )
 
 router = APIRouter(prefix="/v1", tags=["operations"])
@@ -48,6 +51,9 @@ TopK = Annotated[int | None, Query(ge=1, description="how many probabilities to 
 InDomain = Annotated[bool, Query(description="also return whether the anomaly score finds the image normal")]
 Explain = Annotated[bool, Query(description="also return a map of what in the image speaks for the label")]
 Heatmap = Annotated[bool, Query(description="also return a map of what the score finds anomalous")]
+Regions = Annotated[
+    bool, Query(description="also return the anomalous regions, in the picture's own pixels, once it is upright")
+]
 Rate = Annotated[
     float | None,
     Query(gt=0, lt=1, description="false-alarm rate that sets the threshold; unset, the model's own"),
@@ -126,22 +132,37 @@ def reconstruct(call: ACall, images: Images) -> Plan:
     return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
 
 
-@_route("anomaly", "Anomaly score", AnomalyResponse, PNG, binary_description="the heatmap of one image")
-def anomaly(call: ACall, images: Images, heatmap: Heatmap = False, false_alarm_rate: Rate = None) -> Plan:
-    media_type = call.choose_type(JSON, *if_single(PNG, images))
-    with_heatmap = heatmap or media_type == PNG
+@_route(
+    "anomaly",
+    "Anomaly score",
+    AnomalyResponse,
+    PNG,
+    NPY,
+    binary_description="the heatmap of one image, or numpy's .npy of the maps, N × rows × columns float32",
+)
+def anomaly(
+    call: ACall, images: Images, heatmap: Heatmap = False, regions: Regions = False, false_alarm_rate: Rate = None
+) -> Plan:
+    media_type = call.choose_type(JSON, NPY, *if_single(PNG, images))
+    with_heatmap = heatmap or media_type in (PNG, NPY)
     drawn = _drawn_from(call.bundle) if with_heatmap else RECONSTRUCTION
     needs = ["anomaly", *(["reconstruct"] if with_heatmap and drawn == RECONSTRUCTION else [])]
+    needs += ["regions"] if regions else []
+    outputs = [DISTANCES, *([drawn] if with_heatmap else []), *([ANOMALY_MAP] if regions else [])]
 
     def shape(result: Prediction) -> Response:
         if media_type == PNG:
             return Response(_heatmaps(result)[0], media_type=PNG)
+        if media_type == NPY:
+            return npy_response(_maps(result))
         fields = [anomaly_fields(each) for each in _scored(call, result, false_alarm_rate)]
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
+        if regions:
+            merge(fields, _regions(result, images, false_alarm_rate))
         return json_response(result.bundle, fields)
 
-    return Plan(needs, frozenset([DISTANCES, *([drawn] if with_heatmap else [])]), shape)
+    return Plan(needs, frozenset(outputs), shape)
 
 
 @_route("predict", "All operations that the model supports, in one pass", PredictResponse)
@@ -151,6 +172,7 @@ def predict(
     top_k: TopK = None,
     explain: Explain = False,
     heatmap: Heatmap = False,
+    regions: Regions = False,
     false_alarm_rate: Rate = None,
 ) -> Plan:
     call.choose_type(JSON)
@@ -159,7 +181,8 @@ def predict(
     needs = ["predict", *(["explain"] if explain else [])]
     needs += ["reconstruct"] if heatmap and drawn == RECONSTRUCTION else []
     outputs = [output for operation, output in OUTPUT_OF.items() if operation in supported]
-    outputs += [drawn] if heatmap else []
+    needs += ["regions"] if regions else []
+    outputs += [*([drawn] if heatmap else []), *([ANOMALY_MAP] if regions else [])]
 
     def shape(result: Prediction) -> Response:
         fields = encode_fields(result.outputs)
@@ -172,6 +195,8 @@ def predict(
             merge(fields, [anomaly_fields(each) | in_domain_fields(each) for each in scores])
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
+        if regions:
+            merge(fields, _regions(result, images, false_alarm_rate))
         return json_response(result.bundle, fields)
 
     return Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape)
@@ -204,13 +229,24 @@ def _drawn_from(bundle: Bundle) -> str:
     return ANOMALY_MAP if bundle.scorer is not None and bundle.scorer.reads_patches else RECONSTRUCTION
 
 
+def _regions(result: Prediction, images: Sequence[bytes], false_alarm_rate: float | None) -> list[Fields]:
+    sizes = [Size(*upright_size(data)) for data in images]
+    return region_fields(result.bundle, result.outputs, sizes, false_alarm_rate)
+
+
 def _heatmaps(result: Prediction) -> list[bytes]:
     if _drawn_from(result.bundle) == ANOMALY_MAP:
         height, width, _ = result.bundle.manifest.input.shape
         white = result.bundle.white
-        return [pictures.anomaly_png(each, height, width, white) for each in result.outputs[ANOMALY_MAP]]
-    pairs = zip(result.images, result.outputs[RECONSTRUCTION], strict=True)
-    return [pictures.error_png(image, reconstruction) for image, reconstruction in pairs]
+        return [pictures.anomaly_png(each, height, width, white) for each in _maps(result)]
+    return [pictures.error_png(errors) for errors in _maps(result)]
+
+
+def _maps(result: Prediction) -> np.ndarray:
+    """(N, rows, columns) float32: what heatmaps are drawn from."""
+    if _drawn_from(result.bundle) == ANOMALY_MAP:
+        return result.outputs[ANOMALY_MAP]
+    return error_maps(result.images, result.outputs[RECONSTRUCTION])
 
 
 BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in (classify, encode, reconstruct, anomaly, predict)}

@@ -8,6 +8,7 @@ import numpy as np
 from app.api.v2.wire import BYTES, DATATYPES, InferRequest, InputTensor, RequestedOutput
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
 from app.errors import MalformedRequest, TooManyImages
 from app.inference import results
 from app.inference.answer import DISTANCES, LOGITS, PROBABILITIES, RECONSTRUCTION, Outputs
@@ -41,6 +42,11 @@ def outputs_of(bundle: Bundle) -> dict[str, Output]:
     if bundle.scorer:
         outputs[SCORE] = Output("FP64", (), DISTANCES, results.combined_scores)
         outputs[P_VALUE] = Output("FP64", (), DISTANCES, results.p_values)
+    if graphs.patches:
+        map_ = graphs.patches.outputs[0]
+        outputs[ANOMALY_MAP] = Output(
+            DATATYPES[np.dtype(map_.dtype)], map_.shape[1:], ANOMALY_MAP, _unchanged(ANOMALY_MAP)
+        )
     return outputs
 
 

@@ -7,10 +7,10 @@ from PIL import Image
 from support import draw_inspection, spec
 
 from app.bundle import InputSpec
+from app.bundle.regions import label_regions
 from training.data import masks
 from training.data.imageset import ImageSet, Mask
 from training.data.read import read_part
-from training.data.regions import label_regions
 from training.data.splits import train_and_test
 from training.measure.localisation import measures, overlaps
 from training.recipe import Split

@@ -7,6 +7,7 @@ from support import save_tiny, spec
 
 from app.api.pictures import anomaly_png, error_png
 from app.bundle import load
+from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
 from training.measure.maps import anomaly_maps, has_maps, maps_of
 
@@ -19,7 +20,7 @@ def test_a_map_is_what_the_served_heatmap_shows(models: Path) -> None:
     maps = maps_of(bundle, ImageSet(images, np.array([], np.int64), ()), "maps")
     reconstructions = bundle.reconstruct(bundle.encode(images))
     for image, reconstruction, own in zip(images, reconstructions, maps, strict=True):
-        served = np.asarray(Image.open(io.BytesIO(error_png(image, reconstruction))))
+        served = np.asarray(Image.open(io.BytesIO(error_png(error_maps(image[None], reconstruction[None])[0]))))
         assert np.abs(served - own * (255 / own.max())).max() <= 0.5001
     np.testing.assert_allclose(anomaly_maps(bundle, images[:3]), maps[:3], atol=1e-6)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ from support import save_tiny, spec
 
 from app.bundle import Bundle, load
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
+from app.bundle.regions import PEAKS
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
@@ -129,3 +131,16 @@ def test_an_image_is_measured_by_the_folds_that_do_not_hold_it(bundle: Bundle) -
     assert (found.distances[:2] > 20 * found.distances[2:].max()).all()
     bright = (200 / 255 - found.memory.mean) @ found.memory.weight
     assert np.abs(found.memory.points - bright).min() < 1e-3
+
+
+def test_the_peaks_of_sound_images_set_the_threshold_of_regions(bundle: Bundle) -> None:
+    """Also of a bundle whose score is still to be fitted."""
+    data = normals(9)
+    placed = bundle.place(bundle.measure_patches(bundle.encode(data.images, patches=True))[ANOMALY_MAP])
+    for each in (bundle, replace(bundle, scorer=None)):
+        found = patches.peaks_of(each, data)
+        np.testing.assert_allclose(found[PEAKS], np.sort(placed.max(axis=(1, 2))), rtol=1e-6)
+    assert patches.peaks_of(replace(bundle, patches=None), data) == {}
+    across = patches.across(bundle, data, np.arange(9) % 3, count=50, opset=20)
+    assert (np.diff(across.peaks) >= 0).all()
+    assert across.peaks.shape == (9,)

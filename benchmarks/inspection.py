@@ -1,0 +1,104 @@
+"""What the recipe `inspect` finds on photographs of defects, learnt from sound ones alone, and what it costs.
+
+Each folder has `train/good`, `test` and `ground_truth`. The numbers are those that `run` writes into the bundle,
+measured on the whole test part through the code that serves. Nothing is chosen by the test parts; another seed draws
+other folds and another memory.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle import Bundle, load
+from app.bundle.regions import Size
+from app.bundle.store import versions
+from benchmarks.bars import Bar
+from benchmarks.home import Skipped
+from training import recipe, run
+from training.data import named
+from training.errors import TrainingError
+from training.networks import weights
+
+SEEDS = 3
+SETS = ("commutator", "paper")  # a folder each, or a folder of kinds
+BARS = {  # set → metric → bar and goal of the mean over its kinds
+    "commutator": {"image_auroc": (0.94, 0.98), "pixel_auroc": (0.97, 0.99), "aupro_30": (0.85, 0.93)},
+    "paper": {"image_auroc": (0.995, 0.999), "pixel_auroc": (0.95, 0.98)},
+}
+STATED = 0.05  # the recipe's false_alarm_rate
+DEVIATIONS = 2.0  # by which a share of false alarms may exceed the stated rate, of both samples together
+COSTS = {(224, 224): (40, 20), (576, 224): (90, 45)}  # the input's sides → milliseconds, bar and goal
+RUNS = 50
+
+
+def inspect(out: Path) -> Iterator[Bar]:
+    try:
+        weights.path_of(recipe.load("inspect", []).network)
+    except TrainingError as error:
+        raise Skipped(str(error)) from None
+    for name in SETS:
+        folders = _folders(name)
+        found = {folder.name: [_bundle(folder, seed, out) for seed in range(SEEDS)] for folder in folders}
+        for metric, (bar, goal) in BARS[name].items():
+            by_seed = [statistics.mean(_value(found[kind][seed], metric) for kind in found) for seed in range(SEEDS)]
+            spread = ", ".join(f"{value:.4f}" for value in by_seed)
+            print(f"        {name}, {metric}, by seed: {spread}", flush=True)
+            yield Bar(f"{name}, {metric}, mean of {SEEDS} seeds", statistics.mean(by_seed), bar, goal)
+        for metric in ("false_alarm_rate", "false_region_rate"):
+            rate, most = _false_alarms([bundles[0] for bundles in found.values()], metric)
+            yield Bar(f"{name}, {metric} at a stated {STATED:.0%}", rate, most, STATED, higher_is_better=False)
+        for kind, bundles in found.items():
+            sides = tuple(sorted(bundles[0].manifest.input.shape[:2], reverse=True))
+            if sides in COSTS and kind in (folders[0].name,):
+                bar, goal = COSTS[sides]
+                what = f"{sides[1]} × {sides[0]}, one core, score, map and regions, milliseconds"
+                yield Bar(what, _ms(bundles[0]), bar, goal, higher_is_better=False)
+
+
+def _folders(name: str) -> list[Path]:
+    home = named.root() / name
+    if not home.is_dir():
+        raise Skipped(f"{home} is not there: set GRAFT_DATA to the folder that holds {name}")
+    return [home] if (home / "train").is_dir() else sorted(each for each in home.iterdir() if (each / "train").is_dir())
+
+
+def _bundle(folder: Path, seed: int, out: Path) -> Bundle:
+    """Made on first use."""
+    name = folder.name.lower()
+    models = out / f"seed-{seed}"
+    if not (models / name).is_dir():
+        settings = [f"source={folder}", f"target={folder}", f"seed={seed}", f"name={name}"]
+        run.run(recipe.load("inspect", settings), models, out / f"run-{name}-{seed}")
+    return load((models / name / str(versions(models / name)[-1])).resolve(), threads=1)
+
+
+def _value(bundle: Bundle, name: str) -> float:
+    return next(metric.value for metric in bundle.manifest.metrics if metric.name == name)
+
+
+def _false_alarms(bundles: Sequence[Bundle], metric: str) -> tuple[float, float]:
+    """(share of all sound test images, the most that the stated rate explains with so many normals and test images)."""
+    images = [next(each.images for each in bundle.manifest.metrics if each.name == metric) for bundle in bundles]
+    alarms = sum(_value(bundle, metric) * count for bundle, count in zip(bundles, images, strict=True))
+    calibrated = [bundle.manifest.anomaly.calibrated_on for bundle in bundles if bundle.manifest.anomaly is not None]
+    variance = STATED * (1 - STATED) * (1 / sum(images) + 1 / sum(calibrated))
+    return alarms / sum(images), STATED + DEVIATIONS * math.sqrt(variance)
+
+
+def _ms(bundle: Bundle) -> float:
+    spec = bundle.manifest.input
+    image = np.random.default_rng(0).integers(0, 256, (1, *spec.shape), np.uint8)
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        encoded = bundle.encode(image, patches=True)
+        found = bundle.measure_patches(encoded)
+        assert bundle.scorer is not None
+        bundle.scorer.score(bundle.taken(image, encoded | found, bundle.scorer.tensors), None)
+        bundle.regions(found["anomaly_map"], [Size(spec.width, spec.height)])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1000
