@@ -35,7 +35,9 @@ Json = dict[str, Any]
 _HEAD = "HEAD is answered for every GET by the middleware head, and no longer a method of single routes"
 _KEYS = "a key on the command line is shown to everybody by ps: refused, with the name of the variable"
 CHANGED: dict[str, str] = {
-    "manifest > version": "2 adds input.padding and provenance.weights, optional; bundles of schema 1 load unchanged",
+    "manifest > version": (
+        "2 adds input.padding and provenance.weights, 3 graphs.patches, all optional; older bundles load unchanged"
+    ),
     "routes > /": _HEAD,
     "routes > /docs": _HEAD,
     "routes > /models/{name}": _HEAD,

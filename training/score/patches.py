@@ -215,6 +215,10 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
 def refitted(bundle: Bundle, data: ImageSet, model: bytes, opset: int) -> bytes:
     """The graph `model` of the bundle with a memory of other images, as large as it was."""
     arrays = {tensor.name: tensor for tensor in load_from_string(model).graph.initializer}
+    if "memory" not in arrays:
+        raise TrainingError(
+            f"{bundle.name}@{bundle.version}: {FILE} was not made by Graft: its memory cannot be refitted"
+        )
     count = arrays["memory"].dims[1]
     memory = fit([read_part(bundle, data, "patches")], count, "patches")
     return to_onnx(memory, graph_of(bundle.manifest.graphs.encoder), opset)

@@ -13,7 +13,7 @@ from training.errors import TrainingError
 from training.learning.stages import Learnt
 from training.networks.autoencoder import build
 from training.publish.deliver import deliver
-from training.publish.draft import Draft, Measured, export, fit_score, measure
+from training.publish.draft import Draft, Measured, export, fit_score, in_integers, measure
 from training.recipe import Recipe
 from training.recipe import load as load_recipe
 
@@ -115,6 +115,28 @@ def test_a_memory_of_patches_sees_a_defect_where_it_is(ribbed: Path, tmp_path: P
     assert maps.shape == (60, 16, 16)  # of two joined, those of the finer
     rows, columns = np.unravel_index(maps.reshape(60, -1).argmax(axis=1), (16, 16))
     assert np.mean((rows >= 9) & (rows <= 13) & (columns >= 1) & (columns <= 5)) > 0.9
+
+
+def test_patches_of_an_encoder_in_integers_are_its_own(ribbed: Path, tmp_path: Path) -> None:
+    """Their tolerance is that of the maps: a processor may round these otherwise."""
+    chosen, settings = (
+        of_patches(ribbed)[0],
+        ["export.int8=true", "export.least_cosine=-1", "export.most_auroc_lost=0.5"],
+    )
+    recipe = load_recipe(str(ribbed), settings)
+    torch.manual_seed(0)
+    net = build(recipe.network, recipe.input.spec().shape)
+    learnt = Learnt(net, None)
+    for part in (net.encoder, net.decoder, net.pool):
+        part.eval()
+    exported = export(recipe, chosen, learnt)
+    draft = in_integers(recipe, chosen, exported, fit_score(recipe, chosen, exported))
+    assert draft.bundle.encoder.digest != exported.bundle.encoder.digest
+    bundle = load(deliver(tmp_path, chosen, measure(chosen, draft).draft, "<p>a page</p>", minutes=1.5))
+    assert bundle.manifest.golden.outputs["anomaly_map"] >= 0.01
+    broken = chosen.test.images[:20].copy()
+    broken[:, 20:25, 4:9] = 250
+    assert np.mean([score.anomalous for score in bundle.anomaly(broken)]) > 0.5
 
 
 def test_stage_maps_that_the_encoder_lacks_are_named(ribbed: Path) -> None:

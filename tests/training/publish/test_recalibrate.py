@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from support import LATENT, save_tiny, tiny
@@ -12,7 +13,9 @@ import training
 from app.bundle import load, save
 from app.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, Metric, seal_of
 from training.__main__ import main
-from training.score import latent_map, reference
+from training.data.imageset import ImageSet
+from training.publish.recalibrate import recalibrate
+from training.score import latent_map, patches, reference
 
 PARENT = Path(training.__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -152,3 +155,26 @@ def test_too_few_normals_are_refused_and_a_decoder_is_not_needed(
     assert load(tmp_path / "models/bare/2").drift is None, "20 images are none to tell drift by"
     with pytest.raises(SystemExit):
         main(["calibrate", str(whole), normals, "--false-alarm-rate", "2"])
+
+
+def test_a_memory_of_patches_is_one_of_the_new_normals(tmp_path: Path) -> None:
+    """It keeps its size. Images that the former memory knew are anomalous."""
+    fields, files = tiny(patches=True, head=False, decoder=False)
+    encoder = fields["graphs"].encoder
+    dark = RNG.uniform(0, 0.3, (30, 1)).astype(np.float32)
+    graph = patches.graph_of(encoder)
+    memory = patches.Memory(np.zeros(1, np.float32), np.eye(1, dtype=np.float32), dark, np.ones(30, np.float32))
+    files[graph.file] = patches.to_onnx(memory, graph, 18)
+    only = fields["anomaly"].distances[:1]
+    fields |= {"anomaly": fields["anomaly"].model_copy(update={"distances": only})}
+    folder = save(tmp_path, "tiny", fields, files, tolerances=dict.fromkeys(("anomaly_map", "patch_distance"), 1e-3))
+    bundle = load(folder)
+    shape = (200, *bundle.manifest.input.shape)
+    bright = RNG.integers(180, 250, shape, dtype=np.uint8)
+    after = load(recalibrate(folder, bundle, ImageSet(bright, np.array([], np.int64), ()), 0.05, seed=0))
+    assert after.manifest.files["encoder.onnx"] == bundle.manifest.files["encoder.onnx"]
+    remembered = {each.name: each for each in onnx.load(tmp_path / "tiny/2/patches.onnx").graph.initializer}["memory"]
+    assert remembered.dims[1] == 30
+    fresh, old = RNG.integers(180, 250, shape, dtype=np.uint8), RNG.integers(0, 70, shape, dtype=np.uint8)
+    assert np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.2
+    assert all(score.anomalous for score in after.anomaly(old))
