@@ -40,6 +40,7 @@ from app.bundle.manifest import (
     Provenance,
     Tensor,
 )
+from app.bundle.regions import PEAKS
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
 from app.main import create_app
@@ -224,6 +225,8 @@ def tiny_anomaly(rng: np.random.Generator, patches: bool = False) -> tuple[Anoma
         "embedding.spread": np.ones(LATENT, np.float32),
         "calibration_scores": scores,
     }
+    if patches:
+        arrays[PEAKS] = np.linspace(0.01, 0.2, 199).astype(np.float32)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     distances = (

@@ -180,13 +180,13 @@ class References:
             means[chunk] = _mean_of_least(squared if reach is None else squared / reach)
         return means
 
-    def reach(self) -> np.ndarray:
-        """(R,) mean distance of each reference from the nearest others; needs more than three references."""
+    def reach(self, count: int = NEAREST) -> np.ndarray:
+        """(R,) mean distance of each reference from so many nearest others; needs more than that."""
         means = np.empty(len(self._points))
         for chunk in self._chunks(len(means)):
             squared = self._squared(self._points[chunk])
             np.fill_diagonal(squared[:, chunk], np.inf)
-            means[chunk] = _mean_of_least(squared)
+            means[chunk] = _mean_of_least(squared, count)
         return means
 
     def _chunks(self, rows: int) -> Iterator[slice]:
@@ -198,8 +198,8 @@ class References:
         return np.asarray(np.square(z).sum(axis=1)[:, None] + self._norms - 2 * z @ self._points.T)
 
 
-def _mean_of_least(squared: np.ndarray) -> np.ndarray:
-    count = min(NEAREST, squared.shape[1])
+def _mean_of_least(squared: np.ndarray, count: int = NEAREST) -> np.ndarray:
+    count = min(count, squared.shape[1])
     nearest = np.partition(squared, count - 1, axis=1)[:, :count]
     return np.asarray(np.sqrt(np.maximum(nearest, 0)).mean(axis=1))
 

@@ -84,7 +84,7 @@ def _sound_warnings(train: ImageSet) -> Iterator[str]:
         lowest = f"{held_out} images bear no rate of false alarms below {1 / (held_out + 1):.1%}"
         yield (
             f"few sound images ({len(train):,}): where a fifth is held out to set the threshold, {lowest}; with "
-            f"{_FEW_SOUND} it could be 5 %"
+            f"{_FEW_SOUND} it could be 5 %; the recipe inspect holds none out"
         )
 
 

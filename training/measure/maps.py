@@ -13,15 +13,21 @@ _BATCH = 16
 
 
 def has_maps(bundle: Bundle) -> bool:
-    return bundle.patches is not None or bundle.decoder is not None
+    return bundle.decoder is not None or _reads_patches(bundle)
 
 
 def anomaly_maps(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous: the distance of patches from those
-    that the bundle remembers, or the error of the reconstruction."""
-    if bundle.patches is not None:
+    """(N, H, W, C) uint8 → (N, H, W) float32, higher where it is more anomalous.
+
+    The distances of patches, where the score reads them; else the error of the reconstruction.
+    """
+    if _reads_patches(bundle):
         return bundle.place(bundle.measure_patches(bundle.encode(images, patches=True))[ANOMALY_MAP])
     return error_maps(images, bundle.reconstruct(bundle.encode(images)))
+
+
+def _reads_patches(bundle: Bundle) -> bool:
+    return bundle.patches is not None and (bundle.scorer is None or bundle.scorer.reads_patches)
 
 
 def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:

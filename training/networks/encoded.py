@@ -139,7 +139,10 @@ Strides = tuple[int, ...]  # pixels from place to place; none: see `chosen_maps`
 
 
 def chosen_maps(shapes: list[tuple[int, ...]], height: int, strides: Strides) -> Joined:
-    """The maps of these strides, of each the first; without strides, those of the two sizes above the smallest."""
+    """The maps of these strides, of each the first; without strides, those of the three sizes above the smallest.
+
+    Their places are those of the coarsest but one.
+    """
     by_stride: dict[int, int] = {}
     for number, (_, *sides) in enumerate(shapes):
         if sides:
@@ -148,12 +151,12 @@ def chosen_maps(shapes: list[tuple[int, ...]], height: int, strides: Strides) ->
     if missing or not by_stride:
         known = ", ".join(map(str, by_stride)) or "none"
         raise TrainingError(f"anomaly.strides={list(strides)}: the encoder has maps of strides {known}")
-    numbers = sorted(by_stride[stride] for stride in strides or sorted(by_stride)[:-1][-2:] or by_stride)
-    return Joined(tuple(numbers), numbers[0])
+    numbers = sorted(by_stride[stride] for stride in strides or sorted(by_stride)[:-1][-3:] or by_stride)
+    return Joined(tuple(numbers), numbers[-2:][0])
 
 
 class Patches(nn.Module):
-    """Maps, each averaged over 3 × 3 neighbours, joined channel by channel on the places of one of them.
+    """Maps joined channel by channel on the places of one of them.
 
     Coarser maps are interpolated. Of finer ones, each place has the average of the cells that it covers.
     """
@@ -170,7 +173,6 @@ class Patches(nn.Module):
 
     def _placed(self, number: int, each: Tensor) -> Tensor:
         sides = list(self.shape[1:])
-        each = F.avg_pool2d(each, 3, stride=1, padding=1, count_include_pad=False)
         if number in self.coarser:
             return F.interpolate(each, size=sides, mode="bilinear", align_corners=False)
         return each if list(each.shape[2:]) == sides else _averaged(each, sides)

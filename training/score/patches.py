@@ -1,8 +1,9 @@
 """The memory of patches: places of normal images, and the graph that measures the distance from them. No torch.
 
 A place x of a map has y = (x - mean) · weight, where weight whitens the normals' places. Its distance is min over the
-remembered m of |y - m|, and an image's is the mean of its largest. What is remembered is chosen greedily: each next is
-the one furthest from all before it (k-center, Gonzalez 1985), after a random projection where there are many channels.
+remembered m of |y - m| / reach of m, which is m's mean distance from those nearest to it; an image's is the mean of its
+largest. What is remembered is chosen greedily: each next is the one furthest from all before it (k-center, Gonzalez
+1985), after a random projection where there are many channels.
 """
 
 import math
@@ -15,6 +16,7 @@ from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
 from app.bundle import Bundle
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
 from app.bundle.regions import PEAKS
+from app.bundle.scoring import References
 from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
@@ -26,8 +28,10 @@ FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
 CANDIDATES = 50_000  # patches of a part from which are chosen, at most
 LARGEST = 16_000_000  # bytes of a memory
-TOP = 0.01  # share of an image's places whose mean is its distance
+TOP = 0.003  # share of an image's places whose mean is its distance
 _RIDGE = 0.1  # of the mean variance, added to that of every direction
+_NEIGHBOURS = 15  # whose mean distance is a patch's reach
+_LEAST_REACH = 1e-3  # of the mean: copies would divide by zero
 _AT_ONCE = 4096
 _TINY = 1e-12  # in place of a variance of 0
 _PROJECTED = 64  # dimensions in which is chosen
@@ -50,6 +54,7 @@ class Memory:
     mean: np.ndarray  # (C,)
     weight: np.ndarray  # (C, C)
     points: np.ndarray  # (R, C)
+    reach: np.ndarray  # (R,)
 
 
 def read_part(bundle: Bundle, data: ImageSet, label: str, most: int = CANDIDATES, seed: int = 0) -> Part:
@@ -98,7 +103,8 @@ def fit(parts: Sequence[Part], count: int, label: str) -> Memory:
     points = (vectors - mean) @ weight
     if not points.any():
         raise TrainingError("the normals' patches are all the same: an encoder that gives a constant finds no defects")
-    return Memory(mean, weight, points[furthest(points, count, label)])
+    kept = points[furthest(points, count, label)]
+    return Memory(mean, weight, kept, reach=_reach(kept))
 
 
 def furthest(points: np.ndarray, count: int, label: str, seed: int = 0) -> np.ndarray:
@@ -116,6 +122,13 @@ def furthest(points: np.ndarray, count: int, label: str, seed: int = 0) -> np.nd
         np.minimum(nearest, squares + (last @ last - 2 * (points @ last)), out=nearest)
         chosen.append(int(nearest.argmax()))
     return np.unique(chosen)
+
+
+def _reach(points: np.ndarray) -> np.ndarray:
+    if len(points) < 2:
+        return np.ones(len(points), np.float32)
+    reach = References(points).reach(min(_NEIGHBOURS, len(points) - 1))
+    return np.asarray(np.maximum(reach, _LEAST_REACH * reach.mean()), np.float32)
 
 
 def _products(vectors: np.ndarray) -> np.ndarray:
@@ -150,7 +163,7 @@ def graph_of(encoder: Graph) -> Graph:
 
 
 def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
-    """|y - m|² = |y|² + [y, 1] · [-2 m, |m|²]: one matrix product, of which the least of each row is kept."""
+    """|y - m|² / reach² = [y, 1, |y|²] · [-2 m, |m|², 1] / reach²: one matrix product, of each row of it the least."""
     taken, (distances, distance) = stated.input, stated.outputs
     _, channels, rows, columns = taken.shape
     places, points = rows * columns, memory.points.astype(np.float32)
@@ -160,7 +173,7 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
         "flat": np.array([0, channels, places]),
         "scale": scale,
         "offset": offset,
-        "memory": np.concatenate([-2 * points.T, np.square(points).sum(axis=1)[None]]),
+        "memory": np.vstack([-2 * points.T, np.square(points).sum(axis=1), np.ones(len(points))]) / memory.reach**2,
         "last": np.array([2]),
         "one": np.ones(1),
         "zero": np.zeros(1),
@@ -173,12 +186,12 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
         helper.make_node("Transpose", ["by_channel"], ["by_place"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["by_place", "scale"], ["scaled"]),
         helper.make_node("Add", ["scaled", "offset"], ["y_and_one"]),
-        helper.make_node("MatMul", ["y_and_one", "memory"], ["relative"]),
-        helper.make_node("ReduceMin", ["relative", "last"], ["least"], keepdims=0),
-        helper.make_node("ReduceSumSquare", ["y_and_one", "last"], ["length_and_one"], keepdims=0),
+        helper.make_node("ReduceSumSquare", ["y_and_one", "last"], ["length_and_one"], keepdims=1),
         helper.make_node("Sub", ["length_and_one", "one"], ["length"]),
-        helper.make_node("Add", ["length", "least"], ["squared"]),
-        helper.make_node("Max", ["squared", "zero"], ["not_negative"]),
+        helper.make_node("Concat", ["y_and_one", "length"], ["y_and_more"], axis=2),
+        helper.make_node("MatMul", ["y_and_more", "memory"], ["squared"]),
+        helper.make_node("ReduceMin", ["squared", "last"], ["least"], keepdims=0),
+        helper.make_node("Max", ["least", "zero"], ["not_negative"]),
         helper.make_node("Sqrt", ["not_negative"], ["nearest"]),
         helper.make_node("Reshape", ["nearest", "grid"], [distances.name]),
         helper.make_node("TopK", ["nearest", "count"], ["largest", "where"], axis=1),

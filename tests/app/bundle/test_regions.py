@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from support import spec
 
-from app.bundle.regions import label_regions
+from app.bundle import InputSpec
+from app.bundle.regions import MOST, PEAKS, Size, find, label_regions, peaks_of
 
 
 def slow_regions(mask: np.ndarray) -> list[set[tuple[int, int]]]:
@@ -39,3 +42,65 @@ def test_arms_that_meet_far_below_are_one_region() -> None:
     assert label_regions(comb)[1] == 21
     comb[-1] = True
     assert label_regions(comb)[1] == 1
+
+
+PEAKS_OF_NINE = np.linspace(0.1, 0.9, 9).astype(np.float32)
+
+
+def map_with(height: int, width: int, **blocks: tuple[slice, slice]) -> np.ndarray:
+    """Zeros, and blocks of 0.5 (`low`), 1 (`mid`) and 2 (`high`)."""
+    made = np.zeros((height, width), np.float32)
+    for name, where in blocks.items():
+        made[where] = {"low": 0.5, "mid": 1.0, "high": 2.0}[name]
+    return made
+
+
+def test_each_region_has_its_box_area_score_and_p_value_and_the_highest_comes_first() -> None:
+    spec = tiny_spec(height=20, width=30, resize="stretch")
+    drawn = map_with(20, 30, mid=(slice(2, 4), slice(5, 9)), high=(slice(10, 12), slice(20, 21)))
+    high, mid = find(drawn, 0.6, PEAKS_OF_NINE, spec, Size(30, 20))
+    assert (high.box, high.area, high.score) == ((20, 10, 21, 12), 2, 2.0)
+    assert (mid.box, mid.area, mid.score) == ((5, 2, 9, 4), 8, 1.0)
+    assert (high.p_value, find(drawn / 2, 0.4, PEAKS_OF_NINE, spec, Size(30, 20))[1].p_value) == (0.1, 0.6)
+    assert find(drawn, 2.0, PEAKS_OF_NINE, spec, Size(30, 20)) == [], "above the threshold, not at it"
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "box"),
+    [
+        ("stretch", (600, 200), (100, 20, 180, 40)),
+        ("pad", (300, 100), (50, -30, 90, 10)),  # scaled by a tenth to 30 by 10, and put five rows down
+        ("crop", (600, 200), (200, 20, 240, 40)),  # 300 by 200 of it, from column 150 on
+    ],
+)
+def test_boxes_are_in_the_pictures_pixels(resize: str, size: tuple[int, int], box: tuple[float, ...]) -> None:
+    spec = tiny_spec(height=20, width=30, resize=resize)
+    drawn = map_with(20, 30, mid=(slice(2, 4), slice(5, 9)))
+    found = find(drawn, 0.6, PEAKS_OF_NINE, spec, Size(*size))
+    if resize == "pad":
+        assert found == [], "it lies on the bars"
+        drawn = map_with(20, 30, mid=(slice(2, 7), slice(5, 9)))
+        [region] = find(drawn, 0.6, PEAKS_OF_NINE, spec, Size(*size))
+        assert (region.box, region.area) == ((50, 0, 90, 20), 40 * 20), "cut off at the picture's edge"
+        return
+    [region] = found
+    assert region.box == pytest.approx(box)
+    assert region.area == pytest.approx((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def test_a_map_of_a_thousand_regions_gives_the_highest_hundred() -> None:
+    drawn = np.zeros((80, 80), np.float32)
+    drawn[::2, ::2] = 1 + np.arange(1600).reshape(40, 40)
+    found = find(drawn, 0.5, PEAKS_OF_NINE, tiny_spec(height=80, width=80, resize="stretch"), Size(80, 80))
+    assert [region.score for region in found] == list(range(1600, 1600 - MOST, -1))
+
+
+@pytest.mark.parametrize("peaks", [np.zeros(0, np.float32), np.array([2.0, 1.0]), np.array([np.nan]), np.array([1])])
+def test_peaks_that_set_no_threshold_are_named(peaks: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"array patches\.peaks: "):
+        peaks_of({PEAKS: peaks})
+    assert peaks_of({}) is None
+
+
+def tiny_spec(**settings: object) -> InputSpec:
+    return spec(channels=1, **settings)

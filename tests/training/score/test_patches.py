@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ from support import save_tiny, spec
 
 from app.bundle import Bundle, load
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
+from app.bundle.regions import PEAKS
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
@@ -34,6 +36,7 @@ def test_the_graph_gives_each_place_its_distance_from_the_nearest_that_is_rememb
         mean=RNG.normal(size=6).astype(np.float32),
         weight=RNG.normal(size=(6, 6)).astype(np.float32),
         points=RNG.normal(size=(40, 6)).astype(np.float32),
+        reach=RNG.uniform(0.5, 2, 40).astype(np.float32),
     )
     stated = patches.graph_of(encoder(6))
     session = Session(patches.to_onnx(memory, stated, 20), stated, stated.file, threads=1)
@@ -41,11 +44,19 @@ def test_the_graph_gives_each_place_its_distance_from_the_nearest_that_is_rememb
     found = session.run(maps)
     places = maps.transpose(0, 2, 3, 1).reshape(-1, 6)
     apart = ((places - memory.mean) @ memory.weight)[:, None] - memory.points
-    expected = np.sqrt(np.square(apart).sum(axis=2)).min(axis=1).reshape(3, *SIDES)
+    expected = (np.sqrt(np.square(apart).sum(axis=2)) / memory.reach).min(axis=1).reshape(3, *SIDES)
     np.testing.assert_allclose(found[ANOMALY_MAP], expected, rtol=1e-4)
     np.testing.assert_allclose(found[PATCH_DISTANCE][:, 0], expected.max(axis=(1, 2)), rtol=1e-4)
     for each, alone in zip(maps, found[ANOMALY_MAP], strict=True):
         np.testing.assert_allclose(session.run(each[None])[ANOMALY_MAP][0], alone, rtol=1e-5)
+
+
+def test_the_distance_from_a_patch_that_lies_alone_counts_less() -> None:
+    """One of two clusters is ten times as wide."""
+    wide, narrow = RNG.normal(scale=1, size=(50, 4)) + 20, RNG.normal(scale=0.1, size=(50, 4))
+    memory = patches.fit([part(np.concatenate([wide, narrow]).astype(np.float32))], 100, "")
+    order = np.argsort(memory.points @ (memory.points[memory.reach.argmax()]))
+    assert memory.reach[order[50:]].mean() > 4 * memory.reach[order[:50]].mean()
 
 
 def test_what_is_remembered_has_no_distance() -> None:
@@ -120,3 +131,16 @@ def test_an_image_is_measured_by_the_folds_that_do_not_hold_it(bundle: Bundle) -
     assert (found.distances[:2] > 20 * found.distances[2:].max()).all()
     bright = (200 / 255 - found.memory.mean) @ found.memory.weight
     assert np.abs(found.memory.points - bright).min() < 1e-3
+
+
+def test_the_peaks_of_sound_images_set_the_threshold_of_regions(bundle: Bundle) -> None:
+    """Also of a bundle whose score is still to be fitted."""
+    data = normals(9)
+    placed = bundle.place(bundle.measure_patches(bundle.encode(data.images, patches=True))[ANOMALY_MAP])
+    for each in (bundle, replace(bundle, scorer=None)):
+        found = patches.peaks_of(each, data)
+        np.testing.assert_allclose(found[PEAKS], np.sort(placed.max(axis=(1, 2))), rtol=1e-6)
+    assert patches.peaks_of(replace(bundle, patches=None), data) == {}
+    across = patches.across(bundle, data, np.arange(9) % 3, count=50, opset=20)
+    assert (np.diff(across.peaks) >= 0).all()
+    assert across.peaks.shape == (9,)

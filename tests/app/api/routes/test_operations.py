@@ -389,6 +389,57 @@ def test_the_heatmap_of_a_memory_of_patches_is_the_map_that_the_score_reads(tmp_
         assert answer.content == base64.b64decode(result["heatmap"])
 
 
+@pytest.mark.parametrize("upright", [True, False])
+def test_regions_lie_in_the_pictures_own_pixels(tmp_path: Path, upright: bool) -> None:
+    """Of a picture twice as large as the input; also where its metadata says that it lies on its side."""
+    save_tiny(tmp_path, shape=spec(height=24, width=40), patches=True)
+    pixels = np.zeros((48, 80), np.uint8)
+    pixels[8:16, 60:68] = 255
+    drawn, exif = Image.fromarray(pixels), Image.Exif()
+    buffer = io.BytesIO()
+    if not upright:
+        drawn, exif[0x0112] = drawn.transpose(Image.Transpose.ROTATE_90), 6
+    drawn.save(buffer, "PNG", exif=exif)
+    sound = png(Image.fromarray(np.zeros((48, 80), np.uint8)))
+    with serving(Settings(models=tmp_path)) as client:
+        assert "regions" in client.get("/v1/models").json()["models"][0]["operations"]
+        files = [("image", buffer.getvalue()), ("image", sound)]
+        odd, plain = results(client.post("/v1/anomaly?regions=true", files=files))
+        assert plain["regions"] == []
+        [region] = odd["regions"]
+        left, top, right, bottom = region["box"]
+        assert 52 < left < 62
+        assert 66 < right < 76
+        assert 2 < top < 10
+        assert 14 < bottom < 22
+        assert (region["p_value"], region["score"]) == (1 / 200, pytest.approx(0.75, abs=0.1))
+        assert region["area"] <= (right - left) * (bottom - top)
+        alone = {"image": buffer.getvalue()}
+        [whole] = results(client.post("/v1/predict?regions=true", files=alone))
+        assert whole["regions"] == odd["regions"]
+        assert "regions" not in results(client.post("/v1/predict", files=alone))[0]
+        [wide] = results(client.post("/v1/anomaly?regions=true&false_alarm_rate=0.5", files=alone))
+        assert wide["regions"][0]["area"] > region["area"]
+        refused = client.post("/v1/anomaly?regions=true&false_alarm_rate=0.001", files=alone)
+        assert_problem(refused, 400, "malformed-request", "at least 999 are needed")
+        answer = client.post("/v1/anomaly", files=alone, headers={"accept": "application/x-npy"})
+        assert np.load(io.BytesIO(answer.content)).shape == (1, 24, 40)
+        body: dict[str, Any] = {
+            "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 24, 40, 1], "data": [0] * 960}]
+        }
+        outputs = client.post("/v2/models/tiny/infer", json=body | {"outputs": [{"name": "anomaly_map"}]}).json()[
+            "outputs"
+        ]
+        assert [(each["name"], each["shape"]) for each in outputs] == [("anomaly_map", [1, 24, 40])]
+
+
+def test_regions_need_a_memory_of_patches(client: httpx.Client) -> None:
+    answer = client.post("/v1/anomaly?regions=true", files={"image": GOOD})
+    assert_problem(answer, 409, "operation-unavailable", "has no memory of patches with a threshold for places")
+    answer = client.post("/v1/anomaly", files={"image": GOOD}, headers={"accept": "application/x-npy"})
+    assert np.load(io.BytesIO(answer.content)).ndim == 3, "the error of the reconstruction"
+
+
 def test_predict_is_the_single_operations_bit_for_bit(client: httpx.Client) -> None:
     for file in FILES:
         [whole] = results(client.post("/v1/predict?top_k=2&heatmap=true", files={"image": file}))
