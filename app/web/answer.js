@@ -2,7 +2,6 @@
 
 import { element, hasKey, milliseconds, nameOf, percent, root } from "./api.js";
 import { addressOf, COLOURS, errors, gauge, overlay, points, reasons, strip } from "./paint.js";
-import * as regions from "./regions.js";
 
 const MOST_BARS = 10;
 const FIT = { stretch: "fill", pad: "contain", crop: "cover" };
@@ -15,7 +14,7 @@ export function request(model) {
   const able = model.operations;
   const query = new URLSearchParams({ model: `${model.name}@${model.version}` });
   if (able.includes("explain")) query.set("explain", "true");
-  if (able.includes("reconstruct") || regions.mapsPatches(model)) query.set("heatmap", "true");
+  if (able.includes("reconstruct") || mapsPatches(model)) query.set("heatmap", "true");
   if (able.includes("regions")) query.set("regions", "true");
   if (model.rate) query.set("false_alarm_rate", model.rate);
   return `v1/predict?${query}`.replace("%40", "@");
@@ -28,6 +27,15 @@ export function headline(result) {
 
 const judgement = (result) => result.score === undefined ? ""
   : result.anomalous ? "Unlike what this model knows" : "Like what this model knows";
+
+export const mapsPatches = (model) => Boolean(model.manifest.graphs.patches && model.manifest.anomaly);
+export const share = (value) => `${Number((100 * value).toPrecision(2))} %`;
+
+let regions = null; // loaded for the first model that maps patches
+
+export async function prepare(model) {
+  if (mapsPatches(model)) regions ??= await import("./regions.js");
+}
 
 let shown = ""; // the picture and the model of the answer on the page
 
@@ -43,8 +51,9 @@ export function show(item, model) {
   shown = key;
   classes(item.result);
   anomaly(item, model, again);
+  regions?.slider(model);
   if (!again) pictures(item, model);
-  regions.show(item, model, figure("odd").querySelector(".frame"));
+  regions?.show(item, figure("odd").querySelector(".frame"));
   code(item.result);
   timing(item);
   shell(item);
@@ -86,11 +95,10 @@ function anomaly({ result, rate }, model, again) {
   const words = asHigh(result.p_value, calibration.calibrated_on);
   section.querySelector("p").textContent =
     `${words} (p = ${Number(result.p_value.toPrecision(2))}). The score is ${signed(result.score)}; above ` +
-    `${signed(result.threshold)} an image is called anomalous, as at most ${regions.share(rate ?? calibration.false_alarm_rate)} of normal ones are. It adds up, in standard deviations, ` +
+    `${signed(result.threshold)} an image is called anomalous, as at most ${share(rate ?? calibration.false_alarm_rate)} of normal ones are. It adds up, in standard deviations, ` +
     `${calibration.distances.map((distance) => summand(distance, result.distances)).join(", ")}.`;
   const label = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, calibration.quantiles, label));
-  regions.slider(model);
 }
 
 const TAKEN = { pixels: "the drawing", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail", patches: "its oddest patches" };
@@ -145,7 +153,7 @@ export function pictureOf(item, model, alt) {
 }
 
 function pictures(item, model) {
-  const { result } = item, patches = regions.mapsPatches(model);
+  const { result } = item, patches = mapsPatches(model);
   const has = { input: !patches, drawn: result.image, why: result.explanation, odd: result.heatmap };
   for (const [name, value] of Object.entries(has)) figure(name).hidden = !value;
   const caption = (name, text) => { figure(name).querySelector("span").textContent = text; };

@@ -1,11 +1,10 @@
 // The playground: takes images, sends each to the chosen model, and shows the results.
 
 import { call, element, json, Problem, percent, root, timings } from "./api.js";
-import { fallsWhere, headline, pictureOf, request, show, tell } from "./answer.js";
+import { fallsWhere, headline, pictureOf, prepare, request, show, tell } from "./answer.js";
 import { inDialog, photograph } from "./camera.js";
 import { offer } from "./explorer.js";
 import { Pad } from "./pad.js";
-import { move } from "./regions.js";
 
 const AT_ONCE = 6; // concurrent requests, which the service batches
 const PAUSE = 250; // milliseconds that the slider must rest before images are sent again
@@ -43,6 +42,7 @@ const named = () => models.find((each) => each.name === at("model").value && Str
 async function choose(summary) {
   const address = `v1/models/${summary.name}@${summary.version}`;
   const chosen = await json(address);
+  await prepare(chosen);
   if (named() !== summary) return; // the user chose another model meanwhile
   model = chosen;
   if (model.parts.includes("map")) mapped(model, `${address}/map`);
@@ -98,7 +98,6 @@ function queue(item) {
 
 let soon = 0;
 at("rate").addEventListener("input", () => {
-  move(model);
   clearTimeout(soon);
   soon = setTimeout(() => items.forEach(queue), PAUSE);
 });

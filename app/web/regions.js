@@ -1,5 +1,6 @@
 // Anomalous regions: boxes over the picture, their list, and the slider of the false-alarm rate that they follow.
 
+import { mapsPatches, share } from "./answer.js";
 import { element } from "./api.js";
 
 const STEPS = [1, 1.5, 2, 3, 4, 5, 7]; // in each power of ten
@@ -7,9 +8,8 @@ const MOST_STOPS = 10; // boxes that the Tab key stops at; the list has them all
 const place = document.getElementById("answer");
 const rate = document.getElementById("rate"), strength = document.getElementById("strength");
 
-export const mapsPatches = (model) => Boolean(model.manifest.graphs.patches && model.manifest.anomaly);
+let model = null; // whose rate the slider moves
 
-export const share = (value) => `${Number((100 * value).toPrecision(2))} %`;
 const short = (p) => `p = ${Number(p.toPrecision(2))}`;
 
 // From the smallest rate for which there are enough normal images, 1 / (images + 1), to a half; a step that allows as
@@ -26,9 +26,11 @@ function ratesOf({ manifest: { anomaly: { calibrated_on: images, false_alarm_rat
     .filter((each, index, all) => index === 0 || each === own || allowed(each) > allowed(all[index - 1]));
 }
 
-export function slider(model) {
+export function slider(chosen) {
+  model = chosen;
+  rate.parentElement.hidden = !mapsPatches(model);
+  if (rate.parentElement.hidden) return;
   const rates = ratesOf(model), own = model.manifest.anomaly.false_alarm_rate, now = model.rate ?? own;
-  rate.parentElement.hidden = !mapsPatches(model) || rates.length < 2;
   rate.max = rates.length - 1;
   rate.value = rates.indexOf(now);
   const text = `${share(now)} of normal images${now === own ? " (the model’s own)" : ""}`;
@@ -36,12 +38,12 @@ export function slider(model) {
   rate.parentElement.querySelector("span").textContent = text;
 }
 
-// Sets the model's rate to the slider's; null is the model's own.
-export function move(model) {
+// `rate` of a model is null while it is the model's own.
+rate.addEventListener("input", () => {
   const chosen = ratesOf(model)[rate.value];
   model.rate = chosen === model.manifest.anomaly.false_alarm_rate ? null : chosen;
   slider(model);
-}
+});
 
 function strengthen() {
   strength.setAttribute("aria-valuetext", `${strength.value} %`);
@@ -52,7 +54,7 @@ strengthen();
 
 export const counted = ({ regions }) => regions?.length ? `${regions.length} odd region${regions.length > 1 ? "s" : ""}` : "No odd region";
 
-export function show({ result, rate: asked }, model, frame) {
+export function show({ result, rate: asked }, frame) {
   strength.parentElement.hidden = !mapsPatches(model) || !result.heatmap;
   const section = place.querySelector("[data-part=regions]");
   section.hidden = !result.regions;
