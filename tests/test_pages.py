@@ -17,12 +17,14 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+from PIL import ExifTags, Image, ImageDraw
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from support import ROOT, draw_folder, save_tiny, serving, spec, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
 from app.bundle.manifest import Distance, Manifest
+from app.bundle.regions import PEAKS
 from app.bundle.scoring import thumbnail_size
 from app.bundle.store import save
 from app.settings import Settings
@@ -182,7 +184,7 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
 
 
 def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
-    """The bundle that ships, its score a sum of every distance that the manifest's schema has."""
+    """The bundle that ships, its score a sum of every distance that it can have: it remembers no patches."""
     folder = ROOT / "models/fashion-mnist/1"
     manifest = Manifest.parse((folder / "manifest.json").read_bytes(), "fashion-mnist/1")
     assert manifest.anomaly is not None
@@ -191,7 +193,7 @@ def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
     distances = tuple(
         Distance(measure=measure, takes=taken, mean=1.0 + index, std=2.0)
         for index, (measure, taken) in enumerate((m, t) for m in measures for t in takes)
-        if (measure == "reconstruction") == (taken == "pixels")
+        if (measure == "reconstruction") == (taken == "pixels") and "patches" not in (measure, taken)
     )
     sizes = {tensor.name: tensor.shape[-1] for tensor in manifest.graphs.encoder.outputs}
     sizes["thumbnail"] = thumbnail_size(*manifest.input.shape)
@@ -235,6 +237,128 @@ def test_every_distance_that_a_score_may_have_is_told_in_words(visit: Visitor, t
             expected = (truth["distances"][distance.name] - distance.mean) / distance.std
             assert float(number.replace("−", "-")) == pytest.approx(expected, abs=0.006), sentence
         v.kept("every-distance")
+
+
+def save_inspector(models: Path, resize: str = "stretch", sound: int = 199) -> None:
+    """Its anomaly map shows what is bright; the map's peaks are known of so many sound images."""
+    fields, files = tiny(spec(20, 40, resize=resize, filter="box"), head=False, decoder=False, patches=True)
+    with np.load(io.BytesIO(files["reference.npz"])) as reference:
+        arrays = {**reference, PEAKS: np.linspace(0, 0.5, sound)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    save(models, "inspector", fields, files | {"reference.npz": buffer.getvalue()})
+
+
+def draw_defects() -> bytes:
+    """A dark surface of 160 × 100 pixels, with a white spot and a grey one: the map is 0.75 and 0.3 there.
+
+    As a camera held sideways takes it.
+    """
+    surface = Image.new("L", (160, 100))
+    pen = ImageDraw.Draw(surface)
+    pen.rectangle((100, 30, 119, 49), fill=255)
+    pen.rectangle((20, 50, 39, 69), fill=140)
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned clockwise
+    surface.transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", quality=100, exif=exif)
+    return buffer.getvalue()
+
+
+def inspected(address: str, data: bytes, query: str) -> dict[str, Any]:
+    answer = httpx.post(f"{address}/v1/anomaly?regions=true{query}", files={"image": data}).raise_for_status()
+    result: dict[str, Any] = answer.json()["results"][0]
+    return result
+
+
+def edges(locator: Locator) -> list[float]:
+    """Left, top, right, bottom on the page."""
+    box = locator.bounding_box()
+    assert box is not None
+    return [box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]]
+
+
+def white_on_page(frame: Locator) -> list[float]:
+    """Left, top, right, bottom of what is white in the frame, as it is painted."""
+    frame.page.evaluate("document.body.style.background = 'black'")  # seen at the frame's round corners
+    painted = Image.open(io.BytesIO(frame.screenshot())).convert("L")
+    white = Image.fromarray(np.asarray(painted) > 200).getbbox()
+    assert white is not None
+    left, top, _, _ = edges(frame)
+    return [white[0] + left, white[1] + top, white[2] + left, white[3] + top]
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "scheme"), [("stretch", "desk", "light"), ("pad", "phone", "dark"), ("crop", "desk", "dark")]
+)
+def test_odd_regions_lie_over_the_picture_and_follow_the_false_alarm_rate(
+    visit: Visitor, tmp_path: Path, resize: str, size: str, scheme: str
+) -> None:
+    save_inspector(tmp_path, resize)
+    data = draw_defects()
+    v = visit(size, scheme, reduced_motion="reduce")
+    with serving(Settings(models=tmp_path)) as client:
+        address = str(client.base_url).rstrip("/")
+        v.open(address)
+        hand_over(v.page, "drop", {"surface.jpg": data})
+        boxes, listed = v.page.locator(".boxes button"), v.page.locator("[data-part=regions] li")
+        expect(boxes).to_have_count(1)
+        truth = inspected(address, data, "")
+        assert truth["regions"][0]["box"] == [100, 30, 120, 50]
+        expect(listed).to_have_text(["x 100 to 120, y 30 to 50 px, p = 0.005"])
+        expect(v.page.locator("[data-figure=odd]")).to_contain_text("where surface.jpg is least like sound ones")
+        expect(v.page.locator(".anomaly p")).to_contain_text("how far its oddest patches are from")
+        expect(v.page.get_by_role("status")).to_contain_text("Unlike what this model knows. 1 odd region")
+        boxes.first.focus()
+        expect(boxes.first).to_have_accessible_name("Region 1: x 100 to 120, y 30 to 50 px, p = 0.005")
+        expect(v.page.get_by_text("1: p = 0.005", exact=True)).to_be_visible()
+
+        slider = v.page.get_by_role("slider", name="False alarms on")
+        expect(slider).to_have_attribute("aria-valuetext", "5 % of normal images (the model’s own)")
+        place = edges(slider)
+        slider.focus()
+        v.page.keyboard.press("End")
+        expect(boxes).to_have_count(2)
+        truth = inspected(address, data, "&false_alarm_rate=0.5")
+        assert truth["regions"][1]["box"] == [20, 50, 40, 70]
+        expect(listed.nth(1)).to_contain_text("x 20 to 40, y 50 to 70 px")
+        threshold = f"{truth['threshold']:.2f}".replace("-", "−")
+        expect(v.page.locator(".anomaly p")).to_contain_text(
+            f"above {threshold} an image is called anomalous, as at most 50 %"
+        )
+        expect(v.page.locator("[data-part=curl] pre").first).to_contain_text("&regions=true&false_alarm_rate=0.5")
+        expect(slider).to_be_focused()
+        assert edges(slider) == place
+        without_barriers(v.page)
+        v.kept(f"regions-{resize}")
+
+        v.page.get_by_role("slider", name="Strength of the map").fill("0")
+        found = edges(boxes.first)
+        v.page.locator(".boxes").evaluate("(layer) => { layer.hidden = true; }")
+        assert found == pytest.approx(white_on_page(v.page.locator("[data-figure=odd] .frame")), abs=2)
+
+        slider.press("Home")
+        expect(slider).to_have_attribute("aria-valuetext", "0.5 % of normal images")
+        expect(boxes).to_have_count(1)
+
+
+def test_a_false_alarm_rate_that_is_refused_leaves_the_last_answer(visit: Visitor, tmp_path: Path) -> None:
+    save_inspector(tmp_path, sound=99)  # fewer than the score was calibrated on
+    v = visit()
+    with serving(Settings(models=tmp_path)) as client:
+        v.open(str(client.base_url))
+        hand_over(v.page, "drop", {"surface.jpg": draw_defects()})
+        slider, boxes = v.page.get_by_role("slider", name="False alarms on"), v.page.locator(".boxes button")
+        expect(boxes).to_have_count(1)
+        slider.press("Home")
+        expect(v.page.locator("#answer .problem")).to_contain_text("at least 199 are needed")
+        expect(boxes).to_be_visible()
+        expect(v.page.locator(".anomaly p")).to_contain_text("as at most 5 % of normal ones are")
+        expect(v.page.locator("[data-part=curl] pre").first).not_to_contain_text("false_alarm_rate")
+        slider.press("End")
+        expect(boxes).to_have_count(2)
+        expect(v.page.locator("#answer .problem")).to_be_hidden()
+    assert [text[: len(REFUSED)] for text in v.complaints] == [REFUSED]
+    v.complaints.clear()
 
 
 def test_a_distance_that_the_page_does_not_know_is_told_by_its_name(visit: Visitor, address: str) -> None:

@@ -1,6 +1,6 @@
 // Shows the results of one image: classes, pictures, anomaly, embedding, place on the map, timing, the curl command.
 
-import { element, hasKey, milliseconds, percent, root } from "./api.js";
+import { element, hasKey, milliseconds, nameOf, percent, root } from "./api.js";
 import { addressOf, COLOURS, errors, gauge, overlay, points, reasons, strip } from "./paint.js";
 
 const MOST_BARS = 10;
@@ -14,32 +14,49 @@ export function request(model) {
   const able = model.operations;
   const query = new URLSearchParams({ model: `${model.name}@${model.version}` });
   if (able.includes("explain")) query.set("explain", "true");
-  if (able.includes("reconstruct")) query.set("heatmap", "true");
+  if (able.includes("reconstruct") || mapsPatches(model)) query.set("heatmap", "true");
+  if (able.includes("regions")) query.set("regions", "true");
+  if (model.rate) query.set("false_alarm_rate", model.rate);
   return `v1/predict?${query}`.replace("%40", "@");
 }
 
 export function headline(result) {
   if (result.label !== undefined) return `${result.label}, ${percent(result.confidence)} sure. ${judgement(result)}`;
-  return judgement(result) || "Encoded.";
+  return [judgement(result) || "Encoded", result.regions && regions.counted(result)].filter(Boolean).join(". ");
 }
 
 const judgement = (result) => result.score === undefined ? ""
   : result.anomalous ? "Unlike what this model knows" : "Like what this model knows";
 
+export const mapsPatches = (model) => Boolean(model.manifest.graphs.patches && model.manifest.anomaly);
+export const share = (value) => `${Number((100 * value).toPrecision(2))} %`;
+
+let regions = null; // loaded for the first model that maps patches
+
+export async function prepare(model) {
+  if (mapsPatches(model)) regions ??= await import("./regions.js");
+}
+
+let shown = ""; // the picture and the model of the answer on the page
+
 export function show(item, model) {
   place.hidden = false;
   place.classList.toggle("waiting", item.state === "waiting" && !item.result);
   const problem = place.querySelector("[data-problem]");
-  problem.hidden = item.state !== "failed";
+  problem.hidden = !item.problem;
   problem.replaceChildren(...(item.problem ? tell(item.problem) : []));
   place.querySelector(".split").hidden = place.querySelector(".cards").hidden = item.state === "failed" || !item.result;
   if (!item.result || item.state === "failed") return;
+  const key = `${item.url} ${model.digest}`, again = key === shown; // again: another false-alarm rate at most
+  shown = key;
   classes(item.result);
-  anomaly(item.result, model);
-  pictures(item, model);
+  anomaly(item, model, again);
+  regions?.slider(model);
+  if (!again) pictures(item, model);
+  regions?.show(item, figure("odd").querySelector(".frame"));
   code(item.result);
   timing(item);
-  shell(item, model);
+  shell(item);
   fallsWhere(item.result, model);
 }
 
@@ -66,37 +83,38 @@ function classes(result) {
   });
 }
 
-function anomaly(result, model) {
+function anomaly({ result, rate }, model, again) {
   const section = part("anomaly");
   section.hidden = result.score === undefined;
   if (section.hidden) return;
   const calibration = model.manifest.anomaly;
   section.classList.toggle("odd", result.anomalous);
-  section.parentElement[result.anomalous ? "prepend" : "append"](section); // an anomaly comes first, because it casts doubt on the label
+  // An anomaly comes first, because it casts doubt on the label. While the slider moves, it stays.
+  if (!again) section.parentElement[result.anomalous ? "prepend" : "append"](section);
   section.querySelector("h2").textContent = judgement(result);
   const words = asHigh(result.p_value, calibration.calibrated_on);
-  const rate = `${Number((100 * calibration.false_alarm_rate).toPrecision(2))} %`;
   section.querySelector("p").textContent =
     `${words} (p = ${Number(result.p_value.toPrecision(2))}). The score is ${signed(result.score)}; above ` +
-    `${signed(result.threshold)} an image is called anomalous, as ${rate} of normal ones are. It adds up, in standard deviations, ` +
+    `${signed(result.threshold)} an image is called anomalous, as at most ${share(rate ?? calibration.false_alarm_rate)} of normal ones are. It adds up, in standard deviations, ` +
     `${calibration.distances.map((distance) => summand(distance, result.distances)).join(", ")}.`;
   const label = `Anomaly score ${signed(result.score)}, ${result.anomalous ? "above" : "not above"} the threshold of ${signed(result.threshold)}`;
   section.querySelector(".gauge").replaceChildren(gauge(result.score, result.threshold, calibration.quantiles, label));
 }
 
-const TAKEN = { pixels: "the drawing", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail" };
+const TAKEN = { pixels: "the drawing", embedding: "its embedding", features: "its feature vector", thumbnail: "its thumbnail", patches: "its oddest patches" };
 const MEASURED = {
   reconstruction: (what) => `how far off ${what} is`,
   mahalanobis: (what) => `how far ${what} lies from the middle of the normal ones`,
   residual: (what) => `how much of ${what} lies where no normal one differs`,
   neighbours: (what) => `how far ${what} is from the nearest normal ones`,
   local: (what) => `how far ${what} is from the nearest normal ones, relative to the distances among those`,
+  patches: (what) => `how far ${what} are from the nearest patches of normal ones`,
 };
 
 // One distance of the score in words, with its value in standard deviations, of which the score is the sum. A distance
 // that has no words here is shown by its name.
-function summand({ measure, takes, mean, std }, distances) {
-  const name = takes === "pixels" ? measure : `${takes}.${measure}`;
+function summand(distance, distances) {
+  const { measure, takes, mean, std } = distance, name = nameOf(distance);
   const text = takes in TAKEN && measure in MEASURED ? MEASURED[measure](TAKEN[takes]) : name;
   return `${text} (${signed((distances[name] - mean) / std)})`;
 }
@@ -114,6 +132,7 @@ function framed(name, model, ...children) {
   const frame = figure(name).querySelector(".frame");
   const [height, width] = model.input;
   frame.style.aspectRatio = `${width} / ${height}`;
+  frame.style.setProperty("--aspect", width / height);
   frame.replaceChildren(...children);
 }
 
@@ -134,8 +153,8 @@ export function pictureOf(item, model, alt) {
 }
 
 function pictures(item, model) {
-  const { result } = item;
-  const has = { input: true, drawn: result.image, why: result.explanation, odd: result.heatmap };
+  const { result } = item, patches = mapsPatches(model);
+  const has = { input: !patches, drawn: result.image, why: result.explanation, odd: result.heatmap };
   for (const [name, value] of Object.entries(has)) figure(name).hidden = !value;
   const caption = (name, text) => { figure(name).querySelector("span").textContent = text; };
   framed("input", model, pictureOf(item, model, `Your image, ${item.name}`));
@@ -147,9 +166,11 @@ function pictures(item, model) {
   layered("why", item, model, result.explanation, reasons, `What speaks for ${result.label}, and against it`);
   const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
   figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
-  layered("odd", item, model, result.heatmap, errors, "Where the image differs most from its reconstruction");
+  figure("odd").classList.toggle("patches", patches);
+  figure("odd").querySelector("b").textContent = patches ? "Anomaly map" : "Reconstruction error";
+  layered("odd", item, model, result.heatmap, errors, patches ? `Where ${item.name} is least like sound pictures` : "Where the image differs most from its reconstruction");
   const counts = result.distances && ("reconstruction" in result.distances ? "; part of the score" : "; not part of the score");
-  caption("odd", `where the reconstruction is off${counts ?? ""}`);
+  caption("odd", patches ? `where ${item.name} is least like sound ones` : `where the reconstruction is off${counts ?? ""}`);
 }
 
 function layered(name, item, model, map, colour, alt) {
@@ -157,7 +178,7 @@ function layered(name, item, model, map, colour, alt) {
   const canvas = element("canvas", { role: "img", ariaLabel: alt });
   const below = pictureOf(item, model, "");
   below.classList.add("below");
-  framed(name, model, below, canvas);
+  framed(name, model, below, canvas, element("div", { className: "boxes" }));
   overlay(canvas, map, colour);
 }
 
@@ -188,12 +209,12 @@ function timing({ times, elapsed }) {
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-function shell(item, model) {
+function shell(item) {
   const key = hasKey() ? ' -H "Authorization: Bearer $GRAFT_KEY"' : "";
   // curl treats ; and , in a file name as syntax, unless the name is in double quotes.
   const file = /[;,"\\]/.test(item.name) ? `"${item.name.replace(/["\\]/g, "\\$&")}"` : item.name;
   const [command, answer] = part("curl").querySelectorAll("code");
-  command.textContent = `curl${key} -F ${quoted(`image=@${file}`)} \\\n  ${quoted(new URL(request(model), root).href)}`;
+  command.textContent = `curl${key} -F ${quoted(`image=@${file}`)} \\\n  ${quoted(new URL(item.address, root).href)}`;
   answer.textContent = JSON.stringify(item.answer, (_, value) => typeof value === "string" && value.length > 200 ? `${value.slice(0, 60)}…` : value, 1);
 }
 

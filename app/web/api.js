@@ -111,5 +111,8 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// The key of an anomaly score's distance in `distances` of a result.
+export const nameOf = ({ measure, takes }) => (["pixels", "patches"].includes(takes) ? measure : `${takes}.${measure}`);
+
 export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 export const milliseconds = (ms) => (ms < 0.95 ? `${ms.toFixed(2)} ms` : ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`);

@@ -1,6 +1,6 @@
 // A model's page: its manifest, card and report, and its live metrics.
 
-import { call, element, json, milliseconds, percent, Problem, root, sentence } from "./api.js";
+import { call, element, json, milliseconds, nameOf, percent, Problem, root, sentence } from "./api.js";
 import { quantile, series, summary } from "./live.js";
 import { svg } from "./paint.js";
 
@@ -57,7 +57,7 @@ function facts(model) {
     ["Can", model.operations.join(", ")],
     ["Embedding", `${manifest.latent_size} numbers`],
     ["Confidence", manifest.classifier && `logits divided by ${manifest.classifier.temperature.toFixed(3)} before softmax, fitted on held-out images`],
-    ["Anomalous", manifest.anomaly && `above ${manifest.anomaly.threshold.toFixed(2)}: ${percent(manifest.anomaly.false_alarm_rate, 2)} of normal images, by ${manifest.anomaly.calibrated_on.toLocaleString("en")} held-out ones; the score sums ${manifest.anomaly.distances.map((each) => each.measure === "reconstruction" ? "reconstruction" : `${each.takes}.${each.measure}`).join(" + ")}`],
+    ["Anomalous", manifest.anomaly && `above ${manifest.anomaly.threshold.toFixed(2)}: ${percent(manifest.anomaly.false_alarm_rate, 2)} of normal images, by ${manifest.anomaly.calibrated_on.toLocaleString("en")} held-out ones; the score sums ${manifest.anomaly.distances.map(nameOf).join(" + ")}`],
     ["From", `${p.source} → ${p.target}, seed ${p.seed}, ${p.created.slice(0, 10)}`],
     ["Began with", model.weights && `${model.weights.backbone}, ${model.weights.file}${model.weights.publisher ? `, published by ${model.weights.publisher}` : ""}, licence ${model.weights.licence ?? "not known"}`],
     ["Runs on", model.provider],

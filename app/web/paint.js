@@ -56,17 +56,18 @@ export function gauge(score, threshold, quantiles, text) {
   const beyond = threshold + Math.max(threshold - (normal[0.5] ?? low), 1e-9);
   const high = Math.max(beyond, Math.min(score, beyond + (beyond - low)));
   const at = (value) => from + (to - from) * Math.max(0, Math.min(1, (value - low) / (high - low || 1)));
+  const within = (middle, half) => Math.max(from + half, Math.min(middle, to - half)); // so that a text is not cut off
   const parts = [
     svg("rect", { class: "below", x: from, y: 20, width: at(threshold) - from, height: 10 }),
     svg("rect", { class: "above", x: at(threshold), y: 20, width: to - at(threshold), height: 10 }),
   ];
   if (0.05 in normal && 0.95 in normal) {
     parts.push(svg("rect", { class: "usual", x: at(normal[0.05]), y: 20, width: at(normal[0.95]) - at(normal[0.05]), height: 10 }),
-      svg("text", { x: (at(normal[0.05]) + at(normal[0.95])) / 2, y: 48, "text-anchor": "middle" }, "nine in ten normal images"));
+      svg("text", { x: within((at(normal[0.05]) + at(normal[0.95])) / 2, 84), y: 48, "text-anchor": "middle" }, "nine in ten normal images"));
   }
   const edge = at(threshold);
   parts.push(svg("path", { class: "edge", d: `M${edge} 14V36` }),
-    svg("text", { x: Math.min(edge + 5, to - 56), y: 48 }, "threshold"),
+    svg("text", { x: within(edge, 34), y: 11, "text-anchor": "middle" }, "threshold"),
     score > threshold && score >= high
       ? svg("path", { class: "here", d: `M${to - 9} 15l9 10l-9 10Z` })
       : svg("circle", { class: "here", cx: at(score), cy: 25, r: 7.5 }));

@@ -1,12 +1,13 @@
 // The playground: takes images, sends each to the chosen model, and shows the results.
 
 import { call, element, json, Problem, percent, root, timings } from "./api.js";
-import { fallsWhere, headline, pictureOf, request, show, tell } from "./answer.js";
+import { fallsWhere, headline, pictureOf, prepare, request, show, tell } from "./answer.js";
 import { inDialog, photograph } from "./camera.js";
 import { offer } from "./explorer.js";
 import { Pad } from "./pad.js";
 
 const AT_ONCE = 6; // concurrent requests, which the service batches
+const PAUSE = 250; // milliseconds that the slider must rest before images are sent again
 const SAMPLES = [["sneaker", "a sneaker"], ["t-shirt", "a t-shirt"], ["trouser", "trousers"], ["bag", "a bag"], ["rings", "rings"]];
 const at = (id) => document.getElementById(id);
 
@@ -41,6 +42,7 @@ const named = () => models.find((each) => each.name === at("model").value && Str
 async function choose(summary) {
   const address = `v1/models/${summary.name}@${summary.version}`;
   const chosen = await json(address);
+  await prepare(chosen);
   if (named() !== summary) return; // the user chose another model meanwhile
   model = chosen;
   if (model.parts.includes("map")) mapped(model, `${address}/map`);
@@ -66,7 +68,7 @@ function described() {
   const parts = [
     can.includes("classify") && `knows ${model.labels.length} classes (${kinds})`,
     can.includes("reconstruct") && `reconstructs the image from ${model.manifest.latent_size} numbers`,
-    can.includes("anomaly") && "says when an image is unlike those it was trained on",
+    can.includes("anomaly") && `says when${can.includes("regions") ? " and where" : ""} an image is unlike those it was trained on`,
   ].filter(Boolean);
   const list = parts.length > 1 ? `${parts.slice(0, -1).join(", ")}, and ${parts.at(-1)}` : parts[0] ?? "turns images into embeddings";
   return `${model.name} ${list}.`;
@@ -90,9 +92,15 @@ function add(files, select = true) {
 }
 
 function queue(item) {
-  Object.assign(item, { state: "waiting", begun: performance.now(), asked: model?.digest });
+  Object.assign(item, { state: "waiting", begun: performance.now(), problem: null });
   work();
 }
+
+let soon = 0;
+at("rate").addEventListener("input", () => {
+  clearTimeout(soon);
+  soon = setTimeout(() => items.forEach(queue), PAUSE);
+});
 
 function work() {
   if (!model) return;
@@ -108,17 +116,21 @@ function work() {
 async function look(item, asked) {
   const form = new FormData();
   form.append("image", item.file, item.name);
-  const file = item.file;
+  const file = item.file, address = request(asked), { rate } = asked;
+  const late = () => asked !== model || address !== request(model) || item.state !== "asked" || file !== item.file;
   try {
-    const answer = await call(request(asked), { method: "POST", body: form });
+    const answer = await call(address, { method: "POST", body: form });
     const body = await answer.json();
-    if (asked !== model || item.state !== "asked" || file !== item.file) return;
+    if (late()) return;
     const times = timings(answer);
     Object.assign(item, { state: "done", answer: body, result: body.results[0], digest: body.model.digest, times, problem: null });
+    Object.assign(item, { address, rate, answered: file });
     item.elapsed = performance.now() - item.begun;
   } catch (problem) {
-    if (asked !== model || item.state !== "asked" || file !== item.file) return;
-    Object.assign(item, { state: "failed", problem, result: null });
+    if (late()) return;
+    // What was answered at another false-alarm rate still holds.
+    const holds = item.result && item.digest === asked.digest && item.answered === file;
+    Object.assign(item, holds ? { state: "done", problem } : { state: "failed", problem, result: null });
     if (!(problem instanceof Problem)) throw problem;
   }
   if (item === selected) tellOf(item);
@@ -142,7 +154,7 @@ function pick(item) {
 
 function tellOf(item) {
   show(item, model);
-  at("said").textContent = item.state === "failed" ? `${item.problem.message} ${item.problem.detail}` : item.result ? headline(item.result) : "";
+  at("said").textContent = item.problem ? `${item.problem.message} ${item.problem.detail}` : item.result ? headline(item.result) : "";
 }
 
 // ---- the grid of several images
@@ -264,7 +276,7 @@ async function redrawn(file) {
     return;
   }
   const before = drawing.url;
-  Object.assign(drawing, { file, url: URL.createObjectURL(file), state: "asked", begun: performance.now() });
+  Object.assign(drawing, { file, url: URL.createObjectURL(file), state: "asked", begun: performance.now(), problem: null });
   if (selected !== drawing) pick(drawing);
   if (model) await look(drawing, model);
   const shown = at("grid").querySelector(`[data-item="${drawing?.id}"] img`);
