@@ -303,7 +303,7 @@ def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dic
         verb = words[words.index("training") + 1]
         home = str(Path(training.__file__).parents[1])
         settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
-        arguments = [*words[1:], *SHORTER.get(verb, ())]
+        arguments = [*words[1:], *(() if "inspect" in words else SHORTER.get(verb, ()))]  # it trains nothing
         if verb == "compare" and "--arms" not in words:
             arguments += ["--arms", "pixels,random,scratch"]
         if as_typed:
