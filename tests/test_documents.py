@@ -228,12 +228,15 @@ def test_the_python_of_the_bundle_page_runs(tmp_path: Path) -> None:
 
 def test_the_command_of_the_score_page_writes_what_the_page_shows(tmp_path: Path) -> None:
     page = (ROOT / "docs/score.md").read_text()
-    [command, _], [sample] = blocks(page, "sh"), blocks(page, "csv")  # the other takes a cluster: test_on_ray
+    [command, drawing, _], [sample] = blocks(page, "sh"), blocks(page, "csv")  # the last takes a cluster: test_on_ray
     home = Path(app.__file__).parents[1]
     for folder in ("models", "app"):
         (tmp_path / folder).symlink_to((ROOT if folder == "models" else home) / folder)
-    subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, capture_output=True, check=True)
+    for each in (command, drawing):
+        subprocess.run([sys.executable, *shlex.split(each)[1:]], cwd=tmp_path, capture_output=True, check=True)
     written = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    drawn = csv.DictReader(io.StringIO((tmp_path / "anomalies.csv").read_text()))
+    assert {row["map"] for row in drawn} == {path.name for path in (tmp_path / "maps").iterdir()}
     shown = list(csv.DictReader(io.StringIO(sample)))
     assert len(written) == len(shown)
     for row, output in zip(written, shown, strict=True):

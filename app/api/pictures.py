@@ -1,29 +1,15 @@
-"""Results as PNG: images, error heatmaps and explanation maps."""
+"""Results as PNG: images and explanation maps."""
 
 import base64
 
 import numpy as np
 
-from app.bundle.encode import enlarged, png_of, stretched
+from app.bundle.encode import png_of, stretched
 
 
 def unit_png(image: np.ndarray) -> bytes:
     """(H, W, C) floats in 0…1 → 8-bit PNG"""
     return png_of(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
-
-
-def error_png(errors: np.ndarray) -> bytes:
-    """(H, W) → grey PNG; the largest is white."""
-    most = float(errors.max())
-    return png_of(np.rint(errors * (255 / most if most > 0 else 0)).astype(np.uint8)[..., None])
-
-
-def anomaly_png(distances: np.ndarray, height: int, width: int, white: float) -> bytes:
-    """(rows, columns) → H × W grey PNG: the smallest is black, `white` or the largest beyond it is white."""
-    least = float(distances.min())
-    spread = max(white, float(distances.max())) - least
-    grey = (enlarged(distances, height, width) - least) * (255 / spread if spread > 0 else 0)
-    return png_of(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)[..., None])
 
 
 def explanation_png(shares: np.ndarray, height: int, width: int) -> bytes:

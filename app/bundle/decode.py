@@ -113,8 +113,18 @@ def upright_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:
             if header.kind == "TIFF":  # of which Pillow gives the upright size
                 return image.size
+            if header.kind == "PNG" and "exif" not in image.info:  # it may follow the pixels
+                image.info |= {name: text for name, text in _png_chunks(data) if name == "exif"}
             orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
     return (header.height, header.width) if orientation in _SIDEWAYS else (header.width, header.height)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
+    at = len(PNG_MAGIC)
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4])
+        yield data[at + 4 : at + 8].decode("latin-1").lower(), data[at + 8 : at + 8 + length]
+        at += 12 + length
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[str, bytes]]:

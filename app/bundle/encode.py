@@ -9,9 +9,10 @@ from PIL import Image
 _SMOOTHED = 0.5  # cells: the spread of the Gaussian by which an enlarged map is averaged
 
 
-def png(image: Image.Image) -> bytes:
+def png(image: Image.Image, compression: int = 6) -> bytes:
+    """`compression` is zlib's level: 2 makes photographs a tenth larger, in a fifth of the time."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=compression)
     return buffer.getvalue()
 
 

@@ -17,6 +17,9 @@ PEAKS = "patches.peaks"  # array of the reference file: the largest value of eac
 MOST = 100  # regions of an image, the highest first: a map may have thousands
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in the upright picture's pixels
+
+
 class Size(NamedTuple):
     """Of an upright picture."""
 
@@ -26,7 +29,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    box: tuple[float, float, float, float]  # left, top, right, bottom, in the upright picture's pixels
+    box: Box
     area: float  # in square pixels of the picture
     score: float  # the map's largest value in it
     p_value: float  # share of sound images, and this one, whose maps reach as high

@@ -7,6 +7,7 @@ import numpy as np
 
 from app.bundle import scoring
 from app.bundle.bundle import Bundle
+from app.bundle.heatmaps import grey_of_distances, grey_of_errors
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Region, Size
 from app.errors import MalformedRequest
@@ -66,6 +67,27 @@ def region_fields(
     except ValueError as error:
         raise MalformedRequest(f"false_alarm_rate: {error}") from None
     return [{"regions": [_region(each) for each in regions]} for regions in found]
+
+
+def map_output(bundle: Bundle) -> str:
+    """The output that heatmaps show: the map that the score reads, if it reads one."""
+    return ANOMALY_MAP if bundle.scorer is not None and bundle.scorer.reads_patches else RECONSTRUCTION
+
+
+def maps(bundle: Bundle, images: np.ndarray, outputs: Outputs) -> np.ndarray:
+    """(N, rows, columns) float32: what heatmaps are drawn from. `images` (N, H, W, C) uint8 gave these outputs."""
+    if map_output(bundle) == ANOMALY_MAP:
+        return outputs[ANOMALY_MAP]
+    return scoring.error_maps(images, outputs[RECONSTRUCTION])
+
+
+def heatmaps(bundle: Bundle, images: np.ndarray, outputs: Outputs) -> list[np.ndarray]:
+    """(H, W) uint8 for each image, white where it is least like normal ones."""
+    each = maps(bundle, images, outputs)
+    if map_output(bundle) == ANOMALY_MAP:
+        height, width, _ = bundle.manifest.input.shape
+        return [grey_of_distances(map_, height, width, bundle.white) for map_ in each]
+    return [grey_of_errors(map_) for map_ in each]
 
 
 def _region(region: Region) -> Fields:

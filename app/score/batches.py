@@ -8,13 +8,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from app.bundle.bundle import Bundle
+from app.bundle.decode import upright_size
 from app.bundle.header import read_header, require_memory
-from app.errors import BodyTooLarge, GraftError, kebab
-from app.score.paths import FileProblem, unreadable
+from app.bundle.regions import Size
+from app.errors import BodyTooLarge, GraftError
+from app.score.paths import FileProblem, problem_of
 
 
 def read_file(path: str, most: int) -> bytes:
@@ -58,7 +61,13 @@ class Budget:
 class Batch:
     paths: list[str]
     images: np.ndarray  # (len(paths), H, W, C) uint8
+    sizes: list[Size]  # of the upright pictures; empty unless Batches was told to measure them
     problems: list[FileProblem]
+
+
+class _Image(NamedTuple):
+    pixels: np.ndarray  # (H, W, C) uint8
+    size: Size | None
 
 
 class Batches:
@@ -78,14 +87,15 @@ class Batches:
         threads: int,
         max_pixels: int,
         max_bytes: int,
-        memory: int,
+        budget: Budget,
+        sized: bool = False,
         read: Callable[[str, int], bytes] = read_file,
     ) -> None:
-        """`memory`: bytes for all images that are being decoded."""
+        """`budget` is for all images that are being decoded; with `sized` batches have the sizes of their pictures."""
         self._bundle, self._paths, self._done = bundle, paths, done
         self._size, self._threads = size, threads
         self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read
-        self._budget = Budget(memory)
+        self._budget, self._sized = budget, sized
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -112,25 +122,24 @@ class Batches:
         decoded = [path for path in paths if path in images]
         stacked = np.empty((len(decoded), *self._bundle.manifest.input.shape), np.uint8)
         for index, path in enumerate(decoded):
-            stacked[index] = images[path]
-        return Batch(decoded, stacked, problems)
+            stacked[index] = images[path].pixels
+        sizes = [size for path in decoded if (size := images[path].size) is not None]
+        return Batch(decoded, stacked, sizes, problems)
 
-    def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[FileProblem]]:
-        images, problems = {}, []
+    def _decoded(self, paths: Sequence[str]) -> tuple[dict[str, _Image], list[FileProblem]]:
+        images: dict[str, _Image] = {}
+        problems = []
         for path in paths:
             if self._stopped.is_set():
                 break
             try:
                 images[path] = self._preprocessed(self._read_bytes(path, self._max_bytes))
-            except OSError as error:
-                problems.append(unreadable(path, error))
-            except MemoryError:
-                problems.append(FileProblem(path, "unreadable", "not enough memory to decode it"))
-            except GraftError as error:
-                problems.append(FileProblem(path, kebab(type(error).__name__), str(error)))
+            except (OSError, MemoryError, GraftError) as error:
+                problems.append(problem_of(path, error))
         return images, problems
 
-    def _preprocessed(self, data: bytes) -> np.ndarray:
+    def _preprocessed(self, data: bytes) -> _Image:
         header = read_header(data, self._max_pixels)
         with self._budget.hold(require_memory(header, self._bundle.manifest.input, self._budget.most)):
-            return self._bundle.preprocess(data, self._max_pixels)
+            pixels = self._bundle.preprocess(data, self._max_pixels)
+        return _Image(pixels, Size(*upright_size(data)) if self._sized else None)

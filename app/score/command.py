@@ -13,6 +13,7 @@ from app.errors import CannotScore, GraftError, UnknownModel
 from app.inference import providers
 from app.score import parquet
 from app.score.formats import FORMATS, PARQUET
+from app.score.maps import require_folder
 from app.score.operation import OPERATIONS, BoundOperation
 from app.score.paths import find
 from app.score.run import AGAIN, Run, say
@@ -50,18 +51,24 @@ def _score(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix not in FORMATS:
         raise CannotScore(f"--out {out}: unknown format; use a name that ends in {', '.join(FORMATS)}")
+    maps = None if options.maps is None else Path(options.maps)
     if options.ray is not None:
+        if maps is not None:
+            raise CannotScore(
+                "--maps needs a folder on this machine, and --ray scores on others: leave one of them out"
+            )
         return _score_on_ray(options)
     if out.suffix == PARQUET:
         parquet.require()
     if not out.parent.is_dir():
         raise CannotScore(f"--out {out}: there is no folder {out.parent}; create it, or give another --out")
+    if maps is not None:
+        require_folder(maps, options.paths)
     images, unread = find(options.paths)
     settings = _settings(options)
     operation = _operation(options, settings, providers.choose(settings.provider))
-    return Run(paths=options.paths, images=images, unread=unread, out=out, strict=options.strict).score(
-        operation, settings
-    )
+    run = Run(paths=options.paths, images=images, unread=unread, out=out, strict=options.strict, maps=maps)
+    return run.score(operation, settings)
 
 
 def _score_on_ray(options: argparse.Namespace) -> int:
@@ -85,7 +92,9 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _operation(options: argparse.Namespace, settings: Settings, chosen: Sequence[str]) -> BoundOperation:
     bundle = _load(options.model or settings.default_model, settings, chosen)
-    return BoundOperation(bundle, options.operation, options.top_k, options.false_alarm_rate)
+    return BoundOperation(
+        bundle, options.operation, options.top_k, options.false_alarm_rate, maps=options.maps is not None
+    )
 
 
 def _load(model: str | None, settings: Settings, chosen: Sequence[str]) -> Bundle:
@@ -127,6 +136,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=_top_k, metavar="N", help="probabilities to keep per image (default: all)")
     parser.add_argument(
         "--false-alarm-rate", type=_rate, metavar="RATE", help="rate for the anomaly threshold (default: the model's)"
+    )
+    parser.add_argument(
+        "--maps",
+        metavar="FOLDER",
+        help="also draw each picture as a PNG in FOLDER, with the map of what the score finds anomalous in orange and "
+        "regions in boxes; the column map names it",
     )
     parser.add_argument(
         "--ray",

@@ -25,6 +25,8 @@ def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
             columns |= {f"distance:{distance}": number for distance, number in value.items()}
         elif name == "embedding":
             columns |= {f"e{index}": number for index, number in enumerate(value)}
+        elif name == "regions":
+            columns[name] = _json(value)
         elif name not in _ALIASES:
             columns[name] = value
     return columns

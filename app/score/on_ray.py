@@ -25,7 +25,7 @@ from app.inference import providers
 from app.inference.decoding import default_memory
 from app.inference.results import Fields
 from app.score import parquet, storage
-from app.score.batches import Batches
+from app.score.batches import Batches, Budget
 from app.score.formats import cells
 from app.score.operation import BoundOperation
 from app.score.paths import FileProblem
@@ -86,13 +86,14 @@ class Job:
             threads=self.threads,
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,
-            memory=self.memory,
+            budget=Budget(self.memory),
+            sized=operation.needs_sizes,
             read=storage.read,
         )
         for batch in reads:
-            batch_rows, batch_problems = score_batch(operation, batch)
-            rows += [row for row in batch_rows if row["path"] not in done]
-            problems += [*batch.problems, *(problem for problem in batch_problems if problem.path not in done)]
+            results, batch_problems = score_batch(operation, batch, done)
+            rows += [result.row for result in results]
+            problems += [*batch.problems, *batch_problems]
         if rows:
             classifier = operation.bundle.manifest.classifier
             data = parquet.as_file(rows, operation.example(), classifier.labels if classifier else ())

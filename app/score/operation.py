@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from app.bundle.bundle import Bundle
+from app.bundle.manifest import ANOMALY_MAP
+from app.bundle.regions import Size
+from app.bundle.scoring import threshold_at
 from app.errors import CannotScore
 from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.results import (
@@ -15,11 +19,21 @@ from app.inference.results import (
     anomaly_scores,
     classify_fields,
     encode_fields,
+    heatmaps,
     in_domain_fields,
+    map_output,
     merge,
+    region_fields,
 )
+from app.score.maps import Map, file_name
 
 OPERATIONS = ("predict", "classify", "anomaly", "encode")
+_WITH_MAPS = ("predict", "anomaly")
+
+
+class Result(NamedTuple):
+    row: Fields
+    map: Map | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,7 @@ class BoundOperation:
     name: str
     top_k: int | None
     false_alarm_rate: float | None
+    maps: bool = False
 
     def __post_init__(self) -> None:
         """Raises CannotScore or OperationUnavailable, before any image is read."""
@@ -41,6 +56,10 @@ class BoundOperation:
             )
         if self.top_k is not None and "classify" not in self._parts:
             raise CannotScore(f"--top-k limits probabilities, and {self.name} returns none: leave it out")
+        if self.maps:
+            self._require_map()
+        if self.has_regions:
+            self._require_regions()
         if self.false_alarm_rate is None:
             return
         if "anomaly" not in self._parts or bundle.scorer is None:
@@ -57,19 +76,60 @@ class BoundOperation:
             return [part for part in ("classify", "anomaly") if part in available]
         return [self.name]
 
-    def rows(self, paths: Sequence[str], images: np.ndarray) -> list[Fields]:
-        """`images` (n, H, W, C) uint8 → n rows: path, model, and the fields of the API's result."""
-        [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(OUTPUT_OF[part] for part in self._parts))])
+    @property
+    def has_regions(self) -> bool:
+        return "anomaly" in self._parts and "regions" in self.bundle.operations
+
+    @property
+    def needs_sizes(self) -> bool:
+        return self.maps or self.has_regions
+
+    def _require_map(self) -> None:
+        if self.name not in _WITH_MAPS:
+            raise CannotScore(
+                f"--maps shows where an image is anomalous, and {self.name} does not say: "
+                f"use --operation {' or '.join(_WITH_MAPS)}, or leave it out"
+            )
+        if map_output(self.bundle) != ANOMALY_MAP and "reconstruct" not in self.bundle.operations:
+            raise CannotScore(
+                f"--maps: model {self.bundle.name}@{self.bundle.version} has no map, as it has neither a memory of "
+                "patches nor a decoder: leave it out, or use another --model"
+            )
+
+    def _require_regions(self) -> None:
+        assert self.bundle.peaks is not None
+        assert self.bundle.manifest.anomaly is not None
+        try:
+            threshold_at(self.bundle.peaks, self.false_alarm_rate or self.bundle.manifest.anomaly.false_alarm_rate)
+        except ValueError as error:
+            raise CannotScore(f"regions: {error}; use another --false-alarm-rate") from None
+
+    def score(self, paths: Sequence[str], images: np.ndarray, sizes: Sequence[Size]) -> list[Result]:
+        """`images` (n, H, W, C) uint8 → n rows: path, model, and the fields of the API's result; with `maps` n maps.
+
+        `sizes` are those of the upright pictures, and may be empty unless `needs_sizes`.
+        """
+        needed = {OUTPUT_OF[part] for part in self._parts}
+        needed |= {ANOMALY_MAP} if self.has_regions else set()
+        needed |= {map_output(self.bundle)} if self.maps else set()
+        [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(needed))])
         model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:
             merge(rows, self._results(part, outputs))
-        return rows
+        if self.has_regions:
+            merge(rows, region_fields(self.bundle, outputs, sizes, self.false_alarm_rate))
+        if not self.maps:
+            return [Result(row) for row in rows]
+        merge(rows, [{"map": file_name(path)} for path in paths])
+        drawn = zip(rows, heatmaps(self.bundle, images, outputs), sizes, strict=True)
+        return [Result(row, Map(heatmap, size)) for row, heatmap, size in drawn]
 
     def example(self) -> Fields:
         """A row for a black image: it shows the columns that every row has."""
-        [row] = self.rows([""], np.zeros((1, *self.bundle.manifest.input.shape), np.uint8))
-        return row
+        height, width, channels = self.bundle.manifest.input.shape
+        [result] = self.score([""], np.zeros((1, height, width, channels), np.uint8), [Size(width, height)])
+        return result.row
 
     def _results(self, part: str, outputs: Outputs) -> list[Fields]:
         if part == "classify":

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import CannotScore
+from app.errors import CannotScore, GraftError, kebab
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -22,6 +22,14 @@ class FileProblem:
 
 def unreadable(path: str, error: OSError) -> FileProblem:
     return FileProblem(path, "unreadable", (error.strerror or str(error)).lower())
+
+
+def problem_of(path: str, error: OSError | MemoryError | GraftError) -> FileProblem:
+    if isinstance(error, OSError):
+        return unreadable(path, error)
+    if isinstance(error, MemoryError):
+        return FileProblem(path, "unreadable", "not enough memory to decode it")
+    return FileProblem(path, kebab(type(error).__name__), str(error))
 
 
 def find(paths: Sequence[str]) -> tuple[list[str], list[FileProblem]]:

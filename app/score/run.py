@@ -1,19 +1,19 @@
 """Images → a file of results: decode, run, append the rows, report the progress."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.bundle.session import cpu_limit
-from app.errors import NotFinite, kebab
+from app.errors import NotFinite
 from app.inference.decoding import default_memory
-from app.inference.results import Fields
 from app.score import parquet
-from app.score.batches import Batch, Batches
+from app.score.batches import Batch, Batches, Budget
 from app.score.formats import FORMATS, PARQUET, cells
-from app.score.operation import BoundOperation
-from app.score.paths import FileProblem
+from app.score.maps import Maps
+from app.score.operation import BoundOperation, Result
+from app.score.paths import FileProblem, problem_of
 from app.score.problems import ProblemsFile
 from app.score.progress import Progress
 from app.score.stop import Stop
@@ -34,6 +34,7 @@ class Run:
     unread: Sequence[FileProblem]  # folders under `paths` that cannot be read
     out: Path
     strict: bool
+    maps: Path | None = None  # the folder of maps, if they are drawn
 
     def score(self, operation: BoundOperation, settings: Settings) -> int:
         """Returns the exit status."""
@@ -75,6 +76,18 @@ class Run:
         """Scores until all images are done or `stop` was requested. Returns how many have a row or a problem."""
         seen = len(done)
         progress = Progress(len(self.images), seen, sys.stderr)
+        budget = Budget(settings.decode_bytes(default_memory()))
+        maps = None
+        if self.maps is not None:
+            self.maps.mkdir(exist_ok=True)
+            maps = Maps(
+                self.maps,
+                out=self.out,
+                spec=operation.bundle.manifest.input,
+                max_pixels=settings.max_pixels,
+                max_bytes=settings.max_body_bytes,
+                budget=budget,
+            )
         batches = Batches(
             operation.bundle,
             paths=self.images,
@@ -83,16 +96,17 @@ class Run:
             threads=settings.threads or cpu_limit(),
             max_pixels=settings.max_pixels,
             max_bytes=settings.max_body_bytes,
-            memory=settings.decode_bytes(default_memory()),
+            budget=budget,
+            sized=operation.needs_sizes,
         )
         try:
             for batch in batches:
-                rows, faults = score_batch(operation, batch)
-                new_rows = [row for row in rows if row["path"] not in done]
-                new_problems = [*batch.problems, *(fault for fault in faults if fault.path not in done)]
-                table.add(new_rows)
+                results, faults = score_batch(operation, batch, done)
+                results, undrawn = self._draw(results, maps)
+                new_problems = [*batch.problems, *faults, *undrawn]
+                table.add([result.row for result in results])  # after their maps: a finished row has its map
                 problems.add(new_problems)
-                seen += len(new_rows) + len(new_problems)
+                seen += len(results) + len(new_problems)
                 progress.tell(seen)
                 if stop.number is not None:
                     break
@@ -100,18 +114,41 @@ class Run:
             progress.clear()
         return seen
 
+    def _draw(self, results: list[Result], maps: Maps | None) -> tuple[list[Result], list[FileProblem]]:
+        """Writes the maps of these results. Returns those that have one, and the problems of the others."""
+        if maps is None:
+            return results, []
+        drawn, problems = [], []
+        for result in results:
+            assert result.map is not None
+            problem = maps.write(result.row, result.map)
+            if problem is None:
+                drawn.append(result)
+            else:
+                problems.append(problem)
+        return drawn, problems
 
-def score_batch(operation: BoundOperation, batch: Batch) -> tuple[list[Fields], list[FileProblem]]:
-    """The rows and problems of a batch. If it raises NotFinite, each image runs alone, to find the one at fault."""
+
+def score_batch(
+    operation: BoundOperation, batch: Batch, done: Collection[str]
+) -> tuple[list[Result], list[FileProblem]]:
+    """The results and problems of a batch without those in `done`.
+
+    If it raises NotFinite, each image runs alone, to find the one at fault.
+    """
     if not batch.paths:
         return [], []
+    results: list[Result] = []
+    faults: list[FileProblem] = []
     try:
-        return operation.rows(batch.paths, batch.images), []
+        results = operation.score(batch.paths, batch.images, batch.sizes)
     except NotFinite:
-        rows, faults = [], []
-        for path, image in zip(batch.paths, batch.images, strict=True):
+        for index, path in enumerate(batch.paths):
+            one = slice(index, index + 1)
             try:
-                rows += operation.rows([path], image[None])
+                results += operation.score([path], batch.images[one], batch.sizes[one])
             except NotFinite as error:
-                faults.append(FileProblem(path, kebab(type(error).__name__), str(error)))
-        return rows, faults
+                faults.append(problem_of(path, error))
+    return [each for each in results if each.row["path"] not in done], [
+        fault for fault in faults if fault.path not in done
+    ]

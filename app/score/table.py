@@ -107,8 +107,12 @@ def require_same_run(path: Path, row: Cells, example: Cells) -> None:
             f"resume with --operation {operations[0]}, or {ANEW}"
         )
     if list(row) != list(example):
-        top_k_differs = "probabilities" in row.keys() ^ example.keys()
-        reason = "made with another --top-k" if top_k_differs else "its columns differ from those of this run"
+        differing = row.keys() ^ example.keys()
+        reason = "its columns differ from those of this run"
+        if "probabilities" in differing:
+            reason = "made with another --top-k"
+        elif "map" in differing:
+            reason = "made with --maps" if "map" in row else "made without --maps"
         raise CannotScore(f"{path}: {reason}; resume with the options of the first run, or {ANEW}")
     if not row["path"]:
         return

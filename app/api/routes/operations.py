@@ -26,9 +26,10 @@ from app.api.schemas import (
 )
 from app.bundle.bundle import Bundle
 from app.bundle.decode import upright_size
+from app.bundle.encode import png_of
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
-from app.bundle.scoring import AnomalyScore, error_maps
+from app.bundle.scoring import AnomalyScore
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Prediction
 from app.inference.results import (
@@ -38,7 +39,10 @@ from app.inference.results import (
     anomaly_scores,
     classify_fields,
     encode_fields,
+    heatmaps,
     in_domain_fields,
+    map_output,
+    maps,
     merge,
     region_fields,
 )
@@ -145,7 +149,7 @@ def anomaly(
 ) -> Plan:
     media_type = call.choose_type(JSON, NPY, *if_single(PNG, images))
     with_heatmap = heatmap or media_type in (PNG, NPY)
-    drawn = _drawn_from(call.bundle) if with_heatmap else RECONSTRUCTION
+    drawn = map_output(call.bundle) if with_heatmap else RECONSTRUCTION
     needs = ["anomaly", *(["reconstruct"] if with_heatmap and drawn == RECONSTRUCTION else [])]
     needs += ["regions"] if regions else []
     outputs = [DISTANCES, *([drawn] if with_heatmap else []), *([ANOMALY_MAP] if regions else [])]
@@ -154,7 +158,7 @@ def anomaly(
         if media_type == PNG:
             return Response(_heatmaps(result)[0], media_type=PNG)
         if media_type == NPY:
-            return npy_response(_maps(result))
+            return npy_response(maps(result.bundle, result.images, result.outputs))
         fields = [anomaly_fields(each) for each in _scored(call, result, false_alarm_rate)]
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
@@ -177,7 +181,7 @@ def predict(
 ) -> Plan:
     call.choose_type(JSON)
     supported = call.bundle.operations
-    drawn = _drawn_from(call.bundle)
+    drawn = map_output(call.bundle)
     needs = ["predict", *(["explain"] if explain else [])]
     needs += ["reconstruct"] if heatmap and drawn == RECONSTRUCTION else []
     outputs = [output for operation, output in OUTPUT_OF.items() if operation in supported]
@@ -224,29 +228,13 @@ def _reconstructed(result: Prediction) -> list[Fields]:
     return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in pairs]
 
 
-def _drawn_from(bundle: Bundle) -> str:
-    """The output that heatmaps show: the map that the score reads, if it reads one."""
-    return ANOMALY_MAP if bundle.scorer is not None and bundle.scorer.reads_patches else RECONSTRUCTION
-
-
 def _regions(result: Prediction, images: Sequence[bytes], false_alarm_rate: float | None) -> list[Fields]:
     sizes = [Size(*upright_size(data)) for data in images]
     return region_fields(result.bundle, result.outputs, sizes, false_alarm_rate)
 
 
 def _heatmaps(result: Prediction) -> list[bytes]:
-    if _drawn_from(result.bundle) == ANOMALY_MAP:
-        height, width, _ = result.bundle.manifest.input.shape
-        white = result.bundle.white
-        return [pictures.anomaly_png(each, height, width, white) for each in _maps(result)]
-    return [pictures.error_png(errors) for errors in _maps(result)]
-
-
-def _maps(result: Prediction) -> np.ndarray:
-    """(N, rows, columns) float32: what heatmaps are drawn from."""
-    if _drawn_from(result.bundle) == ANOMALY_MAP:
-        return result.outputs[ANOMALY_MAP]
-    return error_maps(result.images, result.outputs[RECONSTRUCTION])
+    return [png_of(grey[..., None]) for grey in heatmaps(result.bundle, result.images, result.outputs)]
 
 
 BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in (classify, encode, reconstruct, anomaly, predict)}

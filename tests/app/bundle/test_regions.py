@@ -1,11 +1,15 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
 from support import spec
 
 from app.bundle import InputSpec
+from app.bundle.decode import decode, upright_size
 from app.bundle.regions import MOST, PEAKS, Size, find, label_regions, peaks_of
 
 
@@ -104,3 +108,22 @@ def test_peaks_that_set_no_threshold_are_named(peaks: np.ndarray) -> None:
 
 def tiny_spec(**settings: object) -> InputSpec:
     return spec(channels=1, **settings)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["PNG", "late PNG", "plain PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_the_size_of_an_upright_picture_is_that_of_the_decoded_one(kind: str, orientation: int) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    settings = {"exif": exif} if kind in ("PNG", "late PNG", "JPEG", "WEBP", "TIFF") else {}
+    Image.new("RGB", (60, 40)).save(buffer, kind.rpartition(" ")[2], **settings)
+    data = buffer.getvalue()
+    if kind == "late PNG":  # the metadata follow the pixels
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    found = decode(data, tiny_spec(height=100, width=100))
+    expected = found.size if isinstance(found, Image.Image) else found.shape[1::-1]
+    assert upright_size(data) == expected
+    if settings:
+        assert expected == ((40, 60) if orientation > 4 else (60, 40))

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import DRAWN
+from PIL import Image
 from support import draw_folder
 
 from app.bundle import load
 from app.bundle.bundle import Bundle
 from app.bundle.header import read_header
-from app.score.batches import Batch, Batches
+from app.score.batches import Batch, Batches, Budget
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,15 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def batches(
-    bundle: Any, paths: list[str], done: Collection[str] = (), threads: int = 2, memory: int = 1 << 30
+    bundle: Any,
+    paths: list[str],
+    done: Collection[str] = (),
+    threads: int = 2,
+    memory: int = 1 << 30,
+    sized: bool = False,
 ) -> Batches:
-    return Batches(bundle, paths, done, 4, threads, max_pixels=1_000_000, max_bytes=1_000_000, memory=memory)
+    budget = Budget(memory)
+    return Batches(bundle, paths, done, 4, threads, 1_000_000, max_bytes=1_000_000, budget=budget, sized=sized)
 
 
 def flat(found: list[Batch]) -> list[str]:
@@ -43,6 +50,20 @@ def test_images_come_in_order_and_as_the_bundle_sees_them(bundle: Bundle, paths:
     for batch in found:
         alone = [bundle.preprocess(Path(path).read_bytes()) for path in batch.paths]
         assert np.array_equal(batch.images, np.stack(alone))
+        assert batch.sizes == []
+
+
+def test_batches_have_the_sizes_of_the_upright_pictures_if_they_are_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    lying, exif = Image.new("L", (30, 20)), Image.Exif()
+    exif[0x0112] = 6
+    names = [str(tmp_path / name) for name in ("a.png", "b.jpg", "c.png", "d.png")]
+    Image.new("L", (50, 40)).save(names[0])
+    lying.save(names[1], exif=exif)
+    Path(names[2]).write_bytes(b"none")
+    lying.save(names[3])
+    [batch] = batches(bundle, names, sized=True)
+    assert batch.paths == [names[0], names[1], names[3]]
+    assert batch.sizes == [(50, 40), (20, 30), (30, 20)]
 
 
 def test_what_runs_together_does_not_depend_on_what_is_done(bundle: Bundle, paths: list[str]) -> None:

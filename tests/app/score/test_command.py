@@ -188,10 +188,12 @@ def test_a_gpu_that_is_required_and_not_there_is_a_sentence(models: Path, photos
     assert f"on {CPU[0]}" in preferred.stderr
 
 
-def stopped_midway(models: Path, many: Path, out: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+def stopped_midway(
+    models: Path, many: Path, out: Path, number: signal.Signals, *options: str | Path
+) -> subprocess.CompletedProcess[str]:
     """By a signal, as soon as it has written something."""
     process = subprocess.Popen(
-        command(models, many, "--out", out),
+        command(models, many, "--out", out, *options),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -229,6 +231,41 @@ def test_a_run_that_was_stopped_goes_on_to_what_it_would_have_been(
     assert "of them already" in second.stderr
     assert out.read_bytes() == undisturbed.read_bytes()
     assert Path(f"{out}.errors.csv").read_text() == Path(f"{undisturbed}.errors.csv").read_text()
+
+
+def test_a_run_that_was_killed_leaves_whole_maps_and_goes_on(many: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "models", patches=True)
+    out, maps = tmp_path / "out.csv", tmp_path / "maps"
+    stopped_midway(tmp_path / "models", many, out, signal.SIGKILL, "--maps", maps)
+    begun = {row["map"] for row in rows_of(out)[:-1]}  # the last one may be torn
+    assert 0 < len(begun) < 995
+    for name in sorted(path.name for path in maps.glob("[!.]*")):
+        with Image.open(maps / name) as map_:
+            map_.load()
+    assert begun <= {path.name for path in maps.iterdir()}
+    before = {name: (maps / name).stat().st_mtime_ns for name in begun}
+    assert score(tmp_path / "models", many, "--out", out, "--maps", maps).returncode == 0
+    assert {name: (maps / name).stat().st_mtime_ns for name in begun} == before, "finished rows are left alone"
+    assert {path.name for path in maps.iterdir()} == {row["map"] for row in rows_of(out)}
+    assert len(rows_of(out)) == 995
+
+
+def test_a_disk_that_is_too_full_for_a_map_is_a_sentence(photos: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "models", patches=True)
+    out, maps = tmp_path / "out.csv", tmp_path / "maps"
+
+    def little_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    large = tmp_path / "large.bmp"
+    Image.effect_noise((400, 400), 50).save(large)
+    given = [*(photos / "bag" / f"{number}.png" for number in range(4)), large]
+    done = score(tmp_path / "models", *given, "--out", out, "--maps", maps, before=little_room)
+    assert done.returncode == 2
+    assert re.search(r"maps/.*large-\w{16}\.png: file too large; the rows written so far are kept", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in maps.iterdir()} == {row["map"] for row in rows_of(out)}
+    assert len(rows_of(out)) == 4
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -320,6 +357,7 @@ def test_the_limits_and_defaults_are_the_services(models: Path, photos: Path, tm
     text = " ".join(score(models, "--help").stdout.split())
     for name in ("max_pixels", "max_body_mb", "max_batch"):
         assert f"(default: {Settings.model_fields[name].default})" in text
+    assert "--maps FOLDER" in text
     large = tmp_path / "large.png"
     large.write_bytes((photos / "bag/0.png").read_bytes() + bytes(2 << 20))
     score(models, large, "--out", tmp_path / "results.csv", "--max-body-mb", "1")

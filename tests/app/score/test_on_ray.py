@@ -1,5 +1,7 @@
 """Real clusters of two nodes on this machine, in the environment that `make ray` makes."""
 
+import csv
+import importlib.util
 import json
 import os
 import re
@@ -16,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import draw_folder
+from support import draw_folder, save_tiny
 
 import app
+from app.__main__ import main
 from app.bundle.session import CPU, compiled_in
 from app.errors import CannotScore, SettingsInvalid
 from app.inference.providers import GPU
@@ -28,6 +31,7 @@ from app.score.on_ray import Job
 RAY = Path(sys.prefix).with_name(f"{Path(sys.prefix).name}-ray") / "bin/python"
 HERE = Path(__file__).parents[2]
 PATIENCE_S = 300
+HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 
 with_ray = pytest.mark.skipif(not RAY.exists(), reason="no environment with Ray: `make ray` makes it")
 
@@ -280,6 +284,27 @@ def test_a_worker_obeys_the_provider(models: Path, tmp_path: Path) -> None:
         replace(job, provider="require-gpu").score([str(tmp_path / "none.png")], set())
 
 
+@pytest.mark.skipif(not HAS_PYARROW, reason="pyarrow is not installed: pip install pyarrow")
+def test_a_block_has_the_regions_of_a_run_on_this_machine(tmp_path: Path) -> None:
+    """As the function that Ray calls: of pictures of another size than the input, some done before."""
+    save_tiny(tmp_path / "models", patches=True)
+    images = sorted(map(str, draw_folder(tmp_path / "images", 2, seed=1).rglob("*.png")))
+    files = tuple((path.name, path.read_bytes()) for path in sorted((tmp_path / "models/tiny/1").iterdir()))
+    job = Job("tiny", 1, files, ("anomaly", None, None), str(tmp_path / "out"), 4, 1, 10**6, 10**6, "cpu", None)
+    assert job.score(images, {images[0]})[0] == []
+    import pyarrow.dataset
+
+    table = pyarrow.dataset.dataset(tmp_path / "out", format="parquet").to_table()
+    alone = tmp_path / "alone.csv"
+    given = [*images, "--out", str(alone), "--models", str(tmp_path / "models"), "--batch", "4", "--threads", "1"]
+    assert main(["score", *given, "--operation", "anomaly"]) == 0
+    with alone.open(newline="") as file:
+        rows = {row["path"]: row["regions"] for row in csv.DictReader(file)}
+    del rows[images[0]]
+    assert dict(zip(table["path"].to_pylist(), table["regions"].to_pylist(), strict=True)) == rows
+    assert any(json.loads(regions) for regions in rows.values())
+
+
 def test_keys_do_not_stand_in_paths() -> None:
     for path in ("s3://me:secret@bucket/photos", "s3://bucket/photos?secret_key=secret"):
         with pytest.raises(CannotScore, match="set them in the environment") as raised:
@@ -288,8 +313,6 @@ def test_keys_do_not_stand_in_paths() -> None:
 
 
 def test_without_ray_a_sentence_says_so(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from app.__main__ import main
-
     given = ["score", str(tmp_path), "--models", str(models), "--out", str(tmp_path / "o.parquet"), "--ray", "auto"]
     assert main(given) == 2
     assert "--ray needs Ray: pip install 'graft[ray]'" in capsys.readouterr().err

@@ -1,8 +1,10 @@
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import draw_folder
+from support import draw_folder, save_tiny
 
 from app.__main__ import main
 from app.errors import CannotScore
@@ -50,6 +52,22 @@ def test_it_holds_what_csv_holds(models: Path, photos: Path, tmp_path: Path, ope
     assert (kinds["path"], kinds["version"]) == ("string", "int64")
     assert kinds["e0" if operation == "encode" else "score"] == ("float" if operation == "encode" else "double")
     assert not list(tmp_path.glob("*partial*"))
+
+
+@with_it
+def test_regions_are_text_as_in_csv_and_maps_are_named(photos: Path, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "models", patches=True)
+    out, text = tmp_path / "out.parquet", tmp_path / "out.csv"
+    for each in (out, text):
+        for given in (photos / "bag", photos):
+            assert score(tmp_path / "models", given, "--out", each, "--maps", tmp_path / "maps") == 0
+    table = pq.read_table(out)
+    with text.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("regions", "map"):
+        assert str(table.schema.field(name).type) == "string"
+        assert table[name].to_pylist() == [row[name] for row in rows]
+    assert any(json.loads(row["regions"]) for row in rows)
 
 
 @with_it

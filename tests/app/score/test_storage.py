@@ -12,7 +12,7 @@ from support import draw_folder, save_tiny
 from app.bundle import load
 from app.errors import BodyTooLarge, CannotScore
 from app.score import storage
-from app.score.batches import Batches
+from app.score.batches import Batches, Budget
 from app.score.storage import Roots
 
 
@@ -50,7 +50,17 @@ def test_a_root_has_one_file_system_however_many_images_and_threads(tmp_path: Pa
     roots = Roots(build)
     paths = [f"s3://bucket/some%20photos/{path.relative_to(folder)}" for path in sorted(folder.rglob("*.png"))]
     bundle = load(save_tiny(tmp_path / "models"))
-    batches = Batches(bundle, paths, (), 2, 4, 10**6, 10**6, 10**8, lambda path, most: storage.read(path, most, roots))
+    batches = Batches(
+        bundle,
+        paths,
+        (),
+        2,
+        threads=4,
+        max_pixels=10**6,
+        max_bytes=10**6,
+        budget=Budget(10**8),
+        read=lambda path, most: storage.read(path, most, roots),
+    )
     read = [path for batch in batches for path in batch.paths]
     assert read == paths
     assert build.uris == ["s3://bucket/"]
