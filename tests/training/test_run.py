@@ -500,15 +500,17 @@ def test_a_test_part_of_other_classes_is_refused(
     assert "the training part has classes that the test part lacks (bag)" in capsys.readouterr().err
 
 
-def test_labels_are_asked_for_where_a_mode_needs_them(images: Path, recipe: Path, tmp_path: Path) -> None:
+def test_where_there_are_no_labels_none_are_learnt_and_it_is_said(
+    images: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for part in ("train", "test"):
         (tmp_path / "plain" / part).mkdir(parents=True)
         for path in (images / part).rglob("*.png"):
             shutil.copy(path, tmp_path / "plain" / part / f"{path.parent.name}-{path.name}")
     changes = [*DENSE, f"target={tmp_path / 'plain'}"]
-    assert train(recipe, tmp_path, changes) == 2
-    assert train(recipe, tmp_path / "again", [*changes, "transfer.mode=decoder"]) == 0
-    assert load(tmp_path / "again/models/drawn/1").operations == [
+    assert train(recipe, tmp_path, changes) == 0
+    assert "there is nothing to classify: transfer.mode=decoder is set" in capsys.readouterr().err
+    assert load(tmp_path / "models/drawn/1").operations == [
         "encode",
         "reconstruct",
         "anomaly",
