@@ -61,6 +61,8 @@ class ImageSet:
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of defect that there are images of."""
+        if not len(self.labels):
+            return ()
         return tuple(self.classes[label] for label in np.unique(self.labels[self.defective]))
 
     def without_defects(self) -> "ImageSet":
