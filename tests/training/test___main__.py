@@ -166,7 +166,10 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda _: run(target="nowhere"), "nowhere: neither a named data set (mnist, fashion-mnist, mnist-textured,"),
     (lambda _: run("split.test=0.9999"), "cannot give"),
     (lambda _: run("split.groups=(x+)"), "split.groups=(x+): does not match"),
-    (lambda _: run('anomaly.distances=["likelihood"]'), "likelihood: reconstruction, patches, or thumbnail, embedding or"),
+    (
+        lambda _: run('anomaly.distances=["likelihood"]'),
+        "likelihood: reconstruction, patches, or thumbnail, embedding or",
+    ),
     (lambda _: run("transfer.augment.shift=2"), "with mode head the encoder is frozen"),
     (lambda _: run("decoder.augment.shift=2"), "decoder.augment"),
     (lambda _: ["evaluate", "nowhere/1"], "nowhere/1"),
