@@ -168,7 +168,7 @@ BAD: list[tuple[Callable[[Path], list[str]], str]] = [
     (lambda _: run("split.groups=(x+)"), "split.groups=(x+): does not match"),
     (
         lambda _: run('anomaly.distances=["likelihood"]'),
-        "likelihood: reconstruction, patches, or thumbnail, embedding or",
+        "likelihood: reconstruction, patches, or thumbnail",
     ),
     (lambda _: run("transfer.augment.shift=2"), "with mode head the encoder is frozen"),
     (lambda _: run("decoder.augment.shift=2"), "decoder.augment"),
