@@ -62,7 +62,7 @@ class AnomalyResult(BaseModel):
     latent_distance: float | None = None
     distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
     heatmap: str | None = Field(None, description="PNG in base64: white where the image is least like normal ones")
-    regions: list[Region] | None = Field(None, description="the highest first; none in a picture that is sound")
+    regions: list[Region] | None = Field(None, description="the highest first; none if no place is above the threshold")
 
 
 class PredictResult(BaseModel):

@@ -8,6 +8,7 @@ import io
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
 _SPNG_PIXELS = 1 << 20  # libspng holds the GIL: larger images would stall all other requests
+_MOST_RIFF_CHUNKS = 4096  # of a WebP, among which metadata are looked for; a file of megabytes may have millions
 _TILE = 512  # side in pixels; colours are converted tile by tile, so that no second copy of the image exists
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # IHDR's depth, colour type, compression, filter and interlacing → format: 8-bit grey, 8-bit RGB.
@@ -107,7 +109,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
         return header.width, header.height
     if header.kind == "WEBP":  # to open one takes memory for two canvases
         exif = Image.new("1", (1, 1))
-        exif.info = {name: text for name, text in _riff_chunks(data) if name in ("exif", "xmp")}
+        chunks = islice(_riff_chunks(data), _MOST_RIFF_CHUNKS)
+        exif.info = {name: text for name, text in chunks if name in ("exif", "xmp")}
         orientation = exif.getexif().get(_ORIENTATION_TAG, 1)
     else:
         with Image.open(io.BytesIO(data), formats=(header.kind,)) as image:

@@ -8,21 +8,9 @@ from app.bundle.masks import decode_mask, place_image, place_mask
 from app.bundle.regions import label_regions
 from training.data.imageset import ImageSet, Mask
 from training.errors import TrainingError, printable
+from training.recipe import Input
 
-_ANY = InputSpec(  # a mask is read in its own size
-    height=1 << 15,
-    width=1 << 15,
-    channels=1,
-    resize="stretch",
-    filter="box",
-    background="black",
-    orientation="apply",
-    sixteen_bit="high_byte",
-    palette="expand",
-    cmyk="convert",
-    animation="first_frame",
-    jpeg="reduced",
-)
+_ANY = Input(height=1 << 15, width=1 << 15, filter="box").spec()  # a mask is read in its own size
 
 
 def open_mask(mask: Mask) -> np.ndarray:

@@ -35,29 +35,26 @@ def bundle_metrics(
     if not data.defective.any():
         return _of_normals(bundle, data, part, outputs=outputs, train=train)
     sound = np.flatnonzero(~data.defective)
+    found = found or defects.measure(bundle, data, outputs.scores)
     made = []
     if len(sound):
-        own = f"{part}, the {len(sound):,} sound ones"
-        made = _of_normals(bundle, data.take(sound), own, outputs=outputs.take(sound), train=train)
-    found = found or defects.measure(bundle, data, outputs.scores)
-    if len(sound) and bundle.peaks is not None and bundle.manifest.anomaly is not None:
-        made.append(_false_regions(bundle, data.take(sound), own, None if found is None else found.maps_at(sound)))
+        own, maps = f"{part}, the {len(sound):,} sound ones", None if found is None else found.maps_at(sound)
+        made = _of_normals(bundle, data.take(sound), own, outputs=outputs.take(sound), train=train, maps=maps)
     if found is not None and bundle.manifest.anomaly is not None:
         how = f"exported bundle through app.bundle, {part}"
         made += defects.metrics(found, how, bundle.manifest.anomaly.false_alarm_rate)
     return made
 
 
-def _false_regions(bundle: Bundle, sound: ImageSet, how: str, maps: np.ndarray | None) -> Metric:
-    assert bundle.peaks is not None
-    assert bundle.manifest.anomaly is not None
-    maps = maps_of(bundle, sound, "regions") if maps is None else maps
-    found = maps.max(axis=(1, 2)) > threshold_at(bundle.peaks, bundle.manifest.anomaly.false_alarm_rate)
-    how = f"exported bundle through app.bundle, {how}; the share with any region"
-    return Metric(name="false_region_rate", value=float(found.mean()), images=len(sound), how=how)
-
-
-def _of_normals(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs, train: ImageSet | None) -> list[Metric]:
+def _of_normals(
+    bundle: Bundle,
+    data: ImageSet,
+    part: str,
+    outputs: Outputs,
+    train: ImageSet | None,
+    maps: np.ndarray | None = None,
+) -> list[Metric]:
+    """`maps` (N, H, W) are the images', where they were made before."""
     how = f"exported bundle through app.bundle, {part}"
     found: dict[str, float] = {}
     labelled = len(data.labels) and data.sound is None
@@ -83,6 +80,12 @@ def _of_normals(bundle: Bundle, data: ImageSet, part: str, outputs: Outputs, tra
     made = [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
     if outputs.scores is not None:
         made.append(_out_of_distribution(bundle, outputs.scores, how))
+    if bundle.peaks is not None and bundle.manifest.anomaly is not None:
+        maps = maps_of(bundle, data, "regions") if maps is None else maps
+        threshold = threshold_at(bundle.peaks, bundle.manifest.anomaly.false_alarm_rate)
+        share = float(np.mean(maps.max(axis=(1, 2)) > threshold))
+        how = f"{how}; the share with any region"
+        made.append(Metric(name="false_region_rate", value=share, images=len(data), how=how))
     return made
 
 

@@ -11,7 +11,7 @@ from training.publish.card import card_of_recalibrated
 from training.score import anomaly, distances, drift, patches, reference
 
 # Metrics of the former score.
-_OF_THE_SCORE = frozenset({"false_alarm_rate", "out_of_distribution_auroc", *defects.TITLES})
+_OF_THE_SCORE = frozenset({"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", *defects.TITLES})
 _MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 

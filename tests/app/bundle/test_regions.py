@@ -127,3 +127,24 @@ def test_the_size_of_an_upright_picture_is_that_of_the_decoded_one(kind: str, or
     assert upright_size(data) == expected
     if settings:
         assert expected == ((40, 60) if orientation > 4 else (60, 40))
+
+
+def test_metadata_are_not_looked_for_among_a_million_chunks() -> None:
+    """Of the chunks of a WebP only the first are visited: millions fit into one file."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(buffer, "WEBP", exif=exif)
+    data = buffer.getvalue()
+    start = data.index(b"EXIF")
+    for chunks, expected in ((10, (40, 60)), (1_000_000, (60, 40))):
+        visited = 0
+        filled = data[:start] + (b"JUNK" + bytes(4)) * chunks + data[start:]
+
+        class Counted(bytes):
+            def __getitem__(self, key: object) -> object:
+                nonlocal visited
+                visited += 1
+                return super().__getitem__(key)  # type: ignore[index]
+
+        assert upright_size(Counted(filled)) == expected
+        assert visited < 20_000

@@ -40,6 +40,16 @@ def test_a_bundle_without_a_head_has_no_accuracy(tmp_path: Path) -> None:
     assert names == {"reconstruction_mse", "false_alarm_rate", "out_of_distribution_auroc"}
 
 
+def test_the_share_of_sound_images_with_a_region_is_measured_though_no_defect_is_there(tmp_path: Path) -> None:
+    """Of four images one is bright, unlike any remembered patch."""
+    bundle, plain = load(save_tiny(tmp_path, patches=True)), load(save_tiny(tmp_path))
+    images = np.zeros((4, *bundle.manifest.input.shape), np.uint8)
+    images[2] = 255
+    data = ImageSet(images, np.array([], np.int64), ())
+    assert {m.name: m.value for m in bundle_metrics(bundle, data, "x")}["false_region_rate"] == 0.25
+    assert "false_region_rate" not in {m.name for m in bundle_metrics(plain, data, "x")}
+
+
 def test_the_table_of_classes_counts_as_its_words_say() -> None:
     labels, found = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1, 2, 1])
     counts = confusion(labels, found, 3)

@@ -166,13 +166,15 @@ def test_a_memory_of_patches_is_one_of_the_new_normals(tmp_path: Path) -> None:
     memory = patches.Memory(np.zeros(1, np.float32), np.eye(1, dtype=np.float32), dark, np.ones(30, np.float32))
     files[graph.file] = patches.to_onnx(memory, graph, 18)
     only = fields["anomaly"].distances[:1]
-    fields |= {"anomaly": fields["anomaly"].model_copy(update={"distances": only})}
+    before = tuple(Metric(name=name, value=0.5, images=9, how="x") for name in ("false_region_rate", "cluster_nmi"))
+    fields |= {"anomaly": fields["anomaly"].model_copy(update={"distances": only}), "metrics": before}
     folder = save(tmp_path, "tiny", fields, files, tolerances=dict.fromkeys(("anomaly_map", "patch_distance"), 1e-3))
     bundle = load(folder)
     shape = (200, *bundle.manifest.input.shape)
     bright = RNG.integers(180, 250, shape, dtype=np.uint8)
     after = load(recalibrate(folder, bundle, ImageSet(bright, np.array([], np.int64), ()), 0.05, seed=0))
     assert after.manifest.files["encoder.onnx"] == bundle.manifest.files["encoder.onnx"]
+    assert [metric.name for metric in after.manifest.metrics] == ["cluster_nmi"], "not what the former memory did"
     remembered = {each.name: each for each in onnx.load(tmp_path / "tiny/2/patches.onnx").graph.initializer}["memory"]
     assert remembered.dims[1] == 30
     fresh, old = RNG.integers(180, 250, shape, dtype=np.uint8), RNG.integers(0, 70, shape, dtype=np.uint8)
