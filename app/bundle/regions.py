@@ -54,13 +54,15 @@ def find(map_: np.ndarray, threshold: float, peaks: np.ndarray, spec: InputSpec,
     across, down = (right - left) / columns, (bottom - top) / rows  # pixels of the picture for one of the input
     highest = np.zeros(count + 1, np.float32)
     np.maximum.at(highest, labels, map_)
+    picture = labels[y : y + rows, x : x + columns]  # without the bars of pad
+    all_y, all_x = np.nonzero(picture)
+    owner = picture[all_y, all_x]
     found = []
     for number in 1 + np.argsort(-highest[1:], kind="stable")[:MOST]:
-        at_y, at_x = np.nonzero(labels == number)
-        inside = (at_y >= y) & (at_y < y + rows) & (at_x >= x) & (at_x < x + columns)
-        if not inside.any():  # it lies on the bars of pad
+        own = owner == number
+        if not own.any():  # it lies on the bars
             continue
-        at_y, at_x = at_y[inside] - y, at_x[inside] - x
+        at_y, at_x = all_y[own], all_x[own]
         box = (
             left + float(at_x.min()) * across,
             top + float(at_y.min()) * down,
