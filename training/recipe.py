@@ -287,7 +287,7 @@ class MultitaskMode(LabelMode):
 
 
 class DistilMode(MixingMode):
-    """A network of ours learns a backbone's features without labels, by [pretrain]; then labels, head and encoder."""
+    """A smaller network learns a backbone's features without labels, by [pretrain]; then labels, head and encoder."""
 
     distils: ClassVar[bool] = True
     mode: Literal["distil"] = "distil"

@@ -1,4 +1,4 @@
-"""Distillation: a network of ours learns the features that a published backbone has of images, without labels."""
+"""Distillation: a smaller network learns the features that a published backbone has of images, without labels."""
 
 import torch
 import torch.nn.functional as F

@@ -64,9 +64,9 @@ def material() -> Material:
     return Material(spec, train, train, validation, test, train, train, validation, validation, test)
 
 
-def shop(folder: Path, untrained: bool = False) -> Workshop:
-    recipe = Recipe(name="x", title="", source="a", target="a", network=NETWORK, transfer=MODE)
-    return open_workshop(recipe, (SIDE, SIDE, 3), folder, untrained)
+def shop(folder: Path, network: Network = NETWORK) -> Workshop:
+    recipe = Recipe(name="x", title="", source="a", target="a", network=network, transfer=MODE)
+    return open_workshop(recipe, (SIDE, SIDE, 3), folder, untrained=False)
 
 
 def probed(own: Workshop, material: Material, labelled: int) -> float:
@@ -85,6 +85,13 @@ def test_what_the_teacher_knows_helps_where_labels_are_few(material: Material, t
     assert after > before + 0.3, f"{before:.3f} of random weights, {after:.3f} distilled"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["distil"] * STAGE.epochs
+    assert lines[-1]["validation_loss"] < 0.8 * lines[0]["validation_loss"]
+
+
+def test_the_lower_stages_of_a_backbone_learn_from_all_of_it(material: Material, tmp_path: Path) -> None:
+    own = shop(tmp_path, Network(backbone="efficientnet-lite0", stages=3))
+    distil(own, material, STAGE.model_copy(update={"epochs": 4, "rate": 1e-3}), MODE)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["validation_loss"] < 0.8 * lines[0]["validation_loss"]
 
 
@@ -136,7 +143,7 @@ def test_a_folder_is_distilled_from_unlabelled_pictures_too_and_the_report_says_
         Image.fromarray(picture(KINDS[number % 4], rng)).save(tmp_path / "more" / f"{number}.png")
     changes = [
         *(f"source={tmp_path / 'more'}", f"target={tmp_path / 'labelled'}", "false_alarm_rate=0.2"),
-        *("input.height=32", "input.width=32", "network.width=4", "network.most=16", "network.latent=16"),
+        *("input.height=32", "input.width=32"),
         *("pretrain.epochs=2", "transfer.epochs=2", "transfer.views=1", "transfer.teacher_side=32"),
     ]
     sets = [part for change in changes for part in ("--set", change)]
