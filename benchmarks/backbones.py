@@ -50,11 +50,12 @@ THAWED = (
         "begin=linear",
         "thaw=2",
         "views=5",
+        "mixup=0.4",
         "augment.flip=across",
         "augment.crop=0.6",
         "freeze_norms=true",
     ),
-    *("optimiser=adamw", "weight_decay=0.01", "rate=1e-4", "slower_below=1", "ema=0.99", "batch=32", "epochs=12"),
+    *("optimiser=adamw", "weight_decay=0.01", "rate=1e-4", "slower_below=1", "ema=0.99", "batch=32", "epochs=8"),
 )
 
 

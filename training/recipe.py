@@ -246,7 +246,7 @@ class GradualMode(ThawingMode):
     begin: Literal["random", "linear"] = "random"
     thaw: NonNegativeInt = 0  # so many blocks from the top down are freed, the rest stay frozen; 0 is all
     # So many augmented views of each image are drawn once: with `thaw`, the blocks that stay frozen run once for each.
-    # 0: every epoch draws new ones, and the frozen blocks run again.
+    # 0: every epoch draws new ones, and the frozen blocks run again. Mixup mixes what they gave (Verma et al. 2019).
     views: NonNegativeInt = 0
 
     @model_validator(mode="after")
@@ -612,8 +612,8 @@ class Recipe(_Part):
         if isinstance(mode, GradualMode) and mode.views:
             if self.network.backbone is None or not mode.thaw:
                 raise ValueError("transfer.views: they are for a backbone of which blocks stay frozen: set thaw, too")
-            if mode.mixup or mode.cutmix:
-                raise ValueError("transfer.views: mixup and cutmix make new images in every batch: leave out either")
+            if mode.cutmix:
+                raise ValueError("transfer.views: cutmix makes new images in every batch: leave out either, or mixup")
         return self
 
     @model_validator(mode="after")

@@ -81,7 +81,7 @@ def test_a_bad_change_is_named(change: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("network.backbone=resnet18", "a smaller network learns from a backbone: name that in transfer.teacher"),
+        ('network={backbone="resnet18"}', "a smaller network learns from a backbone: name that in transfer.teacher"),
         ("pretrain.epochs=0", "nothing is learnt of the teacher; set it above 0, or mode=scratch"),
         ("pretrain.augment={}", "transfer.views: views are alike without pretrain.augment"),
         ("transfer.teacher=alexnet", "transfer.teacher: Input should be 'efficientnet-lite0'"),
@@ -96,7 +96,7 @@ def test_a_distillation_that_cannot_be_is_refused(change: str, says: str) -> Non
     ("changes", "says"),
     [
         (["transfer.thaw=0"], "they are for a backbone of which blocks stay frozen: set thaw, too"),
-        (["transfer.mixup=0.2"], "mixup and cutmix make new images in every batch: leave out either"),
+        (["transfer.cutmix=1"], "cutmix makes new images in every batch: leave out either, or mixup"),
     ],
 )
 def test_views_are_for_blocks_that_stay_frozen(changes: list[str], says: str) -> None:

@@ -128,8 +128,9 @@ def finetune(
     def loss(batch: Tensor) -> Tensor:
         truth = (labels if targets is None else targets)[batch].to(workshop.device)
         if upper is not None:
+            given, truth = _mixed(transfer, upper.view(batch), truth, len(train.classes))
             with workshop.autocast():
-                logits = head(upper.read_view(batch)).float()
+                logits = head(upper.read(given)).float()
                 return F.cross_entropy(logits, truth, weights, label_smoothing=transfer.smoothing)
         images = augmented(workshop.unit(train.images[batch.numpy()]), transfer.augment)
         images, truth = _mixed(transfer, images, truth, len(train.classes))
@@ -139,7 +140,7 @@ def finetune(
         truth = held_labels[batch].to(workshop.device)
         if upper is not None:
             with workshop.autocast():
-                return F.cross_entropy(head(upper.read_validation(batch)).float(), truth, weights)
+                return F.cross_entropy(head(upper.read(upper.validation(batch))).float(), truth, weights)
         return loss_of_images(workshop.unit(validation.images[batch.numpy()]), truth, Augment(), 0.0)
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
@@ -164,7 +165,7 @@ def finetune(
 
 
 def _mixed(transfer: LabelMode, images: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mixed images and shares of the classes, if the mode mixes."""
+    """Mixed images, or what frozen blocks gave of them, and shares of the classes, if the mode mixes."""
     if not isinstance(transfer, MixingMode) or not (transfer.mixup or transfer.cutmix):
         return images, truth
     shares = F.one_hot(truth, classes).float() if truth.ndim == 1 else truth

@@ -42,7 +42,7 @@ def _upper(
 ) -> Upper | None:
     """The blocks that thaw, where those below need to run only once for each image."""
     start = list(workshop.net.blocks()).index(names[0])
-    new_images = transfer.augment != Augment() and not transfer.views
-    if start == 0 or new_images or transfer.mixup or transfer.cutmix or not isinstance(workshop.net.encoder, Backbone):
+    new_images = not transfer.views and (transfer.augment != Augment() or transfer.mixup > 0 or transfer.cutmix > 0)
+    if start == 0 or new_images or not isinstance(workshop.net.encoder, Backbone):
         return None
     return Upper(workshop, start, transfer, train=train, validation=validation)

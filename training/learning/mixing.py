@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def mixed(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """(N, C, H, W), (N, classes) shares of the classes → mixed images and their targets.
+    """(N, C, H, W), or (N, D) where cutmix is 0, and (N, classes) shares of the classes → mixed, and their targets.
 
     Each image gets a partner of the batch and keeps a share λ of itself, λ ~ Beta(α, α). `mixup` and `cutmix` are the
     α of the two; 0 is off. With both, one of them is drawn for the whole batch.
@@ -19,7 +19,7 @@ def mixed(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple
         images = torch.where(inside[:, None], images[partner], images)
         share = 1 - inside.float().mean(dim=(1, 2))
     else:
-        images = torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
+        images = torch.lerp(images[partner], images, share.view(-1, *[1] * (images.ndim - 1)))
     return images, torch.lerp(targets[partner], targets, share[:, None])
 
 

@@ -35,15 +35,18 @@ class Upper:
             last, _ = self._encoder.through(self._encoder.prepared(image), 0, start)
         self._shape = last.shape[1:]  # of the map that the first of the blocks takes
 
-    def read_view(self, batch: Tensor) -> Tensor:
-        """What the head reads of a view of each training image of a batch."""
-        return self._read(self._train_rows, drawn_rows(batch, self._images, self._views))
+    def view(self, batch: Tensor) -> Tensor:
+        """What the blocks below gave of a view of each training image of a batch."""
+        return self._rows(self._train_rows, drawn_rows(batch, self._images, self._views))
 
-    def read_validation(self, batch: Tensor) -> Tensor:
-        return self._read(self._validation_rows, batch)
+    def validation(self, batch: Tensor) -> Tensor:
+        return self._rows(self._validation_rows, batch)
 
-    def _read(self, rows: np.ndarray, batch: Tensor) -> Tensor:
-        given = torch.from_numpy(rows[batch.numpy()]).to(self._device)
+    def _rows(self, rows: np.ndarray, batch: Tensor) -> Tensor:
+        return torch.from_numpy(rows[batch.numpy()]).to(self._device)
+
+    def read(self, given: Tensor) -> Tensor:
+        """(N, D) of the blocks below → what the head reads."""
         flat, pooled = given.tensor_split([math.prod(self._shape)], dim=1)
         image = flat.reshape(-1, *self._shape).contiguous(memory_format=torch.channels_last)
         last, maps = self._encoder.through(image, self._start, len(self._encoder.blocks()))

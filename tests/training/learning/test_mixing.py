@@ -18,6 +18,16 @@ def test_mixup_targets_are_the_shares_of_the_pixels() -> None:
     assert 0.1 < ((targets > 0.1) & (targets < 0.9)).float().mean() < 1
 
 
+def test_rows_are_mixed_as_images_are() -> None:
+    images, own = batch()
+    torch.manual_seed(0)
+    expected, shares = mixed(images, own, mixup=1.0, cutmix=0)
+    torch.manual_seed(0)
+    rows, same = mixed(images.flatten(1), own, mixup=1.0, cutmix=0)
+    assert torch.equal(rows, expected.flatten(1))
+    assert torch.equal(same, shares)
+
+
 def test_a_small_alpha_leaves_most_images_nearly_as_they_are() -> None:
     torch.manual_seed(0)
     images, own = batch(2000)

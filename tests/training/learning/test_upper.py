@@ -50,9 +50,9 @@ def test_below_and_above_give_what_the_whole_gives(
     train, held, batch = drawn(9, 2), drawn(6, 3), torch.tensor([4, 0, 5])
     upper = Upper(shop, start, GradualMode(reads=reads, thaw=1), train, held)
     with torch.no_grad():
-        for data, read in ((train, upper.read_view), (held, upper.read_validation)):
+        for data, given in ((train, upper.view), (held, upper.validation)):
             whole = shop.net.read(shop.unit(data.images[batch.numpy()]), reads)
-            torch.testing.assert_close(read(batch), whole, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(upper.read(given(batch)), whole, rtol=1e-3, atol=1e-4)
 
 
 def learnt(shop: Workshop, folder: Path, mode: GradualMode) -> list[float]:
@@ -89,9 +89,22 @@ def test_views_are_learnt_beside_the_images(shop: Workshop, tmp_path: Path) -> N
     torch.manual_seed(0)
     batch = torch.arange(9)
     with torch.no_grad():
-        read = [upper.read_view(batch) for _ in range(20)]
+        read = [upper.read(upper.view(batch)) for _ in range(20)]
     assert not all(torch.equal(read[0], other) for other in read)
     assert len(learnt(shop, _folder(tmp_path / "views"), mode)) == 2
+
+
+def test_mixup_mixes_what_the_frozen_blocks_gave(shop: Workshop, tmp_path: Path) -> None:
+    runs = list[int]()
+    shop.net.encoder.get_submodule("layer1").register_forward_hook(lambda *_: runs.append(1))
+    mode = GradualMode(
+        reads="embedding", thaw=1, epochs=3, batch=20, augment=Augment(flip="across"), views=2, begin="linear"
+    )
+    plain = learnt(shop, _folder(tmp_path / "plain"), mode)
+    first = len(runs)
+    mixed = learnt(shop, _folder(tmp_path / "mixed"), mode.model_copy(update={"mixup": 1.0}))
+    assert len(runs) - first == first, "once for each view, as without"
+    assert mixed[0] > plain[0] + 0.1, "shares of two classes are not told apart"
 
 
 def test_a_head_that_begins_linear_needs_no_epoch_alone(shop: Workshop, tmp_path: Path) -> None:
