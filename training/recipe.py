@@ -46,6 +46,7 @@ class Network(_Part):
     kind: Literal["conv", "conv-seed", "dense"] = "conv"
     backbone: Backbone | None = None  # a published network in the place of `kind`
     weights: str | None = None  # of the backbone: imagenet (what is published for it), or a file by path or URL
+    stages: PositiveInt | None = None  # of a backbone's maps the first so many; the code is the average of the last
     width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; backbone: of the decoder
     depth: PositiveInt = 1  # conv: residual blocks in each stage
     most: PositiveInt = 256  # conv and a backbone's decoder: channels of no stage exceed it
@@ -83,6 +84,8 @@ class Network(_Part):
             raise ValueError(
                 f"activation={self.activation}: a variational code is drawn from a normal: leave it linear"
             )
+        if self.stages is not None and self.backbone is None:
+            raise ValueError(f"stages are of a backbone, not of {self.kind}: set network.backbone")
         if self.weights is not None and self.backbone is None:
             raise ValueError(f"weights are for a backbone, not for {self.kind}: set network.backbone")
         return self

@@ -127,11 +127,15 @@ class Encoder(encoded.Backbone):
         """The stem; the blocks up to each stage map; the last convolution."""
         starts = (0, *(index + 1 for index in self.kept))
         sizes = [nn.ModuleList(self._blocks[a:b]) for a, b in pairwise(starts)]
-        return [
-            nn.ModuleList([self._conv_stem, self._bn0]),
-            *sizes,
-            nn.ModuleList([self._conv_head, self._bn1]),
-        ]
+        last = [nn.ModuleList([self._conv_head, self._bn1])] if len(self.maps) > len(self.kept) else []
+        return [nn.ModuleList([self._conv_stem, self._bn0]), *sizes, *last]
+
+    def cut(self, stages: int) -> None:
+        if stages < len(self.maps):
+            del self._conv_head, self._bn1
+        self.kept, self.maps = self.kept[:stages], self.maps[:stages]
+        self._blocks = self._blocks[: self.kept[-1] + 1]
+        self.latent = self.maps[-1][0]
 
     def prepared(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) * 255 - MEAN) / SCALE  # grey becomes the same thrice

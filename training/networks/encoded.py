@@ -44,6 +44,10 @@ class Backbone(Encoder):
     """Blocks in a row, of which the lower may run apart. The output of each but the first is a stage map; the code is
     the average of the last over its places."""
 
+    def cut(self, stages: int) -> None:
+        """Keep the blocks up to stage map number `stages`: the code is its average."""
+        raise NotImplementedError
+
     def prepared(self, image: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) in 0…1 → what the first block takes."""
         raise NotImplementedError

@@ -77,7 +77,16 @@ class Encoder(encoded.Backbone):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def blocks(self) -> list[nn.Module]:
-        return [nn.ModuleList([self.conv1, self.bn1]), *(self.get_submodule(f"layer{i + 1}") for i in range(4))]
+        return [
+            nn.ModuleList([self.conv1, self.bn1]),
+            *(self.get_submodule(f"layer{i + 1}") for i in range(len(self.maps))),
+        ]
+
+    def cut(self, stages: int) -> None:
+        for index in range(stages, len(self.maps)):
+            delattr(self, f"layer{index + 1}")
+        self.maps = self.maps[:stages]
+        self.latent = self.maps[-1][0]
 
     def prepared(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.mean) / self.std  # grey becomes the same thrice
