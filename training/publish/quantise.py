@@ -15,7 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from app.bundle import Bundle
 from app.bundle.golden import TOLERANCE
-from app.bundle.manifest import Graph, Metric, Tensor
+from app.bundle.manifest import PATCH_FEATURES, Graph, Metric, Tensor
 from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.measure import drawn_domains
@@ -32,6 +32,8 @@ _PIXELS = 1 << 19  # of a batch
 _OPERATORS = ["Conv", "Add", "Relu", "Clip"]  # linear layers are small and stay in fp32
 _LARGEST = 64  # of a weight, rounded to seven bits: 2 · 64 · 255 is the most that two products add up to in 16 bits
 _LARGEST_DEPTHWISE = 127
+_WITH_MAPS = 128  # images whose places are compared, at most
+_BATCH_WITH_MAPS = 8
 _COLOURS = 4  # channels of pixels, at most
 _OBSERVED = 20  # batches that tell how inputs vary together
 _DAMPING = 0.01  # of the mean second moment, added to each
@@ -84,13 +86,15 @@ def gate(
     """(whether int8 keeps what fp32 can do, what it costs as metrics); bundles in floats and in integers.
 
     Embeddings count always, accuracy where there is a classifier (`labelled` have labels), detection where there is a
-    score.
+    score, and what it reads of each place where it remembers patches.
     """
     checks = [_embeddings(before, after, validation, limits.least_cosine)]
     if before.head is not None:
         checks.append(_accuracy(before, after, labelled, limits.most_lost))
     if before.scorer is not None:
-        checks.append(_detection(before, after, validation, limits.most_auroc_lost))
+        checks.append(_detection(before, after, limits.most_auroc_lost))
+    if before.patches is not None:
+        checks.append(_places(before, after, validation, limits.least_cosine))
     kept = all(check.passed for check in checks)
     verdict = "kept" if kept else "refused, fp32 is published"
     for check in checks:
@@ -103,12 +107,12 @@ def gate(
 
 
 def _embeddings(before: Bundle, after: Bundle, images: ImageSet, least: float) -> _Check:
-    """Each less the mean embedding in floats: codes behind a ReLU are alike as they are."""
+    """Each less the mean of its own kind: codes behind a ReLU are alike as they are, and what integers move alike moves
+    no distance between two of them."""
     floats, integers = (
         outputs_of(each, images, "int8 gate", ("embedding",)).encoded["embedding"] for each in (before, after)
     )
-    mean = floats.mean(axis=0)
-    cosine = float(_cosines(floats - mean, integers - mean).mean())
+    cosine = float(_cosines(*(each - each.mean(axis=0) for each in (floats, integers))).mean())
     how = f"mean over validation images, each embedding less their mean; at least {least:g} is allowed"
     found = f"cosine {cosine:.4f} between embeddings in integers and in floats"
     return _Check(
@@ -128,17 +132,32 @@ def _accuracy(before: Bundle, after: Bundle, labelled: ImageSet, most_lost: floa
     return _lost("int8_accuracy_lost", floats - integers, most_lost, images=len(labelled), how=how, found=found)
 
 
-def _detection(before: Bundle, after: Bundle, images: ImageSet, most_lost: float) -> _Check:
-    """By the worst of the drawn domains."""
-    areas = []
-    for each in (before, after):
-        scores = outputs_of(each, images, "int8 gate", ("scores",)).scores
-        assert scores is not None  # the bundle has a score
-        areas.append(min(drawn_domains.aurocs(each, scores).values()))
-    floats, integers = areas
-    how = f"fp32 less int8, the lowest AUROC of validation images against drawn ones; at most {most_lost:g} is allowed"
+def _places(before: Bundle, after: Bundle, images: ImageSet, least: float) -> _Check:
+    """Of the maps that the memory of patches reads, each place less the mean over a batch of its own kind."""
+    some = images.take(np.linspace(0, len(images) - 1, min(len(images), _WITH_MAPS)).astype(int))
+    cosines = []
+    for start in range(0, len(some), _BATCH_WITH_MAPS):
+        batch = some.images[start : start + _BATCH_WITH_MAPS]
+        floats, integers = (each.encode(batch, patches=True)[PATCH_FEATURES] for each in (before, after))
+        centred = (each - each.mean(axis=(0, 2, 3), keepdims=True) for each in (floats, integers))
+        rows = [np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in centred]
+        cosines.append(_cosines(*rows))
+    cosine = float(np.concatenate(cosines).mean())
+    how = f"mean over places of validation images, each less their mean; at least {least:g} is allowed"
+    found = f"cosine {cosine:.4f} between places in integers and in floats"
+    return _Check("int8_patch_cosine", cosine, images=len(some), how=how, found=found, passed=cosine >= least)
+
+
+def _detection(before: Bundle, after: Bundle, most_lost: float) -> _Check:
+    """By the worst of the drawn domains, against the scores of normals that set the threshold: a memory of patches may
+    hold the validation images, but each of these is measured by folds that do not hold it."""
+    scorers = [each.scorer for each in (before, after)]
+    normals = [scorer.calibration for scorer in scorers if scorer is not None]
+    areas = zip((before, after), normals, strict=True)
+    floats, integers = (min(drawn_domains.aurocs(each, scores).values()) for each, scores in areas)
+    how = f"fp32 less int8, the lowest AUROC of held-out normals against drawn images; at most {most_lost:g} is allowed"
     found = f"AUROC {integers:.4f} against drawn images, fp32 {floats:.4f}"
-    return _lost("int8_auroc_lost", floats - integers, most_lost, images=len(images), how=how, found=found)
+    return _lost("int8_auroc_lost", floats - integers, most_lost, images=len(normals[0]), how=how, found=found)
 
 
 def _lost(metric: str, lost: float, most: float, *, images: int, how: str, found: str) -> _Check:
