@@ -88,9 +88,7 @@ def _backbone(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
         weights.load(encoder, network, made.classifier)
     if network.stages is not None:
         if network.stages > len(encoder.maps):
-            raise TrainingError(
-                f"network.stages={network.stages}: {network.backbone} has {len(encoder.maps)} stage maps"
-            )
+            raise TrainingError(f"network.stages={network.stages}: {network.backbone} has {len(encoder.maps)}")
         encoder.cut(network.stages)
     return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
 
