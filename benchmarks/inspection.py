@@ -1,5 +1,7 @@
 """What the recipe `inspect` finds on photographs of defects, learnt from sound ones alone, and what it costs.
 
+Beside it `inspect-small`, in integers: the bars are of its time.
+
 Each folder has `train/good`, `test` and `ground_truth`. The numbers are those that `run` writes into the bundle,
 measured on the whole test part through the code that serves. Nothing is chosen by the test parts; another seed draws
 other folds and another memory.
@@ -31,7 +33,11 @@ BARS = {  # set → metric → bar and goal of the mean over its kinds
 }
 STATED = 0.05  # the recipe's false_alarm_rate
 DEVIATIONS = 2.0  # by which a share of false alarms may exceed the stated rate, of both samples together
-COSTS = {(224, 224): (40, 20), (576, 224): (90, 45)}  # the input's sides → milliseconds, bar and goal
+SMALL = "inspect-small"
+COSTS = {  # recipe → the input's sides → milliseconds, bar and goal
+    "inspect": {(224, 224): (40, 20), (576, 224): (90, 45)},
+    SMALL: {(224, 224): (15, 8), (576, 224): (35, 18)},
+}
 RUNS = 50
 
 
@@ -51,12 +57,25 @@ def inspect(out: Path) -> Iterator[Bar]:
         for metric in ("false_alarm_rate", "false_region_rate"):
             rate, most = _false_alarms([bundles[0] for bundles in found.values()], metric)
             yield Bar(f"{name}, {metric} at a stated {STATED:.0%}", rate, most, STATED, higher_is_better=False)
-        timed = found[folders[0].name][0]
-        sides = tuple(sorted(timed.manifest.input.shape[:2], reverse=True))
-        if sides in COSTS:
-            bar, goal = COSTS[sides]
-            what = f"{sides[1]} × {sides[0]}, one core, score, map and regions, milliseconds"
-            yield Bar(what, _ms(timed), bar, goal, higher_is_better=False)
+        yield from _cost("inspect", found[folders[0].name][0])
+        small = [_bundle(folder, 0, out, recipe_name=SMALL) for folder in folders]
+        for metric in ("image_auroc", "pixel_auroc", "aupro_30", "false_alarm_rate", "false_region_rate"):
+            print(f"        {SMALL}, {name}, {metric}, seed 0: {_mean(small, metric):.4f}", flush=True)
+        integers = sum(any(metric.how.endswith("kept") for metric in each.manifest.metrics) for each in small)
+        print(f"        {SMALL}, {name}: {integers} of {len(small)} in integers", flush=True)
+        yield from _cost(SMALL, small[0])
+
+
+def _cost(recipe_name: str, bundle: Bundle) -> Iterator[Bar]:
+    sides = tuple(sorted(bundle.manifest.input.shape[:2], reverse=True))
+    if sides in COSTS[recipe_name]:
+        bar, goal = COSTS[recipe_name][sides]
+        what = f"{recipe_name}, {sides[1]} × {sides[0]}, one core, score, map and regions, milliseconds"
+        yield Bar(what, _ms(bundle), bar, goal, higher_is_better=False)
+
+
+def _mean(bundles: Sequence[Bundle], name: str) -> float:
+    return statistics.mean(_value(bundle, name) for bundle in bundles)
 
 
 def _folders(name: str) -> list[Path]:
@@ -66,13 +85,14 @@ def _folders(name: str) -> list[Path]:
     return [home] if (home / "train").is_dir() else sorted(each for each in home.iterdir() if (each / "train").is_dir())
 
 
-def _bundle(folder: Path, seed: int, out: Path) -> Bundle:
+def _bundle(folder: Path, seed: int, out: Path, recipe_name: str = "inspect") -> Bundle:
     """Made on first use."""
     name = folder.name.lower()
+    out = out if recipe_name == "inspect" else out / recipe_name
     models = out / f"seed-{seed}"
     if not (models / name).is_dir():
         settings = [f"source={folder}", f"target={folder}", f"seed={seed}", f"name={name}"]
-        run.run(recipe.load("inspect", settings), models, out / f"run-{name}-{seed}")
+        run.run(recipe.load(recipe_name, settings), models, out / f"run-{name}-{seed}")
     return load((models / name / str(versions(models / name)[-1])).resolve(), threads=1)
 
 

@@ -132,6 +132,10 @@ def test_patches_of_an_encoder_in_integers_are_its_own(ribbed: Path, tmp_path: P
     exported = export(recipe, chosen, learnt)
     draft = in_integers(recipe, chosen, exported, fit_score(recipe, chosen, exported))
     assert draft.bundle.encoder.digest != exported.bundle.encoder.digest
+    costs = {note.name: note for note in draft.notes}
+    assert 0.5 < costs["int8_patch_cosine"].value < 1, "places are compared, not averages over them alone"
+    assert draft.bundle.scorer is not None
+    assert costs["int8_auroc_lost"].images == len(draft.bundle.scorer.calibration)
     bundle = load(deliver(tmp_path, chosen, measure(chosen, draft).draft, "<p>a page</p>", minutes=1.5))
     assert bundle.manifest.golden.outputs["anomaly_map"] >= 0.01
     broken = chosen.test.images[:20].copy()

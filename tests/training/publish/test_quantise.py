@@ -9,12 +9,12 @@ from training.errors import TrainingError
 from training.measure import drawn_domains
 from training.networks.autoencoder import build
 from training.publish.onnx import export
-from training.publish.quantise import quantised
+from training.publish.quantise import compensated, quantised
 from training.recipe import Input, Network
 
 
 def test_a_published_network_keeps_its_embeddings_in_eight_bits() -> None:
-    """Without its biases corrected the cosine is below 0.9."""
+    """Without its biases corrected the cosine is below 0.9, without weights that make up for each other below 0.97."""
     try:
         net = build(Network(backbone="efficientnet-lite0"), (64, 64, 3))
     except TrainingError as error:
@@ -30,9 +30,9 @@ def test_a_published_network_keeps_its_embeddings_in_eight_bits() -> None:
     )
     a, b = (each["embedding"] - floats["embedding"].mean(axis=0) for each in (floats, integers))
     cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert cosines.mean() > 0.95
+    assert cosines.mean() > 0.98
     operators = {node.op_type for node in onnx.load_from_string(after.files["encoder.onnx"]).graph.node}
-    assert not operators & {"Clip", "Relu"}, "a ReLU6 is the range of what follows"
+    assert not operators & {"Relu"}, "a ReLU is the range of what follows"
     assert after.graphs.encoder == before.graphs.encoder
 
 
@@ -65,3 +65,24 @@ def test_integers_give_nearly_what_floats_gave_and_the_tolerances_say_how_nearly
         correlation = np.corrcoef(exact.ravel(), integers[name].ravel())[0, 1]
         assert correlation > 0.98, name
         assert not np.array_equal(exact, integers[name])
+
+
+def test_rounding_errors_of_inputs_that_vary_together_make_up_for_each_other() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(2000, 3)) @ rng.normal(size=(3, 24)) + 0.1 * rng.normal(size=(2000, 24))
+    weight = rng.normal(size=(8, 24))
+    step = np.abs(weight).max(axis=1) / 7
+    rounded = compensated(weight, inputs.T @ inputs, step, 7)
+    levels = rounded / step[:, None]
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-9)
+    assert np.abs(np.round(levels)).max() <= 7
+    nearest = np.round(weight / step[:, None]) * step[:, None]
+    lost, usual = (np.square(inputs @ (each - weight).T).sum() for each in (rounded, nearest))
+    assert lost < 0.2 * usual
+
+
+def test_inputs_that_vary_alone_round_to_the_nearest() -> None:
+    weight = np.random.default_rng(0).normal(size=(5, 6))
+    step = np.abs(weight).max(axis=1) / 64
+    rounded = compensated(weight, np.diag(np.arange(1.0, 7.0)), step, 64)
+    np.testing.assert_allclose(rounded, np.round(weight / step[:, None]) * step[:, None])
