@@ -28,7 +28,7 @@ from training.progress import track
 
 FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
-CANDIDATES = 50_000  # patches of a part from which are chosen, at most
+CANDIDATES = 50_000  # patches of a level from which are chosen, at most, of all folds together
 LARGEST = 16_000_000  # bytes of a memory
 TOP = 0.003  # share of an image's places whose mean is its distance
 _RIDGE = 0.1  # of the mean variance, added to that of every direction
@@ -343,14 +343,16 @@ class Folds:
 def across(bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], folds: np.ndarray, count: int, opset: int) -> Folds:
     """`folds` (N,): the number of the fold that holds each image; `shapes` are those of the levels.
 
-    Each fold is thinned to `count` candidates once, and the memories choose among those (a composable core-set), so
-    that more folds cost little more.
+    Each fold is thinned to `count` of its share of candidates once, and the memories choose among those (a composable
+    core-set), so that more folds cost little more.
     """
     members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    most = CANDIDATES // len(members)
     parts = []
     for number, held in enumerate(members, 1):
         label = f"patches, fold {number} of {len(members)}"
-        parts.append([thinned(each, count, label) for each in read_parts(bundle, data.take(held), shapes, label)])
+        read = read_parts(bundle, data.take(held), shapes, label, most)
+        parts.append([thinned(each, count, label) for each in read])
     stated = graph_of(bundle.manifest.graphs.encoder)
     distances, peaks = np.empty((len(data), 1), np.float32), np.empty(len(data), np.float32)
     for number, held in enumerate(members):
