@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from support import save_tiny, spec
@@ -186,3 +187,22 @@ def test_the_peaks_of_sound_images_set_the_threshold_of_regions(bundle: Bundle) 
     across = patches.across(bundle, data, SHAPES, np.arange(9) % 3, count=50, opset=20)
     assert (np.diff(across.peaks) >= 0).all()
     assert across.peaks.shape == (9,)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 2, 2)])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_refitted_memory_has_the_levels_that_it_had(bundle: Bundle, shape: Shape, earlier: bool) -> None:
+    """Earlier graphs have one memory, of all channels on the joined maps' places, and its name has no number."""
+    stated = patches.graph_of(bundle.manifest.graphs.encoder)
+    model = onnx.load_from_string(patches.to_onnx((level(shape, count=7),), stated, 20))
+    if earlier:
+        (memory,) = (each for each in model.graph.initializer if each.name == "memory0")
+        memory.name = "memory"
+    refitted = onnx.load_from_string(patches.refitted(bundle, normals(20), model.SerializeToString(), 20))
+    sizes = {each.name: list(each.dims) for each in refitted.graph.initializer}
+    places = {each.name: onnx.numpy_helper.to_array(each).tolist() for each in refitted.graph.initializer}["grid0"]
+    assert sizes["memory0"] == [3, 7]
+    assert places == [0, *((4, 4) if earlier else shape[1:])]
+    del model.graph.initializer[:]
+    with pytest.raises(TrainingError, match=r"patches\.onnx was not made by Graft"):
+        patches.refitted(bundle, normals(20), model.SerializeToString(), 20)
