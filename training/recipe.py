@@ -411,9 +411,9 @@ class Score(_Part):
     """The anomaly score: a sum of distances, each in its own standard deviations among normals."""
 
     distances: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(min_length=1)] = DISTANCES
-    patches: PositiveInt = 2000  # of the distance patches: so many patches of normal images are kept
-    # Of the same: pixels from place to place of the stage maps that are joined, on the places of the largest stride but
-    # one. Unset, those of the three sizes above the smallest.
+    patches: PositiveInt = 2000  # of the distance patches: so many patches of normal images are kept in each level
+    # Of the same: pixels from place to place of the stage maps that are read. That of the largest stride is a level of
+    # its own, the others are joined on the places of the largest but one. Unset, the three sizes above the smallest.
     strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     # No normals are held out: scales, threshold and p-values come from the scores of each of so many folds by the
     # others. 0: from the part of split.calibration.

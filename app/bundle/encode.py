@@ -31,13 +31,23 @@ def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
 @cache
 def _enlarging(cells: int, side: int) -> np.ndarray:
     """(side, cells): each row interpolates between the centres of cells, then averages by a Gaussian of half a cell."""
-    at = (np.arange(side) + 0.5) * cells / side - 0.5
-    nearness = 1 - np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells))
+    at = _centres(cells, side)
     weights = np.exp(-0.5 * np.square((at[:, None] - at) / _SMOOTHED))
     weights /= weights.sum(axis=1, keepdims=True)
-    matrix: np.ndarray = (weights @ np.maximum(nearness, 0)).astype(np.float32)
+    matrix: np.ndarray = (weights @ interpolation(cells, side)).astype(np.float32)
     matrix.flags.writeable = False
     return matrix
+
+
+def interpolation(cells: int, side: int) -> np.ndarray:
+    """(side, cells): each row interpolates between the centres of cells."""
+    at = np.clip(_centres(cells, side), 0, cells - 1)
+    return np.asarray(np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0))
+
+
+def _centres(cells: int, side: int) -> np.ndarray:
+    """(side,) where the centre of each pixel lies, in cells from the first one's centre."""
+    return np.asarray((np.arange(side) + 0.5) * cells / side - 0.5)
 
 
 def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:

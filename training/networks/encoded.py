@@ -163,7 +163,7 @@ def chosen_maps(shapes: list[tuple[int, ...]], height: int, strides: Strides) ->
 class Patches(nn.Module):
     """Maps joined channel by channel on the places of one of them.
 
-    Coarser maps are interpolated. Of finer ones, each place has the average of the cells that it covers.
+    Of finer maps, each place has the average of the cells that it covers. The places of coarser ones are repeated.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], joined: Joined) -> None:
@@ -172,6 +172,12 @@ class Patches(nn.Module):
         self.joined, (_, *sides) = joined.maps, shapes[joined.on]
         self.shape = (sum(shapes[number][0] for number in joined.maps), *sides)
         self.coarser = {number for number in joined.maps if shapes[number][1:] < shapes[joined.on][1:]}
+        levels: dict[tuple[int, ...], int] = {}  # places → channels
+        for number in joined.maps:
+            places = shapes[number if number in self.coarser else joined.on][1:]
+            levels[places] = levels.get(places, 0) + shapes[number][0]
+        # Of channels that have the same places, in the order in which they are joined.
+        self.levels = tuple((channels, rows, columns) for (rows, columns), channels in levels.items())
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return torch.cat([self._placed(number, maps[number]) for number in self.joined], dim=1)
@@ -179,7 +185,7 @@ class Patches(nn.Module):
     def _placed(self, number: int, each: Tensor) -> Tensor:
         sides = list(self.shape[1:])
         if number in self.coarser:
-            return F.interpolate(each, size=sides, mode="bilinear", align_corners=False)
+            return F.interpolate(each, size=sides, mode="nearest")
         return each if list(each.shape[2:]) == sides else _averaged(each, sides)
 
 

@@ -186,14 +186,14 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
 
 def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
     """(the draft, with a memory of patches if the score reads one; the score; arrays of the reference file)."""
-    asked, rate = recipe.anomaly, recipe.false_alarm_rate
+    asked, rate, levels = recipe.anomaly, recipe.false_alarm_rate, draft.exported.levels
     if asked.folds:
         normals = material.calibration
         folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
         say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
         out_of_fold, peaks = None, {}
         if PATCHES in asked.distances:
-            found = patches.across(draft.bundle, normals, folds, count=asked.patches, opset=OPSET)
+            found = patches.across(draft.bundle, normals, levels, folds, count=asked.patches, opset=OPSET)
             draft, out_of_fold, peaks = draft.with_patches(found.memory), found.distances, {PEAKS: found.peaks}
         calibration, arrays = anomaly.fit_bundle_across(
             draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
@@ -201,8 +201,8 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         return draft, calibration, arrays | peaks
     if PATCHES in asked.distances:
         fitted_on, _ = distances.fitted_and_scaled(len(material.train))
-        read = patches.read_part(draft.bundle, material.train.take(fitted_on), "patches")
-        draft = draft.with_patches(patches.fit([read], asked.patches, "patches"))
+        read = patches.read_parts(draft.bundle, material.train.take(fitted_on), levels, "patches")
+        draft = draft.with_patches(patches.fit([read], levels, asked.patches, "patches"))
     calibration, arrays = anomaly.fit_to_bundle(
         draft.bundle,
         material.train,

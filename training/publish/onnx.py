@@ -15,7 +15,7 @@ from app.bundle.manifest import Tensor as TensorSpec
 from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks.autoencoder import Autoencoder
-from training.networks.encoded import GRID, Strides, chosen_maps
+from training.networks.encoded import GRID, Patches, Strides, chosen_maps
 from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
 from training.networks.head import Head, labels_of
 from training.networks.spans import spread
@@ -74,6 +74,7 @@ class Exported:
     graphs: Graphs
     files: dict[str, bytes]
     tolerances: dict[str, float]  # of golden tensors, where they differ from golden.TOLERANCE
+    levels: tuple[tuple[int, int, int], ...] = ()  # of patch_features: (channels, rows, columns) with the same places
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -132,7 +133,15 @@ def export(
             places = _floats("evidence", head.out_features, GRID, GRID)
             explainer = graph("explain", _Explainer(head, maps), given[reads], places)
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
-    return Exported(spec=spec, latent_size=net.latent, feature_maps=maps, graphs=graphs, files=files, tolerances={})
+    return Exported(
+        spec=spec,
+        latent_size=net.latent,
+        feature_maps=maps,
+        graphs=graphs,
+        files=files,
+        tolerances={},
+        levels=() if joined is None else Patches(net.encoder.maps, joined).levels,
+    )
 
 
 def _have_places(maps: Sequence[tuple[int, ...]]) -> bool:

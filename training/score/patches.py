@@ -1,19 +1,21 @@
 """The memory of patches: places of normal images, and the graph that measures the distance from them. No torch.
 
-A place x of a map has y = (x - mean) · weight, where weight whitens the normals' places. Its distance is min over the
-remembered m of |y - m| / reach of m, which is m's mean distance from those nearest to it; an image's is the mean of its
-largest. What is remembered is chosen greedily: each next is the one furthest from all before it (k-center, Gonzalez
-1985), after a random projection where there are many channels.
+Maps of the encoder with the same places form a level. A place x of a level has y = (x - mean) · weight, where weight
+whitens the normals' places. Its distance is min over the remembered m of |y - m| / reach of m, which is m's mean
+distance from those nearest to it. The map is the mean of the levels' distances, on the finest places, and an image's
+distance the mean of its largest. What is remembered is chosen greedily: each next is the one furthest from all before
+it (k-center, Gonzalez 1985), after a random projection where there are many channels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
+from onnx import NodeProto, TensorProto, checker, helper, load_from_string, numpy_helper
 
 from app.bundle import Bundle
+from app.bundle.encode import interpolation
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import References
@@ -26,7 +28,7 @@ from training.progress import track
 
 FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
-CANDIDATES = 50_000  # patches of a part from which are chosen, at most
+CANDIDATES = 50_000  # patches of a level from which are chosen, at most, of all folds together
 LARGEST = 16_000_000  # bytes of a memory
 TOP = 0.003  # share of an image's places whose mean is its distance
 _RIDGE = 0.1  # of the mean variance, added to that of every direction
@@ -38,10 +40,12 @@ _PROJECTED = 64  # dimensions in which is chosen
 _PIXELS = 1 << 21  # of a batch
 _IR_VERSION = 10  # onnxruntime reads it since 1.18
 
+Shape = tuple[int, int, int]  # channels, rows, columns
+
 
 @dataclass(frozen=True)
 class Part:
-    """Candidates of some images, and the moments of all places that were looked at."""
+    """Candidates of some images in one level, and the moments of all that were looked at."""
 
     vectors: np.ndarray  # (n, C)
     count: int
@@ -50,38 +54,42 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Level:
+    """What is remembered of channels that have the same places."""
+
+    shape: Shape
     mean: np.ndarray  # (C,)
     weight: np.ndarray  # (C, C)
     points: np.ndarray  # (R, C)
     reach: np.ndarray  # (R,)
 
 
-def read_part(bundle: Bundle, data: ImageSet, label: str, most: int = CANDIDATES, seed: int = 0) -> Part:
-    """Candidates of all images: every place, or `most` drawn ones. Only these are in memory."""
-    graph = next(tensor for tensor in bundle.manifest.graphs.encoder.outputs if tensor.name == PATCH_FEATURES)
-    _, channels, *sides = graph.shape
-    places = math.prod(sides)
-    total = len(data) * places
-    drawn = np.arange(total) if total <= most else np.sort(np.random.default_rng(seed).choice(total, most, False))
-    images, rows = np.unique(drawn // places), drawn
-    vectors = np.empty((len(drawn), channels), np.float32)
-    done = 0
+Memory = tuple[Level, ...]
+
+
+def read_parts(
+    bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], label: str, most: int = CANDIDATES, seed: int = 0
+) -> list[Part]:
+    """Of each level, candidates of all images: every place, or `most` drawn ones. Only these are in memory."""
+    rng = np.random.default_rng(seed)
+    places = [rows * columns for _, rows, columns in shapes]
+    drawn = []
+    for each in places:
+        total = len(data) * each
+        drawn.append(np.arange(total) if total <= most else np.sort(rng.choice(total, most, replace=False)))
+    vectors = [np.empty((len(own), shape[0]), np.float32) for own, shape in zip(drawn, shapes, strict=True)]
     step = batch_size(bundle)
-    for start in track(range(0, len(images), step), label, -(-len(images) // step)):
-        batch = images[start : start + step]
-        found = _vectors(bundle, data.images[batch])
-        here = rows[done : np.searchsorted(rows, (batch[-1] + 1) * places)]
-        vectors[done : done + len(here)] = found[np.searchsorted(batch, here // places) * places + here % places]
-        done += len(here)
-    if not np.isfinite(vectors).all():
+    for start in track(range(0, len(data), step), label, -(-len(data) // step)):
+        batch = data.images[start : start + step]
+        maps = bundle.encoder.run(batch, [PATCH_FEATURES])[PATCH_FEATURES]
+        for own, found, each, level in zip(drawn, vectors, places, _levels(maps, shapes), strict=True):
+            first, last = np.searchsorted(own, (start * each, (start + len(batch)) * each))
+            found[first:last] = _by_place(level)[own[first:last] - start * each]
+    if not all(np.isfinite(found).all() for found in vectors):
         raise TrainingError(f"the normals' {PATCH_FEATURES} are not finite: the network diverged")
-    return Part(
-        vectors,
-        len(vectors),
-        vectors.sum(axis=0, dtype=np.float64),
-        _products(vectors),
-    )
+    return [
+        Part(found, len(found), found.sum(axis=0, dtype=np.float64), products=_products(found)) for found in vectors
+    ]
 
 
 def thinned(part: Part, count: int, label: str) -> Part:
@@ -91,20 +99,28 @@ def thinned(part: Part, count: int, label: str) -> Part:
     return replace(part, vectors=part.vectors[kept])
 
 
-def fit(parts: Sequence[Part], count: int, label: str) -> Memory:
-    """The memory of `count` patches of these parts together."""
-    vectors = np.concatenate([part.vectors for part in parts])
-    if min(count, len(vectors)) * vectors.shape[1] * 4 > LARGEST:
+def fit(parts: Sequence[Sequence[Part]], shapes: Sequence[Shape], count: int, label: str) -> Memory:
+    """The memory of `count` patches a level of these parts together; each of `parts` has one for each level."""
+    levels = [list(each) for each in zip(*parts, strict=True)]
+    numbers = sum(
+        min(count, sum(len(part.vectors) for part in level)) * shape[0]
+        for level, shape in zip(levels, shapes, strict=True)
+    )
+    if numbers * 4 > LARGEST:
         raise TrainingError(
-            f"anomaly.patches={count}: {count * vectors.shape[1] * 4 / 1e6:.0f} MB of {vectors.shape[1]} numbers each, "
+            f"anomaly.patches={count}: {numbers * 4 / 1e6:.0f} MB of {sum(shape[0] for shape in shapes)} numbers each, "
             f"{LARGEST / 1e6:.0f} MB are allowed: keep fewer, or choose maps with fewer channels in anomaly.strides"
         )
+    return tuple(_level(level, shape, count, label) for level, shape in zip(levels, shapes, strict=True))
+
+
+def _level(parts: Sequence[Part], shape: Shape, count: int, label: str) -> Level:
     mean, weight = _whitening(parts)
-    points = (vectors - mean) @ weight
+    points = (np.concatenate([part.vectors for part in parts]) - mean) @ weight
     if not points.any():
         raise TrainingError("the normals' patches are all the same: an encoder that gives a constant finds no defects")
     kept = points[furthest(points, count, label)]
-    return Memory(mean, weight, kept, reach=_reach(kept))
+    return Level(shape, mean, weight, kept, reach=_reach(kept))
 
 
 def furthest(points: np.ndarray, count: int, label: str, seed: int = 0) -> np.ndarray:
@@ -163,47 +179,39 @@ def graph_of(encoder: Graph) -> Graph:
 
 
 def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
-    """|y - m|² / reach² = [y, 1, |y|²] · [-2 m, |m|², 1] / reach²: one matrix product, of each row of it the least."""
+    """|y - m|² / reach² = [y, 1, |y|²] · [-2 m, |m|², 1] / reach²: a matrix product a level, of each row the least."""
     taken, (distances, distance) = stated.input, stated.outputs
-    _, channels, rows, columns = taken.shape
-    places, points = rows * columns, memory.points.astype(np.float32)
-    scale = np.pad(memory.weight, ((0, 0), (0, 1)))
-    offset = np.append(-memory.mean @ memory.weight, 1)
-    weights = {
-        "flat": np.array([0, channels, places]),
-        "scale": scale,
-        "offset": offset,
-        "memory": np.vstack([-2 * points.T, np.square(points).sum(axis=1), np.ones(len(points))]) / memory.reach**2,
+    _, _, rows, columns = taken.shape
+    weights: dict[str, np.ndarray] = {
         "last": np.array([2]),
         "one": np.ones(1),
         "zero": np.zeros(1),
         "grid": np.array([0, rows, columns]),
-        "count": np.array([max(1, round(TOP * places))]),
+        "flat": np.array([0, rows * columns]),
+        "count": np.array([max(1, round(TOP * rows * columns))]),
         "places": np.array([1]),
+        "channel": np.array([1]),
+        "share": np.full(1, 1 / len(memory)),
     }
-    nodes = [
-        helper.make_node("Reshape", [taken.name, "flat"], ["by_channel"]),
-        helper.make_node("Transpose", ["by_channel"], ["by_place"], perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["by_place", "scale"], ["scaled"]),
-        helper.make_node("Add", ["scaled", "offset"], ["y_and_one"]),
-        helper.make_node("ReduceSumSquare", ["y_and_one", "last"], ["length_and_one"], keepdims=1),
-        helper.make_node("Sub", ["length_and_one", "one"], ["length"]),
-        helper.make_node("Concat", ["y_and_one", "length"], ["y_and_more"], axis=2),
-        helper.make_node("MatMul", ["y_and_more", "memory"], ["squared"]),
-        helper.make_node("ReduceMin", ["squared", "last"], ["least"], keepdims=0),
-        helper.make_node("Max", ["least", "zero"], ["not_negative"]),
-        helper.make_node("Sqrt", ["not_negative"], ["nearest"]),
-        helper.make_node("Reshape", ["nearest", "grid"], [distances.name]),
-        helper.make_node("TopK", ["nearest", "count"], ["largest", "where"], axis=1),
+    nodes, first = [], 0
+    for number, level in enumerate(memory):
+        own = _Named(number)
+        weights |= {own(name): array for name, array in _weights(level, first, (rows, columns)).items()}
+        nodes += _nodes(taken.name, own, level, (rows, columns))
+        first += level.shape[0]
+    nodes += [
+        helper.make_node("Sum", [_Named(number)("map") for number in range(len(memory))], ["sum"]),
+        helper.make_node("Mul", ["sum", "share"], [distances.name]),
+        helper.make_node("Reshape", [distances.name, "flat"], ["all_places"]),
+        helper.make_node("TopK", ["all_places", "count"], ["largest", "where"], axis=1),
         helper.make_node("ReduceMean", ["largest", "places"], [distance.name], keepdims=1),
     ]
     ends = [
         helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
         for tensor in (taken, distances, distance)
     ]
-    integers = {"flat", "last", "grid", "count", "places"}
     initialisers = [
-        numpy_helper.from_array(np.ascontiguousarray(array, np.int64 if name in integers else np.float32), name)
+        numpy_helper.from_array(np.ascontiguousarray(array, np.int64 if array.dtype.kind == "i" else np.float32), name)
         for name, array in weights.items()
     ]
     made = helper.make_graph(nodes, "patches", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
@@ -212,16 +220,115 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
+class _Named:
+    """Names of a level's tensors."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, name: str) -> str:
+        return f"{name}{self.number}"
+
+
+def _weights(level: Level, first: int, sides: tuple[int, int]) -> dict[str, np.ndarray]:
+    """By name. `first` is the level's first channel, and `sides` are those of the joined maps."""
+    channels, *own = level.shape
+    points = level.points.astype(np.float32)
+    memory = np.vstack([-2 * points.T, np.square(points).sum(axis=1), np.ones(len(points))]) / level.reach**2
+    rows, columns = (_kept(side, finer) for side, finer in zip(own, sides, strict=True))
+    return {
+        "start": np.array([first]),
+        "stop": np.array([first + channels]),
+        "rows": rows,
+        "columns": columns,
+        "flat": np.array([0, channels, math.prod(own)]),
+        "scale": np.pad(level.weight, ((0, 0), (0, 1))),
+        "offset": np.append(-level.mean @ level.weight, 1),
+        "memory": memory,
+        "grid": np.array([0, *own]),
+        "down": interpolation(own[0], sides[0]),
+        "across": np.ascontiguousarray(interpolation(own[1], sides[1]).T),
+    }
+
+
+def _nodes(taken: str, own: "_Named", level: Level, sides: tuple[int, int]) -> list[NodeProto]:
+    """From the joined maps to the level's distances on the finest places."""
+    nodes = [helper.make_node("Slice", [taken, own("start"), own("stop"), "channel"], [own("channels")])]
+    coarser = level.shape[1:] != sides
+    maps = own("channels")
+    if coarser:
+        nodes += [
+            helper.make_node("Gather", [maps, own("rows")], [own("in_rows")], axis=2),
+            helper.make_node("Gather", [own("in_rows"), own("columns")], [own("sampled")], axis=3),
+        ]
+        maps = own("sampled")
+    nodes += [
+        helper.make_node("Reshape", [maps, own("flat")], [own("by_channel")]),
+        helper.make_node("Transpose", [own("by_channel")], [own("by_place")], perm=[0, 2, 1]),
+        helper.make_node("MatMul", [own("by_place"), own("scale")], [own("scaled")]),
+        helper.make_node("Add", [own("scaled"), own("offset")], [own("y_and_one")]),
+        helper.make_node("ReduceSumSquare", [own("y_and_one"), "last"], [own("length_and_one")], keepdims=1),
+        helper.make_node("Sub", [own("length_and_one"), "one"], [own("length")]),
+        helper.make_node("Concat", [own("y_and_one"), own("length")], [own("y_and_more")], axis=2),
+        helper.make_node("MatMul", [own("y_and_more"), own("memory")], [own("squared")]),
+        helper.make_node("ReduceMin", [own("squared"), "last"], [own("least")], keepdims=0),
+        helper.make_node("Max", [own("least"), "zero"], [own("not_negative")]),
+        helper.make_node("Sqrt", [own("not_negative")], [own("nearest")]),
+        helper.make_node("Reshape", [own("nearest"), own("grid")], [own("own_map" if coarser else "map")]),
+    ]
+    if coarser:
+        nodes += [
+            helper.make_node("MatMul", [own("down"), own("own_map")], [own("taller")]),
+            helper.make_node("MatMul", [own("taller"), own("across")], [own("map")]),
+        ]
+    return nodes
+
+
+def _kept(side: int, finer: int) -> np.ndarray:
+    """(side,) of the places of a side on which each of the own ones is repeated, the first that has it."""
+    return -(-np.arange(side) * finer // side)
+
+
+def _levels(maps: np.ndarray, shapes: Sequence[Shape]) -> Iterator[np.ndarray]:
+    """(N, C, H, W) of joined maps → of each level (N, channels, rows, columns), on its own places."""
+    first = 0
+    for channels, *sides in shapes:
+        rows, columns = (_kept(side, finer) for side, finer in zip(sides, maps.shape[2:], strict=True))
+        yield maps[:, first : first + channels][:, :, rows][..., columns]
+        first += channels
+
+
+def _by_place(maps: np.ndarray) -> np.ndarray:
+    """(n, C, H, W) → (n · H · W, C)."""
+    return maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1).reshape(-1, maps.shape[1])
+
+
 def refitted(bundle: Bundle, data: ImageSet, model: bytes, opset: int) -> bytes:
     """The graph `model` of the bundle with a memory of other images, as large as it was."""
-    arrays = {tensor.name: tensor for tensor in load_from_string(model).graph.initializer}
-    if "memory" not in arrays:
+    arrays = {each.name: numpy_helper.to_array(each) for each in load_from_string(model).graph.initializer}
+    stated = graph_of(bundle.manifest.graphs.encoder)
+    shapes, memories = _remembered(arrays, stated)
+    if not memories:
         raise TrainingError(
             f"{bundle.name}@{bundle.version}: {FILE} was not made by Graft: its memory cannot be refitted"
         )
-    count = arrays["memory"].dims[1]
-    memory = fit([read_part(bundle, data, "patches")], count, "patches")
-    return to_onnx(memory, graph_of(bundle.manifest.graphs.encoder), opset)
+    count = max(each.shape[1] for each in memories)
+    memory = fit([read_parts(bundle, data, shapes, "patches")], shapes, count, "patches")
+    return to_onnx(memory, stated, opset)
+
+
+def _remembered(arrays: dict[str, np.ndarray], stated: Graph) -> tuple[list[Shape], list[np.ndarray]]:
+    """(shapes, remembered patches) of the levels. Earlier graphs have one, whose arrays have no numbers."""
+    if "memory" in arrays:
+        _, *shape = stated.input.shape
+        return [_shape(*shape)], [arrays["memory"]]
+    names = [_Named(number) for number in range(len(arrays)) if f"memory{number}" in arrays]
+    shapes = [_shape(arrays[own("scale")].shape[0], *arrays[own("grid")][1:].tolist()) for own in names]
+    return shapes, [arrays[own("memory")] for own in names]
+
+
+def _shape(channels: int, rows: int, columns: int) -> Shape:
+    return channels, rows, columns
 
 
 @dataclass(frozen=True)
@@ -233,25 +340,27 @@ class Folds:
     peaks: np.ndarray  # (N,) the largest values of the images' maps by those memories, ascending
 
 
-def across(bundle: Bundle, data: ImageSet, folds: np.ndarray, count: int, opset: int) -> Folds:
-    """`folds` (N,): the number of the fold that holds each image.
+def across(bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], folds: np.ndarray, count: int, opset: int) -> Folds:
+    """`folds` (N,): the number of the fold that holds each image; `shapes` are those of the levels.
 
-    Each fold is thinned to `count` candidates once, and the memories choose among those (a composable core-set), so
-    that more folds cost little more.
+    Each fold is thinned to `count` of its share of candidates once, and the memories choose among those (a composable
+    core-set), so that more folds cost little more.
     """
     members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    most = CANDIDATES // len(members)
     parts = []
     for number, held in enumerate(members, 1):
         label = f"patches, fold {number} of {len(members)}"
-        parts.append(thinned(read_part(bundle, data.take(held), label), count, label))
+        read = read_parts(bundle, data.take(held), shapes, label, most)
+        parts.append([thinned(each, count, label) for each in read])
     stated = graph_of(bundle.manifest.graphs.encoder)
     distances, peaks = np.empty((len(data), 1), np.float32), np.empty(len(data), np.float32)
     for number, held in enumerate(members):
         label = f"out of fold {number + 1} of {len(members)}"
-        memory = fit([*parts[:number], *parts[number + 1 :]], count, label)
+        memory = fit([*parts[:number], *parts[number + 1 :]], shapes, count, label)
         session = Session(to_onnx(memory, stated, opset), stated, FILE, threads=cpu_limit())
         distances[held], peaks[held] = _measured(bundle, session, data.images, chosen=held, label=label)
-    return Folds(fit(parts, count, "patches"), distances, np.sort(peaks))
+    return Folds(fit(parts, shapes, count, "patches"), distances, np.sort(peaks))
 
 
 def peaks_of(bundle: Bundle, normals: ImageSet) -> dict[str, np.ndarray]:
@@ -274,12 +383,6 @@ def _measured(
             distances.append(found[PATCH_DISTANCE])
             peaks.append(bundle.place(found[ANOMALY_MAP]).max())
     return np.concatenate(distances), np.array(peaks, np.float32)
-
-
-def _vectors(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """(n, H, W, C) → (n · places, channels)."""
-    maps = bundle.encoder.run(images, [PATCH_FEATURES])[PATCH_FEATURES]
-    return np.asarray(maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1).reshape(-1, maps.shape[1]))
 
 
 def batch_size(bundle: Bundle) -> int:

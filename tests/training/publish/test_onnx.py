@@ -123,26 +123,27 @@ def test_places_of_a_map_keep_the_average_of_each_channel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "strides", "channels", "places"),
+    ("network", "strides", "levels"),
     [
-        (Network(backbone="efficientnet-lite0", weights=None), (), 24 + 40 + 112, (8, 12)),
-        (Network(backbone="efficientnet-lite0", weights=None), (4, 32), 24 + 320, (16, 24)),
-        (Network(backbone="resnet18", weights=None), (16,), 256, (4, 6)),
-        (Network(width=4, latent=8), (), 8 + 16 + 32, (8, 12)),
+        (Network(backbone="efficientnet-lite0", weights=None), (), ((24 + 40, 8, 12), (112, 4, 6))),
+        (Network(backbone="efficientnet-lite0", weights=None), (4, 32), ((24, 16, 24), (320, 2, 3))),
+        (Network(backbone="resnet18", weights=None), (16,), ((256, 4, 6),)),
+        (Network(width=4, latent=8), (), ((8 + 16, 8, 12), (32, 4, 6))),
     ],
 )
 def test_stage_maps_are_joined_for_patches(
-    network: Network, strides: tuple[int, ...], channels: int, places: tuple[int, int]
+    network: Network, strides: tuple[int, ...], levels: tuple[tuple[int, int, int], ...]
 ) -> None:
     torch.manual_seed(0)
     spec = Input(height=64, width=96, channels=3).spec()
     made = export(build(network, spec.shape), None, spec, decodes=False, patches=strides)
     assert made.graphs.encoder.outputs[-1].name == "patch_features"
-    assert made.graphs.encoder.outputs[-1].shape == (-1, channels, *places)
+    assert made.levels == levels
+    assert made.graphs.encoder.outputs[-1].shape == (-1, sum(channels for channels, *_ in levels), *levels[0][1:])
 
 
 def test_joined_maps_stay_in_place() -> None:
-    """A finer map is averaged over the places, a coarser one interpolated."""
+    """A finer map is averaged over the places, and the places of a coarser one are repeated."""
     finer, middle, coarser = torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3)
     finer[0, 0, 2:4, 4:6], middle[0, 0, 1, 2], coarser[0, 0, :, 2] = 9, 9, 9
     maps = [finer, middle, coarser]
@@ -150,7 +151,7 @@ def test_joined_maps_stay_in_place() -> None:
     assert joined.shape == (3, 4, 6)
     torch.testing.assert_close(joined[1], middle[0, 0])
     torch.testing.assert_close(joined[0], middle[0, 0])
-    assert joined[2, :, 0].max() == 0 < joined[2, :, 5].min()
+    torch.testing.assert_close(joined[2], coarser[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1))
     constant = [torch.full_like(each, 3.0) for each in maps]
     torch.testing.assert_close(
         Patches([tuple(each.shape[1:]) for each in maps], Joined((0, 1, 2), 1))(constant)[0], 3 * torch.ones(3, 4, 6)

@@ -163,8 +163,9 @@ def test_a_memory_of_patches_is_one_of_the_new_normals(tmp_path: Path) -> None:
     encoder = fields["graphs"].encoder
     dark = RNG.uniform(0, 0.3, (30, 1)).astype(np.float32)
     graph = patches.graph_of(encoder)
-    memory = patches.Memory(np.zeros(1, np.float32), np.eye(1, dtype=np.float32), dark, np.ones(30, np.float32))
-    files[graph.file] = patches.to_onnx(memory, graph, 18)
+    shape = (1, *graph.input.shape[2:])
+    level = patches.Level(shape, np.zeros(1, np.float32), np.eye(1, dtype=np.float32), dark, np.ones(30, np.float32))
+    files[graph.file] = patches.to_onnx((level,), graph, 18)
     only = fields["anomaly"].distances[:1]
     before = tuple(Metric(name=name, value=0.5, images=9, how="x") for name in ("false_region_rate", "cluster_nmi"))
     fields |= {"anomaly": fields["anomaly"].model_copy(update={"distances": only}), "metrics": before}
@@ -175,7 +176,7 @@ def test_a_memory_of_patches_is_one_of_the_new_normals(tmp_path: Path) -> None:
     after = load(recalibrate(folder, bundle, ImageSet(bright, np.array([], np.int64), ()), 0.05, seed=0))
     assert after.manifest.files["encoder.onnx"] == bundle.manifest.files["encoder.onnx"]
     assert [metric.name for metric in after.manifest.metrics] == ["cluster_nmi"], "not what the former memory did"
-    remembered = {each.name: each for each in onnx.load(tmp_path / "tiny/2/patches.onnx").graph.initializer}["memory"]
+    remembered = {each.name: each for each in onnx.load(tmp_path / "tiny/2/patches.onnx").graph.initializer}["memory0"]
     assert remembered.dims[1] == 30
     fresh, old = RNG.integers(180, 250, shape, dtype=np.uint8), RNG.integers(0, 70, shape, dtype=np.uint8)
     assert np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.2
