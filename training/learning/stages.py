@@ -23,14 +23,16 @@ from training.learning.episodes import episodic
 from training.learning.finetune import distilled, finetune, full, multitask, train_head
 from training.learning.gradual import gradual
 from training.learning.linear import train_linear
+from training.learning.paste import learn_to_find
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, begun_with, open_workshop
 from training.networks import head as heads
 from training.networks import weights
 from training.networks.autoencoder import Autoencoder, build
+from training.networks.encoded import Encoder
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, DistilMode, Recipe
+from training.recipe import AdaptMode, DistilMode, PasteMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 BEGUN_FILE = "published.json"  # the published weights that the network began with
@@ -54,6 +56,7 @@ class Learnt:
     net: Autoencoder
     head: Head | None
     weights: Weights | None = None  # that others published, and the network began with
+    folds: tuple[Encoder, ...] = ()  # of a network that finds defects: one for each fold, which has not seen it
 
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
@@ -72,7 +75,10 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         distil(workshop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
-    if isinstance(mode, AdaptMode):
+    folds: tuple[Encoder, ...] = ()
+    if isinstance(mode, PasteMode):
+        folds = learn_to_find(workshop, material, recipe)
+    elif isinstance(mode, AdaptMode):
         head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
     elif mode.mode in METHODS:
         head = METHODS[mode.mode](workshop, train, validation, mode)
@@ -82,11 +88,17 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         final["decoder"] = net.decoder
     if head is not None:
         final["head"] = head
+    final |= {_fold(number): encoder for number, encoder in enumerate(folds)}
     net.pool.cpu()
     workshop.checkpoints.write(
         folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()}
     )
-    return Learnt(net, head, published)
+    return Learnt(net, head, published, folds)
+
+
+def _fold(number: int) -> str:
+    """Of the fold's encoder in the file of weights."""
+    return f"fold-{number + 1}"
 
 
 def _recorded(found: Weights | None, folder: Path) -> Weights | None:
@@ -132,6 +144,10 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
         head = None
         if "head" in states:
             head = heads.like(states["head"])
+        folds: list[Encoder] = []
+        while (state := states.get(_fold(len(folds)))) is not None:
+            folds.append(build(recipe.network, shape).encoder)
+            folds[-1].load_state_dict(state)
     except Exception as error:  # pickle, zip and shape errors share no base
         raise TrainingError(f"{path}: cannot be read as weights of this recipe: {in_short(error)}") from None
-    return Learnt(net, head, _begun_with(folder))
+    return Learnt(net, head, _begun_with(folder), tuple(folds))

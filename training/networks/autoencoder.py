@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training.networks import conv, conv_seed, dense, efficientnet_lite, resnet, weights
+from training.networks import conv, conv_seed, dense, efficientnet_lite, resnet, unet, weights
 from training.networks.encoded import Encoded, Encoder, Pool
 from training.recipe import Network
 
@@ -58,10 +58,16 @@ def _conv(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     return conv.Encoder(shape, network), conv.Decoder(shape, network.width, network.most, network.latent)
 
 
+def _unet(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
+    encoder = unet.Encoder(shape, network)
+    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
+
+
 KINDS: dict[str, Callable[[Network, Shape], tuple[Encoder, nn.Module]]] = {
     "conv": _conv,
     "conv-seed": _conv_seed,
     "dense": _dense,
+    "unet": _unet,
 }
 
 

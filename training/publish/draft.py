@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from app.bundle import Bundle, assemble, with_patches, with_references
-from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Metric, Weights
+from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import PATCHES
 from training.data.folds import folds_of
@@ -27,8 +27,8 @@ from training.publish import onnx
 from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
-from training.recipe import DistilMode, Recipe
-from training.score import anomaly, distances, drift, latent_map, patches, reference, temperature
+from training.recipe import DistilMode, PasteMode, Recipe
+from training.score import anomaly, distances, drift, latent_map, marks, patches, reference, temperature
 
 _SOME = 256  # images on which torch and the exported graphs are compared, where torch takes long
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
@@ -43,15 +43,16 @@ class Draft:
     bundle: Bundle
     arrays: dict[str, np.ndarray]  # of the reference file
     notes: tuple[Metric, ...] = ()  # metrics of the export itself
+    folds: tuple[Bundle, ...] = ()  # with the encoders of the folds, in the order of their numbers
 
     @classmethod
     def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
         fields = {**exported.fields, **fields}
         return cls(exported, fields, assemble(name, fields, exported.files, exported.tolerances), {})
 
-    def with_patches(self, memory: patches.Memory) -> "Draft":
-        graph = patches.graph_of(self.exported.graphs.encoder)
-        model = patches.to_onnx(memory, graph, OPSET)
+    def with_patches(self, model: bytes) -> "Draft":
+        """With a graph that gives each place its distance, by a memory of patches or by marks."""
+        graph = _graph(self)
         graphs = self.exported.graphs.model_copy(update={"patches": graph})
         off = max(patches.TOLERANCE, self.exported.tolerances.get(PATCH_FEATURES, 0))
         exported = replace(
@@ -96,6 +97,8 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     )
     fields = _fields(recipe, material, labelled=learnt.head is not None, weights=learnt.weights)
     draft = Draft.of(recipe.name, exported, fields)
+    if isinstance(recipe.transfer, PasteMode):
+        draft = _marking(recipe, material, learnt, draft)
     notes: list[Metric] = []
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
@@ -104,6 +107,18 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
     return replace(draft, notes=tuple(notes))
+
+
+def _marking(recipe: Recipe, material: Material, learnt: Learnt, draft: Draft) -> Draft:
+    """With the graph that makes distances of marks, and a bundle for each fold."""
+    model = marks.to_onnx(_graph(draft), OPSET)
+    folds = []
+    for number, encoder in enumerate(learnt.folds, 1):
+        say(f"export of fold {number} of {len(learnt.folds)}")
+        net = replace(learnt.net, encoder=encoder)
+        exported = onnx.export(net, None, material.spec, decodes=False)
+        folds.append(Draft.of(recipe.name, exported, draft.fields | exported.fields).with_patches(model).bundle)
+    return replace(draft.with_patches(model), folds=tuple(folds))
 
 
 def _fields(recipe: Recipe, material: Material, labelled: bool, weights: Weights | None) -> dict[str, Any]:
@@ -192,17 +207,22 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
         say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
         out_of_fold, peaks = None, {}
-        if PATCHES in asked.distances:
+        if draft.folds:
+            out_of_fold, highest = marks.across(draft.folds, normals, folds)
+            peaks = {PEAKS: highest}
+        elif PATCHES in asked.distances:
             found = patches.across(draft.bundle, normals, folds, count=asked.patches, opset=OPSET)
-            draft, out_of_fold, peaks = draft.with_patches(found.memory), found.distances, {PEAKS: found.peaks}
+            draft = draft.with_patches(patches.to_onnx(found.memory, _graph(draft), OPSET))
+            out_of_fold, peaks = found.distances, {PEAKS: found.peaks}
         calibration, arrays = anomaly.fit_bundle_across(
             draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
         )
         return draft, calibration, arrays | peaks
-    if PATCHES in asked.distances:
+    if PATCHES in asked.distances and draft.bundle.patches is None:
         fitted_on, _ = distances.fitted_and_scaled(len(material.train))
         read = patches.read_part(draft.bundle, material.train.take(fitted_on), "patches")
-        draft = draft.with_patches(patches.fit([read], asked.patches, "patches"))
+        memory = patches.fit([read], asked.patches, "patches")
+        draft = draft.with_patches(patches.to_onnx(memory, _graph(draft), OPSET))
     calibration, arrays = anomaly.fit_to_bundle(
         draft.bundle,
         material.train,
@@ -211,6 +231,10 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         false_alarm_rate=rate,
     )
     return draft, calibration, arrays | patches.peaks_of(draft.bundle, material.calibration)
+
+
+def _graph(draft: Draft) -> Graph:
+    return patches.graph_of(draft.exported.graphs.encoder)
 
 
 def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:
