@@ -65,7 +65,7 @@ OPEN = {
         *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
-    "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
+    "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "unet", "weights"},
     "measure": {
         "components",
         "defects",

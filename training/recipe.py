@@ -366,7 +366,6 @@ class SourceOnlyMode(AdaptMode):
 # How the pretrained network is transferred to the target.
 Transfer = Annotated[
     DecoderMode
-    | PasteMode
     | HeadMode
     | LinearMode
     | GradualMode
@@ -378,7 +377,8 @@ Transfer = Annotated[
     | RandomFrozenMode
     | DannMode
     | MmdMode
-    | SourceOnlyMode,
+    | SourceOnlyMode
+    | PasteMode,
     Field(discriminator="mode"),
 ]
 MODES: dict[str, type[_Mode]] = {kind.model_fields["mode"].default: kind for kind in get_args(get_args(Transfer)[0])}
@@ -584,8 +584,6 @@ class Recipe(_Part):
         for name in ("strides", "patches"):
             if getattr(self.anomaly, name) != Score.model_fields[name].default:
                 raise ValueError(f"anomaly.{name}: with transfer.mode=paste no patches are kept: leave it out")
-        if self.export.int8 and self.anomaly.folds:
-            raise ValueError("export.int8: the networks of the folds are in floats: set anomaly.folds=0, too")
         if self.network.stem or not self.network.shortcuts:
             raise ValueError("network.stem and network.shortcuts are for kind conv, not for unet")
         return self
@@ -594,7 +592,7 @@ class Recipe(_Part):
     def folds_are_new_to_the_encoder(self) -> Self:
         """An encoder that has learnt from the normals makes their scores lower than those of new ones.
 
-        In mode paste each fold has an encoder of its own, which has not.
+        In mode paste each fold has a network that has not.
         """
         mode = self.transfer
         if isinstance(mode, PasteMode):
@@ -686,6 +684,11 @@ class Recipe(_Part):
         """Those whose weights must be at hand before training begins."""
         teacher = [self.transfer.teacher_network] if isinstance(self.transfer, DistilMode) else []
         return [network for network in (self.network, *teacher) if network.weights is not None]
+
+    @property
+    def members(self) -> int:
+        """How many networks find defects together: one for each fold, which has not seen it."""
+        return max(1, self.anomaly.folds) if isinstance(self.transfer, PasteMode) else 1
 
     @property
     def trains_posterior(self) -> bool:

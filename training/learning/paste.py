@@ -1,7 +1,7 @@
-"""Learning to find what was pasted: a network that marks defects, and one for each fold that has not seen it.
+"""Learning to find what was pasted: a network that marks defects, or one for each fold, which has not seen it.
 
-An image's score tells something of new images only if the network has not learnt from it. So scales, threshold and
-p-values come from the folds' networks, and the one that is published learns from all images but the validation part.
+An image's score tells something of new images only if the network has not learnt from it. So each fold has a network
+that learns from the others alone; all of them are published together, and score a new image by their mean.
 """
 
 from dataclasses import replace
@@ -15,13 +15,12 @@ from training.data.folds import folds_of
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.errors import TrainingError
-from training.learning import distributed
 from training.learning.augment import augmented
 from training.learning.fit import Task, fit
 from training.learning.pasting import pasted
 from training.learning.workshop import Workshop
-from training.networks.autoencoder import build
 from training.networks.encoded import Encoder
+from training.networks.unet import Together
 from training.progress import say
 from training.recipe import Augment, PasteMode, Recipe
 
@@ -29,37 +28,27 @@ _OVERLAP = 0.5  # weight of the overlap of marks and defects, beside the cross-e
 _VALIDATED = 64  # images, drawn once
 
 
-def learn_to_find(workshop: Workshop, material: Material, recipe: Recipe) -> tuple[Encoder, ...]:
-    """Train the workshop's network. Returns the networks of the folds, in order of the folds' numbers."""
+def learn_to_find(workshop: Workshop, material: Material, recipe: Recipe) -> None:
+    """Train the workshop's network; or, with folds, its members, each on the images of the other folds."""
     mode = recipe.transfer
     assert isinstance(mode, PasteMode)
-    if len(material.train) < 2:
-        raise TrainingError("transfer.mode=paste: pieces of one image are pasted into another: two images are needed")
-    found = []
-    if recipe.anomaly.folds:
-        normals = material.calibration
-        numbers, how = folds_of(normals, recipe.anomaly.folds, recipe.split, recipe.seed)
-        say(f"{len(normals):,} normal images in {recipe.anomaly.folds} folds, {how}")
-        for fold in np.unique(numbers):
-            held, others = (normals.take(np.flatnonzero(of)) for of in (numbers == fold, numbers != fold))
-            own = _anew(workshop, recipe, material.spec.shape)
-            _train(own, f"fold-{fold + 1}", others, held_out=held, mode=mode)
-            found.append(own.net.encoder)
-    _train(workshop, "paste", material.train, held_out=material.validation, mode=mode)
-    return tuple(found)
-
-
-def _anew(workshop: Workshop, recipe: Recipe, shape: tuple[int, int, int]) -> Workshop:
-    """The same, with a network of new random weights."""
-    net = build(recipe.network, shape)
-    net.encoder.to(device=workshop.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    if workshop.device.type == "cuda":
-        distributed.synchronise(net.encoder)
-    return replace(workshop, net=net)
+    encoder, normals = workshop.net.encoder, material.calibration
+    if not isinstance(encoder, Together):
+        _train(workshop, "paste", material.train, held_out=material.validation, mode=mode)
+        return
+    folds, how = folds_of(normals, recipe.anomaly.folds, recipe.split, recipe.seed)
+    say(f"{len(normals):,} normal images in {recipe.anomaly.folds} folds, {how}")
+    for number, member in enumerate(encoder.members):
+        assert isinstance(member, Encoder)
+        own = replace(workshop, net=replace(workshop.net, encoder=member))
+        held, others = (normals.take(np.flatnonzero(rows)) for rows in (folds == number, folds != number))
+        _train(own, f"paste-{number + 1}", others, held_out=held, mode=mode)
 
 
 def _train(workshop: Workshop, name: str, train: ImageSet, held_out: ImageSet, mode: PasteMode) -> None:
     """`held_out` only tells how it goes: the last epoch is kept."""
+    if len(train) < 2:
+        raise TrainingError("transfer.mode=paste: pieces of one image are pasted into another: two images are needed")
 
     def drawn(data: ImageSet, rows: np.ndarray, augment: Augment) -> tuple[Tensor, Tensor]:
         images = augmented(workshop.unit(_cut(data.images[np.sort(rows)], mode.side)), augment)

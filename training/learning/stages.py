@@ -29,7 +29,6 @@ from training.learning.workshop import Workshop, begun_with, open_workshop
 from training.networks import head as heads
 from training.networks import weights
 from training.networks.autoencoder import Autoencoder, build
-from training.networks.encoded import Encoder
 from training.networks.head import Head
 from training.progress import say
 from training.recipe import AdaptMode, DistilMode, PasteMode, Recipe
@@ -56,7 +55,6 @@ class Learnt:
     net: Autoencoder
     head: Head | None
     weights: Weights | None = None  # that others published, and the network began with
-    folds: tuple[Encoder, ...] = ()  # of a network that finds defects: one for each fold, which has not seen it
 
 
 def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool = False) -> Learnt:
@@ -75,9 +73,8 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         distil(workshop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
-    folds: tuple[Encoder, ...] = ()
     if isinstance(mode, PasteMode):
-        folds = learn_to_find(workshop, material, recipe)
+        learn_to_find(workshop, material, recipe)
     elif isinstance(mode, AdaptMode):
         head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
     elif mode.mode in METHODS:
@@ -88,17 +85,11 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         final["decoder"] = net.decoder
     if head is not None:
         final["head"] = head
-    final |= {_fold(number): encoder for number, encoder in enumerate(folds)}
     net.pool.cpu()
     workshop.checkpoints.write(
         folder / WEIGHTS_FILE, {name: module.cpu().state_dict() for name, module in final.items()}
     )
-    return Learnt(net, head, published, folds)
-
-
-def _fold(number: int) -> str:
-    """Of the fold's encoder in the file of weights."""
-    return f"fold-{number + 1}"
+    return Learnt(net, head, published)
 
 
 def _recorded(found: Weights | None, folder: Path) -> Weights | None:
@@ -135,7 +126,7 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
         raise TrainingError(
             f"{folder}: not trained to its end; resume it with graft-train transfer RECIPE --run {folder} --resume"
         )
-    net = build(recipe.network.model_copy(update={"weights": None}), shape)
+    net = build(recipe.network.model_copy(update={"weights": None}), shape, recipe.members)
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
         net.encoder.load_state_dict(states["encoder"])
@@ -144,10 +135,6 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
         head = None
         if "head" in states:
             head = heads.like(states["head"])
-        folds: list[Encoder] = []
-        while (state := states.get(_fold(len(folds)))) is not None:
-            folds.append(build(recipe.network, shape).encoder)
-            folds[-1].load_state_dict(state)
     except Exception as error:  # pickle, zip and shape errors share no base
         raise TrainingError(f"{path}: cannot be read as weights of this recipe: {in_short(error)}") from None
-    return Learnt(net, head, _begun_with(folder), tuple(folds))
+    return Learnt(net, head, _begun_with(folder))

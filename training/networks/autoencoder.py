@@ -58,16 +58,10 @@ def _conv(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     return conv.Encoder(shape, network), conv.Decoder(shape, network.width, network.most, network.latent)
 
 
-def _unet(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
-    encoder = unet.Encoder(shape, network)
-    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
-
-
 KINDS: dict[str, Callable[[Network, Shape], tuple[Encoder, nn.Module]]] = {
     "conv": _conv,
     "conv-seed": _conv_seed,
     "dense": _dense,
-    "unet": _unet,
 }
 
 
@@ -94,9 +88,18 @@ def _backbone(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
 
 
-def build(network: Network, shape: Shape) -> Autoencoder:
-    make = KINDS[network.kind] if network.backbone is None else _backbone
-    encoder, decoder = make(network, shape)
+def _unet(network: Network, shape: Shape, members: int) -> tuple[Encoder, nn.Module]:
+    encoder = unet.Encoder(shape, network) if members == 1 else unet.Together(shape, network, members)
+    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
+
+
+def build(network: Network, shape: Shape, members: int = 1) -> Autoencoder:
+    """`members` are networks that find defects together."""
+    if network.name == "unet":
+        encoder, decoder = _unet(network, shape, members)
+    else:
+        make = KINDS[network.kind] if network.backbone is None else _backbone
+        encoder, decoder = make(network, shape)
     return Autoencoder(
         encoder=encoder,
         decoder=decoder,

@@ -19,7 +19,7 @@ class Encoded(NamedTuple):
     code: Tensor  # (N, latent); of a variational encoder, the mean
     maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
     log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
-    marks: Tensor | None = None  # of a network that finds defects, logits (N, 1, rows, columns)
+    marks: Tensor | None = None  # of networks that find defects, logits (N, networks, rows, columns)
 
 
 # What is made of a code's last linear layer; decoder, head and score take what comes out.

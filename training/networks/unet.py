@@ -17,6 +17,8 @@ _RARE = -3.0  # logit that the marks begin with: few places have a defect
 
 
 class Encoder(encoded.Encoder):
+    marks: tuple[int, ...]
+
     def __init__(self, shape: tuple[int, int, int], network: Network) -> None:
         super().__init__()
         height, across, given = shape
@@ -57,3 +59,29 @@ class Encoder(encoded.Encoder):
             enlarged = F.interpolate(image, size=beside.shape[2:], mode="bilinear", align_corners=False)
             image = step(torch.cat([enlarged, beside], dim=1))
         return Encoded(maps[-1].mean(dim=(2, 3)), maps, marks=self.mark(image))
+
+
+class Together(encoded.Encoder):
+    """Several networks on the same image: each one's marks are a channel; codes and maps are joined."""
+
+    marks: tuple[int, ...]
+
+    def __init__(self, shape: tuple[int, int, int], network: Network, count: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Encoder(shape, network) for _ in range(count))
+        one = self.members[0]
+        assert isinstance(one, Encoder)
+        self.latent = count * one.latent
+        self.maps = [(count * channels, *sides) for channels, *sides in one.maps]
+        self.marks = (count, *one.marks[1:])
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for member in self.members for block in member.blocks()]  # type: ignore[operator]
+
+    def forward(self, image: Tensor) -> Encoded:
+        codes, maps, _, marks = zip(*(member(image) for member in self.members), strict=True)
+        return Encoded(
+            torch.cat(codes, dim=1),
+            [torch.cat(each, dim=1) for each in zip(*maps, strict=True)],
+            marks=torch.cat(marks, dim=1),
+        )

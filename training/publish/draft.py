@@ -43,7 +43,6 @@ class Draft:
     bundle: Bundle
     arrays: dict[str, np.ndarray]  # of the reference file
     notes: tuple[Metric, ...] = ()  # metrics of the export itself
-    folds: tuple[Bundle, ...] = ()  # with the encoders of the folds, in the order of their numbers
 
     @classmethod
     def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
@@ -97,8 +96,6 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     )
     fields = _fields(recipe, material, labelled=learnt.head is not None, weights=learnt.weights)
     draft = Draft.of(recipe.name, exported, fields)
-    if isinstance(recipe.transfer, PasteMode):
-        draft = _marking(recipe, material, learnt, draft)
     notes: list[Metric] = []
     if learnt.head is not None:
         notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
@@ -107,18 +104,6 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     if recipe.trains_posterior:
         notes += likelihood.metrics(learnt.net, recipe.objective, material.test)
     return replace(draft, notes=tuple(notes))
-
-
-def _marking(recipe: Recipe, material: Material, learnt: Learnt, draft: Draft) -> Draft:
-    """With the graph that makes distances of marks, and a bundle for each fold."""
-    model = marks.to_onnx(_graph(draft), OPSET)
-    folds = []
-    for number, encoder in enumerate(learnt.folds, 1):
-        say(f"export of fold {number} of {len(learnt.folds)}")
-        net = replace(learnt.net, encoder=encoder)
-        exported = onnx.export(net, None, material.spec, decodes=False)
-        folds.append(Draft.of(recipe.name, exported, draft.fields | exported.fields).with_patches(model).bundle)
-    return replace(draft.with_patches(model), folds=tuple(folds))
 
 
 def _fields(recipe: Recipe, material: Material, labelled: bool, weights: Weights | None) -> dict[str, Any]:
@@ -201,15 +186,16 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
 
 def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
     """(the draft, with a memory of patches if the score reads one; the score; arrays of the reference file)."""
-    asked, rate = recipe.anomaly, recipe.false_alarm_rate
+    asked, rate, marking = recipe.anomaly, recipe.false_alarm_rate, isinstance(recipe.transfer, PasteMode)
     if asked.folds:
         normals = material.calibration
         folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
         say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
         out_of_fold, peaks = None, {}
-        if draft.folds:
-            out_of_fold, highest = marks.across(draft.folds, normals, folds)
-            peaks = {PEAKS: highest}
+        if marking:
+            across = marks.across(draft.bundle, normals, folds)
+            draft = draft.with_patches(marks.to_onnx(_graph(draft), across.levels, OPSET))
+            out_of_fold, peaks = across.distances, {PEAKS: across.peaks}
         elif PATCHES in asked.distances:
             found = patches.across(draft.bundle, normals, folds, count=asked.patches, opset=OPSET)
             draft = draft.with_patches(patches.to_onnx(found.memory, _graph(draft), OPSET))
@@ -218,7 +204,9 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
             draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
         )
         return draft, calibration, arrays | peaks
-    if PATCHES in asked.distances and draft.bundle.patches is None:
+    if marking:
+        draft = draft.with_patches(marks.to_onnx(_graph(draft), np.zeros(1), OPSET))
+    elif PATCHES in asked.distances:
         fitted_on, _ = distances.fitted_and_scaled(len(material.train))
         read = patches.read_part(draft.bundle, material.train.take(fitted_on), "patches")
         memory = patches.fit([read], asked.patches, "patches")
