@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,inspect"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,inspect,inspect-own"
 BY_NAME = "thawed"  # takes hours: only where it is asked for
 PAGE = ROOT / "docs" / "quality.md"
 
@@ -232,6 +232,7 @@ def main() -> None:
         "thawed": lambda: backbones.thawed(given.out / "backbone"),
         "distilled": lambda: backbones.distilled(given.out / "backbone"),
         "inspect": lambda: inspection.inspect(given.out / "inspect"),
+        "inspect-own": lambda: inspection.inspect_own(given.out / "inspect-own"),
     }
     for name in given.only.split(","):
         start = time.monotonic()
