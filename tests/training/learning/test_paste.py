@@ -18,6 +18,7 @@ from training.data.folds import folds_of
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.errors import TrainingError
+from training.learning.journal import Journal
 from training.learning.paste import covering, learn_to_find
 from training.learning.workshop import Workshop, open_workshop
 from training.recipe import DecoderStage, Input, Network, PasteMode, Recipe, Score
@@ -197,3 +198,22 @@ def test_calibration_leaves_the_marks_as_they_are(published: Path, bundle: Bundl
 def test_labels_are_not_compared(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "inspect-own", *of_recipe(published / "set"), "--out", str(tmp_path / "c")]) == 2
     assert "network.kind=unet finds defects" in capsys.readouterr().err
+
+
+class Stopping(Journal):
+    """Ctrl-C in the second network's first epoch."""
+
+    def write(self, **facts: float | str) -> None:
+        super().write(**facts)
+        if facts.get("stage") == "paste-2":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_to_the_same_networks(tmp_path: Path) -> None:
+    data, of = surfaces(12), recipe(MODE.model_copy(update={"epochs": 2}))
+    whole = learnt(tmp_path / "whole", of, data)
+    workshop = open_workshop(of, SHAPE, tmp_path / "parts", untrained=True)
+    with pytest.raises(KeyboardInterrupt):
+        learn_to_find(replace(workshop, journal=Stopping(tmp_path / "parts/metrics.jsonl")), material(of, data), of)
+    parts = learnt(tmp_path / "parts", of, data)
+    assert torch.equal(marks(parts, data.images[:]), marks(whole, data.images[:]))
