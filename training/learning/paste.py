@@ -23,6 +23,7 @@ from training.networks.encoded import Encoder
 from training.networks.unet import Together
 from training.progress import say
 from training.recipe import Augment, PasteMode, Recipe
+from training.score import marks
 
 _OVERLAP = 0.5  # weight of the overlap of marks and defects, beside the cross-entropy of places
 _VALIDATED = 64  # images, drawn once
@@ -37,6 +38,7 @@ def learn_to_find(workshop: Workshop, material: Material, recipe: Recipe) -> Non
         _train(workshop, "paste", material.train, held_out=material.validation, mode=mode)
         return
     folds, how = folds_of(normals, recipe.anomaly.folds, recipe.split, recipe.seed)
+    marks.refuse_single(folds)
     say(f"{len(normals):,} normal images in {recipe.anomaly.folds} folds, {how}")
     for number, member in enumerate(encoder.members):
         assert isinstance(member, Encoder)
@@ -76,13 +78,13 @@ def _train(workshop: Workshop, name: str, train: ImageSet, held_out: ImageSet, m
 def _loss(workshop: Workshop, images: Tensor, changed: Tensor) -> Tensor:
     """Cross-entropy of the places, and the share of marks and defects that do not overlap."""
     with workshop.autocast():
-        marks = workshop.net.encode(images).marks
-    assert marks is not None
-    marks = marks.float()
-    goal = covering(changed, marks.shape[2:])
-    share = marks.sigmoid()
+        logits = workshop.net.encode(images.contiguous(memory_format=torch.channels_last)).marks
+    assert logits is not None
+    logits = logits.float()
+    goal = covering(changed, logits.shape[2:])
+    share = logits.sigmoid()
     overlap = (2 * (share * goal).sum() + 1) / (share.sum() + goal.sum() + 1)
-    return F.binary_cross_entropy_with_logits(marks, goal) + _OVERLAP * (1 - overlap)
+    return F.binary_cross_entropy_with_logits(logits, goal) + _OVERLAP * (1 - overlap)
 
 
 def covering(changed: Tensor, sides: tuple[int, ...]) -> Tensor:

@@ -69,11 +69,17 @@ def are_in(model: bytes) -> bool:
     return bool(load_from_string(model).graph.name == GRAPH)
 
 
-def across(bundle: Bundle, data: ImageSet, folds: np.ndarray) -> Across:
-    """`folds` (N,): the number of the fold that holds each image, and of the network that has not seen it."""
+def refuse_single(folds: np.ndarray) -> None:
+    """An image is measured relative to the others of its fold."""
     sizes = np.bincount(folds)
     if sizes.min() < 2:
-        raise TrainingError(f"{len(data)} images in {len(sizes)} folds: marks need two in each: lower anomaly.folds")
+        raise TrainingError(f"{len(folds)} images in {len(sizes)} folds: marks need two in each: lower anomaly.folds")
+
+
+def across(bundle: Bundle, data: ImageSet, folds: np.ndarray) -> Across:
+    """`folds` (N,): the number of the fold that holds each image, and of the network that has not seen it."""
+    refuse_single(folds)
+    sizes = np.bincount(folds)
     marks = _own(bundle, data, folds)
     batches = [slice(start, start + _BATCH) for start in range(0, len(data), _BATCH)]
     highest = np.concatenate([_largest(marks[some]) for some in batches]).astype(np.float64)

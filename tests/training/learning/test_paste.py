@@ -103,6 +103,8 @@ def test_without_folds_one_network_is_trained_and_one_image_is_too_few(tmp_path:
     assert marks(learnt(tmp_path, of, surfaces(6)), surfaces(2).images[:]).shape == (2, 1, 10, 12)
     with pytest.raises(TrainingError, match="two images are needed"):
         learnt(tmp_path / "few", of, surfaces(4))
+    with pytest.raises(TrainingError, match="5 images in 3 folds: marks need two in each"):
+        learnt(tmp_path / "single", recipe(), surfaces(5))
 
 
 def test_a_place_has_a_defect_if_one_of_its_pixels_has() -> None:
