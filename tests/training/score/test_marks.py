@@ -9,6 +9,7 @@ from support import save_tiny, spec
 
 from app.bundle import Bundle, load
 from app.bundle.manifest import ANOMALY_MAP, PATCH_DISTANCE, PATCH_FEATURES, Graph, Tensor
+from app.bundle.scoring import threshold_at
 from app.bundle.session import Session
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
@@ -78,3 +79,33 @@ def test_a_fold_of_one_image_has_no_level_for_it(bundle: Bundle) -> None:
     data = ImageSet(RNG.integers(0, 256, (3, 4, 4, 1), dtype=np.uint8), np.array([], np.int64), ())
     with pytest.raises(TrainingError, match=r"3 images in 2 folds: marks need two in each: lower anomaly\.folds"):
         marks.across(two_networks(bundle), data, np.array([0, 0, 1]))
+
+
+class Drawn:
+    """Of image number n, in its first two pixels, the marks that are drawn for it: some images are odder than others,
+    and every network has a level of its own."""
+
+    def __init__(self, count: int, networks: int, rng: np.random.Generator) -> None:
+        oddness, level = rng.normal(size=(count, 1, 1, 1)), rng.normal(scale=5, size=(1, networks, 1, 1))
+        self.marks = (oddness + level + rng.normal(size=(count, networks, 4, 4))).astype(np.float32)
+
+    def run(self, images: np.ndarray, wanted: list[str]) -> dict[str, np.ndarray]:
+        return {PATCH_FEATURES: self.marks[images[:, 0, 0, 0] + 256 * images[:, 0, 1, 0].astype(int)]}
+
+
+def test_no_more_new_images_are_above_the_threshold_than_stated(bundle: Bundle) -> None:
+    """In the mean over sets of two dozen, by the three networks that the threshold comes from; a fourth, of which no
+    image is known that it has not seen, has a level of its own."""
+    rng, images = np.random.default_rng(0), np.zeros((24, 4, 4, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(24)
+    data, published, fourth = ImageSet(images, np.array([], np.int64), ()), [], []
+    for _ in range(150):
+        drawn = Drawn(324, 4, rng)
+        found = marks.across(replace(bundle, encoder=drawn), data, np.arange(24) % 3)  # type: ignore[arg-type]
+        threshold = threshold_at(np.sort(found.distances[:, 0]), 0.05)
+        relative = (drawn.marks[24:, :3] - found.levels[:, None, None]).mean(axis=1)
+        for shares, each in ((published, relative), (fourth, drawn.marks[24:, 3] - found.levels.mean())):
+            scores = np.logaddexp(0, each + marks.RAISED).reshape(300, -1).max(axis=1)
+            shares.append(np.mean(scores > threshold))
+    assert 0 < np.mean(published) <= 0.05
+    assert np.mean(fourth) > 0.2
