@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small,inspect-own"
 BY_NAME = "thawed"  # takes hours: only where it is asked for
 PAGE = ROOT / "docs" / "quality.md"
 
@@ -233,6 +233,8 @@ def main() -> None:
         "distilled": lambda: backbones.distilled(given.out / "backbone"),
         "literature": lambda: backbones.literature(given.out / "backbone"),
         "inspect": lambda: inspection.inspect(given.out / "inspect"),
+        "inspect-small": lambda: inspection.inspect_small(given.out / "inspect"),
+        "inspect-own": lambda: inspection.inspect_own(given.out / "inspect-own"),
     }
     for name in given.only.split(","):
         start = time.monotonic()

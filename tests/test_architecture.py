@@ -65,7 +65,7 @@ OPEN = {
         *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material"),
         *("named", "read", "resolution", "splits", "storage"),
     },
-    "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "weights"},
+    "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "unet", "weights"},
     "measure": {
         "components",
         "defects",
@@ -83,7 +83,7 @@ OPEN = {
     },
     "score": {
         *("anomaly", "distances", "drift", "evidence"),
-        *("latent_map", "patches", "prototypes", "reference", "temperature"),
+        *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
         *("distil", "finetune", "generate", "inference", "journal", "linear"),
@@ -115,7 +115,7 @@ KEPT_TO = {
     ),
     "onnx": (
         *("training.networks.graph", "training.publish.quantise"),
-        *("training.score.evidence", "training.score.patches", "training.score.prototypes"),
+        *("training.score.evidence", "training.score.marks", "training.score.patches", "training.score.prototypes"),
     ),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),

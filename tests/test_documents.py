@@ -266,6 +266,10 @@ SHORTER = {
     "transfer": SETS,
     "compare": (*SETS, *FEW_EPOCHS, "--budgets", "10", "--seeds", "2"),
 }
+OF_RECIPES = {  # in the place of those of the verb
+    "inspect": (),  # it trains nothing
+    "inspect-own": tuple(f"--set=transfer.{each}" for each in ("epochs=1", "samples=16", "side=64")),
+}
 
 
 @pytest.fixture
@@ -306,7 +310,8 @@ def follow(commands: Iterable[str], folder: Path, as_typed: bool = False) -> dic
         verb = words[words.index("training") + 1]
         home = str(Path(training.__file__).parents[1])
         settings = {"PYTHONPATH": home, "OMP_NUM_THREADS": "1", "GRAFT_DATA": str(folder / "data")}
-        arguments = [*words[1:], *(() if "inspect" in words else SHORTER.get(verb, ()))]  # it trains nothing
+        shorter = next((OF_RECIPES[word] for word in words if word in OF_RECIPES), SHORTER.get(verb, ()))
+        arguments = [*words[1:], *shorter]
         if verb == "compare" and "--arms" not in words:
             arguments += ["--arms", "pixels,random,scratch"]
         if as_typed:

@@ -43,7 +43,7 @@ Resize = Literal["stretch", "pad", "crop"]
 
 
 class Network(_Part):
-    kind: Literal["conv", "conv-seed", "dense"] = "conv"
+    kind: Literal["conv", "conv-seed", "dense", "unet"] = "conv"
     backbone: Backbone | None = None  # a published network in the place of `kind`
     weights: str | None = None  # of the backbone: imagenet (what is published for it), or a file by path or URL
     stages: PositiveInt | None = None  # of a backbone the first so many; the blocks above are left out
@@ -159,6 +159,7 @@ class _Mode(_Part):
     distils: ClassVar[bool] = False  # a teacher's features are learnt in the place of pretraining
     adapts: ClassVar[bool] = False  # the labels are the source's
     freezes: ClassVar[bool] = False  # the encoder stays as it was pretrained
+    labels: ClassVar[bool] = True  # the target's or the source's are learnt
 
     reads: Literal["embedding", "features"] = "features"  # the code, or the pooled maps of every stage
 
@@ -210,8 +211,26 @@ class ThawingMode(MixingMode):
 class DecoderMode(_Mode):
     """No labels: encoder frozen, the decoder alone is fine-tuned (as it is, at the end, in every mode)."""
 
-    freezes = True
+    freezes, labels = True, False
     mode: Literal["decoder"] = "decoder"
+
+
+class PasteMode(Stage, _Mode):
+    """No labels, no pretraining: the network learns to find pieces of other images that are pasted into each."""
+
+    untrained, labels = True, False
+    mode: Literal["paste"] = "paste"
+    samples: PositiveInt = 512  # images of an epoch, however few or many there are
+    side: NonNegativeInt = 128  # pixels of the squares that are cut out to train on, at most; 0: whole images
+    pieces: PositiveInt = 3  # in an image, at most
+    sound: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the images that stay as they are
+    seamless: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of the pieces that take the levels of their place
+
+    @model_validator(mode="after")
+    def ends_with_its_epochs(self) -> Self:
+        if self.patience is not None:
+            raise ValueError("transfer.patience: with mode paste the last epoch is kept, so every fold has as many")
+        return self
 
 
 class HeadMode(LabelMode):
@@ -361,7 +380,8 @@ Transfer = Annotated[
     | RandomFrozenMode
     | DannMode
     | MmdMode
-    | SourceOnlyMode,
+    | SourceOnlyMode
+    | PasteMode,
     Field(discriminator="mode"),
 ]
 MODES: dict[str, type[_Mode]] = {kind.model_fields["mode"].default: kind for kind in get_args(get_args(Transfer)[0])}
@@ -552,9 +572,34 @@ class Recipe(_Part):
         return self
 
     @model_validator(mode="after")
+    def what_finds_defects_is_what_scores_them(self) -> Self:
+        mode, unet = self.transfer.mode, self.network.name == "unet"
+        if (mode == "paste") != unet:
+            other = "transfer.mode=paste" if unet else "network.kind=unet"
+            raise ValueError(
+                f"network.kind={self.network.name} with transfer.mode={mode}: kind unet marks defects, and mode paste "
+                f"trains what marks them: set {other}, too"
+            )
+        if not unet:
+            return self
+        if self.anomaly.distances != (PATCHES,):
+            raise ValueError('transfer.mode=paste: its marks are the score: set anomaly.distances=["patches"]')
+        for name in ("strides", "patches"):
+            if getattr(self.anomaly, name) != Score.model_fields[name].default:
+                raise ValueError(f"anomaly.{name}: with transfer.mode=paste no patches are kept: leave it out")
+        if self.network.stem or not self.network.shortcuts:
+            raise ValueError("network.stem and network.shortcuts are for kind conv, not for unet")
+        return self
+
+    @model_validator(mode="after")
     def folds_are_new_to_the_encoder(self) -> Self:
-        """An encoder that has learnt from the normals makes their scores lower than those of new ones."""
+        """An encoder that has learnt from the normals makes their scores lower than those of new ones.
+
+        In mode paste each fold has a network that has not.
+        """
         mode = self.transfer
+        if isinstance(mode, PasteMode):
+            return self
         if self.anomaly.folds and not (mode.freezes and (mode.untrained or not self.pretrain.epochs)):
             raise ValueError(
                 f"anomaly.folds={self.anomaly.folds}: the encoder learns from the images that the folds hold, so their "
@@ -642,6 +687,11 @@ class Recipe(_Part):
         """Those whose weights must be at hand before training begins."""
         teacher = [self.transfer.teacher_network] if isinstance(self.transfer, DistilMode) else []
         return [network for network in (self.network, *teacher) if network.weights is not None]
+
+    @property
+    def members(self) -> int:
+        """How many networks find defects together: one for each fold, which has not seen it."""
+        return max(1, self.anomaly.folds) if isinstance(self.transfer, PasteMode) else 1
 
     @property
     def trains_posterior(self) -> bool:

@@ -83,7 +83,8 @@ class Graphs(Strict):
     `explain` returns (N, labels, rows, columns); the sum over rows and columns is the head's logits without the bias.
     It may read a map instead, (N, channels, rows, columns), whose average over places is the embedding: an output of
     the encoder that is computed for it alone. `patches` reads such a map, too, and returns `anomaly_map` (N, rows,
-    columns), the distance of each place from the remembered patches of normal images, and `patch_distance` (N, 1).
+    columns), the distance of each place from the remembered patches of normal images, or by how much a network marks it
+    as a defect, and `patch_distance` (N, 1).
     """
 
     encoder: Graph

@@ -108,7 +108,7 @@ const MEASURED = {
   residual: (what) => `how much of ${what} lies where no normal one differs`,
   neighbours: (what) => `how far ${what} is from the nearest normal ones`,
   local: (what) => `how far ${what} is from the nearest normal ones, relative to the distances among those`,
-  patches: (what) => `how far ${what} are from the nearest patches of normal ones`,
+  patches: (what) => `how unlike those of normal ones ${what} are`,
 };
 
 // One distance of the score in words, with its value in standard deviations, of which the score is the sum. A distance

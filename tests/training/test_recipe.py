@@ -235,6 +235,8 @@ def test_a_stored_recipe_may_list_what_other_modes_have(mode: str) -> None:
     own = recipe.MODES[mode]().model_dump()
     everything = {name: value for kind in recipe.MODES.values() for name, value in kind().model_dump().items()}
     stated = {"name": "x", "title": "", "source": "a", "target": "b", "transfer": {**everything, "way": 7, **own}}
+    if mode == "paste":
+        stated |= {"network": {"kind": "unet"}, "decoder": {"epochs": 0}, "anomaly": {"distances": ["patches"]}}
     assert recipe.Recipe.stored(json.dumps(stated)).transfer.model_dump() == own
     assert recipe.Recipe.stored(recipe.Recipe(**{**stated, "transfer": own}).model_dump_json()).transfer.mode == mode
     stated["transfer"]["wat"] = 1
@@ -249,7 +251,7 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         small.with_parts(pretrain=recipe.Pretrain(epochs=0))
 
 
-@pytest.mark.parametrize("mode", recipe.MODES)
+@pytest.mark.parametrize("mode", [mode for mode in recipe.MODES if mode != "paste"])
 def test_a_variational_code_is_for_modes_that_keep_the_encoder_as_it_was_pretrained(mode: str) -> None:
     """In the others the means move on, or are never trained, and the variances do not go along."""
     if mode in ("head", "linear", "decoder"):
@@ -288,3 +290,34 @@ def test_a_single_distance_may_be_written_without_brackets() -> None:
 def test_settings_of_patches_and_folds_that_do_not_fit_are_refused(changes: list[str], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         recipe.load("quick", changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["network.kind=conv"], "network.kind=conv with transfer.mode=paste: .* set network.kind=unet, too"),
+        (
+            ["transfer.mode=head", "transfer.augment={}"],
+            "network.kind=unet with transfer.mode=head: .* set transfer.mode=paste, too",
+        ),
+        (["network.backbone=resnet18"], "network.kind=resnet18 with transfer.mode=paste"),
+        (['anomaly.distances=["patches", "thumbnail.local"]'], "its marks are the score: set anomaly.distances"),
+        (["anomaly.strides=[8]"], "anomaly.strides: with transfer.mode=paste no patches are kept: leave it out"),
+        (["anomaly.patches=100"], "anomaly.patches: with transfer.mode=paste no patches are kept: leave it out"),
+        (["transfer.patience=3"], "with mode paste the last epoch is kept"),
+        (["network.stem=8"], "network.stem and network.shortcuts are for kind conv, not for unet"),
+        (["transfer.sound=1"], "transfer.sound: Input should be less than 1"),
+        (["transfer.views=2"], "transfer.views belongs to modes .*, and the mode is paste"),
+        (["network.variational=true"], "variational is for conv and dense, not for unet"),
+    ],
+)
+def test_settings_that_pasting_has_no_use_for_are_refused(changes: list[str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        recipe.load("inspect-own", changes)
+
+
+def test_each_fold_has_a_network() -> None:
+    assert recipe.load("inspect-own", ["anomaly.folds=4"]).members == 4
+    held = recipe.load("inspect-own", ["anomaly.folds=0"])
+    assert (held.members, held.transfer.labels, held.transfer.pretrains) == (1, False, False)
+    assert recipe.load("inspect", []).members == 1

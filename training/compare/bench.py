@@ -36,6 +36,8 @@ def compare(
     """
     if recipe.transfer.adapts:
         raise TrainingError(f"transfer.mode={recipe.transfer.mode}: a comparison needs labels of the target")
+    if recipe.network.name == "unet":
+        raise TrainingError("network.kind=unet finds defects: a comparison is of networks that labels are learnt with")
     recipe, done = _open(folder, recipe)
     material = gather(recipe)
     chosen = _budgets(budgets or BUDGETS, recipe, material)

@@ -83,14 +83,14 @@ def settled(recipe: Recipe) -> Recipe:
         found = train.sound
     else:
         found = marked(train, sound, recipe.target).sound
-        if found is None and isinstance(mode, DecoderMode):
+        if found is None and not mode.labels:
             found = usual_sound(train.classes)
     if found is not None and found != sound:
         others = [name for name in train.classes if name != found]
         beside = f"; {listed(others)} are kinds of defect, and only tested on" if others else ""
         say(f"{where}: {found} is taken as the sound class{beside}")
         recipe = recipe.with_parts(split=recipe.split.model_copy(update={"sound": found}))
-    if isinstance(mode, DecoderMode) or (found is None and train.classes):
+    if not mode.labels or (found is None and train.classes):
         return recipe
     say(f"{where}: its images are of one kind, and there is nothing to classify: transfer.mode=decoder is set")
     return recipe.with_parts(transfer=DecoderMode(reads=mode.reads))

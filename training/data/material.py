@@ -164,7 +164,7 @@ def _refuse_what_would_fail_later(
         threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
     except ValueError as error:
         raise TrainingError(f"{recipe.target}: {error}; raise false_alarm_rate, or add images") from None
-    if recipe.transfer.mode != "decoder" and len(target.classes) < 2:
+    if recipe.transfer.labels and len(target.classes) < 2:
         found = f"one class, {target.classes[0]}" if target.classes else "no labels"
         raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')
 

@@ -23,6 +23,7 @@ from training.learning.episodes import episodic
 from training.learning.finetune import distilled, finetune, full, multitask, train_head
 from training.learning.gradual import gradual
 from training.learning.linear import train_linear
+from training.learning.paste import learn_to_find
 from training.learning.pretrain import pretrain
 from training.learning.workshop import Workshop, begun_with, open_workshop
 from training.networks import head as heads
@@ -30,7 +31,7 @@ from training.networks import weights
 from training.networks.autoencoder import Autoencoder, build
 from training.networks.head import Head
 from training.progress import say
-from training.recipe import AdaptMode, DistilMode, Recipe
+from training.recipe import AdaptMode, DistilMode, PasteMode, Recipe
 
 WEIGHTS_FILE = "weights.pt"
 BEGUN_FILE = "published.json"  # the published weights that the network began with
@@ -72,7 +73,9 @@ def learn(recipe: Recipe, material: Material, folder: Path, only_pretrain: bool 
         distil(workshop, material, recipe.pretrain, mode)
     train, validation = material.train, material.validation
     head: Head | None = None
-    if isinstance(mode, AdaptMode):
+    if isinstance(mode, PasteMode):
+        learn_to_find(workshop, material, recipe)
+    elif isinstance(mode, AdaptMode):
         head = adapt(workshop, material.source_train, held_out=material.source_validation, target=train, transfer=mode)
     elif mode.mode in METHODS:
         head = METHODS[mode.mode](workshop, train, validation, mode)
@@ -123,7 +126,7 @@ def load_learnt(recipe: Recipe, shape: tuple[int, int, int], folder: Path) -> Le
         raise TrainingError(
             f"{folder}: not trained to its end; resume it with graft-train transfer RECIPE --run {folder} --resume"
         )
-    net = build(recipe.network.model_copy(update={"weights": None}), shape)
+    net = build(recipe.network.model_copy(update={"weights": None}), shape, recipe.members)
     try:
         states = torch.load(path, map_location="cpu", weights_only=True)
         net.encoder.load_state_dict(states["encoder"])

@@ -79,7 +79,7 @@ def open_workshop(recipe: Recipe, shape: tuple[int, int, int], folder: Path, unt
     torch.manual_seed(recipe.seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = build(begun_with(recipe, untrained), shape)
+    net = build(begun_with(recipe, untrained), shape, recipe.members)
     for part in (net.encoder, net.decoder, net.pool):
         part.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if ranks.count() > 1 and device.type == "cuda":

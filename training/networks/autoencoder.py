@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from training.errors import TrainingError
-from training.networks import conv, conv_seed, dense, efficientnet_lite, encoded, resnet, weights
+from training.networks import conv, conv_seed, dense, efficientnet_lite, encoded, resnet, unet, weights
 from training.networks.encoded import Encoded, Encoder, Pool
 from training.recipe import Network
 
@@ -93,9 +93,18 @@ def _backbone(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
 
 
-def build(network: Network, shape: Shape) -> Autoencoder:
-    make = KINDS[network.kind] if network.backbone is None else _backbone
-    encoder, decoder = make(network, shape)
+def _unet(network: Network, shape: Shape, members: int) -> tuple[Encoder, nn.Module]:
+    encoder = unet.Encoder(shape, network) if members == 1 else unet.Together(shape, network, members)
+    return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
+
+
+def build(network: Network, shape: Shape, members: int = 1) -> Autoencoder:
+    """`members` are networks that find defects together."""
+    if network.name == "unet":
+        encoder, decoder = _unet(network, shape, members)
+    else:
+        make = KINDS[network.kind] if network.backbone is None else _backbone
+        encoder, decoder = make(network, shape)
     return Autoencoder(
         encoder=encoder,
         decoder=decoder,

@@ -19,6 +19,7 @@ class Encoded(NamedTuple):
     code: Tensor  # (N, latent); of a variational encoder, the mean
     maps: list[Tensor]  # each stage's output, (N, C, H, W) or (N, D)
     log_variance: Tensor | None = None  # of a variational encoder, (N, latent)
+    marks: Tensor | None = None  # of networks that find defects, logits (N, networks, rows, columns)
 
 
 # What is made of a code's last linear layer; decoder, head and score take what comes out.
@@ -34,6 +35,7 @@ class Encoder(nn.Module):
 
     latent: int
     maps: list[tuple[int, ...]]  # shapes of Encoded.maps, without the batch
+    marks: tuple[int, ...] | None = None  # shape of Encoded.marks, without the batch
 
     def blocks(self) -> list[nn.Module]:
         """From the pixels up: what gradual unfreezing takes one by one."""

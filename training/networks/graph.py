@@ -18,8 +18,8 @@ OPSET = 20
 class EncoderGraph(nn.Module):
     """uint8 (N, H, W, C) in, as files are decoded: scaling is part of the graph.
 
-    `embedding`, then `features` if they are asked for, then a backbone's `map`, then `patch_features` if stage maps
-    are named for them.
+    `embedding`, then `features` if they are asked for, then a backbone's `map`, then `patch_features`: the marks of a
+    network that finds defects, or stage maps if they are named.
     """
 
     def __init__(self, net: Autoencoder, features: bool, patches: Joined | None = None) -> None:
@@ -34,7 +34,9 @@ class EncoderGraph(nn.Module):
             outputs.append(self.pool(encoded.maps))
         if self.places is not None:
             outputs.append(self.places(encoded.maps[-self.places.count :]))
-        if self.patches is not None:
+        if encoded.marks is not None:
+            outputs.append(encoded.marks)
+        elif self.patches is not None:
             outputs.append(self.patches(encoded.maps))
         return tuple(outputs)
 
@@ -60,7 +62,7 @@ def encoder_graph(
 ) -> Graph:
     """What the exported encoder takes and gives; it gives `features` too if they are asked for.
 
-    `patches` are the stage maps that `patch_features` joins.
+    `patches` are the stage maps that `patch_features` joins, unless the network marks defects.
 
     A backbone's `map` (N, channels, rows, columns) has `embedding` as the average of its last channels over all places,
     and `features` as that of all channels, where these are averages of whole maps.
@@ -71,7 +73,9 @@ def encoder_graph(
     places = _places(net, features)
     if places is not None:
         outputs.append(("map", places.shape))
-    if patches is not None:
+    if net.encoder.marks is not None:
+        outputs.append((PATCH_FEATURES, net.encoder.marks))
+    elif patches is not None:
         outputs.append((PATCH_FEATURES, Patches(net.encoder.maps, patches).shape))
     return Graph(
         file="encoder.onnx",

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from app.bundle import Bundle, assemble, with_patches, with_references
-from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Metric, Weights
+from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import PATCHES
 from training.data.folds import folds_of
@@ -27,8 +27,8 @@ from training.publish import onnx
 from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
-from training.recipe import DistilMode, Recipe
-from training.score import anomaly, distances, drift, latent_map, patches, reference, temperature
+from training.recipe import DistilMode, PasteMode, Recipe
+from training.score import anomaly, distances, drift, latent_map, marks, patches, reference, temperature
 
 _SOME = 256  # images on which torch and the exported graphs are compared, where torch takes long
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
@@ -49,9 +49,9 @@ class Draft:
         fields = {**exported.fields, **fields}
         return cls(exported, fields, assemble(name, fields, exported.files, exported.tolerances), {})
 
-    def with_patches(self, memory: patches.Memory) -> "Draft":
-        graph = patches.graph_of(self.exported.graphs.encoder)
-        model = patches.to_onnx(memory, graph, OPSET)
+    def with_patches(self, model: bytes) -> "Draft":
+        """With a graph that gives each place its distance, by a memory of patches or by marks."""
+        graph = _graph(self)
         graphs = self.exported.graphs.model_copy(update={"patches": graph})
         off = max(patches.TOLERANCE, self.exported.tolerances.get(PATCH_FEATURES, 0))
         exported = replace(
@@ -187,22 +187,31 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
 def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
     """(the draft, with a memory of patches if the score reads one; the score; arrays of the reference file)."""
     asked, rate, levels = recipe.anomaly, recipe.false_alarm_rate, draft.exported.levels
+    marking = isinstance(recipe.transfer, PasteMode)
     if asked.folds:
         normals = material.calibration
         folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
         say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
         out_of_fold, peaks = None, {}
-        if PATCHES in asked.distances:
+        if marking:
+            across = marks.across(draft.bundle, normals, folds)
+            draft = draft.with_patches(marks.to_onnx(_graph(draft), across.levels, OPSET))
+            out_of_fold, peaks = across.distances, {PEAKS: across.peaks}
+        elif PATCHES in asked.distances:
             found = patches.across(draft.bundle, normals, levels, folds, count=asked.patches, opset=OPSET)
-            draft, out_of_fold, peaks = draft.with_patches(found.memory), found.distances, {PEAKS: found.peaks}
+            draft = draft.with_patches(patches.to_onnx(found.memory, _graph(draft), OPSET))
+            out_of_fold, peaks = found.distances, {PEAKS: found.peaks}
         calibration, arrays = anomaly.fit_bundle_across(
             draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
         )
         return draft, calibration, arrays | peaks
-    if PATCHES in asked.distances:
+    if marking:
+        draft = draft.with_patches(marks.to_onnx(_graph(draft), np.zeros(1), OPSET))
+    elif PATCHES in asked.distances:
         fitted_on, _ = distances.fitted_and_scaled(len(material.train))
         read = patches.read_parts(draft.bundle, material.train.take(fitted_on), levels, "patches")
-        draft = draft.with_patches(patches.fit([read], levels, asked.patches, "patches"))
+        memory = patches.fit([read], levels, asked.patches, "patches")
+        draft = draft.with_patches(patches.to_onnx(memory, _graph(draft), OPSET))
     calibration, arrays = anomaly.fit_to_bundle(
         draft.bundle,
         material.train,
@@ -211,6 +220,10 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
         false_alarm_rate=rate,
     )
     return draft, calibration, arrays | patches.peaks_of(draft.bundle, material.calibration)
+
+
+def _graph(draft: Draft) -> Graph:
+    return patches.graph_of(draft.exported.graphs.encoder)
 
 
 def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:

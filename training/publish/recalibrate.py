@@ -8,7 +8,7 @@ from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
 from training.publish.card import card_of_recalibrated
-from training.score import anomaly, distances, drift, patches, reference
+from training.score import anomaly, distances, drift, marks, patches, reference
 
 # Metrics of the former score.
 _OF_THE_SCORE = frozenset({"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", *defects.TITLES})
@@ -71,5 +71,7 @@ def _remembering(folder: Path, bundle: Bundle, normals: ImageSet) -> tuple[Bundl
         return bundle, {}
     fitted_on, _ = distances.fitted_and_scaled(len(normals))
     before = (folder / graph.file).read_bytes()
+    if marks.are_in(before):
+        return bundle, {}
     model = patches.refitted(bundle, normals.take(fitted_on), before, bundle.manifest.provenance.opset)
     return with_patches(bundle, graph, model), {graph.file: model}

@@ -38,7 +38,7 @@ _AT_ONCE = 4096
 _TINY = 1e-12  # in place of a variance of 0
 _PROJECTED = 64  # dimensions in which is chosen
 _PIXELS = 1 << 21  # of a batch
-_IR_VERSION = 10  # onnxruntime reads it since 1.18
+IR_VERSION = 10  # onnxruntime reads it since 1.18
 
 Shape = tuple[int, int, int]  # channels, rows, columns
 
@@ -215,7 +215,7 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
         for name, array in weights.items()
     ]
     made = helper.make_graph(nodes, "patches", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
     checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
