@@ -351,7 +351,7 @@ def across(bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], folds: np.nd
     parts = []
     for number, held in enumerate(members, 1):
         label = f"patches, fold {number} of {len(members)}"
-        read = read_parts(bundle, data.take(held), shapes, label, most)
+        read = read_parts(bundle, data.take(held), shapes, label, most=most)
         parts.append([thinned(each, count, label) for each in read])
     stated = graph_of(bundle.manifest.graphs.encoder)
     distances, peaks = np.empty((len(data), 1), np.float32), np.empty(len(data), np.float32)

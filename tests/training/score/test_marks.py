@@ -39,8 +39,8 @@ def test_the_graph_gives_the_networks_mean_above_their_levels_and_of_that_the_la
     highest = np.sort(expected.reshape(4, -1), axis=1)[:, -6:].mean(axis=1)
     np.testing.assert_allclose(found[PATCH_DISTANCE][:, 0], highest, rtol=1e-4)
     assert marks.are_in(model)
-    memory = patches.Memory(np.zeros(3), np.eye(3), np.ones((4, 3)), np.ones(4))
-    assert not marks.are_in(patches.to_onnx(memory, graph, 20))
+    level = patches.Level((3, 40, 50), np.zeros(3), np.eye(3), points=np.ones((4, 3)), reach=np.ones(4))
+    assert not marks.are_in(patches.to_onnx((level,), graph, 20))
 
 
 @pytest.fixture
