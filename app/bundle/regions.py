@@ -46,7 +46,7 @@ def peaks_of(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
 
 
 def find(map_: np.ndarray, threshold: float, peaks: np.ndarray, spec: InputSpec, size: Size) -> list[Region]:
-    """Of a map (H, W) of the encoder's input. `peaks` are those of sound images."""
+    """Of a map (H, W) of the encoder's input, or of a picture in tiles. `peaks` are those of sound images."""
     labels, count = label_regions(map_ > threshold)
     if not count:
         return []
@@ -66,8 +66,8 @@ def find(map_: np.ndarray, threshold: float, peaks: np.ndarray, spec: InputSpec,
         box = (
             left + float(at_x.min()) * across,
             top + float(at_y.min()) * down,
-            left + float(at_x.max() + 1) * across,
-            top + float(at_y.max() + 1) * down,
+            min(left + float(at_x.max() + 1) * across, size.width),
+            min(top + float(at_y.max() + 1) * down, size.height),
         )
         score = highest[number]
         found.append(Region(box, len(at_y) * across * down, float(score), float(p_values(score, peaks))))

@@ -127,7 +127,14 @@ def _dimensions_of(pixels: np.ndarray) -> Dimensions:
 
 def _thumbnails(images: Sequence[Image], asked: Input, channels: int) -> Iterator[np.ndarray]:
     """(64, 64, C) uint8 of each image that can be decoded."""
-    small = {"height": _SIDE, "width": _SIDE, "channels": channels, "resize": "stretch", "padding": "background"}
+    small = {
+        "height": _SIDE,
+        "width": _SIDE,
+        "channels": channels,
+        "resize": "stretch",
+        "padding": "background",
+        "tiles": None,
+    }
     spec = asked.model_copy(update=small).spec()
     for image in images:
         try:

@@ -21,14 +21,15 @@ from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
 from training.errors import TrainingError
-from training.measure.maps import maps_of
+from training.measure.maps import highest, maps_of
 from training.progress import track
+from training.recipe import TOP
+from training.score import tiled
 
 FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
 CANDIDATES = 50_000  # patches of a part from which are chosen, at most
 LARGEST = 16_000_000  # bytes of a memory
-TOP = 0.003  # share of an image's places whose mean is its distance
 _RIDGE = 0.1  # of the mean variance, added to that of every direction
 _NEIGHBOURS = 15  # whose mean distance is a patch's reach
 _LEAST_REACH = 1e-3  # of the mean: copies would divide by zero
@@ -59,6 +60,8 @@ class Memory:
 
 def read_part(bundle: Bundle, data: ImageSet, label: str, most: int = CANDIDATES, seed: int = 0) -> Part:
     """Candidates of all images: every place, or `most` drawn ones. Only these are in memory."""
+    if bundle.tiled:
+        return _part(tiled.drawn(bundle, data, label, most=most, seed=seed))
     graph = next(tensor for tensor in bundle.manifest.graphs.encoder.outputs if tensor.name == PATCH_FEATURES)
     _, channels, *sides = graph.shape
     places = math.prod(sides)
@@ -74,6 +77,10 @@ def read_part(bundle: Bundle, data: ImageSet, label: str, most: int = CANDIDATES
         here = rows[done : np.searchsorted(rows, (batch[-1] + 1) * places)]
         vectors[done : done + len(here)] = found[np.searchsorted(batch, here // places) * places + here % places]
         done += len(here)
+    return _part(vectors)
+
+
+def _part(vectors: np.ndarray) -> Part:
     if not np.isfinite(vectors).all():
         raise TrainingError(f"the normals' {PATCH_FEATURES} are not finite: the network diverged")
     return Part(
@@ -250,7 +257,11 @@ def across(bundle: Bundle, data: ImageSet, folds: np.ndarray, count: int, opset:
         label = f"out of fold {number + 1} of {len(members)}"
         memory = fit([*parts[:number], *parts[number + 1 :]], count, label)
         session = Session(to_onnx(memory, stated, opset), stated, FILE, threads=cpu_limit())
-        distances[held], peaks[held] = _measured(bundle, session, data.images, chosen=held, label=label)
+        distances[held], peaks[held] = (
+            tiled.measured(bundle, session, stated, data.take(held), label=label)
+            if bundle.tiled
+            else _measured(bundle, session, data.images, chosen=held, label=label)
+        )
     return Folds(fit(parts, count, "patches"), distances, np.sort(peaks))
 
 
@@ -258,7 +269,7 @@ def peaks_of(bundle: Bundle, normals: ImageSet) -> dict[str, np.ndarray]:
     """The array of the reference file that sets the threshold of regions, if the bundle remembers patches."""
     if bundle.patches is None:
         return {}
-    return {PEAKS: np.sort(maps_of(bundle, normals, "regions").max(axis=(1, 2)))}
+    return {PEAKS: np.sort(highest(maps_of(bundle, normals, "regions")))}
 
 
 def _measured(
