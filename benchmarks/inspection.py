@@ -18,6 +18,7 @@ from app.bundle.regions import Size
 from app.bundle.store import versions
 from benchmarks.bars import Bar
 from benchmarks.home import Skipped
+from benchmarks.tiles import tiles
 from training import recipe, run
 from training.data import named
 from training.errors import TrainingError
@@ -40,6 +41,7 @@ def inspect(out: Path) -> Iterator[Bar]:
         weights.path_of(recipe.load("inspect", []).network)
     except TrainingError as error:
         raise Skipped(str(error)) from None
+    yield from tiles(out / "tiles")
     for name in SETS:
         folders = _folders(name)
         found = {folder.name: [_bundle(folder, seed, out) for seed in range(SEEDS)] for folder in folders}

@@ -456,9 +456,8 @@ class Input(_Part):
     # Side of the tiles into which pictures are cut in their own resolution, in pixels; it is the height and the width,
     # and takes the place of `resize`. Unset, a picture is scaled to the input as a whole.
     tiles: Annotated[int, Field(ge=TILE_STEP, le=2048, multiple_of=TILE_STEP)] | None = None
-    overlap: Annotated[int, Field(ge=0, multiple_of=TILE_STEP)] = (
-        TILE_STEP  # pixels that neighbouring tiles share, at least
-    )
+    # Pixels that neighbouring tiles share, at least; unset, an eighth of the side, to a multiple of 32 but above 0.
+    overlap: Annotated[int, Field(ge=0, multiple_of=TILE_STEP)] | None = None
     scale: Annotated[float, Field(gt=0, le=1)] = 1  # of a picture's own resolution, at which it is cut
 
     @model_validator(mode="before")
@@ -470,15 +469,17 @@ class Input(_Part):
         for side in ("height", "width"):
             if table.get(side, "auto") not in ("auto", tiles):
                 raise ValueError(f"{side}={table[side]}: with tiles={tiles}, that is height and width: leave it out")
-        return {**table, "height": tiles, "width": tiles}
+        eighth = TILE_STEP * max(1, (tiles + 4 * TILE_STEP) // (8 * TILE_STEP)) if tiles > TILE_STEP else 0
+        given = {name: value for name, value in table.items() if value is not None}
+        return {"overlap": eighth, **given, "height": tiles, "width": tiles}
 
     @model_validator(mode="after")
     def tiles_are_whole(self) -> "Input":
         if self.tiles is None:
-            if (self.overlap, self.scale) != (TILE_STEP, 1):
+            if (self.overlap, self.scale) != (None, 1):
                 raise ValueError("overlap and scale are of tiles: set tiles, too")
             return self
-        if self.overlap >= self.tiles:
+        if self.overlap is None or self.overlap >= self.tiles:
             raise ValueError(f"overlap={self.overlap}: must be below tiles={self.tiles}")
         if self.resize != "stretch":
             raise ValueError(f"resize={self.resize}: a picture that is cut into tiles keeps its shape: leave it out")
@@ -507,7 +508,7 @@ class Input(_Part):
             raise TrainingError(f"input.{name}={value} was not decided by images: write a number or a colour")
         return InputSpec(
             **self.model_dump(exclude={"short_side", "tiles", "overlap", "scale"}),
-            tiles=Tiles(overlap=self.overlap, scale=self.scale, largest=TOP) if self.tiles is not None else None,
+            tiles=None if self.overlap is None else Tiles(overlap=self.overlap, scale=self.scale, largest=TOP),
             orientation="apply",
             sixteen_bit="high_byte",
             palette="expand",

@@ -169,6 +169,13 @@ def test_a_stored_recipe_with_tiles_is_read_as_it_was(tmp_path: Path) -> None:
     assert recipe.read(tmp_path) == chosen
 
 
+@pytest.mark.parametrize(("tiles", "overlap"), [(32, 0), (64, 32), (224, 32), (448, 64), (512, 64), (1024, 128)])
+def test_neighbours_share_an_eighth_of_a_side_unless_a_recipe_says_more(tiles: int, overlap: int) -> None:
+    spec = recipe.load("inspect", [f"input.tiles={tiles}"]).input.spec()
+    assert spec.tiles is not None
+    assert spec.tiles.overlap == overlap
+
+
 def test_tiles_are_for_pictures_in_files() -> None:
     spec = recipe.load("inspect", ["input.tiles=64"]).input.spec()
     with pytest.raises(TrainingError, match="for a folder of pictures, or a CSV of them"):
