@@ -4,7 +4,7 @@
 its encoder reads every image once; for each draw of labels a head is fitted, exported and run in the place of the
 bundle's own. Test images take part in no choice: the penalty comes from cross-validation on the labelled images.
 `backbone-speed`: milliseconds of an image, minutes of a folder. `thawed`: the same with its upper blocks trained.
-`distilled`: what a small network keeps of it.
+`distilled`: what a small network keeps of it. `literature`: the two recipes that the literature begins with, on Lite0.
 """
 
 import math
@@ -108,6 +108,17 @@ def distilled(out: Path) -> Iterator[Bar]:
     print(f"        scratch {scratch:.4f}, distilled {reached:.4f}, teacher {teacher:.4f}", flush=True)
     kept = (reached - scratch) / (teacher - scratch)
     yield Bar("clothing, share of the teacher's gain over scratch that the small network keeps", kept, 0.5, 0.8)
+
+
+def literature(out: Path) -> Iterator[Bar]:
+    """One seed each, beside `photos` on the same split: what is asked is whether its head is a better choice."""
+    for name, (settings, *_) in SETS.items():
+        folder = _folder(name)
+        usual = _value(_bundle(folder, settings, out / name), "accuracy")
+        for recipe_name in ("backbone", "backbone-thawed"):
+            chosen = (*settings, "network.backbone=efficientnet-lite0")
+            found = _value(_bundle(folder, chosen, out / f"literature-{name}", recipe_name), "accuracy")
+            yield Bar(f"{name}, {recipe_name} on Lite0, accuracy beside photos", found, usual, usual)
 
 
 def _folder(name: str) -> Path:

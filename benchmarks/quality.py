@@ -205,7 +205,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,inspect"
+PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect"
 BY_NAME = "thawed"  # takes hours: only where it is asked for
 PAGE = ROOT / "docs" / "quality.md"
 
@@ -231,6 +231,7 @@ def main() -> None:
         "backbone-speed": lambda: backbones.speed(given.out / "backbone"),
         "thawed": lambda: backbones.thawed(given.out / "backbone"),
         "distilled": lambda: backbones.distilled(given.out / "backbone"),
+        "literature": lambda: backbones.literature(given.out / "backbone"),
         "inspect": lambda: inspection.inspect(given.out / "inspect"),
     }
     for name in given.only.split(","):

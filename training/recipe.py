@@ -47,6 +47,7 @@ class Network(_Part):
     kind: Literal["conv", "conv-seed", "dense"] = "conv"
     backbone: Backbone | None = None  # a published network in the place of `kind`
     weights: str | None = None  # of the backbone: imagenet (what is published for it), or a file by path or URL
+    stages: PositiveInt | None = None  # of a backbone the first so many; the blocks above are left out
     width: PositiveInt = 32  # conv: channels of the first stage, doubled by each; backbone: of the decoder
     depth: PositiveInt = 1  # conv: residual blocks in each stage
     most: PositiveInt = 256  # conv and a backbone's decoder: channels of no stage exceed it
@@ -86,6 +87,8 @@ class Network(_Part):
             )
         if self.weights is not None and self.backbone is None:
             raise ValueError(f"weights are for a backbone, not for {self.kind}: set network.backbone")
+        if self.stages is not None and self.backbone is None:
+            raise ValueError(f"stages are of a backbone, not of {self.kind}: set network.backbone")
         return self
 
 
@@ -671,10 +674,10 @@ class Recipe(_Part):
     def a_network_of_ours_is_distilled(self) -> Self:
         if not isinstance(self.transfer, DistilMode):
             return self
-        if self.network.backbone is not None:
+        if self.network.backbone is not None and self.network.stages is None:
             raise ValueError(
-                "transfer.mode=distil: a network of ours learns from a backbone: name that in transfer.teacher, and "
-                "leave out network.backbone"
+                "transfer.mode=distil: a smaller network learns from a backbone: name that in transfer.teacher, and "
+                "leave out network.backbone, or set network.stages: its lower blocks are the smaller network"
             )
         if not self.pretrain.epochs:
             raise ValueError("pretrain.epochs=0: nothing is learnt of the teacher; set it above 0, or mode=scratch")

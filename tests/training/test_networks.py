@@ -29,7 +29,34 @@ NETWORKS = [
     (Network(width=8, depth=2, stem=4), (30, 45, 3)),
     (Network(backbone="resnet18", weights=None, width=8), COLOUR),
     (Network(backbone="resnet50", weights=None, width=8), GREY),
+    (Network(backbone="resnet18", weights=None, width=8, stages=2), COLOUR),
+    (Network(backbone="efficientnet-lite0", weights=None, width=8, stages=3), COLOUR),
+    (Network(backbone="efficientnet-lite0", weights=None, width=8, stages=4), COLOUR),
 ]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet-lite0"])
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_the_lower_blocks_of_a_backbone_compute_what_they_compute_in_it(
+    backbone: Literal["resnet18", "efficientnet-lite0"], count: int
+) -> None:
+    whole = build(Network(backbone=backbone, weights=None, width=8), COLOUR).encoder.eval()
+    lower = build(Network(backbone=backbone, weights=None, width=8, stages=count), COLOUR).encoder.eval()
+    state = whole.state_dict()
+    lower.load_state_dict({name: state[name] for name in lower.state_dict()})
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected, found = whole(image), lower(image)
+    assert len(found.maps) == count
+    assert all(torch.equal(one, other) for one, other in zip(found.maps, expected.maps, strict=False))
+    torch.testing.assert_close(found.code, expected.maps[count - 1].mean(dim=(2, 3)))
+
+
+def test_a_backbone_has_so_many_maps() -> None:
+    with pytest.raises(TrainingError, match=r"network\.stages=6: efficientnet-lite0 has 5"):
+        build(Network(backbone="efficientnet-lite0", weights=None, stages=6), COLOUR)
+    with pytest.raises(ValueError, match=r"stages are of a backbone, not of conv: set network\.backbone"):
+        Network(stages=3)
 
 
 @pytest.mark.parametrize(("network", "shape"), NETWORKS, ids=lambda value: str(getattr(value, "kind", value)))

@@ -81,7 +81,7 @@ def test_a_bad_change_is_named(change: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("network.backbone=resnet18", "a network of ours learns from a backbone: name that in transfer.teacher"),
+        ("network.backbone=resnet18", "a smaller network learns from a backbone: name that in transfer.teacher"),
         ("pretrain.epochs=0", "nothing is learnt of the teacher; set it above 0, or mode=scratch"),
         ("pretrain.augment={}", "transfer.views: views are alike without pretrain.augment"),
         ("transfer.teacher=alexnet", "transfer.teacher: Input should be 'efficientnet-lite0'"),

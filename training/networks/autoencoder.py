@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from training.networks import conv, conv_seed, dense, efficientnet_lite, resnet, weights
+from training.errors import TrainingError
+from training.networks import conv, conv_seed, dense, efficientnet_lite, encoded, resnet, weights
 from training.networks.encoded import Encoded, Encoder, Pool
 from training.recipe import Network
 
@@ -69,7 +70,7 @@ KINDS: dict[str, Callable[[Network, Shape], tuple[Encoder, nn.Module]]] = {
 class Backbone:
     """A network of others: how its encoder is built, and how the names of its classifier's weights begin."""
 
-    build: Callable[[str, Shape], Encoder]
+    build: Callable[[str, Shape], encoded.Backbone]
     classifier: str
 
 
@@ -85,6 +86,10 @@ def _backbone(network: Network, shape: Shape) -> tuple[Encoder, nn.Module]:
     encoder = made.build(network.backbone, shape)
     if network.weights is not None:
         weights.load(encoder, network, made.classifier)
+    if network.stages is not None:
+        if network.stages > len(encoder.maps):
+            raise TrainingError(f"network.stages={network.stages}: {network.backbone} has {len(encoder.maps)}")
+        encoder.cut(network.stages)
     return encoder, conv.Decoder(shape, network.width, network.most, encoder.latent)
 
 

@@ -103,8 +103,6 @@ class Block(nn.Module):
 class Encoder(encoded.Backbone):
     """The stage maps are the last at each size from a quarter of the sides down, then the last convolution's."""
 
-    latent = LAST
-
     def __init__(self, kind: str, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self._conv_stem, self._bn0 = Same(3, STEM, 3, 2, bias=False), _norm(STEM)
@@ -122,16 +120,22 @@ class Encoder(encoded.Backbone):
                 self.maps.append((given, *sides))
         self._conv_head, self._bn1 = Same(given, LAST, 1, bias=False), _norm(LAST)
         self.maps.append((LAST, *sides))
+        self.latent = LAST
+
+    def cut(self, count: int) -> None:
+        if count < len(self.maps):
+            del self._conv_head, self._bn1
+            self.kept = self.kept[:count]
+            del self._blocks[self.kept[-1] + 1 :]
+        super().cut(count)
 
     def blocks(self) -> list[nn.Module]:
         """The stem; the blocks up to each stage map; the last convolution."""
         starts = (0, *(index + 1 for index in self.kept))
         sizes = [nn.ModuleList(self._blocks[a:b]) for a, b in pairwise(starts)]
-        return [
-            nn.ModuleList([self._conv_stem, self._bn0]),
-            *sizes,
-            nn.ModuleList([self._conv_head, self._bn1]),
-        ]
+        whole = len(self.maps) > len(self.kept)
+        last = [nn.ModuleList([self._conv_head, self._bn1])] if whole else []
+        return [nn.ModuleList([self._conv_stem, self._bn0]), *sizes, *last]
 
     def prepared(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) * 255 - MEAN) / SCALE  # grey becomes the same thrice

@@ -44,6 +44,11 @@ class Backbone(Encoder):
     """Blocks in a row, of which the lower may run apart. The output of each but the first is a stage map; the code is
     the average of the last over its places."""
 
+    def cut(self, count: int) -> None:
+        """Leave out the blocks above the first `count` stage maps; the code is the average of the last of those."""
+        self.maps = self.maps[:count]
+        self.latent = self.maps[-1][0]
+
     def prepared(self, image: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) in 0…1 → what the first block takes."""
         raise NotImplementedError

@@ -76,8 +76,14 @@ class Encoder(encoded.Backbone):
         for name, values in (("mean", MEAN), ("std", STD)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
+    def cut(self, count: int) -> None:
+        for number in range(count, len(self.maps)):
+            delattr(self, f"layer{number + 1}")
+        super().cut(count)
+
     def blocks(self) -> list[nn.Module]:
-        return [nn.ModuleList([self.conv1, self.bn1]), *(self.get_submodule(f"layer{i + 1}") for i in range(4))]
+        layers = (self.get_submodule(f"layer{number + 1}") for number in range(len(self.maps)))
+        return [nn.ModuleList([self.conv1, self.bn1]), *layers]
 
     def prepared(self, image: Tensor) -> Tensor:
         return (image.expand(-1, 3, -1, -1) - self.mean) / self.std  # grey becomes the same thrice

@@ -98,6 +98,12 @@ def test_sizes_are_the_published(kind: str, encoder: int, blocks: int) -> None:
     assert sum(stage.repeats for stage in stages(kind)) == blocks
 
 
+def test_the_lower_blocks_begin_with_the_published_weights(published: dict[str, Tensor]) -> None:
+    state = build(LITE0.model_copy(update={"stages": 3}), (64, 64, 3)).encoder.state_dict()
+    assert all(torch.equal(value, published[name]) for name, value in state.items())
+    assert sum(value.numel() for value in state.values()) < 1e6
+
+
 # ImageNet's classes that a garment may be taken for.
 GARMENTS = {
     "t-shirt": {610, 841, 834, 617, 869, 474},  # jersey, sweatshirt, suit, lab coat, trench coat, cardigan
