@@ -19,6 +19,7 @@ from app.bundle.regions import Size
 from app.bundle.store import versions
 from benchmarks.bars import Bar
 from benchmarks.home import Skipped
+from benchmarks.tiles import tiles
 from training import recipe, run
 from training.data import named
 from training.errors import TrainingError
@@ -46,6 +47,7 @@ RUNS = 50
 
 def inspect(out: Path) -> Iterator[Bar]:
     _need_weights()
+    yield from tiles(out / "tiles")
     yield from _measured("inspect", SEEDS, BARS, out)
 
 

@@ -39,6 +39,7 @@ from app.bundle.manifest import (
     InputSpec,
     Provenance,
     Tensor,
+    Tiles,
 )
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import threshold_at
@@ -70,6 +71,13 @@ def spec(height: int = 6, width: int = 4, channels: int = 1, **changes: Any) -> 
         "jpeg": "reduced",
     }
     return InputSpec(**{**fields, **changes})
+
+
+def tiled_spec(
+    side: int = 64, overlap: int = 32, scale: float = 1.0, largest: float = 0.05, **changes: Any
+) -> InputSpec:
+    tiles = Tiles(overlap=overlap, scale=scale, largest=largest)
+    return spec(side, side, **{"tiles": tiles, **changes})
 
 
 SPECS = st.builds(
@@ -112,9 +120,13 @@ def tiny(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid.
 
-    With `patches` the anomaly score is the distance of pixels from a memory of dark ones.
+    With `patches` the anomaly score is the distance of pixels from a memory of dark ones. With tiles it is that of
+    places of 8 × 8 pixels, and the bundle has no other part.
     """
     shape = shape or spec()
+    tiled = shape.tiles is not None
+    if tiled:
+        head, decoder, patches = False, False, True
     rng = np.random.default_rng(seed)
     size = int(np.prod(shape.shape))
     image = Tensor(name="image", dtype="uint8", shape=(-1, *shape.shape))
@@ -125,7 +137,10 @@ def tiny(
         name: rng.normal(size=dims).astype(np.float32)
         for name, dims in (("into", (size, LATENT)), ("label", (LATENT, len(LABELS))), ("back", (LATENT, size)))
     }
-    pixels = Tensor(name=PATCH_FEATURES, dtype="float32", shape=(-1, shape.channels, shape.height, shape.width))
+    pitch = 8 if tiled else 1
+    places = shape.channels, shape.height // pitch, shape.width // pitch
+    pixels = Tensor(name=PATCH_FEATURES, dtype="float32", shape=(-1, *places))
+    by_channel = "by_channel" if tiled else pixels.name
     encoded = [embedding, pixels] if patches else [embedding]
     files = {
         "encoder.onnx": onnx_file(
@@ -134,7 +149,16 @@ def tiny(
                 helper.make_node("Div", ["float", "full"], ["unit"]),
                 helper.make_node("Flatten", ["unit"], ["flat"]),
                 helper.make_node("MatMul", ["flat", "into"], ["embedding"]),
-                *([helper.make_node("Transpose", ["unit"], [pixels.name], perm=[0, 3, 1, 2])] if patches else []),
+                *([helper.make_node("Transpose", ["unit"], [by_channel], perm=[0, 3, 1, 2])] if patches else []),
+                *(
+                    [
+                        helper.make_node(
+                            "AveragePool", [by_channel], [pixels.name], kernel_shape=[pitch] * 2, strides=[pitch] * 2
+                        )
+                    ]
+                    if tiled
+                    else []
+                ),
             ],
             image,
             encoded,
@@ -172,6 +196,8 @@ def tiny(
         graphs["patches"], files["patches.onnx"] = tiny_patches(pixels)
     if anomaly and (decoder or patches):
         calibration, files["reference.npz"] = tiny_anomaly(rng, patches)
+        if tiled:
+            calibration = calibration.model_copy(update={"distances": calibration.distances[:1]})
     fields = {
         "title": "a tiny bundle",
         "input": shape,

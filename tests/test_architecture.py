@@ -62,7 +62,7 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 # Room → its modules that other rooms import. Every other module is private to its room.
 OPEN = {
     "data": {
-        *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material"),
+        *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material", "pictures"),
         *("named", "read", "resolution", "splits", "storage"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "unet", "weights"},
@@ -80,6 +80,7 @@ OPEN = {
         "probes",
         "review",
         "drawn_domains",
+        "tiled",
     },
     "score": {
         *("anomaly", "distances", "drift", "evidence"),

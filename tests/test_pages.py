@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from PIL import ExifTags, Image, ImageDraw
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
-from support import ROOT, draw_folder, save_tiny, serving, spec, tiny
+from support import ROOT, draw_folder, save_tiny, serving, spec, tiled_spec, tiny
 
 from app.bundle.drawings import samples
 from app.bundle.encode import png
@@ -285,6 +285,25 @@ def white_on_page(frame: Locator) -> list[float]:
     assert white is not None
     left, top, _, _ = edges(frame)
     return [white[0] + left, white[1] + top, white[2] + left, white[3] + top]
+
+
+def test_a_tall_picture_in_tiles_keeps_its_shape_under_its_map_and_boxes(visit: Visitor, tmp_path: Path) -> None:
+    save(tmp_path, "tiles", *tiny(tiled_spec()))
+    surface = Image.new("L", (100, 300))
+    ImageDraw.Draw(surface).rectangle((32, 200, 63, 231), fill=255)
+    v = visit("desk", "light", reduced_motion="reduce")
+    with serving(Settings(models=tmp_path)) as client:
+        v.open(str(client.base_url).rstrip("/"))
+        hand_over(v.page, "drop", {"tall.png": png(surface)})
+        box = v.page.locator(".boxes button")
+        expect(box).to_have_count(1)
+        frame = v.page.locator("[data-figure=odd] .frame")
+        left, top, right, bottom = edges(frame)
+        assert (bottom - top) / (right - left) == pytest.approx(3, rel=0.02)
+        scale = (right - left) / 100
+        expected = [left + 32 * scale, top + 200 * scale, left + 64 * scale, top + 232 * scale]
+        assert edges(box) == pytest.approx(expected, abs=9 * scale)
+        v.kept("tiles")
 
 
 @pytest.mark.parametrize(

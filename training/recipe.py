@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
-from app.bundle.manifest import Colour
+from app.bundle.manifest import TILE_STEP, Colour, Tiles
 from app.bundle.scoring import PATCHES, takes_and_measure
 from training.errors import TrainingError, in_short, printable
 
@@ -26,6 +26,7 @@ RECIPE_FILE = "recipe.json"  # in the folder of a run or a comparison
 IMAGENET = "imagenet"  # network.weights: those that are published for the backbone
 STORED = "stored"  # pydantic's context where a recipe is read that a run or a bundle keeps
 _ONCE_KINDS = ("resnet18", "resnet50")  # of networks, before they were backbones
+TOP = 0.003  # share of an image's places whose mean is its distance by patches; of a picture in tiles, of a tile's
 DISTANCES = ("reconstruction", "embedding.mahalanobis")  # of the anomaly score, unless a recipe names others
 
 # As pydantic's, but bounded: torch and numpy raise OverflowError above.
@@ -475,6 +476,37 @@ class Input(_Part):
     padding: Literal["background", "edge", "mean"] | Colour = "background"  # of pad: what fills the bars
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
     background: Literal["black", "white"] = "black"  # behind alpha
+    # Side of the tiles into which pictures are cut in their own resolution, in pixels; it is the height and the width,
+    # and takes the place of `resize`. Unset, a picture is scaled to the input as a whole.
+    tiles: Annotated[int, Field(ge=TILE_STEP, le=2048, multiple_of=TILE_STEP)] | None = None
+    # Pixels that neighbouring tiles share, at least; unset, an eighth of the side, to a multiple of 32 but above 0.
+    overlap: Annotated[int, Field(ge=0, multiple_of=TILE_STEP)] | None = None
+    scale: Annotated[float, Field(gt=0, le=1)] = 1  # of a picture's own resolution, at which it is cut
+
+    @model_validator(mode="before")
+    @classmethod
+    def tiles_have_the_size(cls, table: Any) -> Any:
+        tiles = table.get("tiles") if isinstance(table, dict) else None
+        if not isinstance(tiles, int):
+            return table
+        for side in ("height", "width"):
+            if table.get(side, "auto") not in ("auto", tiles):
+                raise ValueError(f"{side}={table[side]}: with tiles={tiles}, that is height and width: leave it out")
+        eighth = TILE_STEP * max(1, (tiles + 4 * TILE_STEP) // (8 * TILE_STEP)) if tiles > TILE_STEP else 0
+        given = {name: value for name, value in table.items() if value is not None}
+        return {"overlap": eighth, **given, "height": tiles, "width": tiles}
+
+    @model_validator(mode="after")
+    def tiles_are_whole(self) -> "Input":
+        if self.tiles is None:
+            if (self.overlap, self.scale) != (None, 1):
+                raise ValueError("overlap and scale are of tiles: set tiles, too")
+            return self
+        if self.overlap is None or self.overlap >= self.tiles:
+            raise ValueError(f"overlap={self.overlap}: must be below tiles={self.tiles}")
+        if self.resize != "stretch":
+            raise ValueError(f"resize={self.resize}: a picture that is cut into tiles keeps its shape: leave it out")
+        return self
 
     @model_validator(mode="after")
     def padding_is_used(self) -> "Input":
@@ -498,7 +530,8 @@ class Input(_Part):
         for name, value in self.left_open.items():
             raise TrainingError(f"input.{name}={value} was not decided by images: write a number or a colour")
         return InputSpec(
-            **self.model_dump(exclude={"short_side"}),
+            **self.model_dump(exclude={"short_side", "tiles", "overlap", "scale"}),
+            tiles=None if self.overlap is None else Tiles(overlap=self.overlap, scale=self.scale, largest=TOP),
             orientation="apply",
             sixteen_bit="high_byte",
             palette="expand",
@@ -589,6 +622,27 @@ class Recipe(_Part):
                 raise ValueError(f"anomaly.{name}: with transfer.mode=paste no patches are kept: leave it out")
         if self.network.stem or not self.network.shortcuts:
             raise ValueError("network.stem and network.shortcuts are for kind conv, not for unet")
+        return self
+
+    @model_validator(mode="after")
+    def tiles_are_judged_by_patches(self) -> Self:
+        if self.input.tiles is None:
+            return self
+        if self.anomaly.distances != (PATCHES,):
+            raise ValueError(
+                'input.tiles: a picture in tiles is judged by its patches alone: set anomaly.distances=["patches"], as '
+                "the recipe inspect has it"
+            )
+        if self.network.backbone is None or not self.transfer.freezes or self.transfer.mode != "decoder":
+            raise ValueError(
+                "input.tiles: nothing is learnt from tiles but their patches: name a published network in "
+                "network.backbone, and set transfer.mode=decoder"
+            )
+        for part, setting in (("pretrain.epochs", self.pretrain.epochs), ("decoder.epochs", self.decoder.epochs)):
+            if setting:
+                raise ValueError(f"{part}={setting}: with input.tiles no network is trained: set it to 0")
+        if self.export.int8:
+            raise ValueError("export.int8: graphs of integers do not take tiles yet: leave out one of the two")
         return self
 
     @model_validator(mode="after")

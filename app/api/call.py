@@ -162,7 +162,11 @@ def value_count(result: Prediction) -> int:
 
 
 def _largest(outputs: Outputs) -> int:
-    return max(values.size for values in outputs.values())
+    return max(map(_size, outputs.values()))
+
+
+def _size(values: np.ndarray) -> int:
+    return values.size if values.dtype != object else sum(each.size for each in values)
 
 
 async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout = None, accept: Accept = None) -> Call:

@@ -134,7 +134,9 @@ class ModelSummary(ModelRef):
     default: bool = Field(description="answers when a request names no model")
     operations: list[str]
     labels: list[str] | None
-    input: list[int] = Field(description="height, width, channels: every image is resized to this")
+    input: list[int] = Field(
+        description="height, width, channels: every image is resized to this, or cut into tiles of it"
+    )
     provider: str = Field(description="the onnxruntime execution provider that runs its graphs")
     metrics: list[Metric]
     weights: Weights | None = Field(description="what its network began with, if others published that")

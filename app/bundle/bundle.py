@@ -1,26 +1,28 @@
 """A loaded bundle: its graphs, its preprocessing and its scoring, usable without a server."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 
 import numpy as np
 
-from app.bundle import regions, scoring
+from app.bundle import regions, scoring, tiles
 from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
-from app.bundle.encode import enlarged
+from app.bundle.encode import enlarged, enlarged_by
 from app.bundle.header import PIXELS_CEILING
 from app.bundle.latent_map import LatentMap
-from app.bundle.manifest import PATCH_DISTANCE, Manifest
+from app.bundle.manifest import ANOMALY_MAP, MAP_STEP, PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
 from app.bundle.regions import Region, Size
 from app.bundle.session import Session
 from app.errors import OperationUnavailable, PartMissing
 
 CARD_FILE, REPORT_FILE = "card.md", "report.html"
+PICTURE_SIZE = "picture_size"  # (N, 2) width and height at which pictures were cut, beside the outputs of their tiles
+_PIXELS_AT_A_TIME = 1 << 18  # of tiles that run together: more take memory, and are no faster
 _PLACES_AT_A_TIME = 2048  # whose distances from every remembered patch are computed: 16 MB for 2,000 patches
 _NEEDS = {  # operation → the part that it needs, as messages name it
     "classify": "head",
@@ -53,8 +55,13 @@ class Bundle:
     documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
-        """One encoded file → (H, W, C) uint8."""
+        """One encoded file → (H, W, C) uint8; of a bundle that cuts tiles, of the picture's own size, scaled."""
         return preprocess(data, self.manifest.input, max_pixels)
+
+    def golden_input(self, data: bytes) -> np.ndarray:
+        """One encoded file → (H, W, C) uint8 of the encoder's size: the picture, or the first of its tiles."""
+        picture = self.preprocess(data)
+        return next(tiles.cut(picture, self.grid(picture), 1))[0] if self.tiled else picture
 
     def preprocess_if_quick(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray | None:
         """As `preprocess`; None where it could take longer than microseconds."""
@@ -106,6 +113,9 @@ class Bundle:
     def anomaly(self, images: np.ndarray) -> list[scoring.AnomalyScore]:
         if self.scorer is None:
             raise self._lacks(_NEEDS["anomaly"], "anomaly")
+        if self.tiled:
+            found = [self.measure_picture(picture)[PATCH_DISTANCE] for picture in images]
+            return self.scorer.score({scoring.PATCHES: np.concatenate(found)}, None)
         encoded = self.encode(images, patches=self.scorer.reads_patches)
         errors = None
         if self.scorer.reconstructs:
@@ -143,15 +153,76 @@ class Bundle:
         height, width, _ = self.manifest.input.shape
         return enlarged(maps, height, width)
 
+    # --- tiles: pictures of any size --------------------------------------------------------------------------------
+
+    @cached_property
+    def tiled(self) -> bool:
+        """Whether pictures are cut into tiles: `encode` and `measure_patches` then take these."""
+        return self.manifest.input.tiles is not None
+
+    @property
+    def tiles_at_once(self) -> int:
+        height, width, _ = self.manifest.input.shape
+        return max(1, _PIXELS_AT_A_TIME // (height * width))
+
+    def grid(self, picture: np.ndarray) -> tiles.Grid:
+        """Of a picture as `preprocess` gives it."""
+        return tiles.grid_of(picture.shape[1], picture.shape[0], self.manifest.input)
+
+    def measure_picture(self, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """(h, w, C) uint8 → what `join` gives, some tiles at a time."""
+        grid, parts = self.grid(picture), []
+        for some in tiles.cut(picture, grid, self.tiles_at_once):
+            encoded = self.encode(some, patches=self.patches is not None)
+            vectors = {tensor.name: encoded[tensor.name] for tensor in self.manifest.graphs.encoded}
+            parts.append(vectors if self.patches is None else vectors | self.measure_patches(encoded))
+        return self.join(parts, grid)
+
+    def join(self, parts: Sequence[Mapping[str, np.ndarray]], grid: tiles.Grid) -> dict[str, np.ndarray]:
+        """Outputs of a picture's tiles, in their order → those of the picture, (1, …) each.
+
+        Vectors are averaged. `anomaly_map`, if it is there, is stitched: (1,) objects, as maps of several pictures
+        have shapes of their own. `patch_distance` is that of the whole map.
+        """
+        spec = self.manifest.input
+        assert spec.tiles is not None
+        joined = {PICTURE_SIZE: np.array([[grid.width, grid.height]])}
+        for tensor in self.manifest.graphs.encoded:
+            if tensor.name in parts[0]:
+                rows = np.concatenate([part[tensor.name] for part in parts])
+                joined[tensor.name] = rows.mean(axis=0, keepdims=True)
+        if ANOMALY_MAP in parts[0]:
+            maps = np.concatenate([part[ANOMALY_MAP] for part in parts])
+            stitched = tiles.stitch(maps, grid)
+            joined[ANOMALY_MAP] = np.empty(1, object)
+            joined[ANOMALY_MAP][0] = stitched
+            distance = tiles.distance_of(stitched, maps.shape[1], spec.tiles.largest)
+            joined[PATCH_DISTANCE] = np.array([[distance]], np.float32)
+        return joined
+
+    def place_stitched(self, map_: np.ndarray, width: int, height: int) -> np.ndarray:
+        """The map of a picture that was cut at this size → (h, w), as `place`: a pixel for each MAP_STEP pixels."""
+        graph = self.manifest.graphs.patches
+        assert graph is not None
+        pitch = self.manifest.input.height // graph.outputs[0].shape[1]
+        return enlarged_by(map_, pitch // MAP_STEP)[: -(-height // MAP_STEP), : -(-width // MAP_STEP)]
+
     def regions(
         self, maps: np.ndarray, sizes: Sequence[Size], false_alarm_rate: float | None = None
     ) -> list[list[Region]]:
         """Of anomaly maps (N, rows, columns), in the pixels of pictures of these sizes. Raises ValueError for a rate
-        that is too small for the number of sound images."""
+        that is too small for the number of sound images. Of stitched maps they are (N,) objects."""
         if self.peaks is None or self.manifest.anomaly is None:
             raise self._lacks(_NEEDS["regions"], "regions")
         threshold = scoring.threshold_at(self.peaks, false_alarm_rate or self.manifest.anomaly.false_alarm_rate)
-        placed = self.place(maps)
+        placed: Iterable[np.ndarray] = (
+            (
+                self.place_stitched(map_, *tiles.scaled_size(*size, self.manifest.input))
+                for map_, size in zip(maps, sizes, strict=True)
+            )
+            if self.tiled
+            else self.place(maps)
+        )
         pairs = zip(placed, sizes, strict=True)
         return [regions.find(each, threshold, self.peaks, spec=self.manifest.input, size=size) for each, size in pairs]
 
@@ -170,6 +241,10 @@ class Bundle:
 
     def run_all(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Every output of every graph that golden pairs hold, by name."""
+        if self.tiled and len(images) > self.tiles_at_once:
+            step = self.tiles_at_once
+            parts = [self.run_all(images[start : start + step]) for start in range(0, len(images), step)]
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         outputs = self.encode(images, explain=True, patches=True)
         graphs = self.manifest.graphs
         for session, graph in (

@@ -21,6 +21,7 @@ from app.bundle.header import (
     PIXELS_CEILING,
     PNG_MAGIC,
     Header,
+    needed_size,
     read_header,
     refuse_too_many,
     require_sound,
@@ -158,8 +159,7 @@ def _decode_by_pillow(data: bytes, header: Header, spec: InputSpec, max_pixels: 
                 )
             _require_convertible(image.mode)
             if kind == "JPEG":
-                side = 2 * max(spec.height, spec.width)
-                image.draft("L" if spec.channels == 1 else "RGB", (side, side))
+                image.draft("L" if spec.channels == 1 else "RGB", needed_size(image.width, image.height, spec))
             image.load()
             if kind == "WEBP":  # frees two canvases and the frame
                 image.fp = image._decoder = None  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ from app.errors import BrokenImage, DecoderEnded, ImageError, NotAnImage, TooMan
 AVAILABLE = sys.platform != "win32"  # Windows cannot pass a socket as standard input
 
 _REQUEST = struct.Struct("<IQQQ")  # bytes of the spec, bytes of the file, max_pixels, bytes of memory
-_RESPONSE = struct.Struct("<BQ")  # whether decoding failed, bytes that follow
+_RESPONSE = struct.Struct("<BIIQ")  # whether decoding failed, height and width, bytes that follow
 _ERRORS = {error.__name__: error for error in (BrokenImage, NotAnImage, TooManyPixels)}
 _NICE = 10
 _OOM_SCORE = "1000"  # the kernel kills this process first
@@ -90,7 +90,7 @@ class Decoder:
         try:
             self._socket.sendall(_REQUEST.pack(len(encoded_spec), len(data), max_pixels, memory) + encoded_spec)
             self._socket.sendall(data)
-            failed, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
+            failed, height, width, size = _RESPONSE.unpack(_read(self._stream, _RESPONSE.size))
             payload = _read(self._stream, size)
         except TimeoutError:
             raise self._failed(f"was killed, because it took more than {self._timeout_s:g} s") from None
@@ -99,7 +99,7 @@ class Decoder:
         if failed:
             kind, message = json.loads(payload)
             raise _ERRORS[kind](message)
-        return np.frombuffer(payload, np.uint8).reshape(spec.shape)
+        return np.frombuffer(payload, np.uint8).reshape(height, width, spec.channels)
 
     def close(self) -> None:
         """Kills the process."""
@@ -140,19 +140,25 @@ def main() -> None:
         while (head := stream.read(_REQUEST.size)) and len(head) == _REQUEST.size:
             spec_size, size, max_pixels, memory = _REQUEST.unpack(head)
             spec = InputSpec.model_validate_json(_read(stream, spec_size))
-            failed, payload = _decode(_read(stream, size), spec, max_pixels, memory)
-            channel.sendall(_RESPONSE.pack(failed, len(payload)) + payload)
+            outcome = _decode(_read(stream, size), spec, max_pixels, memory)
+            if isinstance(outcome, bytes):
+                channel.sendall(_RESPONSE.pack(True, 0, 0, len(outcome)) + outcome)
+            else:
+                channel.sendall(_RESPONSE.pack(False, *outcome.shape[:2], outcome.nbytes))
+                channel.sendall(outcome.data)
+            del outcome  # a picture in tiles has its own size
 
 
-def _decode(data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> tuple[bool, bytes]:
+def _decode(data: bytes, spec: InputSpec, max_pixels: int, memory: int) -> np.ndarray | bytes:
+    """(H, W, C) uint8, or the error as JSON."""
     try:
         with _memory_limit(memory):
-            return False, preprocess(data, spec, max_pixels).tobytes()
+            return np.ascontiguousarray(preprocess(data, spec, max_pixels))
     except ImageError as error:
-        return True, json.dumps([type(error).__name__, str(error)]).encode()
+        return json.dumps([type(error).__name__, str(error)]).encode()
     except MemoryError:
         message = f"broken: decoding it takes more than the {memory:,} bytes that its header implies"
-        return True, json.dumps([BrokenImage.__name__, message]).encode()
+        return json.dumps([BrokenImage.__name__, message]).encode()
 
 
 @contextlib.contextmanager

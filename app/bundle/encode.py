@@ -6,6 +6,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
+_AROUND = 4  # cells on each side that a smoothed value depends on
+_NOTHING = 1e-7
 _SMOOTHED = 0.5  # cells: the spread of the Gaussian by which an enlarged map is averaged
 
 
@@ -26,6 +28,23 @@ def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """(…, rows, columns) → (…, height, width), bilinear and lightly smoothed."""
     rows, columns = values.shape[-2:]
     return np.asarray(_enlarging(rows, height) @ values @ _enlarging(columns, width).T)
+
+
+def enlarged_by(values: np.ndarray, factor: int) -> np.ndarray:
+    """(rows, columns) → `factor` times as many of both, as `enlarged` does away from the border, for any size."""
+    return np.ascontiguousarray(_stretch(_stretch(values, factor).T, factor).T)
+
+
+def _stretch(values: np.ndarray, factor: int) -> np.ndarray:
+    """Rows, each a weighted mean of those around it; beyond the border the outermost are repeated."""
+    weights = _enlarging(2 * _AROUND + 1, factor * (2 * _AROUND + 1))[factor * _AROUND : factor * (_AROUND + 1)]
+    padded = np.pad(values, ((_AROUND, _AROUND), (0, 0)), mode="edge")
+    result = np.zeros((factor * len(values), values.shape[1]), np.float32)
+    for phase, row in enumerate(weights):
+        for at, weight in enumerate(row):
+            if weight > _NOTHING:
+                result[phase::factor] += weight * padded[at : at + len(values)]
+    return result
 
 
 @cache

@@ -11,6 +11,7 @@ Each walk is limited by the bytes it has passed, so a file with countless empty 
 `seconds` use the table COSTS, which `python -m benchmarks.decoding` measures.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from PIL.JpegImagePlugin import MARKER
 
 from app.bundle.manifest import InputSpec
+from app.bundle.tiles import scaled_size
 from app.errors import BrokenImage, NotAnImage, TooManyPixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -41,6 +43,7 @@ COSTS = {
     "BMP, run-length": Cost(9, 0.3),  # Pillow decodes it in Python
     "TIFF": Cost(9, 0.06),  # plus one unpacked strip or tile
 }
+_TILED_BYTES = 9  # per pixel of a picture in tiles, which keeps its size: what becomes numpy's, twice, and resampling
 _FIXED_BYTES = 4 << 20  # independent of size: metadata, tables, tiles of colour conversion
 _STEP_S = 5e-6  # per chunk, segment or block: Pillow parses them in Python
 _BYTE_S = 20e-9  # per byte of the file: inflating, entropy decoding
@@ -75,12 +78,15 @@ class Header:
         """1, 2, 4 or 8: how much Pillow's draft mode shrinks a JPEG and leaves two pixels for each one needed."""
         if self.kind != "JPEG":
             return 1
-        side = 2 * max(spec.height, spec.width)
-        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or min(self.width, self.height) // side >= scale)
+        wide, high = needed_size(self.width, self.height, spec)
+        most = min(self.width // wide, self.height // high)
+        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or most >= scale)
 
     def peak_bytes(self, spec: InputSpec) -> int:
         """Upper bound of memory while the file is decoded for the spec, including three copies of the file."""
         resampled = 64 * spec.height * spec.width  # the image between and after the two resampling passes
+        if spec.tiles is not None:
+            resampled = _TILED_BYTES * math.prod(scaled_size(self.width, self.height, spec))
         scale = self.scale(spec)
         decoded = -(-self.width // scale) * -(-self.height // scale) * COSTS[self.cost].pixel_bytes
         coefficients = 2 * self.layers * self.pixels if self.cost == "JPEG, several scans" else 0
@@ -93,6 +99,14 @@ class Header:
             megapixels /= self.scale(spec) ** 0.5
         parsed = self.steps * _STEP_S + self.metadata * _METADATA_BYTE_S
         return parsed + self.size * _BYTE_S + megapixels * cost.megapixel_s
+
+
+def needed_size(width: int, height: int, spec: InputSpec) -> tuple[int, int]:
+    """(width, height) to which libjpeg may reduce such a JPEG: twice what the spec needs, with tiles its own."""
+    if spec.tiles is not None:
+        return width, height
+    side = 2 * max(spec.height, spec.width)
+    return side, side
 
 
 def sniff(data: bytes) -> str:

@@ -27,16 +27,21 @@ def grey_of_errors(errors: np.ndarray) -> np.ndarray:
 
 def grey_of_distances(distances: np.ndarray, height: int, width: int, white: float) -> np.ndarray:
     """(rows, columns) → (H, W) uint8: the smallest is black, `white` or the largest beyond it is white."""
+    return grey_of_placed(distances, enlarged(distances, height, width), white)
+
+
+def grey_of_placed(distances: np.ndarray, placed: np.ndarray, white: float) -> np.ndarray:
+    """As `grey_of_distances`, of what has been enlarged to (H, W)."""
     least = float(distances.min())
     spread = max(white, float(distances.max())) - least
-    grey = (enlarged(distances, height, width) - least) * (255 / spread if spread > 0 else 0)
+    grey = (placed - least) * (255 / spread if spread > 0 else 0)
     return np.asarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
 
 
 def decoding_spec(spec: InputSpec) -> InputSpec:
     """What a picture is decoded for before it is drawn over: grey, and a JPEG at no more than the size needed."""
     side = OVERLAY_SIDE // 2  # a JPEG is decoded at twice the size that the spec asks for
-    return spec.model_copy(update={"height": side, "width": side, "channels": 1})
+    return spec.model_copy(update={"height": side, "width": side, "channels": 1, "tiles": None})
 
 
 def overlay(

@@ -15,12 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
-SCHEMA_VERSION = 3  # 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives
+# 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives, 4 input.tiles.
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 PATCH_FEATURES = "patch_features"  # the encoder's output that graphs.patches reads
 ANOMALY_MAP, PATCH_DISTANCE = "anomaly_map", "patch_distance"  # outputs of graphs.patches
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TILE_STEP = 32  # pixels: tiles begin at multiples of it, which the strides of networks divide
+MAP_STEP = 4  # pixels of a scaled picture for one of the map that heatmaps show and regions are cut from
 Colour = tuple[Annotated[int, Field(ge=0, le=255)], ...]  # a level for each channel
 
 
@@ -28,6 +31,15 @@ class Strict(BaseModel):
     """Absent parts are null. A field has a default only where an older schema lacks it, and it means what that did."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class Tiles(Strict):
+    """A picture of any size is scaled and cut into tiles, of which the encoder takes each; their maps are stitched."""
+
+    overlap: Annotated[int, Field(ge=0)]  # pixels that neighbouring tiles share, at least
+    scale: Annotated[float, Field(gt=0, le=1)]  # of the picture's own resolution
+    # Share of a tile's places: so many of the largest values of a picture's whole map have its distance as their mean.
+    largest: Annotated[float, Field(gt=0, le=1)]
 
 
 class InputSpec(Strict):
@@ -46,12 +58,27 @@ class InputSpec(Strict):
     palette: Literal["expand"]
     cmyk: Literal["convert"]  # to RGB by Pillow's formula; colour profiles are ignored
     animation: Literal["first_frame"]
-    jpeg: Literal["reduced"]  # decoded at the smallest DCT scale of at least twice the needed size
+    jpeg: Literal["reduced"]  # decoded at the smallest DCT scale of at least twice the needed size; with tiles, whole
+    tiles: Tiles | None = None  # with them, height and width are a tile's, and `resize` and `padding` say nothing
 
     @model_validator(mode="after")
     def padding_has_the_channels(self) -> "InputSpec":
         if isinstance(self.padding, tuple) and len(self.padding) != self.channels:
             raise ValueError(f"input.padding: {len(self.padding)} levels for {self.channels} channels")
+        return self
+
+    @model_validator(mode="after")
+    def tiles_fit_together(self) -> "InputSpec":
+        if self.tiles is None:
+            return self
+        if self.height != self.width or self.height % TILE_STEP:
+            raise ValueError(
+                f"input.tiles: {self.height} × {self.width}: a tile is a square, and its side a multiple of {TILE_STEP}"
+            )
+        if self.tiles.overlap % TILE_STEP or self.tiles.overlap >= self.height:
+            raise ValueError(
+                f"input.tiles.overlap: {self.tiles.overlap}: must be a multiple of {TILE_STEP}, and below {self.height}"
+            )
         return self
 
     @property
@@ -272,6 +299,25 @@ class Manifest(Strict):
             if given != [(ANOMALY_MAP, 3), (PATCH_DISTANCE, 2)] or graphs.patches.outputs[1].shape[1] != 1:
                 raise ValueError(
                     f"graphs.patches.outputs: must be {ANOMALY_MAP} (N, rows, columns) and {PATCH_DISTANCE} (N, 1)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def tiles_have_maps(self) -> "Manifest":
+        if self.input.tiles is None:
+            return self
+        graphs = self.graphs
+        if graphs.decoder or graphs.head or graphs.explain:
+            raise ValueError("input.tiles: decoder, head and explain read one image, and a picture has many tiles")
+        if any(distance.takes != "patches" for distance in (self.anomaly.distances if self.anomaly else ())):
+            raise ValueError("input.tiles: anomaly.distances: a picture in tiles has the distance patches alone")
+        if graphs.patches is not None:
+            rows, columns = graphs.patches.outputs[0].shape[1:]
+            pitch = self.input.height // rows
+            if rows != columns or rows * pitch != self.input.height or TILE_STEP % pitch or pitch % MAP_STEP:
+                raise ValueError(
+                    f"input.tiles: {rows} × {columns} places on {self.input.height} pixels: a place must have "
+                    f"{MAP_STEP}, {2 * MAP_STEP}, … {TILE_STEP} pixels"
                 )
         return self
 

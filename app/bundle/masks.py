@@ -29,7 +29,8 @@ def decode_mask(data: bytes, spec: InputSpec) -> np.ndarray:
 
 
 def place_mask(mask: np.ndarray, height: int, width: int, spec: InputSpec) -> np.ndarray:
-    """(h, w) bool or numbers of an image of height × width, whatever the mask's own size → (H, W): the nearest pixels.
+    """(h, w) bool or numbers of an image of height × width, whatever the mask's own size → (H, W), or the shape of
+    its map in tiles: the nearest pixels.
 
     A number that falls between the pixels of a smaller input marks those that it falls into. False and 0 mark nothing.
     """
@@ -61,6 +62,8 @@ def _centres(count: int, start: float, end: float) -> np.ndarray:
 
 
 def _framed(placed: np.ndarray, corner: tuple[int, int], spec: InputSpec) -> np.ndarray:
+    if spec.tiles is not None:
+        return placed
     frame = np.zeros((spec.height, spec.width), placed.dtype)
     left, top = corner
     frame[top : top + placed.shape[0], left : left + placed.shape[1]] = placed

@@ -11,7 +11,8 @@ from PIL import Image
 
 from app.bundle.decode import convert_colours, decode, decode_if_quick
 from app.bundle.header import PIXELS_CEILING
-from app.bundle.manifest import InputSpec
+from app.bundle.manifest import MAP_STEP, InputSpec
+from app.bundle.tiles import scaled_size
 
 _FILTERS = {
     "box": Image.Resampling.BOX,
@@ -24,7 +25,7 @@ _REDUCING_GAP = 2.0  # large images are box-averaged to twice the target size be
 
 
 def preprocess(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
-    """One file → (H, W, C) uint8."""
+    """One file → (H, W, C) uint8; with tiles, of the picture's own size, scaled."""
     image = decode(data, spec, max_pixels)
     if isinstance(image, Image.Image):
         return _fit(convert_colours(image, spec), spec)
@@ -38,7 +39,7 @@ def preprocess_if_quick(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_C
 
 
 def _fit_pixels(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    return image if image.shape == spec.shape else preprocess_pixels(image, spec)
+    return image if image.shape == spec.shape and spec.tiles is None else preprocess_pixels(image, spec)
 
 
 def preprocess_pixels(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
@@ -51,7 +52,10 @@ def preprocess_pixels(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 class Placement(NamedTuple):
-    """Where an image lies in the encoder's input: `box` of the image is scaled to `size`, and put at `corner`."""
+    """Where an image lies in the encoder's input: `box` of the image is scaled to `size`, and put at `corner`.
+
+    With tiles, where it lies in its map, as that is shown: the box may end beyond the image.
+    """
 
     box: tuple[float, float, float, float]  # left, top, right, bottom, in the image's pixels
     size: tuple[int, int]  # width, height
@@ -60,6 +64,11 @@ class Placement(NamedTuple):
 
 def placement(width: int, height: int, spec: InputSpec) -> Placement:
     """Of an upright image of that size."""
+    if spec.tiles is not None:
+        size = scaled_size(width, height, spec)
+        columns, rows = (-(-side // MAP_STEP) for side in size)
+        box = (0.0, 0.0, columns * MAP_STEP * width / size[0], rows * MAP_STEP * height / size[1])
+        return Placement(box, (columns, rows), (0, 0))
     target = (spec.width, spec.height)
     box = (0.0, 0.0, float(width), float(height))
     if spec.resize == "crop":
@@ -75,6 +84,11 @@ def placement(width: int, height: int, spec: InputSpec) -> Placement:
 
 
 def _fit(image: Image.Image, spec: InputSpec) -> np.ndarray:
+    if spec.tiles is not None:
+        size = scaled_size(*image.size, spec)
+        if image.size != size:
+            image = image.resize(size, _FILTERS[spec.filter], reducing_gap=_REDUCING_GAP)
+        return np.asarray(image).reshape(size[1], size[0], spec.channels)
     box, size, corner = placement(*image.size, spec)
     if image.size != size or box != (0.0, 0.0, *map(float, image.size)):
         image = image.resize(size, _FILTERS[spec.filter], box, reducing_gap=_REDUCING_GAP)

@@ -46,7 +46,7 @@ def peaks_of(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
 
 
 def find(map_: np.ndarray, threshold: float, peaks: np.ndarray, spec: InputSpec, size: Size) -> list[Region]:
-    """Of a map (H, W) of the encoder's input. `peaks` are those of sound images."""
+    """Of a map (H, W) of the encoder's input, or of a picture in tiles. `peaks` are those of sound images."""
     labels, count = label_regions(map_ > threshold)
     if not count:
         return []
@@ -66,8 +66,8 @@ def find(map_: np.ndarray, threshold: float, peaks: np.ndarray, spec: InputSpec,
         box = (
             left + float(at_x.min()) * across,
             top + float(at_y.min()) * down,
-            left + float(at_x.max() + 1) * across,
-            top + float(at_y.max() + 1) * down,
+            min(left + float(at_x.max() + 1) * across, size.width),
+            min(top + float(at_y.max() + 1) * down, size.height),
         )
         score = highest[number]
         found.append(Region(box, len(at_y) * across * down, float(score), float(p_values(score, peaks))))
@@ -78,35 +78,34 @@ def label_regions(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """(H, W) bool → (H, W) numbers from 1 of the regions, 0 beside them, and how many there are.
 
     Pixels that touch at a side or a corner belong together. Rows are cut into runs, and runs of neighbouring rows that
-    touch are joined.
+    touch are joined: all at once, as a map of noise has hundreds of thousands.
     """
     rows, starts, ends = _runs(mask)
-    parent = np.arange(len(rows))
-
-    def root(of: int) -> int:
-        while parent[of] != of:
-            parent[of] = parent[parent[of]]
-            of = parent[of]
-        return of
-
-    first_of_row = np.searchsorted(rows, np.arange(mask.shape[0] + 1))
-    for row in np.unique(rows):
-        if row == 0:
-            continue
-        above, above_end = first_of_row[row - 1], first_of_row[row]
-        for run in range(first_of_row[row], first_of_row[row + 1]):
-            while above < above_end and ends[above] < starts[run]:  # ends before this run, corners included
-                above += 1
-            touching = above
-            while touching < above_end and starts[touching] <= ends[run]:
-                parent[root(touching)] = root(run)
-                touching += 1
-    roots = np.array([root(run) for run in range(len(rows))], np.int64)
-    found, number = np.unique(roots, return_inverse=True)
+    one, other = _touching(rows, starts, ends, mask.shape[1])
+    parent = np.arange(len(rows))  # of each run the first that is known to be of its region
+    while True:
+        first, second = parent[one], parent[other]
+        apart = first != second
+        if not apart.any():
+            break
+        one, other = one[apart], other[apart]
+        np.minimum.at(parent, np.maximum(first, second)[apart], np.minimum(first, second)[apart])
+        while (parent[parent] != parent).any():
+            parent = parent[parent]
+    found, number = np.unique(parent, return_inverse=True)
     labels = np.zeros(mask.shape, np.int32)
-    for row, start, end, own in zip(rows, starts, ends, number.ravel(), strict=True):
-        labels[row, start:end] = own + 1
+    labels[mask] = np.repeat(number.ravel() + 1, ends - starts)  # runs are in the order of their pixels
     return labels, len(found)
+
+
+def _touching(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(run, run of the row above) for every two that touch, corners included."""
+    row = width + 2  # of one number for row and column, so that all rows are searched at once
+    first = np.searchsorted(rows * row + ends, (rows - 1) * row + starts)  # the first that does not end before it
+    last = np.searchsorted(rows * row + starts, (rows - 1) * row + ends, side="right")
+    count = np.maximum(last - first, 0)
+    one = np.repeat(np.arange(len(rows)), count)
+    return one, np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)
 
 
 def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

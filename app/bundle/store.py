@@ -52,7 +52,7 @@ def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CP
     )
     file = manifest.golden.file
     stored = _arrays(contents[file], f"{where}/{file}")
-    golden.verify(stored, manifest.golden, preprocess=bundle.preprocess, run=bundle.run_all, where=f"{where}/{file}")
+    golden.verify(stored, manifest.golden, preprocess=bundle.golden_input, run=bundle.run_all, where=f"{where}/{file}")
     return bundle
 
 
@@ -182,7 +182,7 @@ def save(
     proof = _assemble(
         name, version or 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files
     )
-    golden_file = golden.make(proof.preprocess, proof.run_all)
+    golden_file = golden.make(proof.golden_input, proof.run_all)
     text = _manifest(fields, files, golden_file, tolerances or {}).to_json()
     files = {**files, golden.FILE: golden_file}
     home = models / name

@@ -7,6 +7,7 @@ from math import isfinite
 
 import numpy as np
 
+from app.bundle import tiles
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import likeliest_first, probabilities, reconstruction_errors
@@ -68,6 +69,38 @@ def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
             taken = bundle.taken(request.images, _rows(encoded, [span]) | outputs, scorer.tensors)
             outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
     return answers
+
+
+def of_tiles(outputs: frozenset[str]) -> frozenset[str]:
+    """What is asked of the tiles of a picture, for these outputs of it."""
+    return frozenset({EMBEDDING} if outputs.isdisjoint({ANOMALY_MAP, DISTANCES}) else {EMBEDDING, ANOMALY_MAP})
+
+
+def of_picture(bundle: Bundle, parts: Sequence[Outputs], grid: tiles.Grid, outputs: frozenset[str]) -> Outputs:
+    """The outputs of a picture, (1, …) each, from those of all its tiles."""
+    joined = bundle.join(parts, grid)
+    if DISTANCES in outputs and bundle.scorer is not None:
+        taken = bundle.taken(np.empty(0), joined, bundle.scorer.tensors)
+        joined[DISTANCES] = finite(bundle, DISTANCES, bundle.scorer.distances(taken, None))
+    return joined
+
+
+def answer_pictures(bundle: Bundle, pictures: Sequence[np.ndarray] | np.ndarray, outputs: frozenset[str]) -> Outputs:
+    """As `answer` for one request, of a bundle that cuts tiles: pictures (h, w, C) of any size."""
+    found = []
+    for picture in pictures:
+        grid = bundle.grid(picture)
+        parts = [
+            answer(bundle, [OutputRequest(some, of_tiles(outputs))])[0]
+            for some in tiles.cut(picture, grid, bundle.tiles_at_once)
+        ]
+        found.append(of_picture(bundle, parts, grid, outputs))
+    return joined_rows(found)
+
+
+def joined_rows(parts: Sequence[Outputs]) -> Outputs:
+    """Outputs of several parts of a request → those of all its images."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def finite(bundle: Bundle, name: str, values: np.ndarray) -> np.ndarray:

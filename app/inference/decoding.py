@@ -7,14 +7,18 @@
 The order is fair queueing. Each request has a virtual clock, which starts when the request arrives and advances by the
 expected cost of its images; the image with the lowest clock is next. So a request of one image waits for images that
 are being decoded, but not for a hundred images of an earlier request.
+
+A picture that is cut into tiles stays in memory, as large as it is, until its tiles have run, and is counted so long. A
+few at a time do so: they take a small part of the budget, as decoding one takes several times what it leaves.
 """
 
 import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +31,7 @@ from app.bundle.container_limits import total_memory
 from app.bundle.header import Header, read_header, require_memory
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
+from app.bundle.tiles import scaled_size
 from app.errors import DecoderEnded, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
@@ -37,6 +42,7 @@ _MEMORY_SHARE = 0.55  # the rest is for models, request bodies and the processes
 _SMALL_S = 0.002  # for all images of a request; cheaper ones are not worth another process
 _SMALL_BYTES = 16 << 20
 _SMALL_KINDS = {"PNG", "JPEG", "GIF", "WEBP"}  # formats whose headers are reliable about size and cost
+_LARGE_PICTURES = 2  # of more than one tile: one runs while the next is decoded
 _HEADERS_ON_LOOP = 8  # more are read in a thread
 _BYTES_ON_LOOP = 256 << 10
 _IDLE_S = 30.0  # after which an unused decoder is closed
@@ -96,6 +102,7 @@ class _Job:
     memory: int
     future: "asyncio.Future[np.ndarray]"
     clock: float  # virtual clock of its request after this image
+    kept: int = 0  # bytes that stay reserved when it has been decoded
     started: bool = False
     on_end: list[Callable[[], None]] = field(default_factory=list)
 
@@ -120,6 +127,7 @@ class Decoding:
         self._idle: list[tuple[float, ImageDecoder]] = []  # (idle since, decoder), oldest first
         self._busy: set[ImageDecoder] = set()
         self._running = 0
+        self._large_pictures = asyncio.Semaphore(_LARGE_PICTURES)
         self.held = 0  # bytes reserved
 
     # --- headers -----------------------------------------------------------------------------------------------------
@@ -170,6 +178,40 @@ class Decoding:
                 if job.future.done() and not job.future.cancelled():
                     job.future.exception()  # marks it as retrieved; the first error was raised
         return images
+
+    @contextlib.asynccontextmanager
+    async def picture(
+        self, files: Sequence[bytes], index: int, header: Header, spec: InputSpec, hold: Hold
+    ) -> AsyncIterator[np.ndarray]:
+        """One of the files, as (h, w, C) uint8 of a spec with tiles; its bytes are reserved until the end."""
+        data = files[index]
+        if _are_small([header], spec):
+            with _naming(index, files):
+                pixels = await self.in_thread(lambda _: preprocess(data, spec, self.limits.image_pixels), 1, hold)
+            yield pixels
+            return
+        turn = self._large_pictures if is_large(header, spec) else contextlib.nullcontext()
+        async with turn:
+            job = _Job(
+                data=data,
+                spec=spec,
+                memory=header.peak_bytes(spec),
+                future=asyncio.get_running_loop().create_future(),
+                clock=self._clock + header.seconds(spec),
+                kept=_picture_bytes(header, spec),
+            )
+            heapq.heappush(self._waiting, (job.clock, next(self._count), job))
+            self._start_next()
+            try:
+                with _naming(index, files):
+                    pixels = await job.future
+                yield pixels
+            finally:
+                if not job.future.done() or job.future.cancelled():
+                    self._drop([job], hold)
+                elif job.future.exception() is None:
+                    self.held -= job.kept
+                    self._start_next()
 
     def _decode_all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
@@ -247,6 +289,8 @@ class Decoding:
     def _finish(self, job: _Job, running: "asyncio.Future[tuple[ImageDecoder | None, np.ndarray | Exception]]") -> None:
         self._running -= 1
         self.held -= job.memory
+        if not job.future.done() and not running.cancelled() and not isinstance(running.result()[1], Exception):
+            self.held += job.kept
         job.data = b""
         for release in job.on_end:
             release()
@@ -276,6 +320,15 @@ class Decoding:
             with contextlib.suppress(OSError):
                 decoder.close()
         self._idle.clear()
+
+
+def is_large(header: Header, spec: InputSpec) -> bool:
+    """Whether a picture has more than one tile."""
+    return max(scaled_size(header.width, header.height, spec)) > spec.height
+
+
+def _picture_bytes(header: Header, spec: InputSpec) -> int:
+    return math.prod(scaled_size(header.width, header.height, spec)) * spec.channels
 
 
 def _are_small(headers: Sequence[Header], spec: InputSpec) -> bool:

@@ -43,6 +43,8 @@ class Model:
         self.seconds = costs.expected(1, everything)  # all outputs of one image
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
+        if bundle.tiled:  # batches are of tiles: the predictor adds the pictures that they make
+            window, most = None, min(most, bundle.tiles_at_once)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(
             lambda requests: answer(bundle, requests) if window is None else window.add(answer(bundle, requests)),
             most=most,

@@ -7,10 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.bundle import tiles
 from app.bundle.bundle import Bundle
-from app.errors import ImageError
+from app.bundle.header import Header
+from app.bundle.manifest import InputSpec
+from app.errors import ImageError, TooManyPixels
 from app.inference.admission import Admission
-from app.inference.answer import LOGITS, RECONSTRUCTION, OutputRequest, Outputs
+from app.inference.answer import (
+    LOGITS,
+    RECONSTRUCTION,
+    OutputRequest,
+    Outputs,
+    joined_rows,
+    of_picture,
+    of_tiles,
+)
 from app.inference.batcher import Completed, Pending
 from app.inference.decoding import Decoding, Headers, RaiseIfAbandoned
 from app.inference.model import Model
@@ -22,7 +33,7 @@ _QUICK_BYTES = 64 << 10  # several files are decoded on the event loop up to thi
 @dataclass(slots=True)
 class Prediction:
     bundle: Bundle
-    images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them
+    images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them; of pictures in tiles no pixels: (n, 0, 0, C)
     outputs: Outputs
     decode_s: float
     queue_s: float
@@ -94,6 +105,9 @@ class Predictor:
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """Results are in the order of `files`: encoded images, or pixels of the model's size, (n, H, W, C) uint8."""
         count, bundle = len(files), model.bundle
+        if bundle.tiled:
+            assert not isinstance(files, np.ndarray)  # /v2 refuses pixels
+            return await self._predict_pictures(files, model, outputs)
         headers = Headers((), small=True)  # pixels have none
         if not isinstance(files, np.ndarray):
             headers = await self.decoding.read_headers(files, bundle.manifest.input)
@@ -113,6 +127,55 @@ class Predictor:
             queue_s=done.queue_s,
             run_s=done.run_s,
             batch=done.batch,
+        )
+
+    async def _predict_pictures(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:
+        """Of a model that cuts tiles: picture by picture, and of each some tiles at a time.
+
+        So one picture is in memory, and no more than one batch of its tiles waits before those of other requests.
+        """
+        bundle = model.bundle
+        spec, most = bundle.manifest.input, min(self._max_batch, bundle.tiles_at_once)
+        headers = await self.decoding.read_headers(files, spec)
+        count = sum(_tiles_of(header, spec) for header in headers.each)
+        room = self.admission.most - self.admission.reserved
+        if count > max(1, room):
+            raise TooManyPixels(
+                f"{count:,} tiles of {spec.height} pixels; at most {room:,} are allowed (MAX_QUEUE): send fewer or "
+                "smaller pictures"
+            )
+        done: list[Completed[Outputs]] = []
+        decode_s = 0.0
+        with self.admission.admit(count, model.seconds, large=count > 1 or not headers.small):
+            for index, header in enumerate(headers.each):
+                start = time.perf_counter()
+                async with self.decoding.picture(files, index, header, spec, hold=self.admission.hold) as picture:
+                    decode_s += time.perf_counter() - start
+                    grid = bundle.grid(picture)
+                    parts = [
+                        await model.batcher.submit(OutputRequest(some, of_tiles(outputs)))
+                        for some in tiles.cut(picture, grid, most)
+                    ]
+                found = of_picture(bundle, [part.result for part in parts], grid, outputs)
+                done += [
+                    Completed(
+                        found,
+                        sum(each.queue_s for each in parts),
+                        sum(each.run_s for each in parts),
+                        max(each.batch for each in parts),
+                    )
+                ]
+                if model.drift is not None:
+                    model.drift.add([found])
+        whole = _merge(done)
+        return Prediction(
+            bundle,
+            np.empty((len(files), 0, 0, spec.channels), np.uint8),
+            outputs=whole.result,
+            decode_s=decode_s,
+            queue_s=whole.queue_s,
+            run_s=whole.run_s,
+            batch=whole.batch,
         )
 
     async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Completed[Outputs]:
@@ -158,7 +221,7 @@ class Predictor:
                 raise_if_abandoned()
                 part = {name: values[at : at + self._max_batch] for name, values in encoded.items()}
                 parts.append({output: graphs[output](part) for output in outputs})
-            return _concatenate(parts)
+            return joined_rows(parts)
 
         with self.admission.admit(count, model.seconds):
             return (
@@ -176,8 +239,10 @@ class Predictor:
     def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
         """(n, H, W, C) uint8, if decoding takes no longer than a switch of threads; else None.
 
-        Several images must already have the model's size.
+        Several images must already have the model's size. Pictures to be cut into tiles have another way.
         """
+        if bundle.tiled:
+            return None
         limits = self.decoding.limits
         if len(files) == 1:
             image = bundle.preprocess_if_quick(files[0], limits.image_pixels)
@@ -197,17 +262,17 @@ class Predictor:
         return images
 
 
+def _tiles_of(header: Header, spec: InputSpec) -> int:
+    return len(tiles.grid_of(*tiles.scaled_size(header.width, header.height, spec), spec))
+
+
 def _merge(parts: Sequence[Completed[Outputs]]) -> Completed[Outputs]:
     return Completed(
-        _concatenate([each.result for each in parts]),
+        joined_rows([each.result for each in parts]),
         parts[0].queue_s,
         sum(each.run_s for each in parts),
         max(each.batch for each in parts),
     )
-
-
-def _concatenate(parts: Sequence[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def _no_check() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from app.bundle import scoring
-from app.bundle.bundle import Bundle
-from app.bundle.heatmaps import grey_of_distances, grey_of_errors
+from app.bundle.bundle import PICTURE_SIZE, Bundle
+from app.bundle.heatmaps import grey_of_distances, grey_of_errors, grey_of_placed
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Region, Size
 from app.errors import MalformedRequest
@@ -75,7 +75,10 @@ def map_output(bundle: Bundle) -> str:
 
 
 def maps(bundle: Bundle, images: np.ndarray, outputs: Outputs) -> np.ndarray:
-    """(N, rows, columns) float32: what heatmaps are drawn from. `images` (N, H, W, C) uint8 gave these outputs."""
+    """(N, rows, columns) float32: what heatmaps are drawn from. `images` (N, H, W, C) uint8 gave these outputs.
+
+    Of pictures in tiles (N,) objects, each (rows, columns).
+    """
     if map_output(bundle) == ANOMALY_MAP:
         return outputs[ANOMALY_MAP]
     return scoring.error_maps(images, outputs[RECONSTRUCTION])
@@ -84,6 +87,10 @@ def maps(bundle: Bundle, images: np.ndarray, outputs: Outputs) -> np.ndarray:
 def heatmaps(bundle: Bundle, images: np.ndarray, outputs: Outputs) -> list[np.ndarray]:
     """(H, W) uint8 for each image, white where it is least like normal ones."""
     each = maps(bundle, images, outputs)
+    if bundle.tiled:
+        sizes = outputs[PICTURE_SIZE].tolist()
+        placed = (bundle.place_stitched(map_, *size) for map_, size in zip(each, sizes, strict=True))
+        return [grey_of_placed(map_, own, bundle.white) for map_, own in zip(each, placed, strict=True)]
     if map_output(bundle) == ANOMALY_MAP:
         height, width, _ = bundle.manifest.input.shape
         return [grey_of_distances(map_, height, width, bundle.white) for map_ in each]

@@ -93,7 +93,8 @@ class Batches:
     ) -> None:
         """`budget` is for all images that are being decoded; with `sized` batches have the sizes of their pictures."""
         self._bundle, self._paths, self._done = bundle, paths, done
-        self._size, self._threads = size, threads
+        # Pictures in tiles are of many sizes, and large: one at a time, and one ahead.
+        self._size, self._threads = (1, 1) if bundle.tiled else (size, threads)
         self._max_pixels, self._max_bytes, self._read_bytes = max_pixels, max_bytes, read
         self._budget, self._sized = budget, sized
         self._stopped = threading.Event()
@@ -120,7 +121,8 @@ class Batches:
         if images:
             images |= self._decoded([path for path in paths if path in self._done])[0]
         decoded = [path for path in paths if path in images]
-        stacked = np.empty((len(decoded), *self._bundle.manifest.input.shape), np.uint8)
+        shape = images[decoded[0]].pixels.shape if decoded else self._bundle.manifest.input.shape
+        stacked = np.empty((len(decoded), *shape), np.uint8)
         for index, path in enumerate(decoded):
             stacked[index] = images[path].pixels
         sizes = [size for path in decoded if (size := images[path].size) is not None]

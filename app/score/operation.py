@@ -11,7 +11,7 @@ from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
 from app.bundle.scoring import threshold_at
 from app.errors import CannotScore
-from app.inference.answer import OutputRequest, Outputs, answer
+from app.inference.answer import OutputRequest, Outputs, answer, answer_pictures
 from app.inference.results import (
     OUTPUT_OF,
     Fields,
@@ -112,7 +112,10 @@ class BoundOperation:
         needed = {OUTPUT_OF[part] for part in self._parts}
         needed |= {ANOMALY_MAP} if self.has_regions else set()
         needed |= {map_output(self.bundle)} if self.maps else set()
-        [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(needed))])
+        if self.bundle.tiled:
+            outputs = answer_pictures(self.bundle, images, frozenset(needed))
+        else:
+            [outputs] = answer(self.bundle, [OutputRequest(images, frozenset(needed))])
         model = {"name": self.bundle.name, "version": self.bundle.version, "digest": self.bundle.digest}
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:

@@ -131,8 +131,15 @@ export function asHigh(p, heldOut) {
 function framed(name, model, ...children) {
   const frame = figure(name).querySelector(".frame");
   const [height, width] = model.input;
-  frame.style.aspectRatio = `${width} / ${height}`;
-  frame.style.setProperty("--aspect", width / height);
+  const shape = (across, down) => {
+    frame.style.aspectRatio = `${across} / ${down}`;
+    frame.style.setProperty("--aspect", across / down);
+  };
+  shape(width, height);
+  if (model.manifest.input.tiles) { // a picture in tiles keeps its shape
+    const image = children.find((child) => child.tagName === "IMG");
+    image?.addEventListener("load", () => shape(image.naturalWidth, image.naturalHeight), { once: true });
+  }
   frame.replaceChildren(...children);
 }
 

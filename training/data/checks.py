@@ -1,5 +1,6 @@
 """Warnings about a data set before training: few images, imbalance, unequal parts, masks, duplicates across parts."""
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -174,10 +175,16 @@ def duplicates(train: ImageSet, test: ImageSet) -> tuple[list[tuple[int, int]], 
         nearest = distances.argmin(axis=1)
         for offset in np.flatnonzero(distances.min(axis=1) <= NEAR**2 * part.shape[1]):
             pair = int(start + offset), int(nearest[offset])
-            difference = test.images[pair[0]].astype(np.float32) - train.images[pair[1]]
-            if pair[0] not in known and np.sqrt(np.square(difference).mean()) <= NEAR:
+            if pair[0] not in known and _difference(test.images[pair[0]], train.images[pair[1]]) <= NEAR:
                 near.append(pair)
     return exact, near
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The root of the mean square, in grey levels; without bound between pictures of two sizes."""
+    if one.shape != other.shape:
+        return math.inf
+    return float(np.sqrt(np.square(one.astype(np.float32) - other).mean()))
 
 
 def _thumbnails(images: np.ndarray | Rows) -> np.ndarray:

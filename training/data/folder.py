@@ -10,15 +10,18 @@ Everything else is left out, counted and named: hidden entries, folders inside c
 """
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from app.bundle import ImageError, InputSpec, preprocess
 from training import ranks
-from training.data.imageset import ImageSet, Mask, refuse_bad_names
+from training.data.imageset import ImageSet, Mask, hash_of, refuse_bad_names
+from training.data.pictures import Files, Pictures
 from training.data.storage import shared, without
 from training.errors import TrainingError, listed, printable
 from training.progress import say, track
@@ -35,6 +38,7 @@ LOOSE = "images beside class folders"
 STRAY = "masks without an image"
 MASKS = "ground_truth"
 _MASK_ENDING = "_mask"
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -161,25 +165,19 @@ def read_survey(found: Survey, spec: InputSpec | None, most_broken: float = MOST
     for reason, names in found.left_out.items():
         say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
 
-    def read(path: Path) -> np.ndarray | str:
-        try:
-            return preprocess(path.read_bytes(), spec)
-        except ImageError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
-
-    place, places = ranks.here()
-    mine = range(place, len(files), places)
-    here: dict[int, str] = {}
-    with shared((len(files), *spec.shape), np.uint8) as images, ThreadPoolExecutor() as pool:
-        results = pool.map(read, (files[index][0] for index in mine))
-        for index, result in track(zip(mine, results, strict=True), shown, len(mine)):
-            if isinstance(result, str):
-                here[index] = result
-            else:
-                images[index] = result
-    broken = dict(sorted(pair for some in ranks.of_all(here) for pair in some.items()))
+    if spec.tiles is not None:
+        pictures, broken = _looked_at([path for path, _ in files], spec, shown)
+    else:
+        pictures, broken = None, {}
+        with shared((len(files), *spec.shape), np.uint8) as images:
+            for index, result in _each(
+                [path for path, _ in files], lambda path: preprocess(path.read_bytes(), spec), shown
+            ):
+                if isinstance(result, str):
+                    broken[index] = result
+                else:
+                    images[index] = result
+    broken = dict(sorted(pair for some in ranks.of_all(broken) for pair in some.items()))
     reasons = [f"{found.names[index]} ({reason})" for index, reason in broken.items()]
     if len(broken) > most_broken * len(files):
         raise TrainingError(
@@ -195,13 +193,51 @@ def read_survey(found: Survey, spec: InputSpec | None, most_broken: float = MOST
         lost = [name for label, name in enumerate(found.classes) if label not in there]
         say(f"{shown}: left out classes without a readable image ({len(lost):,}): {listed(lost)}")
     return ImageSet(
-        images=without(images, broken),
+        images=without(images, broken) if pictures is None else pictures.take(np.array(kept, np.int64)),
         labels=np.searchsorted(there, labels) if found.classes else np.array([], np.int64),
         classes=tuple(found.classes[label] for label in there) if found.classes else (),
         names=tuple(found.names[index] for index in kept),
         masks=tuple(found.masks[index] for index in kept) if found.masks else (),
         groups=tuple(found.groups[index] for index in kept) if found.groups else (),
     )
+
+
+def _each(paths: Sequence[Path], work: Callable[[Path], Result], shown: str) -> Iterator[tuple[int, Result | str]]:
+    """(index, what `work` gave or the reason why it failed) of this rank's share of the files, several at a time."""
+
+    def tried(path: Path) -> Result | str:
+        try:
+            return work(path)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+    place, places = ranks.here()
+    mine = range(place, len(paths), places)
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(tried, (paths[index] for index in mine))
+        yield from track(zip(mine, results, strict=True), shown, len(mine))
+
+
+def _looked_at(paths: Sequence[Path], spec: InputSpec, shown: str) -> tuple[Pictures, dict[int, str]]:
+    """(the pictures, which stay files; the reasons of those of this rank's share that cannot be read)."""
+
+    def look(path: Path) -> tuple[int, int, bytes]:
+        picture = preprocess(path.read_bytes(), spec)
+        return *picture.shape[:2], hash_of(picture)
+
+    here: dict[int, tuple[int, int, bytes]] = {}
+    broken: dict[int, str] = {}
+    for index, result in _each(paths, look, shown):
+        if isinstance(result, str):
+            broken[index] = result
+        else:
+            here[index] = result
+    facts = {index: each for some in ranks.of_all(here) for index, each in some.items()}
+    known = [facts.get(index, (0, 0, b"")) for index in range(len(paths))]
+    sizes = np.array([each[:2] for each in known], np.int64).reshape(-1, 2)
+    return Pictures(Files(paths, sizes, [each[2] for each in known], spec)), broken
 
 
 def _undecoded(found: Survey) -> ImageSet:

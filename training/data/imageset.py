@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from training.data.pictures import Pictures
 from training.data.storage import Rows, chunks, take
 from training.errors import TrainingError, printable
 
@@ -29,7 +30,8 @@ class ImageSet:
     In a set for inspection `sound` names the class of images without a defect; the other classes are kinds of defect.
     """
 
-    images: np.ndarray | Rows  # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory
+    # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory, Pictures where tiles are cut.
+    images: np.ndarray | Rows
     labels: np.ndarray  # (N,) int64, or (0,)
     classes: tuple[str, ...]
     names: tuple[str, ...] = ()  # paths within the folder
@@ -77,13 +79,21 @@ class ImageSet:
 
     def hashes(self) -> Iterator[bytes]:
         """A hash per image, in order; identical images have the same. Images are read one at a time."""
-        return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in self.images)
+        return iter(self.images.hashes) if isinstance(self.images, Pictures) else map(hash_of, self.images)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for part in (*chunks(self.images), self.labels):
-            digest.update(np.ascontiguousarray(part).data)
+        if isinstance(self.images, Pictures):
+            digest.update(b"".join(self.images.hashes))
+        else:
+            for part in chunks(self.images):
+                digest.update(np.ascontiguousarray(part).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
+
+
+def hash_of(image: np.ndarray) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def refuse_bad_names(classes: tuple[str, ...], where: str) -> None:

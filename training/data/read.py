@@ -49,6 +49,10 @@ def read_part(data: str, part: str, spec: InputSpec | None) -> ImageSet:
     `part` is train or test; a folder without parts is read whole. Without a spec the images are listed, not decoded:
     see ImageSet.
     """
+    if spec is not None and spec.tiles is not None and not lists_files(data):
+        raise TrainingError(
+            f"{printable(data) or repr(data)}: input.tiles is for a folder of pictures, or a CSV of them: leave it out"
+        )
     if data in NAMES:
         return read_named(data, part, spec)
     folder, shown = Path(data), printable(data)

@@ -25,6 +25,7 @@ MOST_ASPECT = 4  # of the input, either way
 _MEASURED = 2000  # images whose metadata are read
 _DECODED = 256  # images whose colours are looked at
 _SIDE = 64  # pixels, at which they are
+_SHRUNK = 4  # times smaller: what is lost then is said
 
 Image = Path | np.ndarray  # a file, or pixels (H, W) or (H, W, C)
 Examined = list[tuple[Image, Dimensions]]  # never empty
@@ -58,9 +59,12 @@ def in_words(data: str, rules: Split) -> str:
     some = examined(list_training_part(data, rules, seed=0), where)
     median = measure([dimensions for _, dimensions in some])
     chosen = choose(Input(height="auto", width="auto", channels="auto"), some, where)
+    shrunk = median.short_side / min(chosen.height, chosen.width)  # type: ignore[operator]
+    lost = f"; of it each pixel holds {shrunk:.0f} × {shrunk:.0f}: for small defects set input.tiles=512"
     return (
         f"input.height=auto, width=auto, channels=auto: {chosen.height}, {chosen.width}, {chosen.channels}; the median "
         f"image is {median.short_side:g} pixels on its shorter side, and {median.aspect:.2f} times as wide as high"
+        + (lost if shrunk >= _SHRUNK else "")
     )
 
 
@@ -127,7 +131,14 @@ def _dimensions_of(pixels: np.ndarray) -> Dimensions:
 
 def _thumbnails(images: Sequence[Image], asked: Input, channels: int) -> Iterator[np.ndarray]:
     """(64, 64, C) uint8 of each image that can be decoded."""
-    small = {"height": _SIDE, "width": _SIDE, "channels": channels, "resize": "stretch", "padding": "background"}
+    small = {
+        "height": _SIDE,
+        "width": _SIDE,
+        "channels": channels,
+        "resize": "stretch",
+        "padding": "background",
+        "tiles": None,
+    }
     spec = asked.model_copy(update=small).spec()
     for image in images:
         try:

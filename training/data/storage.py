@@ -35,10 +35,20 @@ class Rows:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
 
+    def take(self, rows: np.ndarray) -> "Rows":
+        return Rows(self, rows)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """As the function of that name."""
+        step = _step(self.shape, self.dtype)
+        return (self[start : start + step] for start in range(0, len(self), step))
+
 
 def take(array: np.ndarray | Rows, rows: np.ndarray) -> np.ndarray | Rows:
     """A copy of rows in memory, a view of rows in a file."""
-    return Rows(array, rows) if isinstance(array, np.memmap | Rows) else array[rows]
+    if isinstance(array, Rows):
+        return array.take(rows)
+    return Rows(array, rows) if isinstance(array, np.memmap) else array[rows]
 
 
 def without(array: np.ndarray, rows: Collection[int]) -> np.ndarray | Rows:
@@ -53,9 +63,14 @@ def without(array: np.ndarray, rows: Collection[int]) -> np.ndarray | Rows:
 
 def chunks(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
     """The rows in order, in chunks of at most _CHUNK bytes."""
-    row = max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize)
-    step = max(1, _CHUNK // row)
+    if isinstance(array, Rows):
+        return array.chunks()
+    step = _step(array.shape, array.dtype)
     return (array[start : start + step] for start in range(0, len(array), step))
+
+
+def _step(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return max(1, _CHUNK // max(1, int(np.prod(shape[1:])) * dtype.itemsize))
 
 
 def allocate(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:

@@ -11,6 +11,7 @@ from training.data.imageset import ImageSet
 from training.measure import localisation
 from training.measure.detection import Measured, recall, separation
 from training.measure.maps import has_maps, maps_of
+from training.measure.tiled import Maps
 from training.progress import say
 
 TITLES = {
@@ -45,9 +46,9 @@ class Group:
 class Defects:
     groups: Sequence[Group]  # all defects first, then each kind
     sound: int  # images
-    maps: np.ndarray | None  # (N, H, W) of the whole set, where there are masks; see training.measure.maps
+    maps: np.ndarray | Maps | None  # (N, H, W) of the whole set, where there are masks; see training.measure.maps
 
-    def maps_at(self, images: np.ndarray) -> np.ndarray | None:
+    def maps_at(self, images: np.ndarray) -> np.ndarray | Maps | None:
         return None if self.maps is None else self.maps[images]
 
 

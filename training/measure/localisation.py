@@ -16,6 +16,7 @@ from training.data import masks
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.measure.detection import RESAMPLED, Measured, resampled, with_interval
+from training.measure.tiled import Maps
 from training.progress import track
 
 LIMITS = (0.30, 0.05)  # rates of false positives up to which the overlap is integrated
@@ -44,7 +45,7 @@ class Overlaps:
         return bool(self.regions.any() and self.sound.any())
 
 
-def overlaps(data: ImageSet, maps: np.ndarray, spec: InputSpec) -> Overlaps:
+def overlaps(data: ImageSet, maps: np.ndarray | Maps, spec: InputSpec) -> Overlaps:
     """`maps` (N, H, W); the bars of pad are not counted."""
     known = np.flatnonzero(masks.are_known(data))
     edges = _edges(data, maps, known, spec)
@@ -54,7 +55,7 @@ def overlaps(data: ImageSet, maps: np.ndarray, spec: InputSpec) -> Overlaps:
     for row, index in enumerate(track(known, "pixels", len(known))):
         numbers, counted = masks.placed(data, int(index), spec)
         mask = numbers > 0
-        at = bins - 1 - np.searchsorted(edges, np.asarray(maps[index]), side="right")  # (H, W): the highest first
+        at = bins - 1 - np.searchsorted(edges, np.asarray(maps[int(index)]), side="right")  # (H, W): the highest first
         sound[row] = np.bincount(at[counted & ~mask], minlength=bins)
         defective[row], overlap[row] = np.bincount(at[mask], minlength=bins), 0
         if mask.any():
@@ -95,7 +96,7 @@ def _area(x: np.ndarray, y: np.ndarray, limit: float) -> np.ndarray:
     return np.asarray((width * inside * (y[:, :-1] + end) / 2).sum(axis=1))
 
 
-def _edges(data: ImageSet, maps: np.ndarray, known: np.ndarray, spec: InputSpec) -> np.ndarray:
+def _edges(data: ImageSet, maps: np.ndarray | Maps, known: np.ndarray, spec: InputSpec) -> np.ndarray:
     """Ascending thresholds: all values that occur, or quantiles where they are many."""
     rng, each = np.random.default_rng(0), max(1, _SAMPLED // max(1, len(known)))
     sound: list[np.ndarray] = []
@@ -103,7 +104,7 @@ def _edges(data: ImageSet, maps: np.ndarray, known: np.ndarray, spec: InputSpec)
     for index in known:
         numbers, counted = masks.placed(data, int(index), spec)
         for pixels, values in ((counted & (numbers == 0), sound), (numbers > 0, defective)):
-            own = np.asarray(maps[index])[pixels]
+            own = np.asarray(maps[int(index)])[pixels]
             values.append(own if len(own) <= each else rng.choice(own, each, replace=False))
     rates = np.concatenate([np.linspace(0, 1, _THRESHOLDS), np.geomspace(1e-6, 1, _THRESHOLDS)])
     found = []

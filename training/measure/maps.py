@@ -7,6 +7,7 @@ from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import error_maps
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
+from training.measure import tiled
 from training.progress import track
 
 _BATCH = 16
@@ -30,8 +31,16 @@ def _reads_patches(bundle: Bundle) -> bool:
     return bundle.patches is not None and (bundle.scorer is None or bundle.scorer.reads_patches)
 
 
-def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray:
-    """(N, H, W) float32, in a file where they are larger than memory. `label` names the progress bar."""
+def highest(maps: np.ndarray | tiled.Maps) -> np.ndarray:
+    """(N,) the largest value of each map."""
+    return np.asarray(maps.max(axis=(1, 2)) if isinstance(maps, np.ndarray) else [map_.max() for map_ in maps])
+
+
+def maps_of(bundle: Bundle, data: ImageSet, label: str) -> np.ndarray | tiled.Maps:
+    """(N, H, W) float32, in a file where they are larger than memory; of pictures in tiles (h, w) each. `label` names
+    the progress bar."""
+    if bundle.tiled:
+        return tiled.measured(bundle, data, label).maps
     height, width, _ = bundle.manifest.input.shape
     maps = allocate((len(data), height, width), np.float32)
     starts = range(0, len(data), _BATCH)

@@ -9,8 +9,9 @@ from training.data.imageset import ImageSet
 from training.measure import components, defects, drawn_domains
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.defects import Defects
-from training.measure.maps import maps_of
+from training.measure.maps import highest, maps_of
 from training.measure.outputs import Outputs, outputs_of
+from training.measure.tiled import Maps
 
 
 def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
@@ -52,7 +53,7 @@ def _of_normals(
     part: str,
     outputs: Outputs,
     train: ImageSet | None,
-    maps: np.ndarray | None = None,
+    maps: np.ndarray | Maps | None = None,
 ) -> list[Metric]:
     """`maps` (N, H, W) are the images', where they were made before."""
     how = f"exported bundle through app.bundle, {part}"
@@ -83,7 +84,7 @@ def _of_normals(
     if bundle.peaks is not None and bundle.manifest.anomaly is not None:
         maps = maps_of(bundle, data, "regions") if maps is None else maps
         threshold = threshold_at(bundle.peaks, bundle.manifest.anomaly.false_alarm_rate)
-        share = float(np.mean(maps.max(axis=(1, 2)) > threshold))
+        share = float(np.mean(highest(maps) > threshold))
         how = f"{how}; the share with any region"
         made.append(Metric(name="false_region_rate", value=share, images=len(data), how=how))
     return made

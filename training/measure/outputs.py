@@ -10,7 +10,7 @@ from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.scoring import PATCHES, reconstruction_errors
 from training.data.imageset import ImageSet
 from training.data.storage import allocate
-from training.measure import encodings
+from training.measure import encodings, tiled
 from training.progress import track
 
 _BATCH = 128  # as many as one request may hold
@@ -40,6 +40,8 @@ def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[st
 
     `wanted` names tensors that anomaly distances read, and any of `logits`, `errors`, `scores` and `anomaly_map`.
     """
+    if bundle.tiled:
+        return _of_tiled(bundle, data, label, wanted)
     arrays: dict[str, np.ndarray] = {}
     encoder = {tensor.name for tensor in bundle.manifest.graphs.encoded}
     before = encodings.kept(bundle.encoder.digest, data.images)
@@ -57,6 +59,19 @@ def outputs_of(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[st
         encodings.keep(bundle.encoder.digest, data.images, {name: arrays[name] for name in encoder})
     logits, errors, scores = (arrays.pop(name, None) for name in ("logits", "errors", "scores"))
     return Outputs(arrays, logits, errors, scores)
+
+
+def _of_tiled(bundle: Bundle, data: ImageSet, label: str, wanted: Collection[str]) -> Outputs:
+    """Of pictures in tiles, which have embeddings, patch distances and scores alone; their maps: `maps_of`."""
+    arrays: dict[str, np.ndarray] = {}
+    scorer, scores = bundle.scorer if "scores" in wanted else None, None
+    if scorer is not None or PATCHES in wanted:
+        arrays[PATCHES] = tiled.measured(bundle, data, label).distances
+    if scorer is not None:
+        scores = scorer.combine(scorer.distances(arrays, None))
+    if "embedding" in wanted:
+        arrays["embedding"] = tiled.embeddings(bundle, data, label)
+    return Outputs({name: values for name, values in arrays.items() if name in wanted}, None, None, scores)
 
 
 def _batch(

@@ -16,7 +16,15 @@ from app.bundle.session import Session
 from training.errors import TrainingError
 from training.networks.autoencoder import Autoencoder
 from training.networks.encoded import GRID, Patches, Strides, chosen_maps
-from training.networks.graph import OPSET, EncoderGraph, encoder_graph, random_input, to_onnx
+from training.networks.graph import (
+    OPSET,
+    EncoderGraph,
+    TileGraph,
+    encoder_graph,
+    random_input,
+    tile_graph,
+    to_onnx,
+)
 from training.networks.head import Head, labels_of
 from training.networks.spans import spread
 from training.score import evidence
@@ -103,7 +111,10 @@ def export(
     """
     features = features or (head is not None and reads == "features")
     joined = None if patches is None else chosen_maps(net.encoder.maps, spec.height, patches)
+    of_tiles = joined if spec.tiles is not None else None
     stated = encoder_graph(net, spec.shape, features, joined)
+    if of_tiles is not None:
+        stated = tile_graph(net, spec.shape, of_tiles)
     given = {tensor.name: tensor for tensor in stated.outputs}
     maps = tuple(tuple(each) for each in net.pool.shapes) if features else ()
     files: dict[str, bytes] = {}
@@ -117,7 +128,7 @@ def export(
         _require_parity(module, files[stated.file], stated)
         return stated
 
-    encoder = proven(stated, EncoderGraph(net, features, joined))
+    encoder = proven(stated, EncoderGraph(net, features, joined) if of_tiles is None else TileGraph(net, of_tiles))
     decoder = classifier = explainer = None
     if decodes:
         decoder = graph("decoder", _Decoder(net.decoder), given["embedding"], _floats("reconstruction", *spec.shape))
@@ -135,7 +146,7 @@ def export(
     graphs = Graphs(encoder=encoder, decoder=decoder, head=classifier, explain=explainer)
     return Exported(
         spec=spec,
-        latent_size=net.latent,
+        latent_size=given["embedding"].shape[1],
         feature_maps=maps,
         graphs=graphs,
         files=files,

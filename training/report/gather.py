@@ -1,12 +1,12 @@
 """The contents of a report, gathered from a bundle and its images; `sections` turns them into HTML."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from app.bundle import Bundle, Manifest
+from app.bundle import Bundle, InputSpec, Manifest, preprocess_pixels
 from app.bundle.latent_map import LatentMap
 from app.bundle.scoring import probabilities
 from training.compare.results import Result
@@ -16,7 +16,7 @@ from training.data.material import Material
 from training.measure import domains, review
 from training.measure.defects import Defects
 from training.measure.detection import ClassScores, Curve, by_class
-from training.measure.maps import anomaly_maps, has_maps
+from training.measure.maps import has_maps, maps_of
 from training.measure.metrics import confusion
 from training.measure.outputs import Outputs, outputs_of
 from training.recipe import Recipe
@@ -24,6 +24,7 @@ from training.report.words import in_words
 from training.score import latent_map
 
 _SHOWN, _LISTED, _WRONG = 12, 16, 8
+_LONGEST = 512  # pixels of a picture in tiles
 
 
 @dataclass(frozen=True)
@@ -150,23 +151,25 @@ def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defect
     shown, spec = [int(index) for index in (*misses, *alarms)], bundle.manifest.input
     places = {index: masks.placed(test, index, spec) for index in shown} if test.masks else {}
     known, scale, maps = masks.are_known(test), (0.0, 1.0), _maps(bundle, test, shown, found)
-    everywhere = np.ones(spec.shape[:2], bool)
     if maps:
-        pixels = np.concatenate([own[places.get(index, (None, everywhere))[1]] for index, own in maps.items()])
+        pixels = np.concatenate(
+            [own[places[index][1]] if index in places else own.ravel() for index, own in maps.items()]
+        )
         scale = float(pixels.min()), float(np.quantile(pixels, 0.999))
     assert bundle.manifest.anomaly is not None  # the images have scores
     threshold = bundle.manifest.anomaly.threshold
 
     def judged(index: int) -> Judged:
-        mask, inside = places.get(index, (None, everywhere))
+        mask, inside = places.get(index, (None, True))
         alarm = "called anomalous" if scores[index] > threshold else "called normal"
-        return Judged(
+        found = Judged(
             name=test.name(index),
             why=f"{test.classes[test.labels[index]]}, {alarm}, score {scores[index]:.2f}",
             image=test.images[index],
             map=_scaled(maps[index], *scale) * inside if maps else None,
             mask=mask > 0 if known[index] and mask is not None else None,
         )
+        return _shrunk(found, spec) if spec.tiles is not None else found
 
     return Inspected(
         found=found,
@@ -177,13 +180,33 @@ def _inspected(bundle: Bundle, test: ImageSet, scores: np.ndarray, found: Defect
     )
 
 
+def _shrunk(judged: Judged, spec: InputSpec) -> Judged:
+    """A picture in tiles at the size of its map, or a whole part of it, where that is large."""
+    assert judged.map is not None  # a bundle that cuts tiles maps patches
+    step = -(-max(judged.map.shape) // _LONGEST)
+    height, width = (-(-side // step) for side in judged.map.shape)
+    own = spec.model_copy(update={"height": height, "width": width, "tiles": None})
+    return replace(
+        judged,
+        image=preprocess_pixels(judged.image, own),
+        map=_largest(judged.map, step),
+        mask=None if judged.mask is None else _largest(judged.mask, step),
+    )
+
+
+def _largest(values: np.ndarray, step: int) -> np.ndarray:
+    """(h, w) → the largest of each square of that side; those at the end may be smaller."""
+    down, across = (np.arange(0, side, step) for side in values.shape)
+    return np.asarray(np.maximum.reduceat(np.maximum.reduceat(values, down, axis=0), across, axis=1))
+
+
 def _maps(bundle: Bundle, test: ImageSet, shown: Sequence[int], found: Defects) -> dict[int, np.ndarray]:
     """The map of each image that is shown; without masks, none has been made yet."""
     if found.maps is not None:
         return {index: found.maps[index] for index in shown}
     if not has_maps(bundle):
         return {}
-    made = anomaly_maps(bundle, np.stack([test.images[index] for index in shown]))
+    made = maps_of(bundle, test.take(np.array(shown, np.int64)), "maps")
     return dict(zip(shown, made, strict=True))
 
 

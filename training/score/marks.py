@@ -19,7 +19,8 @@ from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.errors import TrainingError
 from training.progress import track
-from training.score.patches import IR_VERSION, TOP, batch_size
+from training.recipe import TOP
+from training.score.patches import IR_VERSION, batch_size
 
 GRAPH = "marks"  # the name inside the file
 RAISED = 4.0  # by which relative logits are raised: those of most sound places are below -4

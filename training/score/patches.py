@@ -23,14 +23,15 @@ from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.data.storage import Rows
 from training.errors import TrainingError
-from training.measure.maps import maps_of
+from training.measure.maps import highest, maps_of
 from training.progress import track
+from training.recipe import TOP
+from training.score import tiled
 
 FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
 CANDIDATES = 50_000  # patches of a level from which are chosen, at most, of all folds together
 LARGEST = 16_000_000  # bytes of a memory
-TOP = 0.003  # share of an image's places whose mean is its distance
 _RIDGE = 0.1  # of the mean variance, added to that of every direction
 _NEIGHBOURS = 15  # whose mean distance is a patch's reach
 _LEAST_REACH = 1e-3  # of the mean: copies would divide by zero
@@ -71,6 +72,12 @@ def read_parts(
     bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], label: str, most: int = CANDIDATES, seed: int = 0
 ) -> list[Part]:
     """Of each level, candidates of all images: every place, or `most` drawn ones. Only these are in memory."""
+    if bundle.tiled:
+        joined = tiled.drawn(bundle, data, label, most=most, seed=seed)
+        ends = np.cumsum([channels for channels, *_ in shapes])[:-1]
+        # Places of a coarser level are repeated.
+        vectors = [np.unique(level, axis=0) for level in np.split(joined, ends, axis=1)]
+        return [_part(found) for found in vectors]
     rng = np.random.default_rng(seed)
     places = [rows * columns for _, rows, columns in shapes]
     drawn = []
@@ -85,11 +92,13 @@ def read_parts(
         for own, found, each, level in zip(drawn, vectors, places, _levels(maps, shapes), strict=True):
             first, last = np.searchsorted(own, (start * each, (start + len(batch)) * each))
             found[first:last] = _by_place(level)[own[first:last] - start * each]
-    if not all(np.isfinite(found).all() for found in vectors):
+    return [_part(found) for found in vectors]
+
+
+def _part(vectors: np.ndarray) -> Part:
+    if not np.isfinite(vectors).all():
         raise TrainingError(f"the normals' {PATCH_FEATURES} are not finite: the network diverged")
-    return [
-        Part(found, len(found), found.sum(axis=0, dtype=np.float64), products=_products(found)) for found in vectors
-    ]
+    return Part(vectors, len(vectors), vectors.sum(axis=0, dtype=np.float64), products=_products(vectors))
 
 
 def thinned(part: Part, count: int, label: str) -> Part:
@@ -359,7 +368,11 @@ def across(bundle: Bundle, data: ImageSet, shapes: Sequence[Shape], folds: np.nd
         label = f"out of fold {number + 1} of {len(members)}"
         memory = fit([*parts[:number], *parts[number + 1 :]], shapes, count, label)
         session = Session(to_onnx(memory, stated, opset), stated, FILE, threads=cpu_limit())
-        distances[held], peaks[held] = _measured(bundle, session, data.images, chosen=held, label=label)
+        distances[held], peaks[held] = (
+            tiled.measured(bundle, session, stated, data.take(held), label=label)
+            if bundle.tiled
+            else _measured(bundle, session, data.images, chosen=held, label=label)
+        )
     return Folds(fit(parts, shapes, count, "patches"), distances, np.sort(peaks))
 
 
@@ -367,7 +380,7 @@ def peaks_of(bundle: Bundle, normals: ImageSet) -> dict[str, np.ndarray]:
     """The array of the reference file that sets the threshold of regions, if the bundle remembers patches."""
     if bundle.patches is None:
         return {}
-    return {PEAKS: np.sort(maps_of(bundle, normals, "regions").max(axis=(1, 2)))}
+    return {PEAKS: np.sort(highest(maps_of(bundle, normals, "regions")))}
 
 
 def _measured(

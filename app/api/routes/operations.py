@@ -147,7 +147,8 @@ def reconstruct(call: ACall, images: Images) -> Plan:
 def anomaly(
     call: ACall, images: Images, heatmap: Heatmap = False, regions: Regions = False, false_alarm_rate: Rate = None
 ) -> Plan:
-    media_type = call.choose_type(JSON, NPY, *if_single(PNG, images))
+    single = if_single(PNG, images)  # maps of pictures in tiles have no common shape
+    media_type = call.choose_type(JSON, *([NPY] if single or not call.bundle.tiled else []), *single)
     with_heatmap = heatmap or media_type in (PNG, NPY)
     drawn = map_output(call.bundle) if with_heatmap else RECONSTRUCTION
     needs = ["anomaly", *(["reconstruct"] if with_heatmap and drawn == RECONSTRUCTION else [])]
@@ -158,7 +159,8 @@ def anomaly(
         if media_type == PNG:
             return Response(_heatmaps(result)[0], media_type=PNG)
         if media_type == NPY:
-            return npy_response(maps(result.bundle, result.images, result.outputs))
+            each = maps(result.bundle, result.images, result.outputs)
+            return npy_response(np.stack(list(each)) if result.bundle.tiled else each)
         fields = [anomaly_fields(each) for each in _scored(call, result, false_alarm_rate)]
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.api.v2.schemas import ModelMetadata, TensorMetadata
 from app.api.v2.tensors import IMAGE, IMAGE_TYPE, outputs_of
+from app.api.v2.wire import BYTES
 from app.bundle.bundle import Bundle
 from app.telemetry.metrics import Sample
 
@@ -13,7 +14,11 @@ PLATFORM = "onnx_onnxv1"
 
 
 def metadata(bundle: Bundle, versions: Sequence[int]) -> ModelMetadata:
-    image = TensorMetadata(name=IMAGE, datatype=IMAGE_TYPE, shape=[-1, *bundle.manifest.input.shape])
+    image = (
+        TensorMetadata(name=IMAGE, datatype=BYTES, shape=[-1])
+        if bundle.tiled
+        else TensorMetadata(name=IMAGE, datatype=IMAGE_TYPE, shape=[-1, *bundle.manifest.input.shape])
+    )
     outputs = [
         TensorMetadata(name=name, datatype=output.datatype, shape=[-1, *output.shape])
         for name, output in outputs_of(bundle).items()

@@ -44,8 +44,11 @@ def outputs_of(bundle: Bundle) -> dict[str, Output]:
         outputs[P_VALUE] = Output("FP64", (), DISTANCES, results.p_values)
     if graphs.patches:
         map_ = graphs.patches.outputs[0]
-        outputs[ANOMALY_MAP] = Output(
-            DATATYPES[np.dtype(map_.dtype)], map_.shape[1:], ANOMALY_MAP, _unchanged(ANOMALY_MAP)
+        datatype = DATATYPES[np.dtype(map_.dtype)]
+        outputs[ANOMALY_MAP] = (
+            Output(datatype, (-1, -1), ANOMALY_MAP, lambda _, computed: np.stack(list(computed[ANOMALY_MAP])))
+            if bundle.tiled
+            else Output(datatype, map_.shape[1:], ANOMALY_MAP, _unchanged(ANOMALY_MAP))
         )
     return outputs
 
@@ -94,6 +97,8 @@ def resolve(request: InferRequest, bundle: Bundle, most: int) -> ResolvedRequest
         for name, output in outputs_of(bundle).items()
         if images is not None or _is_reachable(output, bundle, names)
     }
+    if bundle.tiled and images is not None and len(images) > 1:
+        _leave_out_maps(request, available)
     model, inputs = f"{bundle.name}@{bundle.version}", ", ".join(names)
     if not available:
         raise MalformedRequest(f"inputs: {model} has no output that follows from {inputs}")
@@ -105,6 +110,16 @@ def resolve(request: InferRequest, bundle: Bundle, most: int) -> ResolvedRequest
         if each.classes is not None and available[each.name].needs != LOGITS:
             raise MalformedRequest(f"{each.name}: classification is supported for {LOGITS} and {PROBABILITIES} only")
     return ResolvedRequest(request, images, encoded, [(each, available[each.name]) for each in requested])
+
+
+def _leave_out_maps(request: InferRequest, available: dict[str, Output]) -> None:
+    """Maps of several pictures in tiles have no common shape, as a tensor must have."""
+    available.pop(ANOMALY_MAP, None)
+    if any(each.name == ANOMALY_MAP for each in request.outputs or ()):
+        raise MalformedRequest(
+            f"outputs: {ANOMALY_MAP}: this model cuts pictures into tiles, and maps of several pictures have no common "
+            "shape: send one picture in a request, or leave it out of outputs"
+        )
 
 
 def _is_reachable(output: Output, bundle: Bundle, inputs: Sequence[str]) -> bool:
@@ -122,6 +137,11 @@ def _images(tensor: InputTensor, bundle: Bundle, most: int) -> list[bytes] | np.
         if empty is not None:
             raise MalformedRequest("the image is empty: zero bytes", empty if len(files) > 1 else None)
         return files
+    if bundle.tiled:
+        raise MalformedRequest(
+            f"{IMAGE}: {bundle.name}@{bundle.version} cuts pictures of any size into tiles, and pixels have one size: "
+            f"send {BYTES} with whole files"
+        )
     _require_type(tensor, IMAGE_TYPE, f"{IMAGE_TYPE}, or {BYTES} with whole files,")
     _require_shape(tensor, shape, most)
     return tensor.array()

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from hostile import DRAWN, bmp_run_length
-from support import ROOT, environment, eventually, spec
+from support import ROOT, environment, eventually, spec, tiled_spec
 
 from app.bundle.decoder import AVAILABLE, Decoder
 from app.bundle.drawings import golden_files
@@ -39,6 +39,16 @@ def test_pixels_are_the_same_as_in_this_process(decoder: Decoder, name: str) -> 
     data = DRAWN[name](301, 203)
     granted = read_header(data).peak_bytes(SPEC)
     assert np.array_equal(decoder.decode(data, SPEC, PIXELS_CEILING, granted), preprocess(data, SPEC))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.4])
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_in_tiles_comes_back_in_its_own_size(decoder: Decoder, name: str, scale: float) -> None:
+    data, shape = DRAWN[name](301, 203), tiled_spec(channels=3, scale=scale)
+    granted = read_header(data).peak_bytes(shape)
+    found = decoder.decode(data, shape, PIXELS_CEILING, granted)
+    assert np.array_equal(found, preprocess(data, shape))
+    assert sorted(found.shape[:2]) == [round(203 * scale), round(301 * scale)]
 
 
 def test_golden_files_decode_to_the_same_pixels(decoder: Decoder) -> None:

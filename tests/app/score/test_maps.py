@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support import save_tiny, serving, spec
+from support import save_tiny, serving, spec, tiled_spec
 
 from app.__main__ import main
 from app.bundle.encode import png
@@ -252,3 +252,37 @@ def test_what_cannot_be_is_said_in_a_sentence(
     assert not out.exists()
     assert not maps.exists()
     assert sorted(path.name for path in pictures.iterdir()) == ["none.png", "odd", "sound"]
+
+
+def test_pictures_in_tiles_have_rows_and_maps_of_their_own_sizes(tmp_path: Path) -> None:
+    """A tall one, one that is smaller than a tile, and none; a second run has nothing left to do."""
+    save_tiny(tmp_path / "models", shape=tiled_spec())
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pixels = np.zeros((900, 70), np.uint8)
+    pixels[512:544, 16:48] = 255
+    Image.fromarray(pixels).save(folder / "tall.png")
+    Image.fromarray(pixels[:20, :30]).save(folder / "tiny.png")
+    (folder / "none.png").write_text("none")
+    out, maps = tmp_path / "rows.jsonl", tmp_path / "maps"
+    for _ in range(2):
+        assert score(tmp_path / "models", folder, "--out", out, "--maps", maps, "--operation", "anomaly") == 0
+        tall, small = sorted(lines_of(out), key=lambda row: -row["score"])
+        [region] = tall["regions"]
+        assert region["box"] == pytest.approx([16, 512, 48, 544], abs=8)
+        assert small["regions"] == []
+        drawn = np.asarray(Image.open(maps / tall["map"])).astype(int)
+        assert drawn.shape == (900, 70, 3)
+        assert np.ptp(drawn[528, 32]) > 20
+        assert np.ptp(drawn[100, 32]) < 20
+        assert np.asarray(Image.open(maps / small["map"])).shape == (20, 30, 3)
+    [answered] = _served(tmp_path / "models", folder / "tall.png")
+    assert answered["regions"] == tall["regions"]
+    assert answered["score"] == pytest.approx(tall["score"])
+
+
+def _served(models: Path, file: Path) -> list[dict[str, Any]]:
+    with serving(Settings(models=models)) as client:
+        answer = client.post("/v1/anomaly?regions=true", files={"image": file.read_bytes()})
+        assert answer.status_code == 200
+        return list(answer.json()["results"])

@@ -10,7 +10,7 @@ from PIL import Image
 from support import idx
 
 from training.__main__ import main
-from training.data.resolution import settled
+from training.data.resolution import in_words, settled
 from training.data.splits import list_training_part, train_and_test
 from training.errors import TrainingError
 from training.recipe import Augment, Input, Pretrain, Recipe, Split
@@ -264,3 +264,12 @@ def test_data_says_what_auto_would_choose(tmp_path: Path, capsys: pytest.Capture
         "input.height=auto, width=auto, channels=auto: 224, 352, 1; "
         "the median image is 300 pixels on its shorter side, and 1.50 times as wide as high"
     ) in capsys.readouterr().out.splitlines()
+
+
+def test_that_small_defects_of_large_pictures_would_be_lost_is_said(tmp_path: Path) -> None:
+    for folder, side in (("large", 1000), ("usual", 500)):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            Image.new("L", (side + 100, side), number).save(tmp_path / folder / f"{number}.png")
+    assert "each pixel holds 4 × 4: for small defects set input.tiles=512" in in_words(str(tmp_path / "large"), Split())
+    assert "tiles" not in in_words(str(tmp_path / "usual"), Split())
