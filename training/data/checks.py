@@ -56,12 +56,13 @@ def warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
     yield from duplicate_warnings(train, test)
 
 
-def class_warnings(train: ImageSet) -> Iterator[str]:
-    """About classes with few images, a single class, and imbalance."""
+def class_warnings(train: ImageSet, folds: int = 0) -> Iterator[str]:
+    """About classes with few images, a single class, and imbalance; `folds` as in anomaly.folds."""
     if not train.classes:
         return
     if train.sound is not None:
-        yield from _sound_warnings(train)
+        if not folds:
+            yield from _sound_warnings(train)
         return
     counts = _counts(train)
     few = sorted((count, name) for name, count in counts.items() if count < FEW)

@@ -65,7 +65,7 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     elif target.sound is None and test.classes != target.classes:
         raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
     labelled = source if recipe.transfer.adapts else target
-    for warning in (*checks.class_warnings(labelled), *checks.duplicate_warnings(target, test)):
+    for warning in (*checks.class_warnings(labelled, recipe.anomaly.folds), *checks.duplicate_warnings(target, test)):
         report(f"note: {warning}")
     if recipe.anomaly.folds:
         train, validation = train_and_validation(target, recipe.split, recipe.seed)

@@ -143,4 +143,5 @@ def test_sound_images_are_counted_against_the_rate_they_bear() -> None:
         "few sound images (24): where a fifth is held out to set the threshold, 4 images bear no rate of false alarms "
         "below 20.0%; with 100 it could be 5 %; the recipe inspect holds none out"
     ]
+    assert list(class_warnings(few, folds=5)) == [], "none is held out"
     assert list(class_warnings(ImageSet(images(100), np.zeros(100, np.int64), ("good",), sound="good"))) == []
