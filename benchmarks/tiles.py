@@ -43,7 +43,7 @@ def tiles(out: Path) -> Iterator[Bar]:
     found = {name: _auroc(bundle) for name, bundle in (("tiles", tiled), ("whole", whole))}
     print(f"        spots of {SPOT} pixels, scaled to 224 × 224: image AUROC {found['whole']:.4f}", flush=True)
     yield Bar(f"spots of {SPOT} pixels in tiles, image AUROC", found["tiles"], *FOUND)
-    seconds, cpu, megabytes = _served(out / "models", "tiles")
+    seconds, cpu, megabytes = _served(out / "models-tiles", "tiles")
     print(f"        of which the service computed {cpu:.1f} s", flush=True)
     what = f"a JPEG of {LARGE[1]} × {LARGE[0]} in tiles of {TILE}, one core, score, map and regions"
     yield Bar(f"{what}, seconds", seconds, *SECONDS, higher_is_better=False)
@@ -79,7 +79,7 @@ def _draw(folder: Path) -> Path:
 
 def _bundle(data: Path, name: str, settings: list[str], out: Path) -> Bundle:
     """Made on first use."""
-    models = out / "models"
+    models = out / f"models-{name}"  # what is timed is served alone
     if not (models / name).is_dir():
         chosen = recipe.load("inspect", [f"source={data}", f"target={data}", f"name={name}", *settings])
         run.run(chosen, models, out / f"run-{name}")

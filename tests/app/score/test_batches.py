@@ -90,6 +90,8 @@ def test_what_is_no_image_is_told_and_brings_no_neighbours(bundle: Bundle, paths
 class Counting:
     """A bundle that counts what it has been given to decode."""
 
+    tiled = False
+
     def __init__(self, bundle: Bundle) -> None:
         self.manifest, self._bundle = bundle.manifest, bundle
         self.count, self._lock = 0, threading.Lock()
@@ -118,7 +120,7 @@ def test_what_is_decoded_at_once_stays_within_the_budget(bundle: Bundle, tmp_pat
     under_way, most, lock = 0, 0, threading.Lock()
 
     class Watched:
-        manifest = bundle.manifest
+        manifest, tiled = bundle.manifest, False
 
         def preprocess(self, data: bytes, max_pixels: int) -> np.ndarray:
             nonlocal under_way, most
