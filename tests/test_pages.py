@@ -325,7 +325,7 @@ def test_odd_regions_lie_over_the_picture_and_follow_the_false_alarm_rate(
         assert truth["regions"][0]["box"] == [100, 30, 120, 50]
         expect(listed).to_have_text(["x 100 to 120, y 30 to 50 px, p = 0.005"])
         expect(v.page.locator("[data-figure=odd]")).to_contain_text("where surface.jpg is least like sound ones")
-        expect(v.page.locator(".anomaly p")).to_contain_text("how far its oddest patches are from")
+        expect(v.page.locator(".anomaly p")).to_contain_text("how unlike those of normal ones its oddest patches are")
         expect(v.page.get_by_role("status")).to_contain_text("Unlike what this model knows. 1 odd region")
         boxes.first.focus()
         expect(boxes.first).to_have_accessible_name("Region 1: x 100 to 120, y 30 to 50 px, p = 0.005")

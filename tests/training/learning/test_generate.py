@@ -54,7 +54,8 @@ def test_the_loss_is_the_bound_and_the_class_reaches_the_decoder_alone() -> None
     generator.encoder.log_variance.weight.data.zero_()  # type: ignore[union-attr]
     generator.encoder.log_variance.bias.data.fill_(-60)  # type: ignore[union-attr]
     images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 0, 1, 0, 1])
-    mean, _, log_variance = generator.encoder(images)
+    encoded = generator.encoder(images)
+    mean, log_variance = encoded.code, encoded.log_variance
     logits = generator.decoder(torch.cat([mean, torch.eye(2)[labels]], dim=1))  # the draw is the mean itself
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, images) + divergence / 64
