@@ -121,7 +121,7 @@ def literature(out: Path) -> Iterator[Bar]:
         usual = _value(_bundle(folder, settings, out / name), "accuracy")
         for recipe_name in ("backbone", "backbone-thawed"):
             chosen = (*settings, "network.backbone=efficientnet-lite0")
-            found = _value(_bundle(folder, chosen, out / f"literature-{name}", recipe_name), "accuracy")
+            found = _value(_bundle(folder, chosen, out / f"{recipe_name}-{name}", recipe_name), "accuracy")
             yield Bar(f"{name}, {recipe_name} on Lite0, accuracy beside photos", found, usual, usual)
 
 
