@@ -117,6 +117,7 @@ KEPT_TO = {
     "onnx": (
         *("training.networks.graph", "training.publish.quantise"),
         *("training.score.evidence", "training.score.marks", "training.score.patches", "training.score.prototypes"),
+        "training.score.onnx_model",
     ),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),

@@ -5,13 +5,13 @@ places these add up to the logits without the bias. x may be the average of the 
 """
 
 import numpy as np
-from onnx import TensorProto, checker, helper, numpy_helper
+from onnx import helper
 
 from app.bundle.manifest import Graph, Tensor
 from training.networks.spans import spread
+from training.score.onnx_model import serialised
 
 SIDE = 7  # rows and columns of what is given, at most: those of a backbone's last map at 224 pixels
-_IR_VERSION = 10  # onnxruntime reads it since 1.18
 
 
 def map_of(encoder: Graph, reads: str) -> Tensor | None:
@@ -50,14 +50,4 @@ def to_onnx(weight: np.ndarray, centre: np.ndarray | None, stated: Graph, opset:
         weights["columns"] = spread(width, given.shape[3]).T
         nodes.append(helper.make_node("MatMul", [found, "columns"], ["by_column"]))
     nodes[-1].output[0] = given.name
-    ends = [
-        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
-        for tensor in (taken, given)
-    ]
-    initialisers = [
-        numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name) for name, array in weights.items()
-    ]
-    made = helper.make_graph(nodes, "evidence", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
-    checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return serialised("evidence", nodes, weights, stated=stated, opset=opset)

@@ -11,7 +11,7 @@ the level by the others of the fold, as the score of a new image is relative to 
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, checker, helper, load_from_string, numpy_helper
+from onnx import helper, load_from_string
 
 from app.bundle import Bundle
 from app.bundle.manifest import PATCH_FEATURES, Graph
@@ -19,8 +19,8 @@ from training.data.imageset import ImageSet
 from training.data.storage import allocate
 from training.errors import TrainingError
 from training.progress import track
-from training.recipe import TOP
-from training.score.patches import IR_VERSION, batch_size
+from training.score.onnx_model import serialised
+from training.score.patches import batch_size, count_largest
 
 GRAPH = "marks"  # the name inside the file
 RAISED = 4.0  # by which relative logits are raised: those of most sound places are below -4
@@ -40,10 +40,10 @@ def to_onnx(stated: Graph, levels: np.ndarray, opset: int) -> bytes:
     taken, (distances, distance) = stated.input, stated.outputs
     _, networks, rows, columns = taken.shape
     weights = {
-        "raised": (RAISED - levels).astype(np.float32).reshape(1, networks, 1, 1),
+        "raised": (RAISED - levels).reshape(1, networks, 1, 1),
         "networks": np.array([1]),
         "flat": np.array([0, rows * columns]),
-        "count": np.array([_count(rows * columns)]),
+        "count": np.array([count_largest(rows * columns)]),
         "places": np.array([1]),
     }
     nodes = [
@@ -54,15 +54,7 @@ def to_onnx(stated: Graph, levels: np.ndarray, opset: int) -> bytes:
         helper.make_node("TopK", ["by_place", "count"], ["largest", "where"], axis=1),
         helper.make_node("ReduceMean", ["largest", "places"], [distance.name], keepdims=1),
     ]
-    ends = [
-        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
-        for tensor in (taken, distances, distance)
-    ]
-    initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    made = helper.make_graph(nodes, GRAPH, inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
-    checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return serialised(GRAPH, nodes, weights, stated=stated, opset=opset)
 
 
 def are_in(model: bytes) -> bool:
@@ -108,9 +100,5 @@ def _own(bundle: Bundle, data: ImageSet, folds: np.ndarray) -> np.ndarray:
 def _largest(maps: np.ndarray) -> np.ndarray:
     """(N, rows, columns) → (N,) the mean of each one's largest."""
     by_place = maps.reshape(len(maps), -1)
-    count = _count(by_place.shape[1])
+    count = count_largest(by_place.shape[1])
     return np.asarray(np.partition(by_place, -count, axis=1)[:, -count:].mean(axis=1))
-
-
-def _count(places: int) -> int:
-    return max(1, round(TOP * places))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import NodeProto, TensorProto, checker, helper, load_from_string, numpy_helper
+from onnx import NodeProto, helper, load_from_string, numpy_helper
 
 from app.bundle import Bundle
 from app.bundle.encode import interpolation
@@ -27,6 +27,7 @@ from training.measure.maps import highest, maps_of
 from training.progress import track
 from training.recipe import TOP
 from training.score import tiled
+from training.score.onnx_model import serialised
 
 FILE = "patches.onnx"
 TOLERANCE = 1e-3  # of golden outputs: a root of a difference rounds more coarsely than its terms
@@ -39,7 +40,6 @@ _AT_ONCE = 4096
 _TINY = 1e-12  # in place of a variance of 0
 _PROJECTED = 64  # dimensions in which is chosen
 _PIXELS = 1 << 21  # of a batch
-IR_VERSION = 10  # onnxruntime reads it since 1.18
 
 Shape = tuple[int, int, int]  # channels, rows, columns
 
@@ -197,7 +197,7 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
         "zero": np.zeros(1),
         "grid": np.array([0, rows, columns]),
         "flat": np.array([0, rows * columns]),
-        "count": np.array([max(1, round(TOP * rows * columns))]),
+        "count": np.array([count_largest(rows * columns)]),
         "places": np.array([1]),
         "channel": np.array([1]),
         "share": np.full(1, 1 / len(memory)),
@@ -215,18 +215,12 @@ def to_onnx(memory: Memory, stated: Graph, opset: int) -> bytes:
         helper.make_node("TopK", ["all_places", "count"], ["largest", "where"], axis=1),
         helper.make_node("ReduceMean", ["largest", "places"], [distance.name], keepdims=1),
     ]
-    ends = [
-        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
-        for tensor in (taken, distances, distance)
-    ]
-    initialisers = [
-        numpy_helper.from_array(np.ascontiguousarray(array, np.int64 if array.dtype.kind == "i" else np.float32), name)
-        for name, array in weights.items()
-    ]
-    made = helper.make_graph(nodes, "patches", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
-    checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return serialised("patches", nodes, weights, stated=stated, opset=opset)
+
+
+def count_largest(places: int) -> int:
+    """Of a map's places those whose mean is the image's distance."""
+    return max(1, round(TOP * places))
 
 
 class _Named:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from onnx import TensorProto, checker, helper, numpy_helper
+from onnx import helper
 
 from app.bundle.manifest import Graph
+from training.score.onnx_model import serialised
 
 Distance = Literal["cosine", "mahalanobis"]
 SCALE = 10.0  # of the logits, before the temperature
 PARTS = 100  # folds of the left-out predictions, at most
 _TINY = 1e-12  # in place of a length of 0
-_IR_VERSION = 10  # onnxruntime reads it since 1.18
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,7 @@ def to_onnx(prototypes: Prototypes, graph: Graph, opset: int) -> bytes:
         ]
         x = "direction"
     nodes.append(helper.make_node("Gemm", [x, "weight", "bias"], [logits.name]))
-    ends = [
-        helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, ["batch", *tensor.shape[1:]])
-        for tensor in (points, logits)
-    ]
-    initialisers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    made = helper.make_graph(nodes, "prototypes", inputs=ends[:1], outputs=ends[1:], initializer=initialisers)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
-    checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    return serialised("prototypes", nodes, weights, stated=graph, opset=opset)
 
 
 def block_scales(centred: Any, blocks: Sequence[int]) -> list[Any]:
