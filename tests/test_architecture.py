@@ -51,6 +51,7 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
+    "search",  # what recipes reach on folds of the training images
     *("run", "commands", "__main__"),
 )
 MAY_IMPORT |= {
@@ -94,6 +95,7 @@ OPEN = {
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
     "shots": {"graft"},
+    "search": {"crossing"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
@@ -111,7 +113,7 @@ KEPT_TO = {
     "pyarrow": ("app.score.parquet", "app.score.storage"),
     "ray": ("app.score.on_ray",),
     "torch": (
-        *("training.ranks", "training.networks", "training.learning", "training.publish"),
+        *("training.ranks", "training.networks", "training.learning", "training.publish", "training.search"),
         *("training.measure.likelihood", "training.measure.probes", "training.compare.methods"),
     ),
     "onnx": (

@@ -3,24 +3,37 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
 
 from training import ranks
 
 T = TypeVar("T")
+_quiet = False
 _EVERY_S = 10.0  # between plain lines
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it nothing is said and no progress shown: for steps that are repeated many times."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
 
 
 def say(text: str) -> None:
     """Prints on rank 0 only."""
-    if ranks.first():
+    if ranks.first() and not _quiet:
         print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yields the items, and shows their count, the rate and the time left."""
-    if not ranks.first():
+    if not ranks.first() or _quiet:
         yield from items
         return
     if not sys.stderr.isatty() or find_spec("rich") is None:

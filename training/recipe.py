@@ -422,6 +422,20 @@ class Split(_Part):
     # The class of sound images, where the others are kinds of defect: it alone is trained on. By default it is the only
     # class of the training part, if there is just one.
     sound: str | None = None
+    # Nothing is held out for validation, calibration and, where the data set has no test part, for a test: accuracy,
+    # temperature and threshold come from what networks say of so many folds that have not learnt from them, and what is
+    # published has learnt from all images. 0: parts are held out.
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+    repeats: PositiveInt = (
+        1  # of the folds, each time dealt anew: for a few dozen images, by which one deal may be luck
+    )
+
+    @field_validator("folds")
+    @classmethod
+    def a_fold_leaves_others(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves none to learn from; set 2 or more, or 0")
+        return folds
 
 
 def _one_or_more(distances: Any) -> Any:
@@ -654,13 +668,51 @@ class Recipe(_Part):
         mode = self.transfer
         if isinstance(mode, PasteMode):
             return self
-        if self.anomaly.folds and not (mode.freezes and (mode.untrained or not self.pretrain.epochs)):
+        if self.anomaly.folds and not self.encoder_is_given and not self.split.folds:
             raise ValueError(
                 f"anomaly.folds={self.anomaly.folds}: the encoder learns from the images that the folds hold, so their "
                 "scores would be too low: set anomaly.folds=0, or freeze the encoder (pretrain.epochs=0 and "
                 "transfer.mode=decoder)"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def folds_are_those_of_the_score(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Where no part is held out for labels, none is for the score."""
+        split = fields.get("split") if isinstance(fields, dict) else None
+        folds = split.get("folds") if isinstance(split, dict) else None
+        score = fields.get("anomaly", {}) if folds else None
+        if info.context == STORED or not isinstance(score, dict) or "folds" in score:
+            return fields
+        return {**fields, "anomaly": {**score, "folds": folds}}
+
+    @model_validator(mode="after")
+    def folds_can_be_crossed(self) -> Self:
+        split, mode = self.split, self.transfer
+        if not split.folds:
+            if split.repeats > 1:
+                raise ValueError(f"split.repeats={split.repeats}: it is folds that are repeated: set split.folds, too")
+            return self
+        if mode.adapts:
+            raise ValueError(f"split.folds: mode {mode.mode} has no labels of the target to cross: leave it out")
+        if not self.anomaly.folds:
+            raise ValueError("split.folds holds no images out: the score needs anomaly.folds, too")
+        if not mode.labels and not self.encoder_is_given and not isinstance(mode, PasteMode):
+            raise ValueError(
+                f"split.folds: mode {mode.mode} would pretrain on the images it is measured on: leave it out"
+            )
+        if mode.labels and not self.encoder_is_given and PATCHES in self.anomaly.distances:
+            raise ValueError(
+                f"split.folds: mode {mode.mode} trains a network for each fold, and their patches cannot be compared: "
+                "take patches out of anomaly.distances"
+            )
+        return self
+
+    @property
+    def encoder_is_given(self) -> bool:
+        """Whether no image of the target changes the encoder."""
+        return self.transfer.freezes and (self.transfer.untrained or not self.pretrain.epochs)
 
     @model_validator(mode="after")
     def activities_are_shares(self, info: ValidationInfo) -> Self:

@@ -24,12 +24,13 @@ from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
+from training.publish.draft import Crossed, fit_score, in_integers, measure, unseen
 from training.publish.draft import export as export_draft
-from training.publish.draft import fit_score, in_integers, measure
 from training.recipe import Recipe
 from training.report import comparison
 from training.report.gather import gather as gather_report
 from training.report.sections import page
+from training.search.crossing import Crossing
 
 DATA_FILE, DONE_FILE = "data.json", "bundle.txt"
 _PRETRAINED = "pretrain.pt"
@@ -68,9 +69,16 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
     """Train and publish; returns the bundle's folder."""
     recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
+    crossed = _crossed(recipe, material, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
-    return _publish(recipe, material, learnt, models=models, folder=folder) if ranks.first() else folder
+    if not ranks.first():
+        return folder
+    return _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder)
+
+
+def _crossed(recipe: Recipe, material: Material, folder: Path) -> Crossed | None:
+    return None if material.folds is None else Crossing(recipe, material, folder).everything()
 
 
 def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
@@ -124,7 +132,9 @@ def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
     learnt = load_learnt(recipe, recipe.input.spec().shape, folder)
-    return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
+    material = _gather(recipe, folder)
+    crossed = _crossed(recipe, material, folder)
+    return _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder)
 
 
 def report(folder: Path) -> Path:
@@ -136,6 +146,8 @@ def report(folder: Path) -> Path:
     bundle = load(published)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
+    if not material.tested:
+        outputs = unseen(outputs, _crossed(recipe, material, folder))
     study = gather_report(
         bundle,
         recipe,
@@ -183,12 +195,14 @@ def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
         )
 
 
-def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
+def _publish(
+    recipe: Recipe, material: Material, learnt: Learnt, *, crossed: Crossed | None, models: Path, folder: Path
+) -> Path:
     """Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
-    scored = fit_score(recipe, material, exported)
-    measured = measure(material, in_integers(recipe, material, exported, scored))
+    scored = fit_score(recipe, material, exported, crossed)
+    measured = measure(material, in_integers(recipe, material, exported, scored, crossed), crossed)
     bundle = measured.draft.bundle
     study = gather_report(
         bundle,
