@@ -52,7 +52,9 @@ ROOMS = (
     "report",  # is handed results
     "shots",
     "search",  # what recipes reach on folds of the training images
-    *("run", "commands", "__main__"),
+    "run",
+    "auto",  # a folder in, a bundle out
+    *("commands", "__main__"),
 )
 MAY_IMPORT |= {
     f"training.{room}": {"app.bundle", "training", *(f"training.{lower}" for lower in ROOMS[:number])}
@@ -95,7 +97,8 @@ OPEN = {
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
     "shots": {"graft"},
-    "search": {"crossing"},
+    "search": {"crossing", "race"},
+    "auto": {"build", "contenders", "look"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         subparser.set_defaults(command=function)
         return subparser
 
+    _auto_arguments(command(commands.auto, "a folder in, a bundle out: looks, plans, trains, measures, publishes"))
     _run_arguments(command(commands.run, "train by a recipe, and publish a bundle"), publishes=True)
     _run_arguments(command(commands.pretrain, "only the first part of run: pretrain an autoencoder on the source"))
     transfer = command(commands.transfer, "run without publishing: pretrain, then transfer to the target")
@@ -117,6 +118,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     _data_arguments(command(commands.data, "describe a data set and warn about it; download named ones"))
     return parser
+
+
+def _auto_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Look at a folder of images (a folder for each kind; or sound images alone, with or without defects beside "
+        "them; or a list), race recipes for it on folds of its training images, and publish the best, fitted on all of "
+        "them, with a verdict in words. Ctrl-C publishes the best so far."
+    )
+    parser.add_argument("data", metavar="FOLDER", help="a folder of images, a CSV, or a named data set")
+    parser.add_argument("--minutes", type=_minutes, default=10.0, help="time for everything (default: 10)")
+    parser.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("classify", "inspect", "both"),
+        help="what the model is for (default: to classify where there are kinds, to inspect where all are sound)",
+    )
+    parser.add_argument(
+        "--size", choices=("small", "best"), default="best", help="the fastest model, or the best (default: best)"
+    )
+    parser.add_argument(
+        "--no-outside-weights",
+        dest="outside",
+        action="store_false",
+        help="use no weights that others have published: train a network on these images alone",
+    )
+    parser.add_argument("--name", help="name of the model (default: the folder's)")
+    parser.add_argument("--plan", action="store_true", help="only print what would be done, as a recipe")
+    parser.add_argument(
+        "--run", dest="folder", type=Path, metavar="RUN", help="folder of the run (default: runs/auto-<name>-<time>)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    _models_argument(parser)
 
 
 def _run_arguments(parser: argparse.ArgumentParser, publishes: bool = False) -> None:
@@ -254,6 +287,16 @@ def _share(text: str) -> float:
         value = math.nan
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1, as in 0.01")
+    return value
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 60 * 24 * 7:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes, as 10 or 0.5")
     return value
 
 

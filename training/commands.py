@@ -25,6 +25,8 @@ from training.progress import say
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from training.auto.contenders import Size
+    from training.auto.look import Purpose
     from training.data.download import Source
     from training.score.prototypes import Distance
     from training.shots.graft import Reads
@@ -79,6 +81,40 @@ def _train(
                 print(result)
     except KeyboardInterrupt:
         say_stopped()
+        raise
+
+
+def auto(
+    data: str,
+    minutes: float,
+    purpose: 'Purpose | Literal["both"] | None',
+    size: "Size",
+    outside: bool,
+    name: str | None,
+    folder: Path | None,
+    resume: bool,
+    plan: bool,
+    models: Path,
+) -> None:
+    from training.auto import build
+    from training.auto.look import model_name
+
+    if resume and folder is None:
+        raise TrainingError("--resume needs --run FOLDER: what to resume")
+    wish = build.Wish(data, minutes, purpose, size, outside, name, models)
+    if plan:
+        print(build.plan(wish), end="")
+        return
+    own = folder or Path("runs") / f"auto-{name or model_name(data)}-{datetime.now():%Y%m%d-%H%M%S}"
+    if own.exists() and not resume:
+        raise TrainingError(f"{own} already exists: resume it with --resume, or choose another with --run")
+    if outside:
+        _fetch_weights(recipes.Network(backbone="efficientnet-lite0", weights=recipes.IMAGENET))
+    try:
+        for bundle in build.auto(wish, own):
+            print(bundle)
+    except KeyboardInterrupt:
+        say(f"stopped: nothing was published; resume with the same command and --run {own} --resume")
         raise
 
 

@@ -1,7 +1,9 @@
 """Recipes: named experiments. A TOML file lists what differs from the defaults here, each line with its reason."""
 
+import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -928,6 +930,33 @@ def _value(key: str, text: str) -> Any:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
         raise TrainingError(f"--set {key}: the value cannot be read: {in_short(error)}") from None
     return table["value"] if len(table) == 1 else text
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe file that lists what differs from the defaults, and is read as the same recipe."""
+    for fields in (
+        recipe.model_dump(mode="json", exclude_defaults=True),
+        recipe.model_dump(mode="json", exclude_none=True),
+    ):
+        fields.setdefault("transfer", {})["mode"] = recipe.transfer.mode
+        for part, name, _ in _OF_BACKBONES if recipe.network.backbone else ():
+            fields.setdefault(part, {})[name] = getattr(getattr(recipe, part), name)
+        fields.setdefault("anomaly", {}).update(distances=list(recipe.anomaly.distances), folds=recipe.anomaly.folds)
+        text = "\n".join(_toml_of(fields)) + "\n"
+        if _validated(recipe.name, tomllib.loads(text)) == recipe:
+            return text
+    raise AssertionError("a recipe that lists every setting is read as itself")
+
+
+def _toml_of(fields: dict[str, Any], table: str = "") -> Iterator[str]:
+    if table:
+        yield f"\n[{table}]"
+    for name, value in fields.items():
+        if not isinstance(value, dict) and value is not None:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from _toml_of(value, f"{table}.{name}" if table else name)
 
 
 def write(recipe: Recipe, folder: Path) -> None:

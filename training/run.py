@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
-from training.publish.draft import Crossed, fit_score, in_integers, measure, unseen
+from training.publish.draft import Crossed, Measured, fit_score, in_integers, measure, unseen
 from training.publish.draft import export as export_draft
 from training.recipe import Recipe
 from training.report import comparison
@@ -69,12 +70,23 @@ def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Pat
     """Train and publish; returns the bundle's folder."""
     recipe = _opened(folder, recipe, resume)
     material = _gather(recipe, folder)
+    return publish(recipe, material, folder, models)
+
+
+def publish(
+    recipe: Recipe,
+    material: Material,
+    folder: Path,
+    models: Path,
+    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+) -> Path:
+    """Train what is not trained yet in the run's folder, and publish; `verdict` are sentences on top of the report."""
     crossed = _crossed(recipe, material, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
     if not ranks.first():
         return folder
-    return _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder)
+    return _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder, verdict=verdict)
 
 
 def _crossed(recipe: Recipe, material: Material, folder: Path) -> Crossed | None:
@@ -174,12 +186,12 @@ def compare(
 def _gather(recipe: Recipe, folder: Path) -> Material:
     """Read the images. They must be those with which the run began, or other ones would be held out."""
     material = gather(recipe)
-    ranks.from_first(lambda: _require_unchanged(material.fingerprints(), folder))
+    ranks.from_first(lambda: require_unchanged(material, folder))
     return material
 
 
-def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
-    path = folder / DATA_FILE
+def require_unchanged(material: Material, folder: Path) -> None:
+    path, fingerprints = folder / DATA_FILE, material.fingerprints()
     if not path.is_file():
         path.write_text(json.dumps(fingerprints, indent=2) + "\n")
         return
@@ -196,7 +208,14 @@ def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
 
 
 def _publish(
-    recipe: Recipe, material: Material, learnt: Learnt, *, crossed: Crossed | None, models: Path, folder: Path
+    recipe: Recipe,
+    material: Material,
+    learnt: Learnt,
+    *,
+    crossed: Crossed | None,
+    models: Path,
+    folder: Path,
+    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
 ) -> Path:
     """Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
     start, epochs = time.monotonic(), _epochs(folder)
@@ -213,6 +232,7 @@ def _publish(
         journal=epochs,
         compared=results.read(folder),
     )
+    study = replace(study, words=[*verdict(measured), *study.words])
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
     path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)

@@ -35,10 +35,10 @@ class Crossing:
         assert material.folds is not None
         if ranks.count() > 1:
             raise TrainingError("split.folds: folds are crossed by one process; start this command without torchrun")
-        self.recipe, self.material, self.folds = recipe, material, material.folds
+        self.recipe, self.material, self.folds, self.run = recipe, material, material.folds, folder
         self._folder, self._parts = folder / FOLDER, list(material.folds)
         self._points: np.ndarray | None = None
-        self._maps: tuple[int, ...] = ()
+        self.maps: tuple[int, ...] = ()  # of what a head reads, the sizes of the parts, once the images are encoded
 
     def __len__(self) -> int:
         """How many times something learns: folds by deals."""
@@ -91,7 +91,7 @@ class Crossing:
         return self._folder / f"{number}.npz"
 
     def _by_one_encoder(self, number: int) -> dict[str, np.ndarray]:
-        points, transfer, target = self._encoded(), self.recipe.transfer, self.material.target
+        points, transfer, target = self.points(), self.recipe.transfer, self.material.target
         assert isinstance(transfer, LinearMode)
         held, others = (np.flatnonzero(rows) for rows in (self.held(number), ~self.held(number)))
         weights = class_weights(target.take(others)) if transfer.class_weights else None
@@ -101,18 +101,19 @@ class Crossing:
                 target.labels[others],
                 classes=len(target.classes),
                 weights=weights,
-                maps=self._maps,
+                maps=self.maps,
             )
         with torch.no_grad():
             return {"logits": head(torch.from_numpy(np.asarray(take(points, held)))).numpy()}
 
-    def _encoded(self) -> np.ndarray:
+    def points(self) -> np.ndarray:
+        """(N, D) what a head reads of the images, where the encoder is given."""
         if self._points is None:
             recipe = self.recipe
             self._folder.mkdir(parents=True, exist_ok=True)
             workshop = open_workshop(recipe, self.material.spec.shape, self._folder, recipe.transfer.untrained)
             self._points = read(workshop, self.material.target, recipe.transfer.reads)
-            self._maps = tuple(workshop.net.sizes_read(recipe.transfer.reads))
+            self.maps = tuple(workshop.net.sizes_read(recipe.transfer.reads))
         return self._points
 
     def _by_another_network(self, number: int) -> dict[str, np.ndarray]:
