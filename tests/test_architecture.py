@@ -97,7 +97,7 @@ OPEN = {
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
     "shots": {"graft"},
-    "search": {"crossing", "race"},
+    "search": {"crossing", "race", "tune"},
     "auto": {"build", "contenders", "look"},
 }
 
@@ -124,6 +124,7 @@ KEPT_TO = {
         *("training.score.evidence", "training.score.marks", "training.score.patches", "training.score.prototypes"),
         "training.score.onnx_model",
     ),
+    "optuna": ("training.search",),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),

@@ -17,7 +17,7 @@ from training.compare.arms import ARMS
 from training.data import named
 from training.errors import TrainingError
 
-EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # packages of the extra `train`
+EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich", "optuna")  # packages of the extra `train`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _auto_arguments(command(commands.auto, "a folder in, a bundle out: looks, plans, trains, measures, publishes"))
     _run_arguments(command(commands.run, "train by a recipe, and publish a bundle"), publishes=True)
+    _tune_arguments(command(commands.tune, "search settings of a recipe on folds of its training images"))
     _run_arguments(command(commands.pretrain, "only the first part of run: pretrain an autoencoder on the source"))
     transfer = command(commands.transfer, "run without publishing: pretrain, then transfer to the target")
     _run_arguments(transfer)
@@ -150,6 +151,27 @@ def _auto_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
     _models_argument(parser)
+
+
+def _tune_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument(
+        "--space",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='what is searched, as TOML: lines like "transfer.rate" = { low = 1e-4, high = 1e-2, log = true }, or '
+        '"network.width" = [16, 24, 32]',
+    )
+    parser.add_argument("--minutes", type=_minutes, default=30.0, help="time for the search (default: 30)")
+    parser.add_argument("--trials", type=_positive, default=100, help="at most so many (default: 100)")
+    parser.add_argument(
+        "--run",
+        dest="folder",
+        type=Path,
+        metavar="RUN",
+        help="folder of the search; one that is there goes on (default: runs/tune-<name>)",
+    )
 
 
 def _run_arguments(parser: argparse.ArgumentParser, publishes: bool = False) -> None:

@@ -118,6 +118,15 @@ def auto(
         raise
 
 
+def tune(recipe: str, changes: list[str], space: Path, minutes: float, trials: int, folder: Path | None) -> None:
+    chosen = recipes.load(recipe, changes)
+    _fetch_missing(chosen)
+    from training.search.tune import tune as tuned
+
+    own = folder or Path("runs") / f"tune-{chosen.name}"
+    print(tuned(recipe, changes, space, own, minutes=minutes, trials=trials))
+
+
 def export(folder: Path, models: Path) -> None:
     from training import run as runs
 

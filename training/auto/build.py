@@ -17,7 +17,7 @@ from training.auto.look import Found, Purpose, look, model_name
 from training.data.material import Material, gather
 from training.errors import TrainingError, printable
 from training.learning.linear import head_on
-from training.progress import quiet, say
+from training.progress import OutOfTime, quiet, say, track, until
 from training.publish.draft import Measured
 from training.recipe import Recipe
 from training.search.crossing import Crossing
@@ -117,7 +117,7 @@ def _classify(found: Found, wish: Wish, entries: list[Entry], folder: Path, budg
     while finished:
         chosen = best(finished)
         try:
-            return _publish(found, chosen, finished, wish, len(entries))
+            return _publish(found, chosen, finished, wish, budget)
         except KeyboardInterrupt:
             finished = [each for each in finished[: finished.index(chosen)] if each.crossing.encodes_once]
             if not finished:
@@ -152,12 +152,17 @@ def _opened(recipe: Recipe, folder: Path, materials: dict[str, Material]) -> tup
     return recipe, materials[key]
 
 
-def _publish(found: Found, chosen: Finished, finished: list[Finished], wish: Wish, tries: int) -> Path:
+def _publish(found: Found, chosen: Finished, finished: list[Finished], wish: Wish, budget: Budget) -> Path:
     crossing = chosen.crossing
     crossed = crossing.everything()
     given = next((each.crossing for each in finished if each.crossing.encodes_once), crossing)
-    curve = learning_curve(given)
-    pixels = _right_by_pixels(crossing)
+    curve = pixels = None
+    try:
+        with until(budget.end):  # what is only said, and not published, is left out where time is short
+            pixels = _right_by_pixels(crossing)
+            curve = learning_curve(given)
+    except OutOfTime:
+        say("note: the learning curve is left out, or what pixels alone reach: the time is over")
     others = [
         f"{each.contender.name} {each.crossing.everything().right.mean():.1%}"
         for each in finished
@@ -206,7 +211,7 @@ def _right_by_pixels(crossing: Crossing) -> float | None:
     rows = np.sort(np.random.default_rng(0).permutation(len(target))[:_MOST_BY_PIXELS])
     pixels = np.stack([_small(target.images[int(row)]) for row in rows])
     labels, right = target.labels[rows], np.zeros(len(rows))
-    for number in range(crossing.folds.count):
+    for number in track(range(crossing.folds.count), "pixels alone", crossing.folds.count):
         held = crossing.held(number)[rows]
         if not held.any() or len(np.unique(labels[~held])) < len(target.classes):
             return None

@@ -14,6 +14,7 @@ from training.publish.draft import Crossed
 
 NO_BETTER = "no better than chance"
 _BY_CHANCE = 1e-3  # probability of so many right answers by guessing, above which they count as guessed
+_NEXT_TO_ALL = 0.985  # accuracy
 _ALONE, _SORTING = 0.95, 0.75  # lower ends of the expected accuracy
 
 
@@ -80,7 +81,7 @@ def of_classes(
 
 def _use(low: float) -> str:
     if low >= _ALONE:
-        return f"Good enough to be left alone where {_ceil(1 - low)} wrong answers in 100 can be borne."
+        return f"Good enough to be left alone where up to {_ceil(1 - low)} of 100 answers may be wrong."
     if low >= _SORTING:
         return "Good enough to sort images for a person who checks them, not to be left alone."
     return "Not good enough to be relied on yet; it may save a person some of the sorting."
@@ -109,6 +110,8 @@ def _mistakes(crossed: Crossed, classes: tuple[str, ...]) -> str:
 def _more_labels(curve: LearningCurve | None, now: float) -> str:
     if curve is None:
         return "What more labels would bring was not measured."
+    if now > _NEXT_TO_ALL:
+        return "More labels would change little: next to all are right."
     low, expected, high = curve.doubled
     reached = f"Twice as many labels, {2 * curve.images:,}, would bring it from {now:.0%} to about {expected:.0%}"
     more = f"{reached} ({low:.0%} to {high:.0%}, by the {len(curve.labels)} points of the learning curve)"

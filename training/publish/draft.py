@@ -115,7 +115,8 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     draft = Draft.of(recipe.name, exported, fields)
     notes: list[Metric] = []
     if learnt.head is not None:
-        notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
+        in_torch = _torch_accuracy(recipe, draft.bundle, learnt, material)
+        notes += [in_torch] if material.tested else []  # of images that were learnt from it would only mislead
     if isinstance(recipe.transfer, DistilMode) and len(material.test.labels):
         notes.append(_teacher_accuracy(recipe.transfer, material))
     if recipe.trains_posterior:

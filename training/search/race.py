@@ -7,13 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.bundle.scoring import probabilities
 from training.errors import TrainingError
 from training.progress import OutOfTime, say, until
+from training.score import temperature
 from training.search.crossing import Crossing
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.samplers import BaseSampler
 
 FILE = "study.db"  # in the folder of the search: Optuna's storage, SQLite
 _STUDY = "folds"
@@ -32,6 +38,11 @@ class Budget:
     def left(self) -> float:
         """For the race."""
         return self.seconds - self.kept - self.spent
+
+    @property
+    def end(self) -> float:
+        """Of the race, by time.monotonic."""
+        return self.began + self.seconds - self.kept
 
     @property
     def spent(self) -> float:
@@ -68,42 +79,55 @@ def race(contenders: Sequence[Contender], folder: Path, budget: Budget) -> list[
     """
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(folder)
+    study = open_study(folder, optuna.samplers.RandomSampler(seed=0))  # every contender is named
     choices = optuna.distributions.CategoricalDistribution([each.name for each in contenders])
     finished: list[Finished] = []
     for contender in contenders:
         study.enqueue_trial({"contender": contender.name})
         trial = study.ask({"contender": choices})
         try:
-            found = _cross(contender, budget, trial, needed=not finished)
+            found = cross(contender, budget, study, trial, needed=not finished)
         except KeyboardInterrupt:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
             if not finished:
                 raise
             say(f"stopped at {contender.name}: going on with the best so far; Ctrl-C again to leave without a bundle")
             break
-        except OutOfTime:
-            say(f"{contender.name}: stopped: the time that is left is needed to publish")
-            found = None
-        if found is None:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            continue
-        study.tell(trial, found.loss)
-        finished.append(found)
+        if found is not None:
+            finished.append(found)
     return finished
 
 
-def _study(folder: Path) -> "optuna.Study":  # type: ignore[name-defined]  # noqa: F821 - imported where it is used
+def cross(contender: Contender, budget: Budget, study: "Study", trial: "Trial", needed: bool) -> Finished | None:
+    """A trial of a study, told how it ended. None if it is left behind, or would not end in time. `needed`: it runs
+    whatever it takes."""
+    from optuna.trial import TrialState
+
+    try:
+        found = _cross(contender, budget, trial, needed)
+    except OutOfTime:
+        say(f"{contender.name}: stopped: the time that is left is needed to publish")
+        found = None
+    except BaseException:
+        study.tell(trial, state=TrialState.FAIL)
+        raise
+    if found is None:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, found.loss)
+    return found
+
+
+def open_study(folder: Path, sampler: "BaseSampler") -> "Study":
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         return optuna.create_study(
             study_name=_STUDY,
             storage=f"sqlite:///{folder / FILE}",
             direction="minimize",
-            sampler=optuna.samplers.RandomSampler(seed=0),  # every contender is named
+            sampler=sampler,
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
             load_if_exists=True,
         )
@@ -111,8 +135,7 @@ def _study(folder: Path) -> "optuna.Study":  # type: ignore[name-defined]  # noq
         raise TrainingError(f"{folder / FILE}: cannot be used as the record of a search: {error}") from None
 
 
-def _cross(contender: Contender, budget: Budget, trial: "optuna.Trial", needed: bool) -> Finished | None:  # type: ignore[name-defined]  # noqa: F821
-    """None if it is left behind, or would not end in time. `needed`: it runs whatever it takes."""
+def _cross(contender: Contender, budget: Budget, trial: "Trial", needed: bool) -> Finished | None:
     if not needed and contender.guess * (1 + contender.after) > budget.left:
         say(f"{contender.name}: left out: a first fold and the network would take {_minutes(contender.guess * 2)}")
         return None
@@ -147,8 +170,6 @@ def _cross(contender: Contender, budget: Budget, trial: "optuna.Trial", needed: 
 def losses_of(crossing: Crossing, numbers: Sequence[int] | range) -> np.ndarray:
     """(N,) the mean over deals of -ln p of an image's label, at the temperature that fits these folds best; NaN of
     images that none of them holds."""
-    from training.score import temperature
-
     labels = crossing.material.target.labels
     rows = np.concatenate([np.flatnonzero(crossing.held(number)) for number in numbers])
     logits = np.concatenate([crossing.logits(number) for number in numbers])
