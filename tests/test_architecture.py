@@ -117,6 +117,7 @@ KEPT_TO = {
     "ray": ("app.score.on_ray",),
     "torch": (
         *("training.ranks", "training.networks", "training.learning", "training.publish", "training.search"),
+        "training.auto",
         *("training.measure.likelihood", "training.measure.probes", "training.compare.methods"),
     ),
     "onnx": (

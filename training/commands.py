@@ -101,7 +101,7 @@ def auto(
 
     if resume and folder is None:
         raise TrainingError("--resume needs --run FOLDER: what to resume")
-    wish = build.Wish(data, minutes, purpose, size, outside, name, models)
+    wish = build.Wish(data, minutes=minutes, purpose=purpose, size=size, outside=outside, name=name, models=models)
     if plan:
         print(build.plan(wish), end="")
         return

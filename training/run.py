@@ -221,7 +221,7 @@ def _publish(
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
     scored = fit_score(recipe, material, exported, crossed)
-    measured = measure(material, in_integers(recipe, material, exported, scored, crossed), crossed)
+    measured = measure(material, in_integers(recipe, material, exported, scored, crossed=crossed), crossed)
     bundle = measured.draft.bundle
     study = gather_report(
         bundle,

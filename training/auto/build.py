@@ -59,8 +59,12 @@ def auto(wish: Wish, folder: Path) -> list[Path]:
         own = folder if len(purposes) == 1 else folder / purpose
         left = 60 * wish.minutes - (time.monotonic() - began)
         budget = Budget(left / (len(purposes) - number))
-        build = _classify if purpose == "classify" else _inspect
-        made.append(build(found, wish, _entries(found, wish, purpose, say_times=True), own, budget))
+        entries = _entries(found, wish, purpose)
+        _say_plan(entries, wish, purpose)
+        if purpose == "classify":
+            made.append(_classify(found, wish, entries, folder=own, budget=budget))
+        else:
+            made.append(_inspect(found, wish, entries, folder=own))
     say(f"took {(time.monotonic() - began) / 60:.1f} of {wish.minutes:g} minutes")
     return made
 
@@ -78,19 +82,17 @@ def _looked(wish: Wish) -> tuple[Found, list[Purpose]]:
     return found, [wish.purpose or found.purposes[0]]
 
 
-def _entries(found: Found, wish: Wish, purpose: Purpose, say_times: bool = False) -> list[Entry]:
+def _entries(found: Found, wish: Wish, purpose: Purpose) -> list[Entry]:
     name = wish.name or model_name(wish.data)
     if purpose == "inspect":
         own = f"{name}-inspect" if wish.purpose == "both" and "classify" in found.purposes else name
-        recipe = contenders.to_inspect(look(wish.data), own, wish.size, wish.outside)
+        recipe = contenders.to_inspect(look(wish.data), own, size=wish.size, outside=wish.outside)
         what = (
             "marks of networks trained here" if not wish.outside else "a memory of sound patches on EfficientNet-Lite0"
         )
         entries = [Entry("inspect", what, recipe, 0.0)]
     else:
-        entries = contenders.to_classify(found, name, wish.size, wish.outside, 60 * wish.minutes)
-    if say_times:
-        _say_plan(entries, wish, purpose)
+        entries = contenders.to_classify(found, name, size=wish.size, outside=wish.outside, seconds=60 * wish.minutes)
     return entries
 
 
@@ -104,7 +106,7 @@ def _say_plan(entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
         say(f"  {entry.name}: {entry.what}{about}")
 
 
-def _classify(found: Found, wish: Wish, entries: list[Entry], folder: Path, budget: Budget) -> Path:
+def _classify(found: Found, wish: Wish, entries: list[Entry], *, folder: Path, budget: Budget) -> Path:
     first = entries[0]
     if first.seconds > _ENOUGH * budget.seconds:
         raise TrainingError(
@@ -117,7 +119,7 @@ def _classify(found: Found, wish: Wish, entries: list[Entry], folder: Path, budg
     while finished:
         chosen = best(finished)
         try:
-            return _publish(found, chosen, finished, wish, budget)
+            return _publish(found, chosen, finished, wish=wish, budget=budget)
         except KeyboardInterrupt:
             finished = [each for each in finished[: finished.index(chosen)] if each.crossing.encodes_once]
             if not finished:
@@ -152,7 +154,7 @@ def _opened(recipe: Recipe, folder: Path, materials: dict[str, Material]) -> tup
     return recipe, materials[key]
 
 
-def _publish(found: Found, chosen: Finished, finished: list[Finished], wish: Wish, budget: Budget) -> Path:
+def _publish(found: Found, chosen: Finished, finished: list[Finished], *, wish: Wish, budget: Budget) -> Path:
     crossing = chosen.crossing
     crossed = crossing.everything()
     given = next((each.crossing for each in finished if each.crossing.encodes_once), crossing)
@@ -184,7 +186,7 @@ def _publish(found: Found, chosen: Finished, finished: list[Finished], wish: Wis
             curve=curve,
         )
 
-    return _published(crossing.recipe, crossing.material, crossing.run, wish.models, words)
+    return _published(crossing.recipe, crossing.material, crossing.run, models=wish.models, words=words)
 
 
 def _published(
@@ -240,13 +242,13 @@ def _small(image: np.ndarray) -> np.ndarray:
     return np.asarray((sums / ones[..., None] / 255).ravel())
 
 
-def _inspect(found: Found, wish: Wish, entries: list[Entry], folder: Path, budget: Budget) -> Path:
+def _inspect(found: Found, wish: Wish, entries: list[Entry], *, folder: Path) -> Path:
     recipe, material = _opened(entries[0].recipe, folder / "inspect", {})
 
     def words(measured: Measured) -> list[str]:
         return verdict.of_inspection(found, measured.draft.bundle, measured.defects)
 
-    return _published(recipe, material, folder / "inspect", wish.models, words)
+    return _published(recipe, material, folder / "inspect", models=wish.models, words=words)
 
 
 def _duration(seconds: float) -> str:

@@ -64,12 +64,12 @@ def learning_curve(crossing: Crossing) -> LearningCurve | None:
     rng = np.random.default_rng(0)
     ahead = np.array(
         [
-            _continued(counts, right[:, rng.integers(len(target), size=len(target))], 2 * len(target))
+            continued(counts, right[:, rng.integers(len(target), size=len(target))], 2 * len(target))
             for _ in range(_RESAMPLED)
         ]
     )
     low, high = np.quantile(ahead, (0.025, 0.975))
-    expected = _continued(counts, right, 2 * len(target))
+    expected = continued(counts, right, 2 * len(target))
     return LearningCurve(
         labels=tuple(round(each) for each in counts),
         accuracies=tuple(right.mean(axis=1).tolist()),
@@ -88,7 +88,7 @@ def some_of_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def _continued(counts: np.ndarray, right: np.ndarray, at: int) -> float:
+def continued(counts: np.ndarray, right: np.ndarray, at: int) -> float:
     """The accuracy at so many labels, by the line through the logarithms of the errors; more labels are no loss."""
     wrong = np.maximum(1 - right.mean(axis=1), _LEAST / right.shape[1])
     slope, level = np.polyfit(np.log(counts), np.log(wrong), 1)

@@ -78,7 +78,7 @@ def look(data: str, classify: bool = False) -> Found:
     if train.sound is None and train.classes:
         _refuse_small(train, data)
     some = measure([dimensions for _, dimensions in examined(train, printable(data))])
-    return Found(data, train, test, train.sound, defects, some.short_side)
+    return Found(data, train, test, sound=train.sound, defects=defects, short_side=some.short_side)
 
 
 def _refuse_small(train: ImageSet, data: str) -> None:

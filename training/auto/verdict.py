@@ -23,6 +23,8 @@ def by_chance(right: int, images: int, commonest: float, tries: int = 1) -> bool
 
     `tries`: so many contenders had their chance.
     """
+    if commonest >= 1:
+        return True
     logs = [
         math.lgamma(images + 1)
         - math.lgamma(hits + 1)
@@ -31,7 +33,7 @@ def by_chance(right: int, images: int, commonest: float, tries: int = 1) -> bool
         + (images - hits) * math.log1p(-commonest)
         for hits in range(right, images + 1)
     ]
-    return commonest >= 1 or tries * math.fsum(map(math.exp, logs)) > _BY_CHANCE
+    return tries * math.fsum(map(math.exp, logs)) > _BY_CHANCE
 
 
 def of_classes(

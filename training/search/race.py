@@ -139,18 +139,23 @@ def _cross(contender: Contender, budget: Budget, trial: "Trial", needed: bool) -
     if not needed and contender.guess * (1 + contender.after) > budget.left:
         say(f"{contender.name}: left out: a first fold and the network would take {_minutes(contender.guess * 2)}")
         return None
-    began = time.monotonic()
-    with until(None if needed else began + budget.left):
+    with until(None if needed else time.monotonic() + budget.left):
         crossing = contender.open()
+        if crossing.encodes_once:
+            crossing.points()  # or the first fold would seem to take as long as all
+        began = time.monotonic()
         for number in range(len(crossing)):
             crossing.logits(number)
             done = number + 1
             seconds = (time.monotonic() - began) / done
-            if needed or done == len(crossing):
-                continue
+            if done == len(crossing):
+                break
             losses = losses_of(crossing, range(done))
             trial.report(float(losses[~np.isnan(losses)].mean()), step=done)
-            if trial.should_prune():
+            behind = trial.should_prune()  # asked of the first, too: Optuna notes its place then
+            if needed:
+                continue
+            if behind:
                 say(f"{contender.name}: behind after {done} of {len(crossing)} folds")
                 return None
             ahead = seconds * (len(crossing) - done + contender.after)
@@ -160,10 +165,6 @@ def _cross(contender: Contender, budget: Budget, trial: "Trial", needed: bool) -
                 )
                 return None
     losses = losses_of(crossing, range(len(crossing)))
-    if needed:
-        for step in range(1, len(crossing)):
-            some = losses_of(crossing, range(step))
-            trial.report(float(some[~np.isnan(some)].mean()), step=step)
     return Finished(contender, crossing, losses, (time.monotonic() - began) / len(crossing))
 
 

@@ -17,6 +17,7 @@ from training.search.race import Budget, Contender, cross, open_study
 
 BEST_FILE = "best.toml"
 _FOLDS = 5
+_FAILED = 3  # trials that may fail at the beginning
 
 
 def tune(recipe: str, settings: Sequence[str], space: Path, folder: Path, *, minutes: float, trials: int) -> Path:
@@ -31,6 +32,7 @@ def tune(recipe: str, settings: Sequence[str], space: Path, folder: Path, *, min
     study = open_study(folder, optuna.samplers.TPESampler(seed=base.seed % 2**32))
     materials: dict[str, Material] = {}
     budget, tried = Budget(60 * minutes), 0
+    finished = any(each.state == optuna.trial.TrialState.COMPLETE for each in study.trials)
     while tried < trials and budget.left > 0:
         trial = study.ask(asked)
         tried += 1
@@ -40,10 +42,10 @@ def tune(recipe: str, settings: Sequence[str], space: Path, folder: Path, *, min
             own = recipes.load(recipe, [*fixed, *changes])
             opened = partial(_opened, own, folder / "trials" / str(trial.number), materials)
             contender = Contender(name, "", opened)
-            found = cross(contender, budget, study, trial, needed=False)
+            found = cross(contender, budget, study, trial, needed=not finished)
         except TrainingError as error:
             say(f"{name}: {error}")
-            if not any(each.state == optuna.trial.TrialState.COMPLETE for each in study.trials) and tried >= 3:
+            if not finished and tried >= _FAILED:
                 raise TrainingError(f"--space {space}: the first {tried} trials failed; the last: {error}") from None
             continue
         except KeyboardInterrupt:
@@ -51,6 +53,7 @@ def tune(recipe: str, settings: Sequence[str], space: Path, folder: Path, *, min
             break
         if found is None:
             continue
+        finished = True
         say(f"{name}: loss {found.loss:.4f}, {found.crossing.everything().right.mean():.2%} right")
     done = [each for each in study.trials if each.state == optuna.trial.TrialState.COMPLETE]
     if not done:
