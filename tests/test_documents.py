@@ -357,8 +357,8 @@ def shell(page: str) -> list[str]:
     return "".join(blocks((ROOT / page).read_text(), "sh")).splitlines()
 
 
-def test_the_steps_of_getting_started_lead_to_a_bundle_that_answers_its_curl(owned: Path) -> None:
-    page = "docs/getting-started.md"
+def test_the_steps_by_hand_lead_to_a_bundle_that_answers_its_curl(owned: Path) -> None:
+    page = "docs/by-hand.md"
     [recipe] = blocks((ROOT / page).read_text(), "toml")
     (owned / "my-images.toml").write_text(recipe)
     *steps, curl = shell(page)
