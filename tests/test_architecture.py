@@ -51,6 +51,7 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
+    "tracking",  # runs beside each other
     *("run", "commands", "__main__"),
 )
 MAY_IMPORT |= {
@@ -94,10 +95,11 @@ OPEN = {
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
     "shots": {"graft"},
+    "tracking": {"index", "listing"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
-WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots")
+WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots", "training.tracking")
 
 # Package of others → the only places of ours that may import it.
 KEPT_TO = {
