@@ -52,6 +52,7 @@ ROOMS = (
     "report",  # is handed results
     "shots",
     "search",  # what recipes reach on folds of the training images
+    "tracking",  # runs beside each other
     "run",
     "auto",  # a folder in, a bundle out
     *("commands", "__main__"),
@@ -99,10 +100,11 @@ OPEN = {
     "shots": {"graft"},
     "search": {"crossing", "race", "tune"},
     "auto": {"build", "contenders", "look"},
+    "tracking": {"index", "listing"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
-WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots")
+WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots", "training.tracking")
 
 # Package of others → the only places of ours that may import it.
 KEPT_TO = {

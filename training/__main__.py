@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _export_arguments(command(commands.export, "calibrate, measure and publish a trained run"))
     _report_arguments(command(commands.report, "write the report of a published run again, with images of the data"))
+    _runs_arguments(command(commands.runs, "list runs, or compare them: metrics, and what differs in their recipes"))
     _compare_arguments(command(commands.compare, "measure whether transfer helps: baselines at several label budgets"))
     _evaluate_arguments(command(commands.evaluate, "measure a bundle with the code that serves it"))
     _calibrate_arguments(
@@ -191,6 +192,18 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run that has published a bundle")
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="list these alone: a run, a recipe, or a pattern as 'photos-*'"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="the folder of the runs (default: runs)")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="RUN", help="put these side by side, with differences from the first"
+    )
+    parser.add_argument("--sort", metavar="METRIC", help="the best first (default: the newest last)")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print all that is known, as JSON")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +22,12 @@ from training.publish.draft import Measured
 from training.recipe import Recipe
 from training.search.crossing import Crossing
 from training.search.race import Budget, Contender, Finished, best, race
+from training.tracking.index import tracked
 
 PLAN_FILE, VERDICT_FILE = "plan.toml", "verdict.txt"  # in the folder of what was built
 _ENOUGH = 1.2  # times the budget, above which the first contender is not begun
 _SIDE = 16  # pixels, of the images that a network has to be better than
-_MOST_BY_PIXELS = 2_000  # images
+_MOST_BY_PIXELS = 500  # images: what they reach is no close call
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Wish:
     outside: bool  # whether weights may be used that others published
     name: str | None
     models: Path
+    began: float = field(default_factory=time.monotonic)
 
 
 def plan(wish: Wish) -> str:
@@ -51,21 +53,23 @@ def plan(wish: Wish) -> str:
     return "\n".join(texts)
 
 
-def auto(wish: Wish, folder: Path) -> list[Path]:
-    """The bundles: one, or one for each purpose."""
+def auto(wish: Wish, folder: Path, command: str) -> list[Path]:
+    """The bundles: one, or one for each purpose. `command` is what was typed, but for where it ran."""
     found, purposes = _looked(wish)
-    began, made = time.monotonic(), []
+    made = []
     for number, purpose in enumerate(purposes):
         own = folder if len(purposes) == 1 else folder / purpose
-        left = 60 * wish.minutes - (time.monotonic() - began)
+        left = 60 * wish.minutes - (time.monotonic() - wish.began)
         budget = Budget(left / (len(purposes) - number))
         entries = _entries(found, wish, purpose)
         _say_plan(entries, wish, purpose)
-        if purpose == "classify":
-            made.append(_classify(found, wish, entries, folder=own, budget=budget))
-        else:
-            made.append(_inspect(found, wish, entries, folder=own))
-    say(f"took {(time.monotonic() - began) / 60:.1f} of {wish.minutes:g} minutes")
+        own.mkdir(parents=True, exist_ok=True)
+        with tracked(own, entries[0].recipe, "auto", f"{command} --run {own} --resume"):
+            if purpose == "classify":
+                made.append(_classify(found, wish, entries, folder=own, budget=budget))
+            else:
+                made.append(_inspect(found, wish, entries, folder=own))
+    say(f"took {(time.monotonic() - wish.began) / 60:.1f} of {wish.minutes:g} minutes")
     return made
 
 
@@ -199,7 +203,8 @@ def _published(
         return said
 
     (folder / PLAN_FILE).write_text(recipes.to_toml(recipe))
-    bundle = runs.publish(recipe, material, folder, models, verdict=kept)
+    recipes.write(recipe, folder.parent)  # the index of runs lists what was chosen
+    bundle = runs.publish(recipe, material, folder, models, verdict=kept, listed=folder.parent)
     (folder / VERDICT_FILE).write_text("\n".join(said) + "\n")
     say(f"the recipe is {folder / PLAN_FILE}: graft-train run makes the same of it, or what you change in it")
     for sentence in said:

@@ -11,7 +11,8 @@ from training.search.crossing import Crossing
 
 SHARES = (0.125, 0.25, 0.5)
 _FEWEST = 2  # images of each class
-_FEW, _AGAIN = 300, 3  # images below which each share is drawn so many times
+_FEW, _AGAIN = 300, 3  # images below which each share is drawn so many times, and every fold judged
+_SOME_FOLDS = 2  # where there are more images
 _MOST = 3_000  # images: a curve is none of the tasks that take long
 _RESAMPLED = 500
 _LEAST = 0.5  # wrong images: of none, no logarithm is known
@@ -43,8 +44,9 @@ def learning_curve(crossing: Crossing) -> LearningCurve | None:
         return None
     right = np.zeros((len(shares) + 1, len(target)))
     counts = np.zeros(len(shares) + 1)
-    numbers = range(crossing.folds.count)  # of the first deal
-    draws = _AGAIN if len(target) < _FEW else 1
+    few = len(target) < _FEW
+    numbers = range(crossing.folds.count if few else _SOME_FOLDS)  # of the first deal
+    draws = _AGAIN if few else 1
     steps = [(number, place, draw) for number in numbers for place in range(len(shares)) for draw in range(draws)]
     for number, place, draw in track(steps, "learning curve", len(steps)):
         held = crossing.held(number)
@@ -60,11 +62,13 @@ def learning_curve(crossing: Crossing) -> LearningCurve | None:
     for number in numbers:
         held = crossing.held(number)
         right[-1, held] = crossing.logits(number).argmax(axis=1) == target.labels[held]
-        counts[-1] += (~held).sum() / crossing.folds.count
+        counts[-1] += (~held).sum() / len(numbers)
+    judged = np.any([crossing.held(number) for number in numbers], axis=0)
+    right = right[:, judged]
     rng = np.random.default_rng(0)
     ahead = np.array(
         [
-            continued(counts, right[:, rng.integers(len(target), size=len(target))], 2 * len(target))
+            continued(counts, right[:, rng.integers(right.shape[1], size=right.shape[1])], 2 * len(target))
             for _ in range(_RESAMPLED)
         ]
     )

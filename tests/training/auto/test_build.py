@@ -26,7 +26,11 @@ def auto(folder: Path, out: Path, *more: str) -> int:
 
 @pytest.fixture(scope="module")
 def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("kinds") / "garments", 6, seed=4)
+    """Three kinds, eight images of each."""
+    drawn = draw_folder(tmp_path_factory.mktemp("kinds") / "garments", 8, seed=4)
+    for kind in sorted(drawn.iterdir())[3:]:
+        shutil.rmtree(kind)
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_a_folder_of_kinds_becomes_a_bundle_that_has_learnt_from_all_of_it(built
     assert bundle.manifest.classifier is not None
     assert bundle.manifest.classifier.labels == tuple(sorted(each.name for each in garments.iterdir()))
     metrics = {each.name: each for each in bundle.manifest.metrics}
-    assert metrics["accuracy_across_folds"].images == 6 * len(bundle.manifest.classifier.labels)
+    assert metrics["accuracy_across_folds"].images == 8 * len(bundle.manifest.classifier.labels)
     assert "dealt 3 times" in metrics["accuracy_across_folds"].how
     assert "accuracy" not in metrics
     said = (built / "run" / "frozen" / VERDICT_FILE).read_text()
@@ -127,7 +131,7 @@ def test_folders_that_teach_nothing_are_refused_in_a_sentence(
     few = tmp_path / "few"
     for number, kind in enumerate(sorted(garments.iterdir())):
         (few / kind.name).mkdir(parents=True)
-        for file in sorted(kind.iterdir())[: 6 - 4 * (number == 0)]:
+        for file in sorted(kind.iterdir())[: 8 - 5 * (number == 0)]:
             shutil.copy(file, few / kind.name)
     assert auto(few, tmp_path) == 2
     assert "fewer than 4 images of" in capsys.readouterr().err
