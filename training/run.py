@@ -241,7 +241,10 @@ def _publish(
     folder: Path,
     verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
 ) -> tuple[Path, float]:
-    """(the bundle, minutes that the run took). Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
+    """Export → fit the score → measure → report → publish. The report with images stays in the run's folder.
+
+    Returns the bundle's folder, and the minutes that the run took.
+    """
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
     scored = fit_score(recipe, material, exported, crossed)

@@ -55,9 +55,11 @@ def across_folds(hits: float, trials: int) -> tuple[float, float]:
     """An interval of 95 % for the accuracy on new images, from that of each image by folds that do not hold it.
 
     Folds share their training images, so the trials depend on each other: Wilson's interval at a nominal 99 %, as in
-    `at_least`; `make quality ONLY=auto` measures how often it holds.
+    `at_least`, and outwards to whole per cents: it is for what a few hundred new images will show. How often it holds
+    is measured in docs/getting-started.md.
     """
-    return wilson(hits, trials, z=2.575829)
+    low, high = wilson(hits, trials, z=2.575829)
+    return math.floor(100 * low + 1e-9) / 100, math.ceil(100 * high - 1e-9) / 100
 
 
 def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:

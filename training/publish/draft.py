@@ -328,6 +328,6 @@ def accuracy_across(crossed: Crossed) -> Metric:
         images=len(right),
         how=(
             f"{folds.count} folds{deals}, {folds.how}; each image by what learnt from the other folds; "
-            f"of new images, {low:.4f} to {high:.4f} is to be expected (95 %)"
+            f"of new images, {low:.2f} to {high:.2f} is to be expected (95 %)"
         ),
     )
