@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import backbones, inspection, page
+from benchmarks import auto, backbones, inspection, page
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -206,7 +206,7 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
 
 
 PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small"
-BY_NAME = "thawed or inspect-own"  # take an hour or more: only where they are asked for
+BY_NAME = "thawed, inspect-own or auto"  # take an hour or more: only where they are asked for
 PAGE = ROOT / "docs" / "quality.md"
 
 
@@ -235,6 +235,7 @@ def main() -> None:
         "inspect": lambda: inspection.inspect(given.out / "inspect"),
         "inspect-small": lambda: inspection.inspect_small(given.out / "inspect"),
         "inspect-own": lambda: inspection.inspect_own(given.out / "inspect-own"),
+        "auto": lambda: auto.auto(given.out / "auto"),
     }
     for name in given.only.split(","):
         start = time.monotonic()

@@ -19,7 +19,6 @@ Size = Literal["small", "best"]
 _FOLDS, _FEW_FOLDS = 5, 3  # of a given encoder; where each fold trains a network
 _TINY, _DEALS = 200, 3  # images below which folds are dealt so many times
 _LARGER = 288  # pixels, of pictures that have them
-_SHARPER = 320  # pixels, to inspect: more drawn defects are found than at 224, in twice the time
 _THAWED = (  # benchmarks/backbones.py measures it
     *("transfer.mode=gradual", "transfer.begin=linear", "transfer.thaw=2", "transfer.views=5", "transfer.mixup=0.4"),
     *("transfer.augment.flip=across", "transfer.augment.crop=0.6", "transfer.freeze_norms=true", "transfer.batch=32"),
@@ -81,8 +80,6 @@ def to_inspect(found: Found, name: str, *, size: Size, outside: bool) -> Recipe:
     base = "inspect-own" if not outside else "inspect-small" if size == "small" else "inspect"
     changes = [f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}"]
     changes.append("split.folds=5")
-    if base == "inspect":
-        changes.append(f"input.short_side={_SHARPER}")
     folds = recipes.load(base, changes[:4]).anomaly.folds
     changes.append(f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}")
     if found.sound is not None:
