@@ -94,7 +94,7 @@ def _entries(found: Found, wish: Wish, purpose: Purpose) -> list[Entry]:
         what = (
             "marks of networks trained here" if not wish.outside else "a memory of sound patches on EfficientNet-Lite0"
         )
-        entries = [Entry("inspect", what, recipe, 0.0)]
+        entries = [Entry("inspect", what, recipe)]
     else:
         entries = contenders.to_classify(found, name, size=wish.size, outside=wish.outside, seconds=60 * wish.minutes)
     return entries
@@ -104,9 +104,7 @@ def _say_plan(entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
     folds = entries[0].recipe.split.folds
     say(f"will {purpose}, in {wish.minutes:g} minutes; nothing is held out: numbers come from {folds} folds or fewer")
     for entry in entries:
-        split = entry.recipe.split
-        whole = entry.seconds * (split.folds * split.repeats + 1) / (1 if entry.seconds > 60 else split.folds)
-        about = f", about {_duration(whole)}" if entry.seconds else ""
+        about = f", about {_duration(entry.seconds)}" if entry.seconds else ""
         say(f"  {entry.name}: {entry.what}{about}")
 
 
@@ -118,7 +116,7 @@ def _classify(found: Found, wish: Wish, entries: list[Entry], *, folder: Path, b
             "minutes, or fewer images"
         )
     materials: dict[str, Material] = {}
-    budget.kept = min(0.3 * budget.seconds, 20 + first.seconds)
+    budget.kept = min(0.3 * budget.seconds, 20 + first.once + first.each)
     finished = race([_contender(entry, folder, materials) for entry in entries], folder, budget)
     while finished:
         chosen = best(finished)
@@ -140,10 +138,7 @@ def _contender(entry: Entry, folder: Path, materials: dict[str, Material]) -> Co
         recipe, material = _opened(entry.recipe, own, materials)
         return Crossing(recipe, material, own)
 
-    # Where images are encoded once, that is nearly all; the rest is divided among folds.
-    many = entry.recipe.split.folds * entry.recipe.split.repeats
-    once = entry.recipe.encoder_is_given
-    return Contender(entry.name, entry.what, opened, entry.seconds / many if once else entry.seconds)
+    return Contender(entry.name, entry.what, opened, entry.once / entry.folds + entry.each)
 
 
 def _opened(recipe: Recipe, folder: Path, materials: dict[str, Material]) -> tuple[Recipe, Material]:

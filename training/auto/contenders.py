@@ -33,12 +33,21 @@ _TRIED = 16  # images on which times are measured
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe, and the seconds that a fold of it may take."""
+    """A recipe, and the seconds that it may take."""
 
     name: str
     what: str
     recipe: Recipe
-    seconds: float
+    once: float = 0.0  # to encode the images
+    each: float = 0.0  # fold, and the network that is published
+
+    @property
+    def folds(self) -> int:
+        return max(1, self.recipe.split.folds * self.recipe.split.repeats)
+
+    @property
+    def seconds(self) -> float:
+        return self.once + self.each * (self.folds + 1)
 
 
 def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: float) -> list[Entry]:
@@ -58,21 +67,21 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     encoding = _encoding_seconds()
     lite = images * encoding
     head = _head_seconds(images)
-    entries = [Entry("frozen", "a linear head on EfficientNet-Lite0 with its ImageNet weights", frozen, lite + head)]
+    entries = [Entry("frozen", "a linear head on EfficientNet-Lite0 with its ImageNet weights", frozen, lite, head)]
     if size == "small":
         small = of("photos", *given, "input.height=128", "input.width=128", "network.stages=3")
-        cut = Entry("lower stages", "the same on its three lower stages, at 128 pixels", small, 0.2 * lite + head)
+        cut = Entry("lower stages", "the same on its three lower stages, at 128 pixels", small, 0.2 * lite, head)
         whole = of("photos", *given, "export.int8=true")
-        entries = [cut, Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, lite + head)]
+        entries = [cut, Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, lite, head)]
         distilled = of("photos-small", *trained)
-        return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, lite * 25)]
+        return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, each=lite * 25)]
     if found.short_side >= _LARGER:
         larger = of("photos", *given, f"input.short_side={_LARGER}")
         taken = lite * (_LARGER / 224) ** 2
-        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, taken + head))
+        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, taken, head))
     if images >= _FEWEST_TO_THAW:
         thawed = of("photos", *trained, *_THAWED)
-        entries.append(Entry("thawed", "its upper blocks learn, too", thawed, lite * 25))
+        entries.append(Entry("thawed", "its upper blocks learn, too", thawed, each=lite * 25))
     return entries
 
 
@@ -100,7 +109,9 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
         changes = (f"pretrain.epochs={epochs}", f"transfer.epochs={epochs}", "decoder.epochs=0", *_sided(side))
         own = of("defects", *trained, *changes)
         taken = images * step * 3 * epochs
-        entries.append(Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, taken))
+        entries.append(
+            Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, each=taken)
+        )
     return entries
 
 
