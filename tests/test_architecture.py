@@ -51,6 +51,7 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
+    "label",  # which images to label, or whose labels to check
     *("run", "commands", "__main__"),
 )
 MAY_IMPORT |= {
@@ -63,10 +64,11 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 OPEN = {
     "data": {
         *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material", "pictures"),
-        *("named", "read", "resolution", "splits", "storage"),
+        *("named", "read", "resolution", "splits", "storage", "table"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "unet", "weights"},
     "measure": {
+        "clusters",
         "components",
         "defects",
         "detection",
@@ -93,7 +95,8 @@ OPEN = {
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
-    "shots": {"graft"},
+    "shots": {"bases", "graft"},
+    "label": {"label"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
