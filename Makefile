@@ -93,7 +93,7 @@ scale: $(VENV)/dev.stamp ## what a second core brings to service and scorer: ONL
 quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,int8,frozen,one-class,neu DOC=1
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)') $(if $(DOC),--doc)
 
-methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,shots,left-out,vae,augment,variants
+methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,shots,left-out,vae,augment,variants,labelling
 	@$(PY) -m benchmarks.methods $(if $(ONLY),--only '$(ONLY)')
 
 drift: $(VENV)/train.stamp ## whether drift is noticed and nothing else is: MODEL=fashion-mnist

@@ -51,6 +51,7 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
+    "label",  # which images to label, or whose labels to check
     "search",  # what recipes reach on folds of the training images
     "tracking",  # runs beside each other
     "run",
@@ -67,10 +68,11 @@ MAY_IMPORT["training.recipe"] = {"app.bundle", "training.errors"}
 OPEN = {
     "data": {
         *("checks", "download", "folder", "folds", "imageset", "inspection", "masks", "material", "pictures"),
-        *("named", "read", "resolution", "splits", "storage"),
+        *("named", "read", "resolution", "splits", "storage", "table"),
     },
     "networks": {"autoencoder", "dense", "encoded", "graph", "head", "spans", "unet", "weights"},
     "measure": {
+        "clusters",
         "components",
         "defects",
         "detection",
@@ -97,7 +99,8 @@ OPEN = {
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
-    "shots": {"graft"},
+    "shots": {"bases", "graft"},
+    "label": {"label"},
     "search": {"crossing", "race", "tune"},
     "auto": {"build", "contenders", "look"},
     "tracking": {"index", "listing"},

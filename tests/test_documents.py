@@ -456,6 +456,27 @@ def test_the_table_of_the_page_on_inspection_is_read(tmp_path: Path) -> None:
     assert "images with defects: 1 (crack); masks of them: 1" in done.stdout
 
 
+def test_the_command_of_the_page_on_labelling_says_what_the_page_says(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "sorted", 12, seed=0)
+    photos = tmp_path / "my-photos"
+    photos.mkdir()
+    for path in (tmp_path / "sorted").glob("*/*.png"):
+        shutil.copy(path, photos / f"{path.parent.name}-{path.name}")
+    shutil.copy(photos / "bag-0.png", photos / "copy.png")
+    [line] = shell("docs/labelling.md")
+    done = here(shlex.split(line, comments=True)[3:], tmp_path, {"OMP_NUM_THREADS": "1"})
+    if "its weights are not here" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "runs/label-my-photos/labels.csv\n"
+    [sample] = blocks((ROOT / "docs/labelling.md").read_text(), "text")
+
+    def without_numbers(text: str) -> list[str]:
+        return re.sub(r"[\d,]+(?= |;|$)", "N", text, flags=re.MULTILINE).splitlines()
+
+    assert [each for each in without_numbers(sample) if each not in without_numbers(done.stderr)] == []
+
+
 def test_the_command_of_the_page_on_backbones_leads_to_a_bundle(owned: Path) -> None:
     [line] = shell("docs/backbones.md")
     words = shlex.split(line.replace("FOLDER", "my-images"))

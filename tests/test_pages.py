@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import csv
 import io
 import json
 import re
@@ -847,3 +848,54 @@ def test_a_picture_stands_between_the_bars_that_the_model_sees(
         box = frame.bounding_box()
         assert box is not None
         assert box["width"] / box["height"] == pytest.approx(30 / 12, rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desk", "light"), ("phone", "dark")])
+def test_a_contact_sheet_is_filled_in_by_keyboard_and_saved_as_the_list(
+    size: str, scheme: str, tmp_path: Path, visit: Visitor
+) -> None:
+    draw_folder(tmp_path / "sorted", 8, seed=0)
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for path in (tmp_path / "sorted").glob("*/*.png"):
+        path.rename(photos / f"{path.parent.name}, {path.name}")  # a comma, which a CSV quotes
+    command = ["label", str(photos), "--count", "6", "--out", str(out), "--base", str(ROOT / "models/fashion-mnist/1")]
+    assert training(command) == 0
+    page = visit(size, scheme, accept_downloads=True).page
+    page.goto((out / "sheet.html").as_uri())
+    expect(page.locator("#state")).to_have_text("0 of 6 have a label")
+    for _ in range(5):
+        page.keyboard.type('a "bag"')
+        page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("5 of 6 have a label")
+    page.reload()
+    expect(page.locator("#state")).to_have_text("5 of 6 have a label")  # typed work outlives the page
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), "scrolls sideways"
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"sheet-{size}-{scheme}.png", full_page=True)
+    before = (out / "labels.csv").read_text()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save labels.csv").click()
+    saved.value.save_as(out / "labels.csv")
+    filled = list(csv.reader((out / "labels.csv").read_text().splitlines()))
+    assert [path for path, _ in filled] == [path for path, _ in csv.reader(before.splitlines())]
+    assert [label for _, label in filled] == ["label", *['a "bag"'] * 5, ""]
+
+
+def test_a_guess_is_taken_by_one_key(tmp_path: Path, visit: Visitor) -> None:
+    draw_folder(tmp_path / "sorted", 8, seed=0)
+    kinds = sorted(path.name for path in (tmp_path / "sorted").iterdir())
+    (tmp_path / f"sorted/{kinds[0]}/0.png").rename(tmp_path / f"sorted/{kinds[1]}/astray.png")
+    out = tmp_path / "out"
+    command = ["label", str(tmp_path / "sorted"), "--out", str(out), "--base", str(ROOT / "models/fashion-mnist/1")]
+    assert training(command) == 0
+    page = visit().page
+    page.goto((out / "sheet.html").as_uri())
+    card = page.locator("li", has_text="astray.png")
+    expect(card.locator("input")).to_have_value(kinds[1])
+    card.locator("input").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(card.locator("input")).to_have_value(kinds[0])

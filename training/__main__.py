@@ -118,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
             "publish a frozen network with the weights that others published, to graft onto; takes seconds, no images",
         )
     )
+    _label_arguments(
+        command(commands.label, "which images to label next, or which labels to check: a page and a list to fill in")
+    )
     _data_arguments(command(commands.data, "describe a data set and warn about it; download named ones"))
     return parser
 
@@ -277,6 +280,19 @@ def _base_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the bundle (default: NAME)")
     _models_argument(parser)
+
+
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="FOLDER", help="images, labelled or not: a folder, or a CSV of them")
+    parser.add_argument("--count", type=_positive, default=50, help="images to label or to check (default: 50)")
+    parser.add_argument("--out", type=Path, help="folder of the page and the list (default: runs/label-<name>)")
+    parser.add_argument("--check", action="store_true", help="check the labels, though some images have none yet")
+    parser.add_argument(
+        "--base", type=Path, metavar="models/NAME/VERSION", help="a bundle that encodes (default: EfficientNet-Lite0)"
+    )
+    parser.add_argument(
+        "--no-outside-weights", dest="outside", action="store_false", help="no weights of others: needs --base"
+    )
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:

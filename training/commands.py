@@ -323,7 +323,16 @@ def base(
     from training.publish import base as bases
 
     taken = recipes.Input(height=side, width=side, channels=3, resize=resize)
-    print(bases.publish(network, taken, models, name or backbone))
+    path = bases.publish(network, taken, models, name or backbone)
+    say(f"put classes of your own on it: graft-train graft SHOTS --base {path}")
+    print(path)
+
+
+def label(data: str, count: int, out: Path | None, base: Path | None, outside: bool, check: bool) -> None:
+    from training.label.label import label as labelled
+
+    own = out or Path("runs") / f"label-{Path(data).resolve().name.removesuffix('.csv')}"
+    print(labelled(data, count=count, out=own, base=base, outside=outside, check=check))
 
 
 def data(data: str, download: bool, side: int, groups: str | None, sound: str | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.bars import Bar
-from benchmarks.methods import adapt, augment, left_out, shots, vae, variants
+from benchmarks.methods import adapt, augment, labelling, left_out, shots, vae, variants
 from training import malloc
 
 METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of its own to keep its runs in
@@ -22,6 +22,7 @@ METHODS: dict[str, Callable[[Path], Iterator[Bar]]] = {  # each gets a folder of
     "vae": vae.measure,
     "augment": augment.measure,
     "variants": variants.measure,
+    "labelling": labelling.measure,
 }
 
 

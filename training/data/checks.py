@@ -166,7 +166,7 @@ def duplicates(train: ImageSet, test: ImageSet) -> tuple[list[tuple[int, int]], 
     if not len(train) or not len(test):
         return exact, []
     known = {index for index, _ in exact}
-    small_train, small_test = _thumbnails(train.images), _thumbnails(test.images)
+    small_train, small_test = thumbnails(train.images), thumbnails(test.images)
     norms = np.square(small_train).sum(axis=1)
     near = []
     starts = range(0, len(test), _CHUNK)
@@ -188,14 +188,14 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(np.square(one.astype(np.float32) - other).mean()))
 
 
-def _thumbnails(images: np.ndarray | Rows) -> np.ndarray:
-    """(N, H, W, C) uint8 → (N, 64) float32, the means over an 8×8 grid of the mean over channels."""
-    return np.concatenate([_thumbnails_of(part) for part in chunks(images)])
+def thumbnails(images: np.ndarray | Rows, side: int = _THUMBNAIL) -> np.ndarray:
+    """(N, H, W, C) uint8 → (N, side²) float32, the means over a grid of the mean over channels."""
+    return np.concatenate([_thumbnails_of(part, side) for part in chunks(images)])
 
 
-def _thumbnails_of(images: np.ndarray) -> np.ndarray:
+def _thumbnails_of(images: np.ndarray, side: int) -> np.ndarray:
     grey = images.mean(axis=3, dtype=np.float32)
-    rows, columns = (np.linspace(0, side, _THUMBNAIL + 1).astype(int) for side in grey.shape[1:])
+    rows, columns = (np.linspace(0, length, side + 1).astype(int) for length in grey.shape[1:])
     cells = [
         grey[:, a : max(b, a + 1), c : max(d, c + 1)].mean(axis=(1, 2))
         for a, b in pairwise(rows)

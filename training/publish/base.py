@@ -55,7 +55,6 @@ def publish(network: Network, spec: Input, models: Path, name: str) -> Path:
     path = save(models, name, fields, {**exported.files, CARD_FILE: card.encode()})
     publisher, licence = facts.publisher or "publisher not known", facts.licence or "not known"
     say(f"{facts.backbone}: {facts.file}, {publisher}, licence {licence}")
-    say(f"put classes of your own on it: graft-train graft SHOTS --base {path}")
     return path
 
 

@@ -3,7 +3,7 @@ from support import spec
 
 from training.data.imageset import ImageSet
 from training.data.material import Material
-from training.measure.review import doubtful_labels, unlabelled, worth_labelling
+from training.measure.review import doubtful_labels, typical, unlabelled, worth_labelling
 
 RNG = np.random.default_rng(0)
 
@@ -92,9 +92,44 @@ def test_the_uncertain_come_first_and_no_two_alike() -> None:
     chances = np.full((100, 2), [0.99, 0.01])
     points = np.zeros((100, 2), np.float32)
     chances[:60] = 0.5
-    points[:20], points[20:40], points[40:60] = [5, 0], [0, 5], [5, 5]
+    points[0:60:3], points[1:60:3], points[2:60:3] = [5, 0], [0, 5], [5, 5]
     chosen = worth_labelling(chances, points, 3)
     assert len({tuple(points[index]) for index in chosen}) == 3
     assert all(index < 60 for index in chosen)
     assert len(worth_labelling(chances[:2], points[:2], 5)) == 2
     assert len(worth_labelling(chances[:0], points[:0], 5)) == 0
+
+
+def test_where_all_candidates_are_copies_as_many_are_chosen_as_were_asked_for() -> None:
+    assert len(set(worth_labelling(np.full((50, 2), 0.5), np.ones((50, 4), np.float32), 5))) == 5
+
+
+def heaps(sizes: tuple[int, ...]) -> np.ndarray:
+    """(N, 2) heaps of points, far from each other; the first of each is its middle."""
+    rng = np.random.default_rng(1)
+    drawn = [np.concatenate([np.zeros((1, 2)), rng.normal(size=(size - 1, 2))]) for size in sizes]
+    return np.concatenate([each + np.array([30 * place, 0]) for place, each in enumerate(drawn)]).astype(np.float32)
+
+
+def test_the_largest_heap_comes_first_and_its_most_typical_image_stands_for_it() -> None:
+    points = heaps((40, 80, 60))
+    chosen, stands_for = typical(points, np.zeros(180, bool), 3)
+    assert stands_for.tolist() == [80, 60, 40]
+    middles = points[[40, 120, 0]]
+    assert np.linalg.norm(points[chosen] - middles, axis=1).max() < 1, "an image from the edge of a heap"
+
+
+def test_a_heap_with_a_label_waits_until_the_others_have_one() -> None:
+    points, labelled = heaps((40, 80, 60)), np.zeros(180, bool)
+    labelled[45] = True
+    chosen, _ = typical(points, labelled, 2)
+    assert [(30 < points[index][0] + 15 < 60) for index in chosen] == [False, False]
+    assert not labelled[chosen].any()
+
+
+def test_no_more_are_chosen_than_have_no_label() -> None:
+    points, labelled = heaps((3, 2)), np.array([True, False, False, True, False])
+    chosen, _ = typical(points, labelled, 50)
+    assert sorted(chosen.tolist()) == [1, 2, 4]
+    copies, _ = typical(np.ones((30, 3), np.float32), np.zeros(30, bool), 10)
+    assert len(set(copies.tolist())) == 10

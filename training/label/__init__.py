@@ -1,0 +1,1 @@
+"""Where to spend the next hour of labelling."""
