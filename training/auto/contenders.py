@@ -67,18 +67,25 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     encoding = _encoding_seconds()
     lite = images * encoding
     head = _head_seconds(images)
-    entries = [Entry("frozen", "a linear head on EfficientNet-Lite0 with its ImageNet weights", frozen, lite, head)]
+    entries = [
+        Entry("frozen", "a linear head on EfficientNet-Lite0 with its ImageNet weights", frozen, once=lite, each=head)
+    ]
     if size == "small":
         small = of("photos", *given, "input.height=128", "input.width=128", "network.stages=3")
-        cut = Entry("lower stages", "the same on its three lower stages, at 128 pixels", small, 0.2 * lite, head)
+        cut = Entry(
+            "lower stages", "the same on its three lower stages, at 128 pixels", small, once=0.2 * lite, each=head
+        )
         whole = of("photos", *given, "export.int8=true")
-        entries = [cut, Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, lite, head)]
+        entries = [
+            cut,
+            Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, once=lite, each=head),
+        ]
         distilled = of("photos-small", *trained)
         return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, each=lite * 25)]
     if found.short_side >= _LARGER:
         larger = of("photos", *given, f"input.short_side={_LARGER}")
         taken = lite * (_LARGER / 224) ** 2
-        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, taken, head))
+        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, once=taken, each=head))
     if images >= _FEWEST_TO_THAW:
         thawed = of("photos", *trained, *_THAWED)
         entries.append(Entry("thawed", "its upper blocks learn, too", thawed, each=lite * 25))
