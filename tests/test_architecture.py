@@ -79,11 +79,12 @@ OPEN = {
         "outputs",
         "probes",
         "review",
+        "several",
         "drawn_domains",
         "tiled",
     },
     "score": {
-        *("anomaly", "distances", "drift", "evidence"),
+        *("anomaly", "distances", "drift", "evidence", "label_thresholds"),
         *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {

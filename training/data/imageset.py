@@ -71,16 +71,8 @@ class ImageSet:
 
     @property
     def strata(self) -> np.ndarray:
-        """(N,) int64 that splits and folds are stratified by, or (0,) without labels: the labels.
-
-        Where an image may have several, the rarest of its labels, or K: rare labels are dealt out evenly, and the
-        others nearly so.
-        """
-        if self.several is None:
-            return self.labels
-        rarest_first = np.argsort(self.counts, kind="stable")
-        first = self.several[:, rarest_first].argmax(axis=1)
-        return np.where(self.several.any(axis=1), rarest_first[first], len(self.classes))
+        """(N,) int64 that splits and folds are stratified by; (0,) without labels."""
+        return strata_of(self.labels if self.several is None else self.several)
 
     @property
     def defective(self) -> np.ndarray:
@@ -119,6 +111,19 @@ class ImageSet:
                 digest.update(np.ascontiguousarray(part).data)
         digest.update(np.ascontiguousarray(self.labels if self.several is None else self.several).data)
         return digest.hexdigest()
+
+
+def strata_of(labels: np.ndarray) -> np.ndarray:
+    """(N,) labels as they are; of several, (N, K), the rarest that each image has, or K.
+
+    So rare labels are dealt out evenly, and the others nearly so.
+    """
+    if labels.ndim == 1:
+        return labels
+    several = labels.astype(bool)
+    rarest_first = np.argsort(several.sum(axis=0), kind="stable")
+    first = several[:, rarest_first].argmax(axis=1)
+    return np.asarray(np.where(several.any(axis=1), rarest_first[first], several.shape[1]))
 
 
 def hash_of(image: np.ndarray) -> bytes:
