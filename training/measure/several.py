@@ -68,10 +68,10 @@ class LabelMeasures:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Of each label its threshold, precision, recall, F1, average precision and images, as text."""
-        numbers = zip(self.thresholds, self.precision, self.recall, self.f1, self.average_precision, strict=True)
+        columns = (self.thresholds, self.precision, self.recall, self.f1, self.average_precision)
         return [
             (label, *("" if np.isnan(number) else f"{number:.4f}" for number in each), f"{images:,}")
-            for label, each, images in zip(self.labels, numbers, self.images.tolist(), strict=True)
+            for label, each, images in zip(self.labels, np.stack(columns, axis=1), self.images.tolist(), strict=True)
         ]
 
 

@@ -26,10 +26,10 @@ def best_of_these(rows: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.parametrize("often", [0.1, 0.4])
 def test_with_many_images_the_threshold_is_that_of_the_best_f1(often: float) -> None:
     rng = np.random.default_rng(0)
-    [found] = label_thresholds.fit(*drawn(rng, 20_000, often, 1.5))
-    fresh = drawn(rng, 50_000, often, 1.5)
+    [found] = label_thresholds.fit(*drawn(rng, 100_000, often, 1.5))
+    fresh = drawn(rng, 200_000, often, 1.5)
     best = max(f1(*fresh, level) for level in np.linspace(0.05, 0.95, 91))
-    assert f1(*fresh, found) == pytest.approx(best, abs=0.015)
+    assert f1(*fresh, found) == pytest.approx(best, abs=0.01)
     assert found == pytest.approx(best / 2, abs=0.05)  # Lipton et al.: half of the best F1
 
 
