@@ -133,7 +133,8 @@ def choose(problem: Problem, share: float = SHARES[0], near: float | None = None
     """
     strata = strata_of(problem.labels.numpy())
     counts = np.bincount(strata)
-    if len(strata) < 2 * _FOLDS or (problem.labels.ndim == 1 and counts[counts > 0].min() < 2):
+    few = len(strata) < 2 * _FOLDS if problem.labels.ndim == 2 else counts[counts > 0].min() < 2
+    if few:
         return _USUAL
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(problem.labels))[:_MOST_TO_CHOOSE_BY]
