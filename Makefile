@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots base
+.PHONY: help model serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots base
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,6 +65,10 @@ decoding: $(VENV)/dev.stamp ## what decoding costs at the worst, for each format
 install-train: $(VENV)/train.stamp ## what training needs, torch included, into .venv
 
 install-shots: $(VENV)/shots.stamp ## what grafting a few images needs, no torch, into .venv
+
+model: $(VENV)/train.stamp ## a bundle of a folder of your own images: IMAGES=FOLDER MINUTES=10 MODELS=models
+	@test -n '$(IMAGES)' || { echo 'Say which: make model IMAGES=FOLDER' >&2; exit 2; }
+	@$(PY) -m training auto '$(IMAGES)' --minutes '$(or $(MINUTES),10)' --models '$(or $(MODELS),models)' $(ARGS)
 
 train: $(VENV)/train.stamp ## run a recipe: RECIPE=seed MODELS=models
 	@$(PY) -m training run '$(RECIPE)' --models '$(or $(MODELS),models)'

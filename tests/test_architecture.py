@@ -51,7 +51,11 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
-    *("run", "commands", "__main__"),
+    "search",  # what recipes reach on folds of the training images
+    "tracking",  # runs beside each other
+    "run",
+    "auto",  # a folder in, a bundle out
+    *("commands", "__main__"),
 )
 MAY_IMPORT |= {
     f"training.{room}": {"app.bundle", "training", *(f"training.{lower}" for lower in ROOMS[:number])}
@@ -88,17 +92,20 @@ OPEN = {
         *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
-        *("distil", "finetune", "generate", "inference", "journal", "linear"),
+        *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"comparison", "gather", "sections"},
     "shots": {"graft"},
+    "search": {"crossing", "race", "tune"},
+    "auto": {"build", "contenders", "look"},
+    "tracking": {"index", "listing"},
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
-WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots")
+WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots", "training.tracking")
 
 # Package of others → the only places of ours that may import it.
 KEPT_TO = {
@@ -112,7 +119,8 @@ KEPT_TO = {
     "pyarrow": ("app.score.parquet", "app.score.storage"),
     "ray": ("app.score.on_ray",),
     "torch": (
-        *("training.ranks", "training.networks", "training.learning", "training.publish"),
+        *("training.ranks", "training.networks", "training.learning", "training.publish", "training.search"),
+        "training.auto",
         *("training.measure.likelihood", "training.measure.probes", "training.compare.methods"),
     ),
     "onnx": (
@@ -120,6 +128,7 @@ KEPT_TO = {
         *("training.score.evidence", "training.score.marks", "training.score.patches", "training.score.prototypes"),
         "training.score.onnx_model",
     ),
+    "optuna": ("training.search",),
     "httpx": ("training.data.download", "training.commands"),
     "rich": ("training.progress",),
     "pydantic_settings": ("app.settings",),

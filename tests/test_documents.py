@@ -357,8 +357,8 @@ def shell(page: str) -> list[str]:
     return "".join(blocks((ROOT / page).read_text(), "sh")).splitlines()
 
 
-def test_the_steps_of_getting_started_lead_to_a_bundle_that_answers_its_curl(owned: Path) -> None:
-    page = "docs/getting-started.md"
+def test_the_steps_by_hand_lead_to_a_bundle_that_answers_its_curl(owned: Path) -> None:
+    page = "docs/by-hand.md"
     [recipe] = blocks((ROOT / page).read_text(), "toml")
     (owned / "my-images.toml").write_text(recipe)
     *steps, curl = shell(page)
@@ -402,10 +402,15 @@ def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:
     assert (requested.name, requested.network.weights) == ("mine", "resnet18-f37072fd.pth")
 
 
-def test_the_four_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
-    [commands] = [block for block in blocks(README, "sh") if block.startswith("make install-train")]
-    assert list(follow(commands.splitlines(), owned, as_typed=True)) == ["data", "run"]
-    assert load(owned / "models/mine/1").operations
+def test_the_two_commands_of_the_readme_lead_to_a_bundle(owned: Path) -> None:
+    """The folder has one of sound images: it is inspected."""
+    [commands] = [block for block in blocks(README, "sh") if block.startswith("make model")]
+    output = follow(commands.splitlines(), owned, as_typed=True)
+    assert list(output) == ["auto"]
+    assert "defective" in output["auto"]
+    assert load(owned / "models/my-images/1").manifest.anomaly is not None
+    typed = [line.partition("#")[0].strip() for line in commands.splitlines()]
+    assert [line.partition("#")[0].strip() for line in shell("docs/getting-started.md")] == typed
 
 
 def test_the_commands_of_the_training_page_do_what_it_says(owned: Path) -> None:

@@ -277,6 +277,11 @@ def test_in_integers_average_precision_is_kept(
     [
         ("run", ["transfer.mode=episodic"], "transfer.mode=episodic learns one label of each: set"),
         ("run", ["transfer.mode=linear", "transfer.class_weights=true"], "transfer.class_weights weighs classes"),
+        (
+            "run",
+            ["transfer.mode=scratch", "split.folds=4"],
+            "split.folds=4 deals out images of one label each",
+        ),
         ("run", ["split.sound=circle"], "split.sound=circle is for images of one label each"),
         ("compare", [], "a comparison is by accuracy, of one label each"),
     ],
@@ -295,6 +300,13 @@ def test_what_is_of_one_label_is_refused(
         arguments += ["--set", change]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_one_command_names_the_recipe_that_learns_several_labels(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["auto", str(trained.file), "--models", str(tmp_path / "models")]) == 2
+    assert f"use graft-train run photos --set source={trained.file}" in capsys.readouterr().err
 
 
 def test_a_label_without_an_image_to_train_on_is_named(

@@ -17,7 +17,7 @@ from training.compare.arms import ARMS
 from training.data import named
 from training.errors import TrainingError
 
-EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich")  # packages of the extra `train`
+EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich", "optuna")  # packages of the extra `train`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         subparser.set_defaults(command=function)
         return subparser
 
+    _auto_arguments(command(commands.auto, "a folder in, a bundle out: looks, plans, trains, measures, publishes"))
     _run_arguments(command(commands.run, "train by a recipe, and publish a bundle"), publishes=True)
+    _tune_arguments(command(commands.tune, "search settings of a recipe on folds of its training images"))
     _run_arguments(command(commands.pretrain, "only the first part of run: pretrain an autoencoder on the source"))
     transfer = command(commands.transfer, "run without publishing: pretrain, then transfer to the target")
     _run_arguments(transfer)
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _export_arguments(command(commands.export, "calibrate, measure and publish a trained run"))
     _report_arguments(command(commands.report, "write the report of a published run again, with images of the data"))
+    _runs_arguments(command(commands.runs, "list runs, or compare them: metrics, and what differs in their recipes"))
     _compare_arguments(command(commands.compare, "measure whether transfer helps: baselines at several label budgets"))
     _evaluate_arguments(command(commands.evaluate, "measure a bundle with the code that serves it"))
     _calibrate_arguments(
@@ -119,6 +122,59 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _auto_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Look at a folder of images (a folder for each kind; or sound images alone, with or without defects beside "
+        "them; or a list), race recipes for it on folds of its training images, and publish the best, fitted on all of "
+        "them, with a verdict in words. Ctrl-C publishes the best so far."
+    )
+    parser.add_argument("data", metavar="FOLDER", help="a folder of images, a CSV, or a named data set")
+    parser.add_argument("--minutes", type=_minutes, default=10.0, help="time for everything (default: 10)")
+    parser.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("classify", "inspect", "both"),
+        help="what the model is for (default: to classify where there are kinds, to inspect where all are sound)",
+    )
+    parser.add_argument(
+        "--size", choices=("small", "best"), default="best", help="the fastest model, or the best (default: best)"
+    )
+    parser.add_argument(
+        "--no-outside-weights",
+        dest="outside",
+        action="store_false",
+        help="use no weights that others have published: train a network on these images alone",
+    )
+    parser.add_argument("--name", help="name of the model (default: the folder's)")
+    parser.add_argument("--plan", action="store_true", help="only print what would be done, as a recipe")
+    parser.add_argument(
+        "--run", dest="folder", type=Path, metavar="RUN", help="folder of the run (default: runs/auto-<name>-<time>)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run")
+    _models_argument(parser)
+
+
+def _tune_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument(
+        "--space",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='what is searched, as TOML: lines like "transfer.rate" = { low = 1e-4, high = 1e-2, log = true }, or '
+        '"network.width" = [16, 24, 32]',
+    )
+    parser.add_argument("--minutes", type=_minutes, default=30.0, help="time for the search (default: 30)")
+    parser.add_argument("--trials", type=_positive, default=100, help="at most so many (default: 100)")
+    parser.add_argument(
+        "--run",
+        dest="folder",
+        type=Path,
+        metavar="RUN",
+        help="folder of the search; one that is there goes on (default: runs/tune-<name>)",
+    )
+
+
 def _run_arguments(parser: argparse.ArgumentParser, publishes: bool = False) -> None:
     _recipe_arguments(parser)
     parser.add_argument(
@@ -136,6 +192,18 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run that has published a bundle")
+
+
+def _runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="list these alone: a run, a recipe, or a pattern as 'photos-*'"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="the folder of the runs (default: runs)")
+    parser.add_argument(
+        "--compare", nargs="+", metavar="RUN", help="put these side by side, with differences from the first"
+    )
+    parser.add_argument("--sort", metavar="METRIC", help="the best first (default: the newest last)")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print all that is known, as JSON")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +322,16 @@ def _share(text: str) -> float:
         value = math.nan
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1, as in 0.01")
+    return value
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 60 * 24 * 7:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes, as 10 or 0.5")
     return value
 
 

@@ -3,9 +3,12 @@
 Some installations have no torch or onnx, and both take seconds to import: each command imports what it needs.
 """
 
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +29,8 @@ from training.progress import say
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from training.auto.contenders import Size
+    from training.auto.look import Purpose
     from training.data.download import Source
     from training.score.prototypes import Distance
     from training.shots.graft import Reads
@@ -37,18 +42,32 @@ def run(recipe: str, changes: list[str], folder: Path | None, resume: bool, mode
         changes,
         folder,
         resume,
-        work=lambda runs, chosen, own: runs.run(chosen, models, own, resume),
+        work=lambda runs, chosen, own, again: runs.run(
+            chosen, models, own, resume, command=again("run", models=models)
+        ),
         stopped="nothing was published",
     )
 
 
 def pretrain(recipe: str, changes: list[str], folder: Path | None, resume: bool) -> None:
-    _train(recipe, changes, folder, resume, work=lambda runs, chosen, own: runs.pretrain(chosen, own, resume))
+    _train(
+        recipe,
+        changes,
+        folder,
+        resume,
+        work=lambda runs, chosen, own, again: runs.pretrain(chosen, own, resume, command=again("pretrain")),
+    )
 
 
 def transfer(recipe: str, changes: list[str], folder: Path | None, resume: bool, pretrained: Path | None) -> None:
     _train(
-        recipe, changes, folder, resume, work=lambda runs, chosen, own: runs.transfer(chosen, own, resume, pretrained)
+        recipe,
+        changes,
+        folder,
+        resume,
+        work=lambda runs, chosen, own, again: runs.transfer(
+            chosen, own, resume, pretrained, command=again("transfer", **{"from": pretrained})
+        ),
     )
 
 
@@ -57,10 +76,10 @@ def _train(
     changes: list[str],
     folder: Path | None,
     resume: bool,
-    work: Callable[[ModuleType, Recipe, Path], Path],
+    work: Callable[[ModuleType, Recipe, Path, Callable[..., str]], Path],
     stopped: str = "nothing is lost",
 ) -> None:
-    """`work` gets training.run, the recipe and the run's folder."""
+    """`work` gets training.run, the recipe, the run's folder, and what makes the command that resumes it."""
     chosen = recipes.load(recipe, changes)
     own = folder or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume and folder is None:
@@ -75,12 +94,67 @@ def _train(
             ranks.from_first(lambda: _fetch_missing(chosen))
             from training import run as runs
 
-            result = work(runs, chosen, own)
+            result = work(runs, chosen, own, partial(_resuming, recipe, changes, own))
             if ranks.first():
                 print(result)
     except KeyboardInterrupt:
         say_stopped()
         raise
+
+
+def _resuming(recipe: str, changes: list[str], folder: Path, command: str, **options: Path | None) -> str:
+    words = ["graft-train", command, recipe, *(word for change in changes for word in ("--set", change))]
+    words += [word for name, path in options.items() if path is not None for word in (f"--{name}", str(path))]
+    return shlex.join([*words, "--run", str(folder), "--resume"])
+
+
+def auto(
+    data: str,
+    minutes: float,
+    purpose: 'Purpose | Literal["both"] | None',
+    size: "Size",
+    outside: bool,
+    name: str | None,
+    folder: Path | None,
+    resume: bool,
+    plan: bool,
+    models: Path,
+) -> None:
+    began = time.monotonic()
+    from training.auto import build  # takes seconds, which count
+    from training.auto.look import model_name
+
+    if resume and folder is None:
+        raise TrainingError("--resume needs --run FOLDER: what to resume")
+    wish = build.Wish(
+        data, minutes=minutes, purpose=purpose, size=size, outside=outside, name=name, models=models, began=began
+    )
+    if plan:
+        print(build.plan(wish), end="")
+        return
+    own = folder or Path("runs") / f"auto-{name or model_name(data)}-{datetime.now():%Y%m%d-%H%M%S}"
+    if own.exists() and not resume:
+        raise TrainingError(f"{own} already exists: resume it with --resume, or choose another with --run")
+    if outside:
+        _fetch_weights(recipes.Network(backbone="efficientnet-lite0", weights=recipes.IMAGENET))
+    words = ["graft-train", "auto", data, "--minutes", f"{minutes:g}", "--size", size, "--models", str(models)]
+    words += [*(["--for", purpose] if purpose else []), *(["--name", name] if name else [])]
+    words += [] if outside else ["--no-outside-weights"]
+    try:
+        for bundle in build.auto(wish, own, shlex.join(words)):
+            print(bundle)
+    except KeyboardInterrupt:
+        say(f"stopped: nothing was published; resume with the same command and --run {own} --resume")
+        raise
+
+
+def tune(recipe: str, changes: list[str], space: Path, minutes: float, trials: int, folder: Path | None) -> None:
+    chosen = recipes.load(recipe, changes)
+    _fetch_missing(chosen)
+    from training.search.tune import tune as tuned
+
+    own = folder or Path("runs") / f"tune-{chosen.name}"
+    print(tuned(recipe, changes, space, own, minutes=minutes, trials=trials))
 
 
 def export(folder: Path, models: Path) -> None:
@@ -93,6 +167,21 @@ def report(folder: Path) -> None:
     from training import run as runs
 
     print(runs.report(folder))
+
+
+def runs(names: list[str], folder: Path, compare: list[str] | None, sort: str | None, as_json: bool) -> None:
+    from training.tracking import listing
+
+    if compare is not None:
+        if names or sort or len(compare) < 2:
+            raise TrainingError("--compare RUN RUN takes two runs or more, and neither NAME nor --sort")
+        chosen = [listing.run_called(name, folder) for name in compare]
+        print(listing.comparison_as_json(chosen) if as_json else "\n".join(listing.comparison(chosen)))
+        return
+    chosen = listing.runs_in(folder, names)
+    if sort is not None:
+        chosen = listing.by_metric(chosen, sort)
+    print(listing.as_json(chosen) if as_json else "\n".join(listing.table(chosen, listing.runs_in(folder), sort)))
 
 
 def compare(

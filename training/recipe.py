@@ -1,7 +1,9 @@
 """Recipes: named experiments. A TOML file lists what differs from the defaults here, each line with its reason."""
 
+import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -422,6 +424,20 @@ class Split(_Part):
     # The class of sound images, where the others are kinds of defect: it alone is trained on. By default it is the only
     # class of the training part, if there is just one.
     sound: str | None = None
+    # Nothing is held out for validation, calibration and, where the data set has no test part, for a test: accuracy,
+    # temperature and threshold come from what networks say of so many folds that have not learnt from them, and what is
+    # published has learnt from all images. 0: parts are held out.
+    folds: Annotated[int, Field(ge=0, le=100)] = 0
+    repeats: PositiveInt = (
+        1  # of the folds, each time dealt anew: for a few dozen images, by which one deal may be luck
+    )
+
+    @field_validator("folds")
+    @classmethod
+    def a_fold_leaves_others(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves none to learn from; set 2 or more, or 0")
+        return folds
 
 
 def _one_or_more(distances: Any) -> Any:
@@ -654,13 +670,51 @@ class Recipe(_Part):
         mode = self.transfer
         if isinstance(mode, PasteMode):
             return self
-        if self.anomaly.folds and not (mode.freezes and (mode.untrained or not self.pretrain.epochs)):
+        if self.anomaly.folds and not self.encoder_is_given and not self.split.folds:
             raise ValueError(
                 f"anomaly.folds={self.anomaly.folds}: the encoder learns from the images that the folds hold, so their "
                 "scores would be too low: set anomaly.folds=0, or freeze the encoder (pretrain.epochs=0 and "
                 "transfer.mode=decoder)"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def folds_are_those_of_the_score(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Where no part is held out for labels, none is for the score."""
+        split = fields.get("split") if isinstance(fields, dict) else None
+        folds = split.get("folds") if isinstance(split, dict) else None
+        score = fields.get("anomaly", {}) if folds else None
+        if info.context == STORED or not isinstance(score, dict) or "folds" in score:
+            return fields
+        return {**fields, "anomaly": {**score, "folds": folds}}
+
+    @model_validator(mode="after")
+    def folds_can_be_crossed(self) -> Self:
+        split, mode = self.split, self.transfer
+        if not split.folds:
+            if split.repeats > 1:
+                raise ValueError(f"split.repeats={split.repeats}: it is folds that are repeated: set split.folds, too")
+            return self
+        if mode.adapts:
+            raise ValueError(f"split.folds: mode {mode.mode} has no labels of the target to cross: leave it out")
+        if not self.anomaly.folds:
+            raise ValueError("split.folds holds no images out: the score needs anomaly.folds, too")
+        if not mode.labels and not self.encoder_is_given and not isinstance(mode, PasteMode):
+            raise ValueError(
+                f"split.folds: mode {mode.mode} would pretrain on the images it is measured on: leave it out"
+            )
+        if mode.labels and not self.encoder_is_given and PATCHES in self.anomaly.distances:
+            raise ValueError(
+                f"split.folds: mode {mode.mode} trains a network for each fold, and their patches cannot be compared: "
+                "take patches out of anomaly.distances"
+            )
+        return self
+
+    @property
+    def encoder_is_given(self) -> bool:
+        """Whether no image of the target changes the encoder."""
+        return self.transfer.freezes and (self.transfer.untrained or not self.pretrain.epochs)
 
     @model_validator(mode="after")
     def activities_are_shares(self, info: ValidationInfo) -> Self:
@@ -876,6 +930,33 @@ def _value(key: str, text: str) -> Any:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
         raise TrainingError(f"--set {key}: the value cannot be read: {in_short(error)}") from None
     return table["value"] if len(table) == 1 else text
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe file that lists what differs from the defaults, and is read as the same recipe."""
+    for fields in (
+        recipe.model_dump(mode="json", exclude_defaults=True),
+        recipe.model_dump(mode="json", exclude_none=True),
+    ):
+        fields.setdefault("transfer", {})["mode"] = recipe.transfer.mode
+        for part, name, _ in _OF_BACKBONES if recipe.network.backbone else ():
+            fields.setdefault(part, {})[name] = getattr(getattr(recipe, part), name)
+        fields.setdefault("anomaly", {}).update(distances=list(recipe.anomaly.distances), folds=recipe.anomaly.folds)
+        text = "\n".join(_toml_of(fields)) + "\n"
+        if _validated(recipe.name, tomllib.loads(text)) == recipe:
+            return text
+    raise AssertionError("a recipe that lists every setting is read as itself")
+
+
+def _toml_of(fields: dict[str, Any], table: str = "") -> Iterator[str]:
+    if table:
+        yield f"\n[{table}]"
+    for name, value in fields.items():
+        if not isinstance(value, dict) and value is not None:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from _toml_of(value, f"{table}.{name}" if table else name)
 
 
 def write(recipe: Recipe, folder: Path) -> None:

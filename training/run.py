@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.deliver import deliver
+from training.publish.draft import Crossed, Measured, fit_score, in_integers, measure, unseen
 from training.publish.draft import export as export_draft
-from training.publish.draft import fit_score, in_integers, measure
 from training.recipe import Recipe
 from training.report import comparison
 from training.report.gather import gather as gather_report
 from training.report.sections import page
+from training.search.crossing import Crossing
+from training.tracking import index
+from training.tracking.index import DATA_FILE, DONE_FILE, published, tracked
 
-DATA_FILE, DONE_FILE = "data.json", "bundle.txt"
 _PRETRAINED = "pretrain.pt"
 _OF_PRETRAINING = ("source", "network", "objective", "pretrain", "input", "seed")
 
@@ -54,7 +57,7 @@ def open_folder(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
     before = recipes.read(folder)
     if before not in (recipe.settled_as(before), inspection.settled(recipe).settled_as(before)):
         raise TrainingError(f"{folder}: the run has another recipe, or other --set values: resume it with those")
-    done = _published(folder)
+    done = published(folder)
     if done is not None:
         raise TrainingError(f"{folder}: the run is finished: it published {done}")
     return before
@@ -64,31 +67,69 @@ def _opened(folder: Path, recipe: Recipe, resume: bool) -> Recipe:
     return ranks.from_first(lambda: open_folder(folder, recipe, resume))
 
 
-def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False) -> Path:
-    """Train and publish; returns the bundle's folder."""
+def run(recipe: Recipe, models: Path, folder: Path, resume: bool = False, command: str | None = None) -> Path:
+    """Train and publish; returns the bundle's folder. `command` is what resumes the run, for the index of runs."""
     recipe = _opened(folder, recipe, resume)
-    material = _gather(recipe, folder)
+    with tracked(folder, recipe, "run", command):
+        return publish(recipe, _gather(recipe, folder), folder, models)
+
+
+def publish(
+    recipe: Recipe,
+    material: Material,
+    folder: Path,
+    models: Path,
+    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+    listed: Path | None = None,
+) -> Path:
+    """Train what is not trained yet in the run's folder, and publish; `verdict` are sentences on top of the report.
+
+    `listed` is the folder by which the index of runs names it, if it is another.
+    """
+    crossed = _crossed(recipe, material, folder)
     learnt = learn(recipe, material, folder)
     ranks.part()
-    return _publish(recipe, material, learnt, models=models, folder=folder) if ranks.first() else folder
+    if not ranks.first():
+        return folder
+    path, minutes = _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder, verdict=verdict)
+    index.reach(listed or folder, recipe, "published", minutes=minutes, **_facts(path, material))
+    return path
 
 
-def pretrain(recipe: Recipe, folder: Path, resume: bool = False) -> Path:
+def _facts(published: Path, material: Material) -> dict[str, Any]:
+    """What the index of runs tells of a bundle."""
+    metrics = load(published).manifest.metrics
+    return {
+        "bundle": str(published.resolve()),
+        "metrics": {each.name: each.model_dump(include={"value", "images", "how"}) for each in metrics},
+        "data": material.fingerprints(),
+    }
+
+
+def _crossed(recipe: Recipe, material: Material, folder: Path) -> Crossed | None:
+    return None if material.folds is None else Crossing(recipe, material, folder).everything()
+
+
+def pretrain(recipe: Recipe, folder: Path, resume: bool = False, command: str | None = None) -> Path:
     """Train encoder and decoder on the source; returns the run's folder."""
     if not recipe.transfer.pretrains:
         raise TrainingError(
             f"transfer.mode={recipe.transfer.mode} has no pretraining: choose another mode, or use graft-train run"
         )
     recipe = _opened(folder, recipe, resume)
-    learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
+    with tracked(folder, recipe, "pretrain", command, ends="pretrained"):
+        learn(recipe, _gather(recipe, folder), folder, only_pretrain=True)
     return folder
 
 
-def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None) -> Path:
+def transfer(
+    recipe: Recipe, folder: Path, resume: bool = False, pretrained: Path | None = None, command: str | None = None
+) -> Path:
     """Train without publishing, from the weights that the run `pretrained` has, if given; returns the run's folder."""
     if pretrained is None:
         recipe = _opened(folder, recipe, resume)
-        learn(recipe, _gather(recipe, folder), folder)
+        with tracked(folder, recipe, "transfer", command, ends="trained"):
+            learn(recipe, _gather(recipe, folder), folder)
         return folder
     if recipe.transfer.adapts:
         raise TrainingError(f"transfer.mode={recipe.transfer.mode} has no pretraining: leave out --from")
@@ -100,16 +141,17 @@ def transfer(recipe: Recipe, folder: Path, resume: bool = False, pretrained: Pat
         )
     recipe = recipe.with_parts(**{field: getattr(before, field) for field in _OF_PRETRAINING})
     recipe = _opened(folder, recipe, resume)
-    material = _gather(recipe, folder)
-    if seen := count_seen_in_pretraining(before, material):
-        raise TrainingError(
-            f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number on "
-            "them could be trusted: pretrain with the target's own split, or on other images"
-        )
-    ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
-    if (pretrained / BEGUN_FILE).is_file():
-        ranks.from_first(lambda: _copy(pretrained / BEGUN_FILE, folder))
-    learn(recipe, material, folder)
+    with tracked(folder, recipe, "transfer", command, ends="trained"):
+        material = _gather(recipe, folder)
+        if seen := count_seen_in_pretraining(before, material):
+            raise TrainingError(
+                f"{pretrained}: its pretraining has seen {seen:,} of the images that are held out here, so no number "
+                "on them could be trusted: pretrain with the target's own split, or on other images"
+            )
+        ranks.from_first(lambda: _copy(weights, folder / CHECKPOINTS))
+        if (pretrained / BEGUN_FILE).is_file():
+            ranks.from_first(lambda: _copy(pretrained / BEGUN_FILE, folder))
+        learn(recipe, material, folder)
     return folder
 
 
@@ -124,18 +166,24 @@ def export(folder: Path, models: Path) -> Path:
     """Publish a trained run as the next version; returns the bundle's folder."""
     recipe = recipes.read(folder)
     learnt = load_learnt(recipe, recipe.input.spec().shape, folder)
-    return _publish(recipe, _gather(recipe, folder), learnt, models=models, folder=folder)
+    material = _gather(recipe, folder)
+    crossed = _crossed(recipe, material, folder)
+    path, minutes = _publish(recipe, material, learnt, crossed=crossed, models=models, folder=folder)
+    index.reach(folder, recipe, "published", minutes=minutes, **_facts(path, material))
+    return path
 
 
 def report(folder: Path) -> Path:
     """Write the page with images again, for the bundle that the run published last."""
     recipe = recipes.read(folder)
-    published = _published(folder)
-    if published is None:
+    bundle_folder = published(folder)
+    if bundle_folder is None:
         raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
-    bundle = load(published)
+    bundle = load(bundle_folder)
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
+    if not material.tested:
+        outputs = unseen(outputs, _crossed(recipe, material, folder))
     study = gather_report(
         bundle,
         recipe,
@@ -162,12 +210,12 @@ def compare(
 def _gather(recipe: Recipe, folder: Path) -> Material:
     """Read the images. They must be those with which the run began, or other ones would be held out."""
     material = gather(recipe)
-    ranks.from_first(lambda: _require_unchanged(material.fingerprints(), folder))
+    ranks.from_first(lambda: require_unchanged(material, folder))
     return material
 
 
-def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
-    path = folder / DATA_FILE
+def require_unchanged(material: Material, folder: Path) -> None:
+    path, fingerprints = folder / DATA_FILE, material.fingerprints()
     if not path.is_file():
         path.write_text(json.dumps(fingerprints, indent=2) + "\n")
         return
@@ -183,12 +231,24 @@ def _require_unchanged(fingerprints: dict[str, str], folder: Path) -> None:
         )
 
 
-def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, folder: Path) -> Path:
-    """Export → fit the score → measure → report → publish. The report with images stays in the run's folder."""
+def _publish(
+    recipe: Recipe,
+    material: Material,
+    learnt: Learnt,
+    *,
+    crossed: Crossed | None,
+    models: Path,
+    folder: Path,
+    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+) -> tuple[Path, float]:
+    """Export → fit the score → measure → report → publish. The report with images stays in the run's folder.
+
+    Returns the bundle's folder, and the minutes that the run took.
+    """
     start, epochs = time.monotonic(), _epochs(folder)
     exported = export_draft(recipe, material, learnt)
-    scored = fit_score(recipe, material, exported)
-    measured = measure(material, in_integers(recipe, material, exported, scored))
+    scored = fit_score(recipe, material, exported, crossed)
+    measured = measure(material, in_integers(recipe, material, exported, scored, crossed=crossed), crossed)
     bundle = measured.draft.bundle
     study = gather_report(
         bundle,
@@ -199,6 +259,7 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
         journal=epochs,
         compared=results.read(folder),
     )
+    study = replace(study, words=[*verdict(measured), *study.words])
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
     path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)
@@ -209,19 +270,7 @@ def _publish(recipe: Recipe, material: Material, learnt: Learnt, models: Path, f
     say(f"{path} is ready after {minutes:.1f} minutes; the run, and its report with pictures, are in {folder}")
     with (folder / DONE_FILE).open("ab") as done:
         done.write(os.fsencode(path.resolve()) + b"\n")
-    return path
-
-
-def _published(folder: Path) -> Path | None:
-    """The bundle that the run published last."""
-    path = folder / DONE_FILE
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    if not lines:
-        return None
-    bundle = Path(os.fsdecode(lines[-1]))
-    if not bundle.is_absolute() or b"\0" in lines[-1]:
-        raise TrainingError(f"{path}: damaged: publish the run again with graft-train export {folder}")
-    return bundle
+    return path, minutes
 
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:

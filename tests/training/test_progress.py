@@ -2,10 +2,12 @@ import os
 import pty
 import subprocess
 import sys
+import time
 
+import pytest
 from support import ROOT
 
-from training.progress import track
+from training.progress import OutOfTime, quiet, say, track, until
 
 COUNT = "import time; from training.progress import track; [time.sleep(.1) for _ in track(range(8), 'counting', 8)]"
 
@@ -32,3 +34,22 @@ def test_a_terminal_sees_a_bar_with_the_count() -> None:
 def test_a_file_sees_no_bar() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, stderr=subprocess.PIPE, check=True)
     assert done.stderr == b""
+
+
+def test_nothing_is_said_while_it_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        say("a")
+        with quiet():
+            pass
+        assert list(track("xy", "letters", 2)) == ["x", "y"]
+        say("b")
+    say("c")
+    assert capsys.readouterr().err == "c\n"
+
+
+def test_a_loop_stops_at_the_end_that_is_set() -> None:
+    with until(time.monotonic() + 3600):
+        assert list(track("xy", "letters", 2)) == ["x", "y"]
+        with pytest.raises(OutOfTime, match="letters"), until(time.monotonic() - 1):
+            list(track("xy", "letters", 2))
+    assert list(track("xy", "letters", 2)) == ["x", "y"]

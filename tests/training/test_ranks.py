@@ -63,6 +63,8 @@ def test_two_processes_publish_once_what_one_would(trained: Path, recipe: Path, 
     ]
     assert stated[1] == pytest.approx(stated[0], abs=0.02)
     assert (tmp_path / "run/report.html").is_file()
+    states = [json.loads(line)["state"] for line in (tmp_path / "index.jsonl").read_text().splitlines()]
+    assert states == ["running", "published"], "rank 0 alone writes"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

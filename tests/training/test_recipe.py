@@ -321,3 +321,12 @@ def test_each_fold_has_a_network() -> None:
     held = recipe.load("inspect-own", ["anomaly.folds=0"])
     assert (held.members, held.transfer.labels, held.transfer.pretrains) == (1, False, False)
     assert recipe.load("inspect", []).members == 1
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_is_read_again_from_the_file_that_it_is_written_to(name: str, tmp_path: Path) -> None:
+    settings = ['source=a "b" ü', "split.test=0.3"]
+    chosen = recipe.load(name, settings)
+    path = tmp_path / "again.toml"
+    path.write_text(recipe.to_toml(chosen))
+    assert recipe.load(str(path), []) == chosen

@@ -1,16 +1,82 @@
 """Folds of images for cross-validation: pictures of one item lie in one fold."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from training.data.imageset import ImageSet
-from training.data.splits import groups_of
+from training.data.splits import groups_and_copies, groups_of, stated_groups
 from training.errors import TrainingError, printable
 from training.recipe import Split
 
 _SEPARATOR = re.compile(r"[-_. ]+")
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Folds of labelled images, dealt once or several times."""
+
+    numbers: np.ndarray  # (R, N): in each deal, the number of the fold that holds an image
+    how: str  # they were grouped, for people
+
+    @property
+    def count(self) -> int:
+        return int(self.numbers.max()) + 1
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(the deal, (N,) bool: the images of a fold), fold by fold."""
+        return ((deal, numbers == fold) for deal, numbers in enumerate(self.numbers) for fold in range(self.count))
+
+
+def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
+    """`split.folds` folds, dealt `split.repeats` times; every fold has its share of each class.
+
+    Copies of an image are in one fold. Groups are those of `split.groups` or the data set's own; else of the beginning
+    of file names, if every class has more of them than folds.
+    """
+    count, named, how = rules.folds, rules, ""
+    if rules.groups is not None and data.names:
+        how = f"grouped by split.groups={rules.groups}"
+    elif data.groups:
+        how = "grouped as the list states"
+    elif (found := _prefixes_of_classes(data, count)) is not None:
+        data = replace(data, groups=tuple(found.tolist()))
+        how = f"grouped by the beginning of their names, as {printable(found[0])} of {printable(data.names[0])}"
+    groups = groups_and_copies(data, stated_groups(data, named.groups))
+    names, member_of = np.unique(groups, return_inverse=True)
+    for label, name in enumerate(data.classes):
+        own = len(np.unique(member_of[data.labels == label]))
+        if own < count:
+            what = "groups" if how else "different images"
+            raise TrainingError(f"{printable(name)} has {own} {what} for split.folds={count}: lower it, or add images")
+    numbers = np.stack([_dealt_by_class(member_of, data.labels, count, seed + deal) for deal in range(rules.repeats)])
+    return Folds(numbers, f"{how}: {len(names)} groups" if how else "each image by itself")
+
+
+def _prefixes_of_classes(data: ImageSet, count: int) -> np.ndarray | None:
+    found = prefixes(data.names, count)
+    if found is None:
+        return None
+    own = [len(np.unique(found[data.labels == label])) for label in range(len(data.classes))]
+    return found if min(own, default=0) > count else None
+
+
+def _dealt_by_class(member_of: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Whole groups, the largest first, each to the fold that lacks its classes most."""
+    sizes, classes = np.bincount(member_of), int(labels.max()) + 1
+    of_group = np.zeros((len(sizes), classes))
+    np.add.at(of_group, (member_of, labels), 1)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    fold_of, held = np.empty(len(sizes), np.int64), np.zeros((count, classes))
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        own = of_group[group]
+        chosen = np.lexsort((held.sum(axis=1), held @ own))[0]
+        fold_of[group] = chosen
+        held[chosen] += own
+    return np.asarray(fold_of[member_of])
 
 
 def folds_of(data: ImageSet, count: int, rules: Split, seed: int) -> tuple[np.ndarray, str]:

@@ -1,7 +1,7 @@
 """The images of a recipe, split so that no choice is measured on the images that it was based on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,14 @@ import numpy as np
 from app.bundle import InputSpec
 from app.bundle.scoring import threshold_at
 from training.data import checks
+from training.data.folds import Folds, labelled_folds
 from training.data.imageset import ImageSet
 from training.data.splits import read_and_split, train_and_held_out, train_and_test, train_and_validation
 from training.errors import TrainingError, listed
 from training.progress import say
 from training.recipe import DistilMode, Recipe
+
+_SHOWN = 256  # images
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Material:
     calibration: (
         ImageSet  # sets the anomaly threshold; nothing that is trained has seen it. With folds, all of `target`
     )
-    test: ImageSet  # used for no choice
+    test: ImageSet  # used for no choice; with split.folds and no test part, `target` itself
+    folds: Folds | None = None  # of `target`, with split.folds: what is said of its labels comes from them
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every part that was read."""
@@ -56,6 +60,20 @@ class Material:
         if held_out.several is None or self.calibration is self.target:
             return (held_out,)
         return held_out, self.calibration
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are images that the published network has not learnt from."""
+        return self.test is not self.target
+
+    def of_fold(self, held: np.ndarray) -> "Material":
+        """For a network that does not see the images of a fold, (N,) bool: these are its test part."""
+        others, tested = (self.target.take(np.flatnonzero(rows)) for rows in (~held, held))
+        shown = _some(others)
+        own = replace(self, train=others, target=others, validation=shown, calibration=others, test=tested, folds=None)
+        if not self.one_domain:
+            return own
+        return replace(own, source=others, source_train=others, source_validation=shown, source_test=tested)
 
     @property
     def one_domain(self) -> bool:
@@ -80,7 +98,16 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
         _refuse_several(recipe)
     for warning in (*checks.class_warnings(labelled, recipe.anomaly.folds), *checks.duplicate_warnings(target, test)):
         report(f"note: {warning}")
-    if recipe.anomaly.folds:
+    folds = None
+    if recipe.split.folds:
+        train, validation, calibration = target, _some(target), target
+        test = test if len(test) else target
+        folds = (
+            labelled_folds(target, recipe.split, recipe.seed)
+            if recipe.transfer.labels and len(target.classes) > 1
+            else None
+        )
+    elif recipe.anomaly.folds:
         train, validation = train_and_validation(target, recipe.split, recipe.seed)
         calibration = target
     else:
@@ -101,6 +128,7 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
             validation=validation,
             calibration=calibration,
             test=test,
+            folds=folds,
         )
     source = _without(source, (validation, calibration, test), recipe.source, report)
     source_train, source_validation = train_and_validation(source, rules, recipe.seed)
@@ -116,7 +144,13 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
         validation=validation,
         calibration=calibration,
         test=test,
+        folds=folds,
     )
+
+
+def _some(data: ImageSet) -> ImageSet:
+    """Images of the training part on which losses are computed where none are held out."""
+    return data.take(np.unique(np.linspace(0, len(data) - 1, min(len(data), _SHOWN)).astype(int)))
 
 
 def count_seen_in_pretraining(before: Recipe, material: Material) -> int:
@@ -161,6 +195,11 @@ def _refuse_several(recipe: Recipe) -> None:
         raise TrainingError(
             f"{where} transfer.mode={mode.mode} learns one label of each: set transfer.mode=linear, or head, "
             "gradual or full"
+        )
+    if recipe.split.folds:
+        raise TrainingError(
+            f"{where} split.folds={recipe.split.folds} deals out images of one label each: set it to 0, and parts are "
+            "held out"
         )
     if isinstance(mode, DistilMode) and mode.soft:
         raise TrainingError(f"{where} transfer.soft={mode.soft:g} is of a teacher of one label each: set it to 0")

@@ -65,6 +65,8 @@ def list_training_part(data: str, rules: Split, seed: int) -> ImageSet:
 
 
 def _divided(whole: ImageSet, rules: Split, seed: int) -> tuple[ImageSet, ImageSet]:
+    if rules.folds and not whole.defective.any():
+        return whole, whole.take(np.array([], np.int64))
     if whole.sound is None:
         return split(whole, (round(rules.test * len(whole)),), seed, _groups(whole, rules))  # type: ignore[return-value]
     groups, defective = _groups(whole, rules), whole.defective
@@ -111,6 +113,12 @@ def part_to_measure(
         train, test = _divided(whole, trained.split, trained.seed)
         trained_on = train.unlabelled(train.classes) if trained.transfer.adapts else train
         if trained_on.fingerprint() == manifest.provenance.data.get("target/train"):
+            if not len(test):
+                say(
+                    f"note: the bundle has learnt from all images of {name}: these numbers are too good; its card has "
+                    "those of images that networks had not seen"
+                )
+                return whole, train
             say(f"note: {name} is what the bundle was trained on; its {part} part, split as in training, is measured")
             return (train if part == "train" else test), train
     say(
@@ -148,6 +156,23 @@ def stated_groups(data: ImageSet, rule: str | None) -> np.ndarray | None:
     if rule is None:
         return np.array(data.groups) if data.groups else None
     return groups_of(data, rule) if data.names else None
+
+
+def groups_and_copies(data: ImageSet, stated: np.ndarray | None) -> np.ndarray:
+    """(N,) ids, equal for images of one stated group and for exact copies, across groups too."""
+    named = np.arange(len(data)) if stated is None else stated
+    _, group = np.unique(named, return_inverse=True)
+    first: dict[bytes, int] = {}
+    parent = np.arange(group.max(initial=-1) + 1)  # union-find: a group that this one is joined with, or itself
+
+    def root(of: int) -> int:
+        while parent[of] != of:
+            of = parent[of]
+        return of
+
+    for key, own in zip(data.hashes(), group, strict=True):
+        parent[root(own)] = root(first.setdefault(key, own))
+    return np.array([root(own) for own in group], np.int64)
 
 
 def _dealt(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -70,7 +70,9 @@ def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     features = tensor == "features"
     graph = encoder_graph(workshop.net, data.images.shape[1:], features)
     session = _session(EncoderGraph(workshop.net, features), graph)
-    return _by_onnxruntime(session, tensor, data.images, "features", keep=not features)
+    return _by_onnxruntime(session, ("embedding", "features") if features else ("embedding",), data.images, "features")[
+        tensor
+    ]
 
 
 class Reader:
@@ -92,24 +94,35 @@ class Reader:
     def __call__(self, images: np.ndarray | Rows, what: str) -> np.ndarray:
         if self._session is None:
             return in_batches(lambda part: self._module(part.to(self._device)), images, what)
-        return _by_onnxruntime(self._session, "rows", images, what, keep=True)
+        return _by_onnxruntime(self._session, ("rows",), images, what)["rows"]
 
 
 def _session(module: nn.Module, graph: Graph) -> Session:
     return Session(to_onnx(module, graph), graph, graph.file, threads=cpu_limit())
 
 
-def _by_onnxruntime(session: Session, tensor: str, images: np.ndarray | Rows, what: str, keep: bool) -> np.ndarray:
-    """One output for every image; `keep` for later callers, where it is the only one."""
+def _by_onnxruntime(
+    session: Session, tensors: tuple[str, ...], images: np.ndarray | Rows, what: str
+) -> dict[str, np.ndarray]:
+    """Outputs for every image, kept for later callers: all that the graph gives of a whole image."""
     before = encodings.kept(session.digest, images)
-    if before is not None and tensor in before:
-        return before[tensor]
-    found = in_batches(
-        lambda part: torch.from_numpy(session.run(part.numpy(), [tensor])[tensor]), images, what, _AT_ONCE
-    )
-    if keep:
-        encodings.keep(session.digest, images, {tensor: found})
-    return found
+    if before is not None and set(tensors) <= set(before):
+        return before
+    sizes: list[int] = []
+
+    def joined(part: Tensor) -> Tensor:
+        given = session.run(part.numpy(), list(tensors))
+        sizes[:] = [given[name].shape[1] for name in tensors]
+        return torch.from_numpy(np.concatenate([given[name] for name in tensors], axis=1))
+
+    found = in_batches(joined, images, what, _AT_ONCE)
+    ends = np.cumsum(sizes).tolist()
+    split = {
+        name: found if len(tensors) == 1 else np.ascontiguousarray(found[:, end - size : end])
+        for name, size, end in zip(tensors, sizes, ends, strict=True)
+    }
+    encodings.keep(session.digest, images, split)
+    return split
 
 
 def moments(points: np.ndarray, least: float = 0) -> tuple[Tensor, Tensor]:

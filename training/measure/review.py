@@ -6,7 +6,6 @@ import numpy as np
 
 from training.data.imageset import ImageSet
 from training.data.material import Material
-from training.data.splits import stated_groups
 from training.data.storage import chunks
 from training.measure.components import main_directions
 
@@ -58,24 +57,6 @@ def unlabelled(material: Material) -> ImageSet | None:
     labelled = set(material.target.hashes())
     kept = [index for index, key in enumerate(material.source.hashes()) if key not in labelled]
     return material.source.take(np.array(kept, np.int64)) if kept else None
-
-
-def groups(data: ImageSet, rule: str | None) -> np.ndarray:
-    """(N,) ids, equal for images of one group (`split.groups`) and for exact copies, across groups too."""
-    stated = stated_groups(data, rule)
-    named = np.arange(len(data)) if stated is None else stated
-    _, group = np.unique(named, return_inverse=True)
-    first: dict[bytes, int] = {}
-    parent = np.arange(group.max(initial=-1) + 1)  # union-find: a group that this one is joined with, or itself
-
-    def root(of: int) -> int:
-        while parent[of] != of:
-            of = parent[of]
-        return of
-
-    for key, own in zip(data.hashes(), group, strict=True):
-        parent[root(own)] = root(first.setdefault(key, own))
-    return np.array([root(own) for own in group], np.int64)
 
 
 def doubtful_labels(

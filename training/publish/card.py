@@ -6,7 +6,7 @@ from app.bundle import InputSpec, Manifest
 from app.bundle.manifest import Anomaly, Classifier, Metric
 
 
-def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> str:
+def card(manifest: Manifest, validated: str, minutes: float, machine: str, tested: bool = True) -> str:
     p = manifest.provenance
     lines = [
         f"# {manifest.title}",
@@ -25,7 +25,13 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str) -> st
     lines += [
         f"Made by `graft-train run` with the recipe in manifest.json, seed {p.seed}, in {minutes:.1f} minutes on "
         f"{machine}; "
-        f"opset {p.opset}, {versions}, source at {p.commit}. No choice was based on the test images.",
+        f"opset {p.opset}, {versions}, source at {p.commit}. "
+        + (
+            "No choice was based on the test images."
+            if tested
+            else "It has learnt from all images: there were none to test it on, and the numbers are of images that "
+            "networks like it had not seen."
+        ),
         "",
     ]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from training.score import reference
 
 def deliver(models: Path, material: Material, draft: Draft, report: str, minutes: float) -> Path:
     """Save the next version. `report` is HTML without images of the data, `minutes` the time that the run took."""
-    text = card(draft.bundle.manifest, label_source(material), minutes, machine())
+    text = card(draft.bundle.manifest, label_source(material), minutes, machine(), tested=material.tested)
     files = {
         **draft.exported.files,
         reference.FILE: reference.to_bytes(draft.arrays),

@@ -12,13 +12,13 @@ from app.bundle import Bundle, assemble, with_patches, with_references
 from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import PATCHES, sigmoid
-from training.data.folds import folds_of
+from training.data.folds import Folds, folds_of
 from training.data.material import Material
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
 from training.learning.teacher import Teacher
-from training.measure import defects, likelihood
+from training.measure import defects, intervals, likelihood
 from training.measure.defects import Defects
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
@@ -54,6 +54,8 @@ class Draft:
     bundle: Bundle
     arrays: dict[str, np.ndarray]  # of the reference file
     notes: tuple[Metric, ...] = ()  # metrics of the export itself
+    # (N,) anomaly scores of the target's images by folds that do not hold them, where none were held out
+    scores: np.ndarray | None = None
 
     @classmethod
     def of(cls, name: str, exported: Exported, fields: dict[str, Any]) -> "Draft":
@@ -85,6 +87,21 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Crossed:
+    """What networks say of the target's images that have not learnt from them, in the order of the images."""
+
+    folds: Folds
+    logits: np.ndarray  # (R, N, K): in each deal of the folds
+    distances: np.ndarray | None  # (N, D) raw, of the anomaly score; None where all folds have the same encoder
+    labels: np.ndarray  # (N,)
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) the share of the deals in which an image is classified correctly."""
+        return np.asarray((self.logits.argmax(axis=2) == self.labels).mean(axis=0))
+
+
+@dataclass(frozen=True)
 class Measured:
     """A draft with its metrics, and its outputs on the test images."""
 
@@ -109,7 +126,8 @@ def export(recipe: Recipe, material: Material, learnt: Learnt) -> Draft:
     draft = Draft.of(recipe.name, exported, fields)
     notes: list[Metric] = []
     if learnt.head is not None:
-        notes.append(_torch_accuracy(recipe, draft.bundle, learnt, material))
+        in_torch = _torch_accuracy(recipe, draft.bundle, learnt, material)
+        notes += [in_torch] if material.tested else []  # of images that were learnt from it would only mislead
     if isinstance(recipe.transfer, DistilMode) and len(material.test.labels):
         notes.append(_teacher_accuracy(recipe.transfer, material))
     if recipe.trains_posterior:
@@ -189,25 +207,29 @@ def _spread(count: int) -> np.ndarray:
 
 
 def label_source(material: Material) -> str:
+    if material.folds is not None:
+        return f"{len(material.target):,} images, each by what learnt from other folds"
     if len(material.calibrates_labels) > 1:
         return f"{len(material.validation):,} validation and {len(material.calibration):,} calibration images"
     of = "" if material.labelled_held_out is material.validation else " of the source"
     return f"{len(material.labelled_held_out):,} validation images{of}"
 
 
-def fit_score(recipe: Recipe, material: Material, draft: Draft) -> Draft:
+def fit_score(recipe: Recipe, material: Material, draft: Draft, crossed: Crossed | None = None) -> Draft:
     """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
-    draft, calibration, arrays = _calibrated(recipe, material, draft)
+    draft, calibration, arrays = _calibrated(recipe, material, draft, crossed)
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
-    calibrated = _calibrated_classifier(material, draft.bundle)
+    calibrated = _calibrated_classifier(material, draft.bundle, crossed)
     if calibrated is not None:
         fields["classifier"] = calibrated
     arrays |= drift.reference(draft.bundle, material.calibration, calibrated)
     return draft.with_references(fields, arrays)
 
 
-def _calibrated_classifier(material: Material, bundle: Bundle) -> Classifier | None:
+def _calibrated_classifier(material: Material, bundle: Bundle, crossed: Crossed | None) -> Classifier | None:
     """Its temperature and, of labels of which an image may have several, their thresholds."""
+    if crossed is not None:
+        return _classifier(material, temperature.fit(crossed.logits[0], crossed.labels))
     parts = material.calibrates_labels
     found = [outputs_of(bundle, part, "temperature", ("logits",)).logits for part in parts]
     if found[0] is None:
@@ -220,14 +242,19 @@ def _calibrated_classifier(material: Material, bundle: Bundle) -> Classifier | N
     return _classifier(material, fitted, label_thresholds.fit(sigmoid(logits, fitted), truth))
 
 
-def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
+def _calibrated(
+    recipe: Recipe, material: Material, draft: Draft, crossed: Crossed | None
+) -> tuple[Draft, Anomaly, dict[str, np.ndarray]]:
     """(the draft, with a memory of patches if the score reads one; the score; arrays of the reference file)."""
     asked, rate, levels = recipe.anomaly, recipe.false_alarm_rate, draft.exported.levels
     marking = isinstance(recipe.transfer, PasteMode)
     if asked.folds:
         normals = material.calibration
-        folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
-        say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
+        if material.folds is None:
+            folds, how = folds_of(normals, asked.folds, recipe.split, recipe.seed)
+            say(f"{len(normals):,} normal images in {asked.folds} folds, {how}")
+        else:
+            folds = material.folds.numbers[0]
         out_of_fold, peaks = None, {}
         if marking:
             across = marks.across(draft.bundle, normals, folds)
@@ -237,10 +264,16 @@ def _calibrated(recipe: Recipe, material: Material, draft: Draft) -> tuple[Draft
             found = patches.across(draft.bundle, normals, levels, folds, count=asked.patches, opset=OPSET)
             draft = draft.with_patches(patches.to_onnx(found.memory, _graph(draft), OPSET))
             out_of_fold, peaks = found.distances, {PEAKS: found.peaks}
-        calibration, arrays = anomaly.fit_bundle_across(
-            draft.bundle, normals, asked.distances, folds, false_alarm_rate=rate, patch_distances=out_of_fold
+        across_folds = anomaly.fit_bundle_across(
+            draft.bundle,
+            normals,
+            asked.distances,
+            folds,
+            false_alarm_rate=rate,
+            patch_distances=out_of_fold,
+            raw=None if crossed is None else crossed.distances,
         )
-        return draft, calibration, arrays | peaks
+        return replace(draft, scores=across_folds.scores), across_folds.anomaly, across_folds.arrays | peaks
     if marking:
         draft = draft.with_patches(marks.to_onnx(_graph(draft), np.zeros(1), OPSET))
     elif PATCHES in asked.distances:
@@ -262,7 +295,9 @@ def _graph(draft: Draft) -> Graph:
     return patches.graph_of(draft.exported.graphs.encoder)
 
 
-def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Draft) -> Draft:
+def in_integers(
+    recipe: Recipe, material: Material, exported: Draft, scored: Draft, crossed: Crossed | None = None
+) -> Draft:
     """The draft in int8, its score fitted anew, if the recipe asks for it and what floats can do holds; else `scored`.
 
     `exported` is the draft in floats before its score was fitted.
@@ -270,7 +305,7 @@ def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Dra
     if not recipe.export.int8:
         return scored
     smaller = Draft.of(recipe.name, quantised(exported.exported, material.train), exported.fields)
-    smaller = fit_score(recipe, material, smaller)
+    smaller = fit_score(recipe, material, smaller, crossed)
     kept, costs = gate(
         scored.bundle,
         smaller.bundle,
@@ -281,14 +316,52 @@ def in_integers(recipe: Recipe, material: Material, exported: Draft, scored: Dra
     return replace(smaller if kept else scored, notes=(*exported.notes, *costs))
 
 
-def measure(material: Material, draft: Draft) -> Measured:
-    """Metrics on the test images, with the code that serves. The latent map shows these images too."""
+def measure(material: Material, draft: Draft, crossed: Crossed | None = None) -> Measured:
+    """Metrics on the test images, with the code that serves. The latent map shows these images too.
+
+    Without a test part, what is said of the target's images are the folds' logits and scores.
+    """
     test, bundle = material.test, draft.bundle
     outputs = outputs_of(bundle, test, f"evaluate {bundle.name}")
-    how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
+    if not material.tested:
+        outputs = unseen(outputs, crossed, draft.scores)
     found = defects.measure(bundle, test, outputs.scores)
-    of_bundle = bundle_metrics(bundle, test, how, outputs=outputs, train=material.train, found=found)
-    metrics = (*of_bundle, *draft.notes)
+    if material.tested:
+        how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
+        metrics = bundle_metrics(bundle, test, how, outputs=outputs, train=material.train, found=found)
+    else:
+        how = f"all {len(test):,} images of {bundle.manifest.provenance.target}, each by what learnt from other folds"
+        metrics = [
+            each
+            for each in bundle_metrics(bundle, test, how, outputs=outputs, found=found)
+            if each.name not in _BY_CONSTRUCTION
+        ]
+    if crossed is not None:
+        metrics = [each for each in metrics if each.name != "accuracy" or material.tested] + [accuracy_across(crossed)]
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
-    return Measured(draft.with_references({"metrics": metrics}, shown), outputs, found)
+    return Measured(draft.with_references({"metrics": (*metrics, *draft.notes)}, shown), outputs, found)
+
+
+def unseen(outputs: Outputs, crossed: Crossed | None, scores: np.ndarray | None = None) -> Outputs:
+    """Outputs on the target's images, with what was said of them by networks that have not learnt from them."""
+    return replace(outputs, logits=None if crossed is None else crossed.logits[0], errors=None, scores=scores)
+
+
+# Rates on the images that the thresholds come from.
+_BY_CONSTRUCTION = ("false_alarm_rate", "false_region_rate")
+
+
+def accuracy_across(crossed: Crossed) -> Metric:
+    right, folds = crossed.right, crossed.folds
+    low, high = intervals.across_folds(float(right.sum()), len(right))
+    deals = "" if len(folds.numbers) == 1 else f", dealt {len(folds.numbers)} times"
+    return Metric(
+        name="accuracy_across_folds",
+        value=float(right.mean()),
+        images=len(right),
+        how=(
+            f"{folds.count} folds{deals}, {folds.how}; each image by what learnt from the other folds; "
+            f"of new images, {low:.2f} to {high:.2f} is to be expected (95 %)"
+        ),
+    )

@@ -13,6 +13,7 @@ from training.compare.results import Result
 from training.data import masks
 from training.data.imageset import ImageSet
 from training.data.material import Material
+from training.data.splits import groups_and_copies, stated_groups
 from training.measure import domains, review
 from training.measure.defects import Defects
 from training.measure.detection import ClassScores, Curve, by_class
@@ -256,7 +257,7 @@ def _to_check(bundle: Bundle, manifest: Manifest, recipe: Recipe, material: Mate
     assert manifest.classifier is not None
     tensor, data, labels = recipe.transfer.reads, material.target, manifest.classifier.labels
     points = outputs_of(bundle, data, "doubtful labels", (tensor,)).encoded[tensor]
-    groups = review.groups(data, recipe.split.groups)
+    groups = groups_and_copies(data, stated_groups(data, recipe.split.groups))
     return [
         Listed(
             data.name(doubt.index), f"is {labels[doubt.given]}; {labels[doubt.suggested]}?", data.images[doubt.index]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from training.errors import TrainingError
 from training.measure.outputs import outputs_of
 from training.score import thresholds
 from training.score.distances import Normals, fit_distances, tensors
+from training.score.distances import across as distances_across_one
 from training.score.distances import fit_across as distances_across
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -55,15 +57,32 @@ def fit(
     return draft.model_copy(update=calibrated), {**arrays, "calibration_scores": scores}
 
 
+@dataclass(frozen=True)
+class Across:
+    """A score without normals that were held out."""
+
+    anomaly: Anomaly
+    arrays: dict[str, np.ndarray]  # of the reference file
+    scores: np.ndarray  # (N,) of each normal image, by the folds that do not hold it
+
+
 def fit_across(
-    normals: Normals, distances: Sequence[str], folds: np.ndarray, false_alarm_rate: float, blocks: Sequence[int] = ()
-) -> tuple[Anomaly, dict[str, np.ndarray]]:
+    normals: Normals,
+    distances: Sequence[str],
+    folds: np.ndarray | None,
+    false_alarm_rate: float,
+    *,
+    blocks: Sequence[int] = (),
+    raw: np.ndarray | None = None,
+) -> Across:
     """As `fit`, without normals that are held out: scales and threshold come from each image's distances by the other
-    folds, the arrays from all images. Distances by patches are those of `patches.across`.
+    folds, the arrays from all images. Distances by patches are those of `patches.across`; `raw` (N, distances) are
+    those of networks that have not seen the images, where each fold has one.
     """
-    stated, arrays, raw = distances_across(normals, distances, folds, blocks)
+    stated, arrays, raw = distances_across(normals, distances, folds, blocks=blocks, raw=raw)
     mean, std = (np.array([getattr(each, name) for each in stated]) for name in ("mean", "std"))
-    scores = np.sort(((raw - mean) / std).sum(axis=1))
+    in_order = ((raw - mean) / std).sum(axis=1)
+    scores = np.sort(in_order)
     made = Anomaly(
         distances=stated,
         false_alarm_rate=false_alarm_rate,
@@ -71,26 +90,38 @@ def fit_across(
         calibrated_on=len(scores),
         quantiles=_quantiles(scores),
     )
-    return made, {**arrays, "calibration_scores": scores}
+    return Across(made, {**arrays, "calibration_scores": scores}, in_order)
 
 
 def fit_bundle_across(
     bundle: Bundle,
     data: ImageSet,
     distances: Sequence[str],
-    folds: np.ndarray,
+    folds: np.ndarray | None,
     false_alarm_rate: float,
-    patch_distances: np.ndarray | None,
-) -> tuple[Anomaly, dict[str, np.ndarray]]:
+    *,
+    patch_distances: np.ndarray | None = None,
+    raw: np.ndarray | None = None,
+) -> Across:
     """`fit_across` on the outputs of the bundle's own graphs; (N, 1) distances by patches are handed in."""
+    normals = _normals(bundle, data, distances, patch_distances)
+    return fit_across(normals, distances, folds, false_alarm_rate, blocks=_blocks(bundle), raw=raw)
+
+
+def distances_of_held(bundle: Bundle, data: ImageSet, distances: Sequence[str], held: np.ndarray) -> np.ndarray:
+    """(held images, distances) raw of those that are held out, (N,) bool, by what the others gave: for a bundle that
+    has learnt from the others alone."""
+    return distances_across_one(_normals(bundle, data, distances, None), distances, held, _blocks(bundle))
+
+
+def _normals(bundle: Bundle, data: ImageSet, distances: Sequence[str], patch_distances: np.ndarray | None) -> Normals:
     _require_decoder(bundle, distances)
     wanted = _wanted(distances) - {PATCHES}
     outputs = outputs_of(bundle, data, "anomaly", wanted) if wanted else None
     encoded = {} if outputs is None else outputs.encoded
     if patch_distances is not None:
         encoded = {**encoded, PATCHES: patch_distances}
-    normals = Normals(encoded, None if outputs is None else outputs.errors)
-    return fit_across(normals, distances, folds, false_alarm_rate, blocks=_blocks(bundle))
+    return Normals(encoded, None if outputs is None else outputs.errors)
 
 
 def fit_to_bundle(

@@ -76,18 +76,29 @@ def fit_distances(
     return _scaled_by(raw, distances), arrays
 
 
+def across(normals: Normals, distances: Sequence[str], held: np.ndarray, blocks: Sequence[int] = ()) -> np.ndarray:
+    """(held images, distances) raw of those that are held out, (N,) bool, by what the others gave."""
+    found, _ = _raw(normals, distances, np.flatnonzero(~held), np.flatnonzero(held), blocks=blocks)
+    return np.stack([found[takes_and_measure(distance)] for distance in distances], axis=1)
+
+
 def fit_across(
-    train: Normals, distances: Sequence[str], folds: np.ndarray, blocks: Sequence[int] = ()
+    train: Normals,
+    distances: Sequence[str],
+    folds: np.ndarray | None,
+    *,
+    blocks: Sequence[int] = (),
+    raw: np.ndarray | None = None,
 ) -> tuple[tuple[Distance, ...], dict[str, np.ndarray], np.ndarray]:
     """As `fit_distances`, and (N, distances) raw of each image, by what the other folds gave; the arrays are of all.
 
-    `folds` (N,): the number of the fold that holds each image.
+    `folds` (N,): the number of the fold that holds each image. Or `raw`, where each fold has a network of its own.
     """
-    raw = np.empty((len(train), len(distances)))
-    for fold in np.unique(folds):
-        held = np.flatnonzero(folds == fold)
-        found, _ = _raw(train, distances, np.flatnonzero(folds != fold), held, blocks=blocks)
-        raw[held] = np.stack([found[takes_and_measure(distance)] for distance in distances], axis=1)
+    if raw is None:
+        assert folds is not None
+        raw = np.empty((len(train), len(distances)))
+        for fold in np.unique(folds):
+            raw[folds == fold] = across(train, distances, folds == fold, blocks)
     by_distance = {takes_and_measure(distance): raw[:, number] for number, distance in enumerate(distances)}
     everything = np.arange(len(train))
     _, arrays = _raw(train, distances, everything, everything[:1], blocks=blocks)

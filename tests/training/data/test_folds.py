@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.data.folds import folds_of, prefixes
+from training.data.folds import folds_of, labelled_folds, prefixes
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.recipe import Split
@@ -56,3 +56,37 @@ def test_groups_of_the_recipe_come_first_and_too_few_are_refused() -> None:
         folds_of(named(*PARTS), 5, Split(groups=r"Part(\d)"), seed=0)
     with pytest.raises(TrainingError, match=r"4 images cannot make 5 folds"):
         folds_of(named("a.png", "b.png", "c.png", "d.png"), 5, Split(), seed=0)
+
+
+def labelled(labels: list[int], names: tuple[str, ...] = (), groups: tuple[str, ...] = ()) -> ImageSet:
+    images = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2, 1)
+    return ImageSet(images, np.array(labels, np.int64), ("a", "b"), names, groups=groups)
+
+
+def test_labelled_folds_share_every_class_out_and_each_deal_is_another() -> None:
+    data = labelled([0] * 30 + [1] * 11)
+    folds = labelled_folds(data, Split(folds=5, repeats=3), seed=0)
+    assert folds.numbers.shape == (3, 41)
+    for numbers in folds.numbers:
+        assert np.bincount(numbers[:30]).tolist() == [6] * 5
+        assert sorted(np.bincount(numbers[30:])) == [2, 2, 2, 2, 3]
+    assert not np.array_equal(folds.numbers[0], folds.numbers[1])
+    assert sum(held.sum() for _, held in folds) == 3 * 41
+
+
+def test_copies_and_groups_lie_in_one_labelled_fold() -> None:
+    data = labelled([0] * 12 + [1] * 12, groups=tuple(f"g{n // 2}" for n in range(24)))
+    data.images[5] = data.images[0]
+    numbers = labelled_folds(data, Split(folds=3), seed=1).numbers[0]
+    assert all(numbers[n] == numbers[n + 1] for n in range(0, 24, 2))
+    assert numbers[5] == numbers[0]
+
+
+def test_a_name_that_begins_with_its_class_is_no_group() -> None:
+    names = tuple(f"{kind}_{n}.png" for kind in ("scratch", "dent") for n in range(12))
+    folds = labelled_folds(labelled([0] * 12 + [1] * 12, names), Split(folds=2), seed=0)
+    assert folds.how == "each image by itself"
+    items = tuple(f"{kind}_{n // 3}_{n}.png" for kind in ("scratch", "dent") for n in range(12))
+    folds = labelled_folds(labelled([0] * 12 + [1] * 12, items), Split(folds=3), seed=0)
+    assert "grouped by the beginning of their names" in folds.how
+    assert all(len(set(folds.numbers[0][n : n + 3])) == 1 for n in range(0, 24, 3))

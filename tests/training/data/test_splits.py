@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import spec
+from support import draw_folder, spec
 
 from app.bundle.drawings import GARMENTS, garment
 from training.data.imageset import ImageSet
-from training.data.splits import groups_of, split, train_and_held_out, train_and_test
+from training.data.splits import (
+    groups_and_copies,
+    groups_of,
+    split,
+    stated_groups,
+    train_and_held_out,
+    train_and_test,
+)
 from training.errors import TrainingError
 from training.recipe import Split
 
@@ -176,3 +183,18 @@ def test_groups_hold_in_every_split(tmp_path: Path) -> None:
 def test_small_sets_hold_out_shares() -> None:
     train, validation, calibration = train_and_held_out(numbered([0, 1] * 500), Split(), seed=0)
     assert (len(train), len(validation), len(calibration)) == (700, 100, 200)
+
+
+def test_groups_hold_copies_and_what_a_rule_joins() -> None:
+    names = ("x1.png", "x2.png", "y1.png", "y2.png", "z1.png", "z2.png")
+    pixels = np.array([1, 2, 1, 3, 4, 2], np.uint8)[:, None, None, None]
+    data = ImageSet(pixels, np.zeros(6, np.int64), ("a", "b"), names)
+    alone, joined = (groups_and_copies(data, stated_groups(data, rule)) for rule in (None, r"(\w)\d"))
+    assert [alone[0] == alone[2], alone[1] == alone[5], len(set(alone.tolist()))] == [True, True, 4]
+    assert len(set(joined.tolist())) == 1, "x and y share an image, x and z another"
+
+
+def test_with_folds_a_folder_without_parts_is_not_divided(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "set", 5, seed=0)
+    train, test = train_and_test(str(tmp_path / "set"), spec(8, 8), Split(folds=3), seed=0)
+    assert (len(train), len(test)) == (5 * len(GARMENTS), 0)

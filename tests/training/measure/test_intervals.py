@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from training.measure.intervals import at_least, false_alarms, student, wilson
+from training.measure.intervals import across_folds, at_least, false_alarms, student, wilson
 from training.score.prototypes import fit, left_out
 
 RNG = np.random.default_rng(0)
@@ -50,3 +50,14 @@ def test_the_interval_of_false_alarms_holds_what_chance_gives() -> None:
         inside.append(low <= np.mean(RNG.normal(size=500) > threshold) <= high)
     assert np.mean(inside) == pytest.approx(0.955, abs=0.02)
     assert false_alarms(0.01, 5000, 10_000) == pytest.approx((0.0068, 0.0137), abs=5e-4)
+
+
+def test_the_interval_of_folds_is_wider_than_that_of_independent_trials_and_in_whole_per_cents() -> None:
+    low, high = across_folds(45, 60)
+    assert (low, high) == (0.58, 0.87)
+    independent = wilson(45, 60)
+    assert low < independent[0]
+    assert high > independent[1]
+    assert across_folds(60, 60)[1] == 1
+    assert across_folds(59, 60)[1] == 1, "none of a hundred new ones may be wrong"
+    assert across_folds(0, 60)[0] == 0

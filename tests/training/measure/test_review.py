@@ -3,7 +3,7 @@ from support import spec
 
 from training.data.imageset import ImageSet
 from training.data.material import Material
-from training.measure.review import doubtful_labels, groups, unlabelled, worth_labelling
+from training.measure.review import doubtful_labels, unlabelled, worth_labelling
 
 RNG = np.random.default_rng(0)
 
@@ -53,13 +53,6 @@ def test_a_class_that_no_other_fold_has_is_not_doubted() -> None:
 def images_of(levels: list[int], labels: list[int] | None, names: tuple[str, ...] = ()) -> ImageSet:
     pixels = np.array(levels, np.uint8)[:, None, None, None]
     return ImageSet(pixels, np.array([] if labels is None else labels, np.int64), ("a", "b"), names)
-
-
-def test_groups_hold_copies_and_what_a_rule_joins() -> None:
-    data = images_of([1, 2, 1, 3, 4, 2], [0] * 6, ("x1.png", "x2.png", "y1.png", "y2.png", "z1.png", "z2.png"))
-    alone, joined = groups(data, None), groups(data, r"(\w)\d")
-    assert [alone[0] == alone[2], alone[1] == alone[5], len(set(alone.tolist()))] == [True, True, 4]
-    assert len(set(joined.tolist())) == 1, "x and y share an image, x and z another"
 
 
 def material(source: ImageSet, target: ImageSet) -> Material:

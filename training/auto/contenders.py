@@ -1,0 +1,147 @@
+"""The recipes that `auto` races, by what the folder is for; each begins with one that ends soon."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from training import recipe as recipes
+from training.auto.look import Found
+from training.networks.autoencoder import build
+from training.recipe import Recipe
+
+Size = Literal["small", "best"]
+_FOLDS, _FEW_FOLDS = 5, 3  # of a given encoder; where each fold trains a network
+_TINY, _DEALS = 200, 3  # images below which folds are dealt so many times
+_LARGER = 288  # pixels, of pictures that have them
+_SHARPER = 320  # pixels, to inspect: more drawn defects are found than at 224, in twice the time
+_THAWED = (  # benchmarks/backbones.py measures it
+    *("transfer.mode=gradual", "transfer.begin=linear", "transfer.thaw=2", "transfer.views=5", "transfer.mixup=0.4"),
+    *("transfer.augment.flip=across", "transfer.augment.crop=0.6", "transfer.freeze_norms=true", "transfer.batch=32"),
+    *("transfer.optimiser=adamw", "transfer.weight_decay=0.01", "transfer.rate=1e-4", "transfer.slower_below=1"),
+    *("transfer.ema=0.99", "transfer.epochs=8"),
+)
+_FEWEST_TO_THAW = 300  # images: of fewer, thawing gained nothing anywhere
+_OWN_SIDES = (64, 96)
+_OWN_EPOCHS = (8, 60)
+_TRIED = 16  # images on which times are measured
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe, and the seconds that a fold of it may take."""
+
+    name: str
+    what: str
+    recipe: Recipe
+    seconds: float
+
+
+def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: float) -> list[Entry]:
+    """`seconds` is the whole budget: what would take far longer is listed too, and left out when its turn comes."""
+    images = len(found.train)
+    deals = _DEALS if images < _TINY else 1
+    given = (f"split.folds={min(_FOLDS, found.fewest)}", f"split.repeats={deals}")
+    trained = (f"split.folds={min(_FEW_FOLDS, found.fewest)}",)
+
+    def of(base: str, *changes: str) -> Recipe:
+        own = (f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}")
+        return recipes.load(base, [*own, *changes])
+
+    if not outside:
+        return _own(found, of, trained, seconds)
+    frozen = of("photos", *given)
+    encoding = _encoding_seconds()
+    lite = images * encoding
+    head = _head_seconds(images)
+    entries = [Entry("frozen", "a linear head on EfficientNet-Lite0 with its ImageNet weights", frozen, lite + head)]
+    if size == "small":
+        small = of("photos", *given, "input.height=128", "input.width=128", "network.stages=3")
+        cut = Entry("lower stages", "the same on its three lower stages, at 128 pixels", small, 0.2 * lite + head)
+        whole = of("photos", *given, "export.int8=true")
+        entries = [cut, Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, lite + head)]
+        distilled = of("photos-small", *trained)
+        return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, lite * 25)]
+    if found.short_side >= _LARGER:
+        larger = of("photos", *given, f"input.short_side={_LARGER}")
+        taken = lite * (_LARGER / 224) ** 2
+        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, taken + head))
+    if images >= _FEWEST_TO_THAW:
+        thawed = of("photos", *trained, *_THAWED)
+        entries.append(Entry("thawed", "its upper blocks learn, too", thawed, lite * 25))
+    return entries
+
+
+def to_inspect(found: Found, name: str, *, size: Size, outside: bool) -> Recipe:
+    base = "inspect-own" if not outside else "inspect-small" if size == "small" else "inspect"
+    changes = [f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}"]
+    changes.append("split.folds=5")
+    if base == "inspect":
+        changes.append(f"input.short_side={_SHARPER}")
+    folds = recipes.load(base, changes[:4]).anomaly.folds
+    changes.append(f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}")
+    if found.sound is not None:
+        changes.append(f"split.sound={found.sound}")
+    rate = max(0.05, math.ceil(1000 / (len(found.train) + 1)) / 1000)  # what so few images can bear
+    return recipes.load(base, [*changes, f"false_alarm_rate={rate}"])
+
+
+def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seconds: float) -> list[Entry]:
+    images, entries = len(found.train), []
+    untrained = of("defects", "transfer.mode=scratch", "decoder.epochs=0", *trained, "transfer.epochs=2", *_sided(64))
+    for side in _OWN_SIDES:
+        step = _training_seconds(untrained, side)
+        networks = min(_FEW_FOLDS, found.fewest) + 1
+        # Two views of an image in pretraining cost twice a labelled one.
+        epochs = int(0.8 * seconds / len(_OWN_SIDES) / (networks * images * step * 3))
+        epochs = min(_OWN_EPOCHS[1], max(_OWN_EPOCHS[0], epochs))
+        changes = (f"pretrain.epochs={epochs}", f"transfer.epochs={epochs}", "decoder.epochs=0", *_sided(side))
+        own = of("defects", *trained, *changes)
+        taken = images * step * 3 * epochs
+        entries.append(Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, taken))
+    return entries
+
+
+def _sided(side: int) -> tuple[str, ...]:
+    return (
+        *(f"input.height={side}", f"input.width={side}", "input.channels=auto", "precision=auto"),
+        'anomaly.distances=["embedding.mahalanobis"]',
+    )
+
+
+def _title(found: Found, base: str) -> str:
+    ways = {"photos-small": "classes", "photos": "classes", "defects": "classes"}
+    return f"{Path(found.data).resolve().name}: {ways.get(base, 'inspection')}"
+
+
+def _encoding_seconds() -> float:
+    """Of one image by Lite0 at 224 pixels, roughly: by torch, which takes longer than onnxruntime will."""
+    net = build(recipes.Network(backbone="efficientnet-lite0", weights=None), (224, 224, 3))
+    images = torch.zeros(_TRIED, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        net.encoder.eval()(images[:2])
+        began = time.monotonic()
+        net.encoder(images)
+    return (time.monotonic() - began) / _TRIED / 2
+
+
+def _training_seconds(recipe: Recipe, side: int) -> float:
+    """Of one image in a step of training, roughly."""
+    net = build(recipe.network, (side, side, 3))
+    images = torch.zeros(_TRIED, 3, side, side).contiguous(memory_format=torch.channels_last)
+    taken = []
+    for _ in range(3):
+        began = time.monotonic()
+        net.encoder(images).code.sum().backward()
+        taken.append(time.monotonic() - began)
+    return float(np.median(taken)) / _TRIED * 1.5
+
+
+def _head_seconds(images: int) -> float:
+    """Of a linear head with its cross-validation."""
+    return 1 + images / 100

@@ -1,0 +1,103 @@
+"""What a folder has, and what it is therefore taken for."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from training.data import inspection
+from training.data.imageset import ImageSet
+from training.data.read import has_parts, read_part
+from training.data.resolution import examined, measure
+from training.errors import TrainingError, listed, printable
+
+Purpose = Literal["classify", "inspect"]
+_FEWEST = 4  # images of a class, to be learnt and judged
+_SHOWN = 8  # classes
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set, listed and not decoded."""
+
+    data: str
+    train: ImageSet  # without images of defects, where it is for inspection
+    test: ImageSet | None  # its own part, if it has one
+    sound: str | None
+    defects: int  # images of, beside the sound ones or in the test part
+    short_side: float  # pixels, of the median training image
+
+    @property
+    def purposes(self) -> tuple[Purpose, ...]:
+        """What its images can be used for, the usual first."""
+        if self.sound is not None or len(self.train.classes) < 2:
+            return ("inspect",)
+        return ("classify", "inspect")
+
+    @property
+    def fewest(self) -> int:
+        """Images of the smallest class."""
+        return int(np.bincount(self.train.labels, minlength=len(self.train.classes)).min())
+
+    def words(self) -> str:
+        count, where = len(self.train), printable(self.data)
+        own = (
+            "" if self.test is None else f", and a test part of {len(self.test):,}, which is measured once, at the end"
+        )
+        if self.sound is not None:
+            beside = (
+                f", {self.defects:,} images of defects to be tested on" if self.defects else ", no image of a defect"
+            )
+            return f"{where}: {count:,} sound images ({printable(self.sound)}) to learn from{beside}"
+        if not self.train.classes:
+            return f"{where}: {count:,} images without labels, taken as sound{own}"
+        counts = np.bincount(self.train.labels, minlength=len(self.train.classes))
+        each = listed([f"{name} {n:,}" for name, n in zip(self.train.classes, counts, strict=True)], _SHOWN)
+        return f"{where}: {count:,} images of {len(self.train.classes)} kinds ({each}){own}"
+
+
+def look(data: str, classify: bool = False) -> Found:
+    """`classify`: a class that is named as sound ones are is a class like the others."""
+    parted = has_parts(data)
+    train = read_part(data, "train", None)
+    test = read_part(data, "test", None) if parted else None
+    if train.several is not None:
+        raise TrainingError(
+            f"{printable(data)}: its images may have several labels, and auto judges by one label each: "
+            f"use graft-train run photos --set source={printable(data)} --set target={printable(data)}"
+        )
+    defects = 0
+    if not classify or len(train.classes) < 2:
+        if test is not None:
+            train, test = inspection.marked_parts(train, test, None, data)
+        elif (usual := inspection.usual_sound(train.classes)) is not None or len(train.classes) == 1:
+            whole = inspection.marked(train, usual, data)
+            defects, train = int(whole.defective.sum()), whole.without_defects()
+    if test is not None:
+        defects = int(test.defective.sum())
+    if not len(train):
+        raise TrainingError(f"{printable(data)}: no image to learn from")
+    if train.sound is None and train.classes:
+        _refuse_small(train, data)
+    some = measure([dimensions for _, dimensions in examined(train, printable(data))])
+    return Found(data, train, test, sound=train.sound, defects=defects, short_side=some.short_side)
+
+
+def _refuse_small(train: ImageSet, data: str) -> None:
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    small = [f"{name} ({n})" for name, n in zip(train.classes, counts, strict=True) if n < _FEWEST]
+    if small:
+        raise TrainingError(
+            f"{printable(data)}: fewer than {_FEWEST} images of {listed(small)}: they cannot be learnt and judged; add "
+            "images, or take the folder away"
+        )
+
+
+def model_name(data: str, taken: Sequence[str] = ()) -> str:
+    """A bundle's name, from a folder's."""
+    stem = Path(data).resolve().name if data not in taken else data
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower().removesuffix(".csv").removesuffix(".jsonl")).strip("-._")
+    return (name or "images")[:64]

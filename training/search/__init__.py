@@ -1,0 +1,1 @@
+"""Recipes measured on training images alone: each fold by what learnt from the others."""
