@@ -116,12 +116,13 @@ def tiny(
     anomaly: bool = True,
     variational: bool = False,
     patches: bool = False,
+    thresholds: tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid.
 
     With `patches` the anomaly score is the distance of pixels from a memory of dark ones. With tiles it is that of
-    places of 8 × 8 pixels, and the bundle has no other part.
+    places of 8 × 8 pixels, and the bundle has no other part. With `thresholds` its labels are independent.
     """
     shape = shape or spec()
     tiled = shape.tiles is not None
@@ -205,7 +206,7 @@ def tiny(
         "variational": variational,
         "feature_maps": (),
         "graphs": Graphs(**graphs),
-        "classifier": Classifier(labels=LABELS, temperature=1.0) if head else None,
+        "classifier": Classifier(labels=LABELS, temperature=1.0, thresholds=thresholds) if head else None,
         "anomaly": calibration,
         "reference": "reference.npz" if calibration else None,
         "metrics": (),

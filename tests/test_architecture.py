@@ -85,15 +85,16 @@ OPEN = {
         "outputs",
         "probes",
         "review",
+        "several",
         "drawn_domains",
         "tiled",
     },
     "score": {
-        *("anomaly", "distances", "drift", "evidence"),
+        *("anomaly", "distances", "drift", "evidence", "label_thresholds"),
         *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
-        *("distil", "finetune", "generate", "inference", "journal", "linear"),
+        *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
     "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},

@@ -477,6 +477,27 @@ def test_the_command_of_the_page_on_labelling_says_what_the_page_says(tmp_path: 
     assert [each for each in without_numbers(sample) if each not in without_numbers(done.stderr)] == []
 
 
+def test_the_lists_of_the_page_on_labels_are_read(tmp_path: Path) -> None:
+    """Those in JSON say the same as those in a CSV, where they have the same images."""
+    page = (ROOT / "docs/labels.md").read_text()
+    lists = {"csv": blocks(page, "csv"), "jsonl": blocks(page, "json")}
+    assert [len(each) for each in lists.values()] == [2, 2]
+    said = []
+    for kind, texts in lists.items():
+        for number, text in enumerate(texts):
+            for path in re.findall(r"\b(?:photos|street)/\d+\.jpg", text):
+                (tmp_path / path).parent.mkdir(exist_ok=True)
+                garment("bag", 32).save(tmp_path / path)
+            (tmp_path / f"{number}.{kind}").write_text(text)
+            done = here(["data", f"{number}.{kind}"], tmp_path, {})
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout.splitlines()[0])
+            unlabelled = re.search(r"left out lines without a label \(\?\) \(1\): line \d", done.stderr)
+            assert (unlabelled is not None) == (number == 1), done.stderr
+    several = "taken for: images that may have several labels, of 2"
+    assert [line.partition(";")[0] for line in said] == ["taken for: images to classify, 2 classes", several] * 2
+
+
 def test_the_command_of_the_page_on_backbones_leads_to_a_bundle(owned: Path) -> None:
     [line] = shell("docs/backbones.md")
     words = shlex.split(line.replace("FOLDER", "my-images"))

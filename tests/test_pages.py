@@ -184,6 +184,54 @@ def test_a_dropped_image_is_answered_in_full(visit: Visitor, address: str, size:
     v.kept("answer")
 
 
+def save_with_thresholds(models: Path, thresholds: dict[str, float]) -> None:
+    """The bundle that ships, as if its labels were independent; they have a threshold that none reaches, or this."""
+    folder = ROOT / "models/fashion-mnist/1"
+    manifest = Manifest.parse((folder / "manifest.json").read_bytes(), "fashion-mnist/1")
+    assert manifest.classifier is not None
+    levels = tuple(thresholds.get(label, 1 - 1e-12) for label in manifest.classifier.labels)
+    fields = {name: value for name, value in manifest if name not in ("schema_version", "golden", "files", "seal")}
+    fields["classifier"] = manifest.classifier.model_copy(update={"thresholds": levels})
+    files = {name: (folder / name).read_bytes() for name in manifest.files if name != manifest.golden.file}
+    save(models, "several", fields, files, None, manifest.golden.outputs)
+
+
+def test_several_labels_are_shown_at_once(visit: Visitor, tmp_path: Path) -> None:
+    save_with_thresholds(tmp_path, {"Bag": 0.5, "Shirt": 1e-9})
+    v = visit()
+    with serving(Settings(models=tmp_path)) as client:
+        address = str(client.base_url).rstrip("/")
+        v.open(address)
+        expect(v.page.locator("#what")).to_contain_text("knows 10 labels, of which an image may have several")
+        v.sample("a bag")
+        truth = predicted(address, DRAWN["bag"], "several")
+        assert [each["label"] for each in truth["labels"]] == ["Bag", "Shirt"]
+        bars = v.page.locator(".bars li")
+        expect(bars.filter(has_text="likely").locator(".label")).to_have_text(["Bag", "Shirt"])
+        expect(v.page.locator(".bars li.chosen .label")).to_have_text(["Bag", "Shirt"])
+        assert bars.locator(".label").all_inner_texts()[:2] == ["Bag", "Shirt"], "what it has comes first"
+        expect(v.page.get_by_role("status")).to_contain_text("Bag, Shirt, ")
+        expect(v.page.locator("[data-figure=why]")).to_contain_text("for Bag")
+        v.kept("several-labels")
+        hand_over(v.page, "drop", {"again.png": DRAWN["bag"], "trouser.png": DRAWN["trouser"]})
+        expect(v.page.locator("#grid b").filter(has_text="Bag, Shirt")).not_to_have_count(0)
+        v.page.goto(f"{address}/models/several")
+        expect(v.page.locator("#facts")).to_contain_text("50 % for Bag")
+        expect(v.page.locator("#facts")).to_contain_text("before the sigmoid of each label")
+
+
+def test_an_image_may_have_none_of_several_labels(visit: Visitor, tmp_path: Path) -> None:
+    save_with_thresholds(tmp_path, {})
+    v = visit()
+    with serving(Settings(models=tmp_path)) as client:
+        v.open(str(client.base_url))
+        v.sample("a bag")
+        expect(v.page.get_by_role("status")).to_contain_text("None of its labels, ")
+        expect(v.page.locator(".bars li")).to_have_count(10)
+        expect(v.page.locator(".bars li.chosen")).to_have_count(0)
+        expect(v.page.locator("[data-figure=why]")).to_be_hidden()
+
+
 def save_with_every_distance(models: Path) -> tuple[Distance, ...]:
     """The bundle that ships, its score a sum of every distance that it can have: it remembers no patches."""
     folder = ROOT / "models/fashion-mnist/1"

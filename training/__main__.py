@@ -221,7 +221,7 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
-    parser.add_argument("--data", help="a named data set, a folder or a CSV (default: the bundle's target)")
+    parser.add_argument("--data", help="a named data set, a folder or a list of images (default: the bundle's target)")
     parser.add_argument("--part", choices=("train", "test"), default="test", help="part to measure (default: test)")
     _sound_argument(parser)
 
@@ -296,7 +296,7 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help=f"{', '.join(named.NAMES)}, a folder, or a CSV of images")
+    parser.add_argument("data", help=f"{', '.join(named.NAMES)}, a folder, or a list of images (CSV, JSON lines)")
     parser.add_argument("--download", action="store_true", help="download the missing files of a named data set")
     parser.add_argument(
         "--side", type=_positive, default=64, help="compare images at this size, in pixels (default: 64)"

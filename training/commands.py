@@ -6,6 +6,7 @@ Some installations have no torch or onnx, and both take seconds to import: each 
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from app.bundle import Bundle, InputSpec, load
-from app.bundle.manifest import Metric
+from app.bundle.manifest import Classifier, Metric
 from training import ranks
 from training import recipe as recipes
 from training.data import checks, inspection, named, resolution
@@ -205,13 +206,16 @@ def compare(
 
 def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sound: str | None) -> None:
     from training.measure import defects
-    from training.measure.metrics import bundle_metrics, class_table, confusion, confusion_table
+    from training.measure.metrics import bundle_metrics, class_table, confusion, confusion_table, measured_labels
     from training.measure.outputs import outputs_of
+    from training.measure.several import text_table
 
     loaded = load(bundle.resolve())
     images, train = part_to_measure(data, part, loaded.manifest, sound)
     classifier = loaded.manifest.classifier
-    labelled = len(images.labels) and images.sound is None
+    labelled = images.labelled and images.sound is None
+    if classifier and labelled:
+        images = _with_labels_of(images, classifier)
     if classifier and labelled and images.classes != classifier.labels:
         raise TrainingError(f"the classes of the images ({', '.join(images.classes)}) are not the bundle's labels")
     outputs = outputs_of(loaded, images, "evaluate")
@@ -226,10 +230,30 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sou
     if found is not None and loaded.manifest.anomaly is not None:
         for line in defects.table(found, loaded.manifest.anomaly.false_alarm_rate):
             print(line)
-    if classifier and outputs.logits is not None and labelled:
+    of_labels = measured_labels(loaded, images, outputs.logits)
+    if of_labels is not None:
+        for line in text_table(of_labels):
+            print(line)
+    elif classifier and outputs.logits is not None and labelled:
         counts = confusion(images.labels, outputs.logits.argmax(axis=1), len(classifier.labels))
         for line in (*class_table(counts, classifier.labels), "", *confusion_table(counts, classifier.labels)):
             print(line)
+
+
+def _with_labels_of(images: ImageSet, classifier: Classifier) -> ImageSet:
+    """A list of several labels need not name all that the bundle knows."""
+    if (images.several is None) != (classifier.thresholds is None):
+        raise TrainingError(
+            "the images have one label each, and the bundle's labels are independent: give a list that says of each "
+            "image all that it has"
+            if images.several is None
+            else "the images may have several labels, and the bundle gives each one: give images of one label each"
+        )
+    if images.several is None or not set(images.classes) <= set(classifier.labels):
+        return images
+    several = np.zeros((len(images), len(classifier.labels)), bool)
+    several[:, [classifier.labels.index(name) for name in images.classes]] = images.several
+    return replace(images, classes=classifier.labels, several=several)
 
 
 def _expected(bundle: Bundle, metric: Metric) -> str:
@@ -270,7 +294,7 @@ def calibrate(
 def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
     """Without the images of defects, where the folder has a class that is named as sound ones are."""
     sound = usual_sound(normals.classes)
-    if sound is None or normals.classes == (sound,):
+    if sound is None or normals.classes == (sound,) or normals.several is not None:
         return normals
     others = [name for name in normals.classes if name != sound]
     say(f"note: {printable(where)}: {sound} are the normal images; left out: {listed(others)}")
@@ -281,7 +305,7 @@ def _defects_alone(where: str, spec: InputSpec) -> ImageSet:
     """The images of a folder, of its test part where it has parts, without those of a class that is named sound."""
     anomalies = read_part(where, "test" if lists_files(where) else "train", spec)
     sound = usual_sound(anomalies.classes)
-    if sound is None:
+    if sound is None or anomalies.several is not None:
         return anomalies
     found = marked(anomalies, sound, where)
     if not found.defective.any():

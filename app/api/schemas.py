@@ -37,6 +37,22 @@ class ClassifyResult(BaseModel):
     )
 
 
+class PresentLabel(BaseModel):
+    label: str
+    index: int
+    probability: float = Field(description="at least the label's threshold, classifier.thresholds in the manifest")
+    explanation: str | None = Field(None, description="PNG in base64, as where an image has one label")
+
+
+class IndependentResult(BaseModel):
+    """From a model whose labels are independent: an image may have several of them, or none."""
+
+    labels: list[PresentLabel] = Field(description="those that the image has, likeliest first")
+    confidence: float = Field(description="of the label that is decided least surely")
+    probabilities: dict[str, float] = Field(description="each in 0…1, likeliest first; the first `top_k`, or all")
+    in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
+
+
 class EncodeResult(BaseModel):
     embedding: list[float] = Field(description="compares only within one digest")
 
@@ -70,6 +86,7 @@ class PredictResult(BaseModel):
 
     label: str | None = None
     index: int | None = None
+    labels: list[PresentLabel] | None = Field(None, description="in the place of label and index, where independent")
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
     in_domain: bool | None = None
@@ -101,7 +118,7 @@ class Response(BaseModel, Generic[Result]):
     results: list[Result] = Field(description="one for each image, in the order of the request")
 
 
-class ClassifyResponse(Response[ClassifyResult]):
+class ClassifyResponse(Response[ClassifyResult | IndependentResult]):
     pass
 
 

@@ -108,7 +108,7 @@ class Bundle:
     def classify(self, images: np.ndarray) -> list[scoring.Classification]:
         logits = self.logits(self.encode(images))
         assert self.manifest.classifier is not None  # the manifest has one exactly when there is a head
-        return scoring.classify(logits, self.manifest.classifier.labels, self.manifest.classifier.temperature)
+        return scoring.classify(logits, self.manifest.classifier)
 
     def anomaly(self, images: np.ndarray) -> list[scoring.AnomalyScore]:
         if self.scorer is None:

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
-# 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives, 4 input.tiles.
-SCHEMA_VERSION = 4
+# 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives, 4 input.tiles,
+# 5 classifier.thresholds.
+SCHEMA_VERSION = 5
 MANIFEST_FILE = "manifest.json"
 PATCH_FEATURES = "patch_features"  # the encoder's output that graphs.patches reads
 ANOMALY_MAP, PATCH_DISTANCE = "anomaly_map", "patch_distance"  # outputs of graphs.patches
@@ -133,7 +134,10 @@ class Graphs(Strict):
 
 class Classifier(Strict):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]  # the data set's own names in its own order
-    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]  # logits are divided by it before softmax
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]  # logits are divided by it before softmax or sigmoid
+    # With them the labels are independent: probabilities are sigmoids of the logits, and an image has each label whose
+    # probability reaches its threshold. Without, it has one label, and probabilities are a softmax.
+    thresholds: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
 
     @field_validator("labels")
     @classmethod
@@ -141,6 +145,12 @@ class Classifier(Strict):
         if len(set(labels)) < len(labels):
             raise ValueError("classifier.labels: two labels are equal")
         return labels
+
+    @model_validator(mode="after")
+    def each_label_has_a_threshold(self) -> "Classifier":
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError(f"classifier.thresholds: {len(self.thresholds)} for {len(self.labels)} labels")
+        return self
 
 
 class Distance(Strict):

@@ -1,21 +1,25 @@
 """Graph outputs → typed results. Pure numpy: training calibrates with the same functions that serving uses."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from app.bundle.manifest import Anomaly
+from app.bundle.manifest import Anomaly, Classifier
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """`ranked` holds (label, probability), the most probable first."""
+    """`ranked` holds (label, probability), the most probable first.
+
+    Where labels are independent, `present` are those that the image has, the most probable first.
+    """
 
     index: int
     ranked: list[tuple[str, float]]
+    present: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -54,17 +58,44 @@ def probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     return np.asarray(powers)
 
 
+def sigmoid(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """(N, K) logits → (N, K) float64 in 0…1, each for itself."""
+    return np.asarray(1 / (1 + np.exp(np.clip(logits.astype(np.float64) / -temperature, -700, 700))))
+
+
+def label_probabilities(logits: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """(N, K) logits → (N, K): of one label each, rows that sum to one; of independent labels, each for itself."""
+    of = probabilities if classifier.thresholds is None else sigmoid
+    return of(logits, classifier.temperature)
+
+
+def confidences(rows: np.ndarray, classifier: Classifier) -> np.ndarray:
+    """(N, K) probabilities → (N,): of the likeliest label; of independent labels, of the one decided least surely."""
+    if classifier.thresholds is None:
+        return np.asarray(rows.max(axis=1))
+    return np.asarray(np.maximum(rows, 1 - rows).min(axis=1))
+
+
+def are_present(rows: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """(N, K) probabilities of independent labels → (N, K) bool."""
+    return np.asarray(rows >= np.array(thresholds))
+
+
 def likeliest_first(rows: np.ndarray) -> np.ndarray:
     """(N, K) probabilities or logits → (N, K) label indices, descending; ties keep the order of the labels."""
     return np.asarray(np.negative(rows).argsort(axis=1, kind="stable"))
 
 
-def classify(logits: np.ndarray, labels: tuple[str, ...], temperature: float) -> list[Classification]:
-    rows = probabilities(logits, temperature)
-    orders = likeliest_first(rows)
+def classify(logits: np.ndarray, classifier: Classifier) -> list[Classification]:
+    rows, labels = label_probabilities(logits, classifier), classifier.labels
+    present = None if classifier.thresholds is None else are_present(rows, classifier.thresholds)
     return [
-        Classification(int(order[0]), [(labels[i], float(row[i])) for i in order])
-        for row, order in zip(rows, orders, strict=True)
+        Classification(
+            int(order[0]),
+            ranked=[(labels[i], float(rows[number][i])) for i in order],
+            present=None if present is None else tuple(labels[i] for i in order if present[number][i]),
+        )
+        for number, order in enumerate(likeliest_first(rows))
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from app.bundle import tiles
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import ANOMALY_MAP
-from app.bundle.scoring import likeliest_first, probabilities, reconstruction_errors
+from app.bundle.scoring import label_probabilities, likeliest_first, reconstruction_errors
 from app.errors import NotFinite
 
 Outputs = dict[str, np.ndarray]
@@ -114,7 +114,7 @@ def finite(bundle: Bundle, name: str, values: np.ndarray) -> np.ndarray:
 def _ranked(bundle: Bundle, logits: np.ndarray) -> Outputs:
     """Probabilities and label order, for all rows at once: numpy takes as long for one row."""
     assert bundle.manifest.classifier is not None  # the manifest has one exactly when there is a head
-    rows = probabilities(logits, bundle.manifest.classifier.temperature)
+    rows = label_probabilities(logits, bundle.manifest.classifier)
     return {PROBABILITIES: rows, ORDER: likeliest_first(rows)}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.bundle.drift import DriftReference, stability
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import confidences, label_probabilities
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, Outputs
 
 ALARM = 0.01  # images with a p-value below this have drifted
@@ -65,7 +65,7 @@ class Window:
         classifier, reference = self._bundle.manifest.classifier, self._reference.confidences
         if classifier is None or reference is None or len(logits) < _FEWEST:
             return None
-        return stability(probabilities(logits, classifier.temperature).max(axis=1), reference)
+        return stability(confidences(label_probabilities(logits, classifier), classifier), reference)
 
     def _anomaly_score(self, distances: np.ndarray) -> float | None:
         scorer = self._bundle.scorer

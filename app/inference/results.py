@@ -8,7 +8,7 @@ import numpy as np
 from app.bundle import scoring
 from app.bundle.bundle import PICTURE_SIZE, Bundle
 from app.bundle.heatmaps import grey_of_distances, grey_of_errors, grey_of_placed
-from app.bundle.manifest import ANOMALY_MAP
+from app.bundle.manifest import ANOMALY_MAP, Classifier
 from app.bundle.regions import Region, Size
 from app.errors import MalformedRequest
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILITIES, RECONSTRUCTION, Outputs
@@ -22,6 +22,8 @@ OUTPUT_OF = {"encode": EMBEDDING, "classify": LOGITS, "reconstruct": RECONSTRUCT
 def classify_fields(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list[Fields]:
     classifier = bundle.manifest.classifier
     assert classifier is not None  # the caller has required "classify"
+    if classifier.thresholds is not None:
+        return _independent(classifier, outputs, top_k)
     labels = classifier.labels
     return [
         {
@@ -31,6 +33,24 @@ def classify_fields(bundle: Bundle, outputs: Outputs, top_k: int | None) -> list
             "probabilities": {labels[index]: row[index] for index in order[:top_k]},
         }
         for row, order in zip(outputs[PROBABILITIES].tolist(), outputs[ORDER].tolist(), strict=True)
+    ]
+
+
+def _independent(classifier: Classifier, outputs: Outputs, top_k: int | None) -> list[Fields]:
+    """Of labels of which an image may have several, those that it has; the likeliest first."""
+    labels, rows = classifier.labels, outputs[PROBABILITIES]
+    assert classifier.thresholds is not None
+    present = scoring.are_present(rows, classifier.thresholds).tolist()
+    sure = scoring.confidences(rows, classifier).tolist()
+    return [
+        {
+            "labels": [
+                {"label": labels[index], "index": index, "probability": row[index]} for index in order if has[index]
+            ],
+            "confidence": confidence,
+            "probabilities": {labels[index]: row[index] for index in order[:top_k]},
+        }
+        for row, order, has, confidence in zip(rows.tolist(), outputs[ORDER].tolist(), present, sure, strict=True)
     ]
 
 
@@ -122,7 +142,7 @@ def probabilities(bundle: Bundle, outputs: Outputs) -> np.ndarray:
     if PROBABILITIES in outputs:
         return outputs[PROBABILITIES]
     assert bundle.manifest.classifier is not None
-    return scoring.probabilities(outputs[LOGITS], bundle.manifest.classifier.temperature)
+    return scoring.label_probabilities(outputs[LOGITS], bundle.manifest.classifier)
 
 
 def combined_scores(bundle: Bundle, outputs: Outputs) -> np.ndarray:

@@ -13,7 +13,10 @@ _ALIASES = ("reconstruction_error", "latent_distance")  # fields of the API that
 
 
 def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
-    """Column → value. Probabilities become columns `p:<label>` in the order of `labels`, or JSON if top_k cut them."""
+    """Column → value. Probabilities become columns `p:<label>` in the order of `labels`, or JSON if top_k cut them.
+
+    Several labels are joined by `|`, as lists of images for training have them.
+    """
     columns: Fields = {}
     for name, value in row.items():
         if name == "model":
@@ -21,6 +24,8 @@ def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
         elif name == "probabilities":
             complete = set(value) == set(labels)
             columns |= {f"p:{label}": value[label] for label in labels} if complete else {name: _json(value)}
+        elif name == "labels":
+            columns[name] = "|".join(each["label"] for each in value)
         elif name == "distances":
             columns |= {f"distance:{distance}": number for distance, number in value.items()}
         elif name == "embedding":

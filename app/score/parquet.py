@@ -15,7 +15,7 @@ from app.score.formats import Cells, as_text, flat, json_rows
 from app.score.table import ANEW, require_same_run
 
 _ROWS = 4096  # in memory at a time, and in a row group of the file
-_STRINGS = ("path", "model", "digest", "label", "probabilities", "regions", "map")
+_STRINGS = ("path", "model", "digest", "label", "labels", "probabilities", "regions", "map")
 _INTEGERS, _BOOLEANS = ("version", "index"), ("anomalous", "in_domain")
 
 

@@ -20,8 +20,11 @@ export function request(model) {
   return `v1/predict?${query}`.replace("%40", "@");
 }
 
+// The label, or all labels that the image has, where it may have several.
+export const labelled = ({ label, labels }) => label ?? (labels && (labels.map((each) => each.label).join(", ") || "None of its labels"));
+
 export function headline(result) {
-  if (result.label !== undefined) return `${result.label}, ${percent(result.confidence)} sure. ${judgement(result)}`;
+  if (labelled(result) !== undefined) return `${labelled(result)}, ${percent(result.confidence)} sure. ${judgement(result)}`;
   return [judgement(result) || "Encoded", result.regions && regions.counted(result)].filter(Boolean).join(". ");
 }
 
@@ -63,9 +66,12 @@ export function show(item, model) {
 export const tell = (problem) => [element("strong", { textContent: problem.message }), ` ${problem.detail}`];
 
 function classes(result) {
-  part("classes").hidden = result.label === undefined;
-  if (result.label === undefined) return;
-  const ranked = Object.entries(result.probabilities).sort(([, a], [, b]) => b - a); // JavaScript reorders numeric keys
+  part("classes").hidden = labelled(result) === undefined;
+  if (labelled(result) === undefined) return;
+  const present = result.labels && new Set(result.labels.map((each) => each.label));
+  const first = (label) => Number(present?.has(label) ?? false); // those that it has, then by probability
+  // JavaScript reorders numeric keys.
+  const ranked = Object.entries(result.probabilities).sort(([one, a], [other, b]) => first(other) - first(one) || b - a);
   const bars = place.querySelector(".bars");
   const shown = ranked.slice(0, MOST_BARS);
   while (bars.children.length > shown.length) bars.lastChild.remove();
@@ -78,7 +84,9 @@ function classes(result) {
   shown.forEach(([label, share], index) => {
     const [name, number, bar] = bars.children[index].children;
     name.textContent = label;
-    number.textContent = index === 0 ? `${percent(share)} sure` : percent(share);
+    const chosen = present ? present.has(label) : index === 0;
+    number.textContent = chosen ? `${percent(share)} ${present ? "likely" : "sure"}` : percent(share);
+    bars.children[index].classList.toggle("chosen", chosen);
     bar.firstChild.style.width = `${100 * share}%`;
   });
 }
@@ -161,7 +169,8 @@ export function pictureOf(item, model, alt) {
 
 function pictures(item, model) {
   const { result } = item, patches = mapsPatches(model);
-  const has = { input: !patches, drawn: result.image, why: result.explanation, odd: result.heatmap };
+  const likeliest = result.labels ? result.labels[0] : result; // whose evidence is drawn
+  const has = { input: !patches, drawn: result.image, why: likeliest?.explanation, odd: result.heatmap };
   for (const [name, value] of Object.entries(has)) figure(name).hidden = !value;
   const caption = (name, text) => { figure(name).querySelector("span").textContent = text; };
   framed("input", model, pictureOf(item, model, `Your image, ${item.name}`));
@@ -170,9 +179,9 @@ function pictures(item, model) {
     framed("drawn", model, element("img", { src: addressOf(result.image), alt: "The image, reconstructed from its embedding", className: "coarse" }));
     caption("drawn", `from ${result.embedding.length} numbers, ${percent(Math.sqrt(result.error))} off`);
   }
-  layered("why", item, model, result.explanation, reasons, `What speaks for ${result.label}, and against it`);
+  layered("why", item, model, likeliest?.explanation, reasons, `What speaks for ${likeliest?.label}, and against it`);
   const key = (kind, text) => element("span", { className: `key ${kind}`, textContent: text });
-  figure("why").querySelector("span").replaceChildren(key("for", `for ${result.label}`), " ", key("against", "against"));
+  figure("why").querySelector("span").replaceChildren(key("for", `for ${likeliest?.label}`), " ", key("against", "against"));
   figure("odd").classList.toggle("patches", patches);
   figure("odd").querySelector("b").textContent = patches ? "Anomaly map" : "Reconstruction error";
   layered("odd", item, model, result.heatmap, errors, patches ? `Where ${item.name} is least like sound pictures` : "Where the image differs most from its reconstruction");

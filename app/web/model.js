@@ -12,6 +12,8 @@ const SHARE = (value) => percent(value, 2);
 const TILES = { // metric → [text, format of its value]
   accuracy: ["classified correctly", SHARE],
   balanced_accuracy: ["correct, mean over classes", SHARE],
+  mean_average_precision: ["average precision, mean over labels", SHARE],
+  micro_f1: ["F1 of all decisions on labels", SHARE],
   macro_f1: ["macro F1", SHARE],
   left_out_accuracy: ["of its few images classified correctly, each left out in turn", SHARE],
   calibration_error: ["mean error of its confidence", SHARE],
@@ -56,7 +58,8 @@ function facts(model) {
     ["Classes", model.labels?.join(", ")],
     ["Can", model.operations.join(", ")],
     ["Embedding", `${manifest.latent_size} numbers`],
-    ["Confidence", manifest.classifier && `logits divided by ${manifest.classifier.temperature.toFixed(3)} before softmax, fitted on held-out images`],
+    ["Confidence", manifest.classifier && `logits divided by ${manifest.classifier.temperature.toFixed(3)} before ${manifest.classifier.thresholds ? "the sigmoid of each label" : "softmax"}, fitted on held-out images`],
+    ["Has a label", manifest.classifier?.thresholds && `from ${manifest.classifier.labels.map((label, index) => `${percent(manifest.classifier.thresholds[index], 0)} for ${label}`).join(", ")} on`],
     ["Anomalous", manifest.anomaly && `above ${manifest.anomaly.threshold.toFixed(2)}: ${percent(manifest.anomaly.false_alarm_rate, 2)} of normal images, by ${manifest.anomaly.calibrated_on.toLocaleString("en")} held-out ones; the score sums ${manifest.anomaly.distances.map(nameOf).join(" + ")}`],
     ["From", `${p.source} → ${p.target}, seed ${p.seed}, ${p.created.slice(0, 10)}`],
     ["Began with", model.weights && `${model.weights.backbone}, ${model.weights.file}${model.weights.publisher ? `, published by ${model.weights.publisher}` : ""}, licence ${model.weights.licence ?? "not known"}`],

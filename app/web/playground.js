@@ -1,7 +1,7 @@
 // The playground: takes images, sends each to the chosen model, and shows the results.
 
 import { call, element, json, Problem, percent, root, timings } from "./api.js";
-import { fallsWhere, headline, pictureOf, prepare, request, show, tell } from "./answer.js";
+import { fallsWhere, headline, labelled, pictureOf, prepare, request, show, tell } from "./answer.js";
 import { inDialog, photograph } from "./camera.js";
 import { offer } from "./explorer.js";
 import { Pad } from "./pad.js";
@@ -66,7 +66,7 @@ function described() {
   const can = model.operations;
   const kinds = model.labels?.slice(0, 12).join(", ") + (model.labels?.length > 12 ? ", …" : "");
   const parts = [
-    can.includes("classify") && `knows ${model.labels.length} classes (${kinds})`,
+    can.includes("classify") && `knows ${model.labels.length} ${model.manifest.classifier.thresholds ? "labels, of which an image may have several" : "classes"} (${kinds})`,
     can.includes("reconstruct") && `reconstructs the image from ${model.manifest.latent_size} numbers`,
     can.includes("anomaly") && `says when${can.includes("regions") ? " and where" : ""} an image is unlike those it was trained on`,
   ].filter(Boolean);
@@ -163,8 +163,10 @@ const ORDERS = {
   came: () => 0,
   anomaly: (a, b) => (b.result?.score ?? -Infinity) - (a.result?.score ?? -Infinity),
   confidence: (a, b) => (a.result?.confidence ?? Infinity) - (b.result?.confidence ?? Infinity),
-  label: (a, b) => (a.result?.label ?? "").localeCompare(b.result?.label ?? ""),
+  label: (a, b) => labelOf(a).localeCompare(labelOf(b)),
 };
+
+const labelOf = ({ result }) => (result && labelled(result)) ?? "";
 
 let arranged = 0;
 function arrange() {
@@ -191,7 +193,7 @@ function fill(made, item) {
   button.setAttribute("aria-pressed", String(item === selected));
   button.classList.toggle("odd", Boolean(result?.anomalous));
   button.classList.toggle("failed", item.state === "failed");
-  const title = item.state === "failed" ? "Not read" : result?.label ?? (result?.anomalous ? "Odd" : result ? "Usual" : "…");
+  const title = item.state === "failed" ? "Not read" : (result && labelled(result)) ?? (result?.anomalous ? "Odd" : result ? "Usual" : "…");
   const under = item.state === "failed" ? item.name : result ? [result.confidence !== undefined && percent(result.confidence, 0), result.anomalous && "odd"].filter(Boolean).join(" · ") : "";
   button.querySelector("b").textContent = title;
   button.querySelector(":scope > span:last-child").textContent = under;

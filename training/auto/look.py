@@ -64,6 +64,11 @@ def look(data: str, classify: bool = False) -> Found:
     parted = has_parts(data)
     train = read_part(data, "train", None)
     test = read_part(data, "test", None) if parted else None
+    if train.several is not None:
+        raise TrainingError(
+            f"{printable(data)}: its images may have several labels, and auto judges by one label each: "
+            f"use graft-train run photos --set source={printable(data)} --set target={printable(data)}"
+        )
     defects = 0
     if not classify or len(train.classes) < 2:
         if test is not None:

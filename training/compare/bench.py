@@ -40,6 +40,11 @@ def compare(
         raise TrainingError("network.kind=unet finds defects: a comparison is of networks that labels are learnt with")
     recipe, done = _open(folder, recipe)
     material = gather(recipe)
+    if material.target.several is not None:
+        raise TrainingError(
+            f"{recipe.target}: its images may have several labels: a comparison is by accuracy, of one label each; "
+            "measure runs of two recipes with graft-train evaluate in its place"
+        )
     chosen = _budgets(budgets or BUDGETS, recipe, material)
     arms = _able(arm for arm in arms or ARMS if not (material.one_domain and arm == "target"))  # the same as `source`
     shared: dict[str, Features] = {}

@@ -30,7 +30,7 @@ def table(train: ImageSet, test: ImageSet) -> list[str]:
     if not classes:
         return [f"{len(train):,} images without labels to train on, {len(test):,} to test on"]
     of_train, of_test = _counts(train), _counts(test)
-    if test.masks and test.classes:
+    if test.masks and test.classes and test.several is None:
         with_mask = np.array([mask.file is not None for mask in test.masks])
         masks = dict(zip(test.classes, np.bincount(test.labels[with_mask], minlength=len(test.classes)), strict=True))
         width = max(len("class"), *map(len, classes))
@@ -45,7 +45,7 @@ def table(train: ImageSet, test: ImageSet) -> list[str]:
 
 
 def _counts(part: ImageSet) -> dict[str, int]:
-    return dict(zip(part.classes, np.bincount(part.labels, minlength=len(part.classes)).tolist(), strict=True))
+    return dict(zip(part.classes, part.counts.tolist(), strict=True))
 
 
 def warnings(train: ImageSet, test: ImageSet) -> Iterator[str]:
@@ -73,7 +73,7 @@ def class_warnings(train: ImageSet, folds: int = 0) -> Iterator[str]:
         yield f"{train.classes[0]} is the only class: there is nothing to classify; train with transfer.mode=decoder"
         return
     large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-    if counts[small] and counts[large] >= UNEVEN * counts[small]:
+    if train.several is None and counts[small] and counts[large] >= UNEVEN * counts[small]:
         yield (
             f"{large} has {counts[large] / counts[small]:.0f} times the images of {small}: "
             "set transfer.class_weights=true, and read balanced_accuracy"

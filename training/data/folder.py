@@ -1,12 +1,13 @@
 """Folders of image files: one folder per class, or images alone.
 
-    FOLDER/CLASS/IMAGE    images directly in a class's folder
-    FOLDER/IMAGE          images without labels, where no folder has any
+    FOLDER/CLASS/IMAGE          images in a class's folder
+    FOLDER/CLASS/FOLDER/IMAGE   and in folders inside it, at any depth: the outermost folder is the class
+    FOLDER/IMAGE                images without labels, where no folder has any
 
 Beside the class folders, or beside train and test, ground_truth/CLASS/NAME_mask.png (or NAME.png) shows where the image
 CLASS/NAME has defects.
 
-Everything else is left out, counted and named: hidden entries, folders inside class folders, other files, broken links.
+Everything else is left out, counted and named: hidden entries, masks inside class folders, other files, broken links.
 """
 
 import os
@@ -32,7 +33,7 @@ HIDDEN = "hidden entries"
 OTHER = "other files"
 NO_FILE = "broken links and special files"
 EMPTY = "folders without images"
-NESTED = "folders inside class folders"
+INNER_MASKS = "folders of masks inside class folders"
 CIRCLE = "links back to a parent folder"
 LOOSE = "images beside class folders"
 STRAY = "masks without an image"
@@ -51,6 +52,8 @@ class Survey:
     names: list[str] = field(default_factory=list)  # of the files, within the folder
     masks: list[Mask] = field(default_factory=list)  # of each file; empty where none has one
     groups: list[str] = field(default_factory=list)  # of each file, where a table states them
+    several: np.ndarray | None = None  # as in ImageSet
+    nested: list[str] = field(default_factory=list)  # names of files in folders inside class folders
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason → names within the folder
 
     def leave_out(self, reason: str, names: list[str]) -> None:
@@ -69,6 +72,7 @@ def survey(folder: Path, masks: Path | None = None) -> Survey:
         inside = _survey_class(folder / name, name, found)
         if inside:
             found.files += [(path, len(classes)) for path in inside]
+            found.nested += [_within(folder, path) for path in inside if path.parent != folder / name]
             classes.append(name)
     if classes:
         found.leave_out(LOOSE, loose)
@@ -76,7 +80,7 @@ def survey(folder: Path, masks: Path | None = None) -> Survey:
     else:
         found.files = [(folder / name, -1) for name in loose]
     found.classes = tuple(classes)
-    found.names = [printable(str(path.relative_to(folder))) for path, _ in found.files]
+    found.names = [_within(folder, path) for path, _ in found.files]
     masks = folder / MASKS if masks is None else masks
     if classes and os.path.isdir(masks):
         _match_masks(found, masks)
@@ -85,33 +89,52 @@ def survey(folder: Path, masks: Path | None = None) -> Survey:
 
 def _match_masks(found: Survey, folder: Path) -> None:
     """Fills `found.masks` from the folder of masks."""
-    of: dict[tuple[str, str], Path] = {}
+    of: dict[tuple[str, Path], Path] = {}  # (class, name within its folder) → the mask
     ignored = Survey(folder)  # its odd entries are those of no image
     for name in _entries(folder, f"{MASKS}/", ignored)[1]:
         for path in _survey_class(folder / name, name, ignored):
-            of[name, path.stem] = path
+            of[name, path.relative_to(folder / name).with_suffix("")] = path
     taken = set()
     for path, label in found.files:
-        keys = ((found.classes[label], stem) for stem in (path.stem + _MASK_ENDING, path.stem))
+        kind = found.classes[label]
+        own = path.relative_to(found.root / kind).with_suffix("")
+        keys = ((kind, each) for each in (own.with_name(own.name + _MASK_ENDING), own))
         key = next((key for key in keys if key in of), None)
         found.masks.append(Mask(None if key is None else of[key], path))
         taken.add(key)
-    found.leave_out(STRAY, [f"{MASKS}/{kind}/{of[kind, stem].name}" for kind, stem in sorted(of.keys() - taken)])
+    stray = [of[key] for key in sorted(of.keys() - taken)]
+    found.leave_out(STRAY, [f"{MASKS}/{path.relative_to(folder)}" for path in stray])
     if all(mask.file is None for mask in found.masks):
         found.masks = []
 
 
 def _survey_class(folder: Path, name: str, found: Survey) -> list[Path]:
-    """The images directly in it."""
-    if os.path.realpath(folder) in _with_parents(folder.parent):
+    """The images in it, and in the folders inside it."""
+    circles = len(found.left_out.get(CIRCLE, ()))
+    inside = _images(folder, name, found, _with_parents(folder.parent))
+    if not inside and len(found.left_out.get(CIRCLE, ())) == circles:
+        found.leave_out(EMPTY, [name])
+    return inside
+
+
+def _images(folder: Path, name: str, found: Survey, above: set[str]) -> list[Path]:
+    """`above` are the folders that lead here, from the root of the file system on: a link may lead back to one."""
+    real = os.path.realpath(folder)
+    if real in above:
         found.leave_out(CIRCLE, [name])
         return []
     images, folders = _entries(folder, f"{name}/", found)
-    if images:
-        found.leave_out(NESTED, [f"{name}/{each}" for each in folders])
-    else:
-        found.leave_out(EMPTY, [name])
-    return [folder / image for image in images]
+    inside = [folder / image for image in images]
+    for each in folders:
+        if each == MASKS:
+            found.leave_out(INNER_MASKS, [f"{name}/{each}"])
+        else:
+            inside += _images(folder / each, f"{name}/{each}", found, above | {real})
+    return inside
+
+
+def _within(folder: Path, path: Path) -> str:
+    return printable(str(path.relative_to(folder)))
 
 
 def _with_parents(folder: Path) -> set[str]:
@@ -164,6 +187,11 @@ def read_survey(found: Survey, spec: InputSpec | None, most_broken: float = MOST
     files, shown = found.files, printable(str(found.root))
     for reason, names in found.left_out.items():
         say(f"{shown}: left out {reason} ({len(names):,}): {listed(names)}")
+    if found.nested:
+        say(
+            f"{shown}: images in folders inside class folders ({len(found.nested):,}) have the class of the outermost "
+            f"folder: {listed(found.nested)}"
+        )
 
     if spec.tiles is not None:
         pictures, broken = _looked_at([path for path, _ in files], spec, shown)
@@ -187,19 +215,30 @@ def read_survey(found: Survey, spec: InputSpec | None, most_broken: float = MOST
     if broken:
         say(f"{shown}: left out unreadable images ({len(broken):,} of {len(files):,}): {listed(reasons)}")
     kept = [index for index in range(len(files)) if index not in broken]
-    labels = np.array([files[index][1] for index in kept], np.int64)
-    there = np.unique(labels)  # a class may have lost all of its images
-    if len(there) < len(found.classes):
-        lost = [name for label, name in enumerate(found.classes) if label not in there]
-        say(f"{shown}: left out classes without a readable image ({len(lost):,}): {listed(lost)}")
+    if found.several is not None:
+        labels, classes = np.array([], np.int64), found.classes
+    elif found.classes:
+        labels, classes = _there(np.array([files[index][1] for index in kept], np.int64), found.classes, shown)
+    else:
+        labels, classes = np.array([], np.int64), ()
     return ImageSet(
         images=without(images, broken) if pictures is None else pictures.take(np.array(kept, np.int64)),
-        labels=np.searchsorted(there, labels) if found.classes else np.array([], np.int64),
-        classes=tuple(found.classes[label] for label in there) if found.classes else (),
+        labels=labels,
+        classes=classes,
         names=tuple(found.names[index] for index in kept),
         masks=tuple(found.masks[index] for index in kept) if found.masks else (),
         groups=tuple(found.groups[index] for index in kept) if found.groups else (),
+        several=None if found.several is None else found.several[kept],
     )
+
+
+def _there(labels: np.ndarray, classes: tuple[str, ...], shown: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels and classes without those that have lost all of their images."""
+    there = np.unique(labels)
+    if len(there) < len(classes):
+        lost = [name for label, name in enumerate(classes) if label not in there]
+        say(f"{shown}: left out classes without a readable image ({len(lost):,}): {listed(lost)}")
+    return np.searchsorted(there, labels), tuple(classes[label] for label in there)
 
 
 def _each(paths: Sequence[Path], work: Callable[[Path], Result], shown: str) -> Iterator[tuple[int, Result | str]]:
@@ -245,11 +284,14 @@ def _undecoded(found: Survey) -> ImageSet:
     paths[:] = [path for path, _ in found.files]
     return ImageSet(
         images=paths,
-        labels=np.array([label for _, label in found.files] if found.classes else [], np.int64),
+        labels=np.array(
+            [label for _, label in found.files] if found.classes and found.several is None else [], np.int64
+        ),
         classes=found.classes,
         names=tuple(found.names),
         masks=tuple(found.masks),
         groups=tuple(found.groups),
+        several=found.several,
     )
 
 

@@ -28,6 +28,8 @@ class ImageSet:
     decoded, `images` are the paths, (N,) objects, or the arrays of the data set's own size, (N, H, W) or (N, H, W, C).
 
     In a set for inspection `sound` names the class of images without a defect; the other classes are kinds of defect.
+
+    Where an image may have several labels, or none, `several` says which of the classes each has; `labels` is empty.
     """
 
     # (N, H, W, C) uint8, as the encoder takes them; Rows where it is larger than memory, Pictures where tiles are cut.
@@ -38,20 +40,39 @@ class ImageSet:
     sound: str | None = None
     masks: tuple[Mask, ...] = ()  # of each image; empty where no image has one
     groups: tuple[str, ...] = ()  # of each image, where a table states them: images of a group stay in one part
+    several: np.ndarray | None = None  # (N, K) bool
 
     def __len__(self) -> int:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> "ImageSet":
         labels = self.labels[indices] if len(self.labels) else self.labels
+        several = None if self.several is None else self.several[indices]
         names, masks, groups = (
             tuple(each[index] for index in indices) if each else () for each in (self.names, self.masks, self.groups)
         )
-        return replace(self, images=take(self.images, indices), labels=labels, names=names, masks=masks, groups=groups)
+        images = take(self.images, indices)
+        return replace(self, images=images, labels=labels, names=names, masks=masks, groups=groups, several=several)
 
     def unlabelled(self, classes: tuple[str, ...]) -> "ImageSet":
         """The same images without their labels; they may be of these classes."""
         return ImageSet(self.images, np.array([], np.int64), classes, self.names, groups=self.groups)
+
+    @property
+    def labelled(self) -> bool:
+        return len(self.labels) > 0 or self.several is not None
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(K,) images of each class."""
+        if self.several is not None:
+            return np.asarray(self.several.sum(axis=0))
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def strata(self) -> np.ndarray:
+        """(N,) int64 that splits and folds are stratified by; (0,) without labels."""
+        return strata_of(self.labels if self.several is None else self.several)
 
     @property
     def defective(self) -> np.ndarray:
@@ -88,8 +109,21 @@ class ImageSet:
         else:
             for part in chunks(self.images):
                 digest.update(np.ascontiguousarray(part).data)
-        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(np.ascontiguousarray(self.labels if self.several is None else self.several).data)
         return digest.hexdigest()
+
+
+def strata_of(labels: np.ndarray) -> np.ndarray:
+    """(N,) labels as they are; of several, (N, K), the rarest that each image has, or K.
+
+    So rare labels are dealt out evenly, and the others nearly so.
+    """
+    if labels.ndim == 1:
+        return labels
+    several = labels.astype(bool)
+    rarest_first = np.argsort(several.sum(axis=0), kind="stable")
+    first = several[:, rarest_first].argmax(axis=1)
+    return np.asarray(np.where(several.any(axis=1), rarest_first[first], several.shape[1]))
 
 
 def hash_of(image: np.ndarray) -> bytes:

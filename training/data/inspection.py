@@ -11,6 +11,7 @@ recipe that learns no labels, where it has one of the usual names.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -36,18 +37,45 @@ def usual_sound(classes: Sequence[str]) -> str | None:
 
 def marked(data: ImageSet, sound: str | None, where: str) -> ImageSet:
     """A set without parts, with its sound class: the one that is named, or the only one."""
+    if data.several is not None:
+        _refuse_sound(sound, where)
+        return data
     if sound is None and len(data.classes) == 1:
-        sound = data.classes[0]
+        sound = _only_class(data, where)
     if sound is not None and sound not in data.classes:
         raise _no_such_class(sound, data.classes, where)
     return replace(data, sound=sound)
 
 
+def _refuse_sound(sound: str | None, where: str) -> None:
+    if sound is not None:
+        raise TrainingError(
+            f"{printable(where)}: split.sound={printable(sound)} is for images of one label each, and here an image "
+            "may have several: leave it out, or give each image one label"
+        )
+
+
+def _only_class(data: ImageSet, where: str) -> str:
+    """The one class, which is taken as the sound one; unless its folders could be classes."""
+    [sound] = data.classes
+    parts = [PurePosixPath(name).parts for name in data.names]
+    inner = sorted({each[1] for each in parts if len(each) > 2 and each[0] == sound})
+    if len(inner) > 1 and all(len(each) > 2 for each in parts) and usual_sound([sound]) is None:
+        raise TrainingError(
+            f"{printable(where)}: all images are in folders inside one folder, {sound} ({listed(inner)}): if these are "
+            f"the classes, name the folder {sound} itself; if all of its images are sound, set split.sound={sound}"
+        )
+    return sound
+
+
 def marked_parts(train: ImageSet, test: ImageSet, sound: str | None, where: str) -> tuple[ImageSet, ImageSet]:
     """Both parts with their sound class if they are for inspection; the training part then has no other."""
+    if train.several is not None:
+        _refuse_sound(sound, where)
+        return train, test
     if sound is None:
         if len(train.classes) == 1:
-            [sound] = train.classes
+            sound = _only_class(train, where)
         elif not train.classes and len(test.classes) > 1:
             sound = usual_sound(test.classes)
     if sound is None:
@@ -83,7 +111,7 @@ def settled(recipe: Recipe) -> Recipe:
         found = train.sound
     else:
         found = marked(train, sound, recipe.target).sound
-        if found is None and not mode.labels:
+        if found is None and not mode.labels and train.several is None:
             found = usual_sound(train.classes)
     if found is not None and found != sound:
         others = [name for name in train.classes if name != found]
@@ -98,6 +126,12 @@ def settled(recipe: Recipe) -> Recipe:
 
 def in_words(train: ImageSet, test: ImageSet, parted: bool) -> str:
     """What a data set was taken for."""
+    if train.several is not None:
+        shares = train.several.sum(axis=1)
+        return (
+            f"taken for: images that may have several labels, of {len(train.classes)}; the training images have "
+            f"{shares.mean():.1f} each, and {int((shares == 0).sum()):,} of {len(train):,} have none"
+        )
     if train.sound is None:
         if not train.classes:
             return "taken for: images without labels; for inspection, all of them are sound"

@@ -14,7 +14,7 @@ from training.data.imageset import ImageSet
 from training.data.splits import read_and_split, train_and_held_out, train_and_test, train_and_validation
 from training.errors import TrainingError, listed
 from training.progress import say
-from training.recipe import Recipe
+from training.recipe import DistilMode, Recipe
 
 _SHOWN = 256  # images
 
@@ -48,7 +48,18 @@ class Material:
     @property
     def labelled_held_out(self) -> ImageSet:
         """Held-out images whose labels may be used: the target's; the source's where that has none."""
-        return self.validation if len(self.validation.labels) else self.source_validation
+        return self.validation if self.validation.labelled else self.source_validation
+
+    @property
+    def calibrates_labels(self) -> tuple[ImageSet, ...]:
+        """Held-out images that the temperature is fitted on, and thresholds of several labels.
+
+        Those take the calibration part, too: no choice has been based on its labels, and rare labels need many images.
+        """
+        held_out = self.labelled_held_out
+        if held_out.several is None or self.calibration is self.target:
+            return (held_out,)
+        return held_out, self.calibration
 
     @property
     def tested(self) -> bool:
@@ -83,6 +94,8 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     elif target.sound is None and test.classes != target.classes:
         raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
     labelled = source if recipe.transfer.adapts else target
+    if labelled.several is not None or test.several is not None:
+        _refuse_several(recipe)
     for warning in (*checks.class_warnings(labelled, recipe.anomaly.folds), *checks.duplicate_warnings(target, test)):
         report(f"note: {warning}")
     folds = None
@@ -99,7 +112,9 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
         calibration = target
     else:
         train, validation, calibration = train_and_held_out(target, recipe.split, recipe.seed)
-    _refuse_what_would_fail_later(recipe, target, validation=validation, calibration=calibration, test=test)
+    _refuse_what_would_fail_later(
+        recipe, target, train=train, validation=validation, calibration=calibration, test=test
+    )
     if one_domain:
         # Nothing is trained on calibration images: pretraining uses the others.
         return Material(
@@ -172,6 +187,45 @@ def _refuse_unadaptable(recipe: Recipe, source: ImageSet, target: ImageSet, test
         )
 
 
+def _refuse_several(recipe: Recipe) -> None:
+    """What makes no sense where an image may have several labels."""
+    mode = recipe.transfer
+    where = f"{recipe.target}: its images may have several labels, and"
+    if mode.mode in _OF_ONE_LABEL:
+        raise TrainingError(
+            f"{where} transfer.mode={mode.mode} learns one label of each: set transfer.mode=linear, or head, "
+            "gradual or full"
+        )
+    if recipe.split.folds:
+        raise TrainingError(
+            f"{where} split.folds={recipe.split.folds} deals out images of one label each: set it to 0, and parts are "
+            "held out"
+        )
+    if isinstance(mode, DistilMode) and mode.soft:
+        raise TrainingError(f"{where} transfer.soft={mode.soft:g} is of a teacher of one label each: set it to 0")
+    if getattr(mode, "class_weights", False):
+        raise TrainingError(
+            f"{where} transfer.class_weights weighs classes of which each has one: leave it out; thresholds are chosen "
+            "for each label"
+        )
+
+
+_OF_ONE_LABEL = ("episodic", "dann", "mmd", "source-only")
+
+
+def _refuse_lacking(name: str, target: ImageSet, train: ImageSet) -> None:
+    lacking = [
+        f"{label} ({whole:,} in all)"
+        for label, whole, count in zip(target.classes, target.counts, train.counts, strict=True)
+        if not count
+    ]
+    if lacking:
+        raise TrainingError(
+            f"{name}: labels that no image to train on has, once parts are held out: {listed(lacking)}: list more "
+            "images of them, or leave the labels out"
+        )
+
+
 def _listed(data: ImageSet) -> str:
     return listed(data.classes) or "none"
 
@@ -190,7 +244,7 @@ def _difference(target: ImageSet, test: ImageSet) -> str:
 
 
 def _refuse_what_would_fail_later(
-    recipe: Recipe, target: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
+    recipe: Recipe, target: ImageSet, train: ImageSet, validation: ImageSet, calibration: ImageSet, test: ImageSet
 ) -> None:
     """Refuse now what would fail only after training."""
     _refuse_empty(recipe.target, target, {"validation": validation, "calibration": calibration, "the test": test})
@@ -198,6 +252,8 @@ def _refuse_what_would_fail_later(
         threshold_at(np.zeros(len(calibration)), recipe.false_alarm_rate)
     except ValueError as error:
         raise TrainingError(f"{recipe.target}: {error}; raise false_alarm_rate, or add images") from None
+    if recipe.transfer.labels and train.several is not None:
+        _refuse_lacking(recipe.target, target, train)
     if recipe.transfer.labels and len(target.classes) < 2:
         found = f"one class, {target.classes[0]}" if target.classes else "no labels"
         raise TrainingError(f'the target has {found}: put each class into a folder, or set transfer.mode="decoder"')

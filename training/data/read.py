@@ -1,4 +1,4 @@
-"""A named data set, a folder or a CSV → the images of one of its parts."""
+"""A named data set, a folder or a list of images → the images of one of its parts."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def has_parts(data: str) -> bool:
 
 
 def lists_files(data: str) -> bool:
-    """Whether the data set is a folder of image files, or a CSV of them: its classes are known without decoding."""
+    """Whether the data set is a folder of image files, or a list of them: its classes are known without decoding."""
     folder = Path(data)
     if data in NAMES or is_table(data):
         return data not in NAMES
@@ -43,7 +43,7 @@ def lists_files(data: str) -> bool:
 
 
 def read_part(data: str, part: str, spec: InputSpec | None) -> ImageSet:
-    """`data` is a named data set, a CSV of images, or a folder: of IDX files, of train.npz and test.npz, of class
+    """`data` is a named data set, a list of images, or a folder: of IDX files, of train.npz and test.npz, of class
     folders, or of images.
 
     `part` is train or test; a folder without parts is read whole. Without a spec the images are listed, not decoded:
@@ -63,7 +63,8 @@ def read_part(data: str, part: str, spec: InputSpec | None) -> ImageSet:
         return read_survey(table.survey(part if table.has_test_part else None), spec)
     if not data or not folder.is_dir():  # "" would be the current folder
         raise TrainingError(
-            f"{shown or repr(data)}: neither a named data set ({', '.join(NAMES)}) nor a folder, nor a CSV of images"
+            f"{shown or repr(data)}: neither a named data set ({', '.join(NAMES)}) nor a folder, nor a list of images "
+            "(CSV, JSON lines)"
         )
     if any(idx.find(folder, stem) is not None for stem in (idx.FILES[each][0] for each in PARTS)):
         return idx.read_idx_set(folder, part, spec, ())

@@ -23,7 +23,7 @@ def split(data: ImageSet, sizes: tuple[int, ...], seed: int, groups: np.ndarray 
         raise TrainingError(f"{len(data)} images cannot give {' + '.join(map(str, sizes))} and leave any to train on")
     rng = np.random.default_rng(seed)
     if groups is None:
-        order = _dealt(data.labels, len(data), rng)
+        order = _dealt(data.strata, len(data), rng)
         ends: list[int] = np.cumsum(sizes).tolist()
     else:
         order, ends = _by_group(groups, sizes, rng)

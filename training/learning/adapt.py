@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from training.data.imageset import ImageSet
 from training.learning.augment import augmented, erased
-from training.learning.finetune import class_weights
 from training.learning.fit import Task, fit
 from training.learning.inference import mean_loss
+from training.learning.label_loss import class_weights
 from training.learning.normalisation import recompute_statistics
 from training.learning.workshop import Workshop
 from training.networks import head as heads

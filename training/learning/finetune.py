@@ -11,6 +11,7 @@ from training.data.imageset import ImageSet
 from training.learning.augment import augmented, erased
 from training.learning.fit import Task, fit
 from training.learning.inference import LEAST_SPREAD, mean_loss, moments, read
+from training.learning.label_loss import LabelLoss, truth_of
 from training.learning.mixing import mixed
 from training.learning.objectives import reconstruction
 from training.learning.teacher import Teacher
@@ -33,13 +34,13 @@ def train_head(workshop: Workshop, train: ImageSet, validation: ImageSet, transf
     """A classifier on the frozen encoder's outputs; it learns on standardised input, which is folded in at the end."""
     train_points, validation_points = read(workshop, train, transfer.reads), read(workshop, validation, transfer.reads)
     mean, std = moments(train_points, LEAST_SPREAD if workshop.net.published else 0)
-    labels, validation_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
-    weights = class_weights(train) if transfer.class_weights else None
+    labels, validation_labels = truth_of(train), truth_of(validation)
+    of_labels = LabelLoss.of(train, transfer.class_weights)
     head = heads.make(train_points.shape[1], len(train.classes), transfer.hidden)
 
     def loss(points: np.ndarray, truth: Tensor, batch: Tensor, smoothing: float) -> Tensor:
         standardised = (torch.from_numpy(points[batch.numpy()]) - mean) / std
-        return F.cross_entropy(head(standardised), truth[batch], weights, label_smoothing=smoothing)
+        return of_labels(head(standardised), truth[batch], smoothing)
 
     task = Task(
         "head",
@@ -112,15 +113,15 @@ def finetune(
         blocks = list(net.blocks())
     size = net.latent if transfer.reads == "embedding" else net.pool.size
     head = (heads.make(size, len(train.classes), transfer.hidden) if head is None else head).to(workshop.device)
-    weights = class_weights(train).to(workshop.device) if transfer.class_weights else None
-    labels, held_labels = torch.from_numpy(train.labels), torch.from_numpy(validation.labels)
+    of_labels = LabelLoss.of(train, transfer.class_weights, workshop.device)
+    labels, held_labels = truth_of(train), truth_of(validation)
 
     def loss_of_images(images: Tensor, truth: Tensor, augment: Augment, smoothing: float) -> Tensor:
         """`truth` are labels (N,) or shares of the classes (N, classes)."""
         with workshop.autocast():
             encoded = net.encode(erased(images, augment))
             taken = encoded.code if transfer.reads == "embedding" else net.pool(encoded.maps)
-            total = F.cross_entropy(head(taken).float(), truth, weights, label_smoothing=smoothing)
+            total = of_labels(head(taken).float(), truth, smoothing)
             if reconstruct:
                 total = total + reconstruct * reconstruction(workshop.objective, net.decoder(encoded.code), images)
             return total
@@ -130,8 +131,7 @@ def finetune(
         if upper is not None:
             given, truth = _mixed(transfer, upper.view(batch), truth, len(train.classes))
             with workshop.autocast():
-                logits = head(upper.read(given)).float()
-                return F.cross_entropy(logits, truth, weights, label_smoothing=transfer.smoothing)
+                return of_labels(head(upper.read(given)).float(), truth, transfer.smoothing)
         images = augmented(workshop.unit(train.images[batch.numpy()]), transfer.augment)
         images, truth = _mixed(transfer, images, truth, len(train.classes))
         return loss_of_images(images, truth, transfer.augment, transfer.smoothing)
@@ -140,7 +140,7 @@ def finetune(
         truth = held_labels[batch].to(workshop.device)
         if upper is not None:
             with workshop.autocast():
-                return F.cross_entropy(head(upper.read(upper.validation(batch))).float(), truth, weights)
+                return of_labels(head(upper.read(upper.validation(batch))).float(), truth)
         return loss_of_images(workshop.unit(validation.images[batch.numpy()]), truth, Augment(), 0.0)
 
     learning: dict[str, nn.Module] = {name: net.blocks()[name] for name in blocks} | {"head": head}
@@ -170,9 +170,3 @@ def _mixed(transfer: LabelMode, images: Tensor, truth: Tensor, classes: int) -> 
         return images, truth
     shares = F.one_hot(truth, classes).float() if truth.ndim == 1 else truth
     return mixed(images, shares, transfer.mixup, transfer.cutmix)
-
-
-def class_weights(data: ImageSet) -> Tensor:
-    """Weights inverse to the images of a class, 1 on average over images: each class has the same share of the loss."""
-    counts = np.bincount(data.labels, minlength=len(data.classes))
-    return torch.from_numpy(len(data) / (np.maximum(counts, 1) * len(data.classes))).float()

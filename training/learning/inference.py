@@ -15,6 +15,7 @@ from training.data.storage import Rows, chunks, shared
 from training.learning import distributed
 from training.learning.workshop import Workshop
 from training.measure import encodings
+from training.measure.several import share_right
 from training.networks.autoencoder import Autoencoder
 from training.networks.graph import EncoderGraph, encoder_graph, to_onnx
 from training.networks.head import Head
@@ -133,11 +134,11 @@ def moments(points: np.ndarray, least: float = 0) -> tuple[Tensor, Tensor]:
 
 
 def accuracy_of(net: Autoencoder, head: Head, tensor: str, data: ImageSet) -> float:
-    """In torch, as trained; the exported graphs must agree with it."""
+    """In torch, as trained; the exported graphs must agree with it. As training.measure.several.share_right has it."""
 
     def logits(images: Tensor) -> Tensor:
         return head(net.read(images.permute(0, 3, 1, 2).float() / 255, tensor))  # type: ignore[no-any-return]
 
     for module in (net.encoder, net.pool, head):
         module.cpu().eval()
-    return float(np.mean(in_batches(logits, data.images).argmax(axis=1) == data.labels))
+    return share_right(in_batches(logits, data.images), data)

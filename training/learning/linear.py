@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.imageset import ImageSet
+from training.data.imageset import ImageSet, strata_of
 from training.data.storage import Rows, allocate, chunks, take
-from training.learning.finetune import class_weights
 from training.learning.inference import moments, read
+from training.learning.label_loss import class_weights, independent
 from training.learning.workshop import Workshop
 from training.networks import head as heads
 from training.networks.head import Head
@@ -39,16 +39,16 @@ _TOLERANCE, _ROUGHLY = 1e-6, 1e-5
 class Choice:
     share: float  # of SHARES
     penalty: float
-    loss: float  # mean cross-entropy of images left out; infinite where there was nothing to choose by
+    loss: float  # mean loss of images left out; infinite where there was nothing to choose by
 
 
-_USUAL = Choice(share=SHARES[0], penalty=10**-3.5, loss=math.inf)  # where a class has too few images
+_USUAL = Choice(share=SHARES[0], penalty=10**-3.5, loss=math.inf)  # where there are too few images of a class
 
 
 @dataclass(frozen=True)
 class Problem:
     points: np.ndarray | Rows  # (N, D) float32, centred and scaled; may be larger than memory
-    labels: Tensor  # (N,)
+    labels: Tensor  # (N,), or (N, K) of 0 and 1 where an image may have several
     weights: Tensor | None  # of the classes, (K,)
     classes: int
 
@@ -56,13 +56,20 @@ class Problem:
         return replace(self, points=take(self.points, rows), labels=self.labels[rows])
 
     def loss(self, layer: Tensor) -> Tensor:
-        """Mean cross-entropy of a layer (K, D + 1), the bias last; with its gradient, if it takes one."""
+        """Mean loss of a layer (K, D + 1), the bias last; with its gradient, if it takes one.
+
+        Cross-entropy; where an image may have several labels, that of a logistic regression for each.
+        """
         total, start = torch.zeros(()), 0
         for part in chunks(self.points):
             y = self.labels[start : start + len(part)]
             start += len(part)
             logits = F.linear(torch.from_numpy(part), layer[:, :-1], layer[:, -1])
-            total = total + F.cross_entropy(logits, y, self.weights, reduction="sum") / len(self.points)
+            if y.ndim == 2:
+                loss = independent(logits, y).sum()
+            else:
+                loss = F.cross_entropy(logits, y, self.weights, reduction="sum")
+            total = total + loss / len(self.points)
         return total
 
 
@@ -74,7 +81,8 @@ def linear_head(workshop: Workshop, train: ImageSet, transfer: LinearMode | Labe
     """By what `transfer` has the head read, and whether it weighs classes."""
     weights = class_weights(train) if transfer.class_weights else None
     points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
-    return head_on(points, train.labels, classes=len(train.classes), weights=weights, maps=maps)
+    labels = train.labels if train.several is None else train.several
+    return head_on(points, labels, classes=len(train.classes), weights=weights, maps=maps)
 
 
 def head_on(
@@ -87,13 +95,16 @@ def head_on(
 ) -> Head:
     """The head takes the encoder's outputs (N, D) as they are: centring and scaling are folded into it.
 
+    `labels` are (N,), or (N, K) bool where an image may have several.
     `maps` are the sizes of the parts that D joins, from the lowest map up, if it joins any.
     """
     sizes = maps or (points.shape[1],)
+    truth = torch.from_numpy(labels)
+    truth = truth.float() if truth.ndim == 2 else truth
 
     def posed(share: float) -> tuple[Problem, Tensor, Tensor]:
         scaled, mean, factor = centre_and_scale(points, sizes, share)
-        return Problem(scaled, torch.from_numpy(labels), weights=weights, classes=classes), mean, factor
+        return Problem(scaled, truth, weights=weights, classes=classes), mean, factor
 
     choices: list[Choice] = []
     for share in track(SHARES, "head", len(SHARES)) if len(sizes) > 1 else SHARES[:1]:
@@ -120,12 +131,14 @@ def choose(problem: Problem, share: float = SHARES[0], near: float | None = None
 
     The points were scaled by `share`. The search begins at the penalty before `near`, or at the first.
     """
-    counts = np.bincount(problem.labels.numpy(), minlength=problem.classes)
-    if counts[counts > 0].min() < 2:
+    strata = strata_of(problem.labels.numpy())
+    counts = np.bincount(strata)
+    few = len(strata) < 2 * _FOLDS if problem.labels.ndim == 2 else counts[counts > 0].min() < 2
+    if few:
         return _USUAL
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(problem.labels))[:_MOST_TO_CHOOSE_BY]
-    rows = rows[np.argsort(problem.labels.numpy()[rows], kind="stable")]
+    rows = rows[np.argsort(strata[rows], kind="stable")]
     fold = np.arange(len(rows)) % _FOLDS
     parts = [
         (problem.of(np.sort(rows[fold != each])), problem.of(np.sort(rows[fold == each]))) for each in range(_FOLDS)

@@ -4,20 +4,31 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.manifest import Metric
-from app.bundle.scoring import probabilities, threshold_at
+from app.bundle.scoring import label_probabilities, probabilities, sigmoid, threshold_at
 from training.data.imageset import ImageSet
 from training.measure import components, defects, drawn_domains
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.defects import Defects
 from training.measure.maps import highest, maps_of
 from training.measure.outputs import Outputs, outputs_of
+from training.measure.several import LabelMeasures, share_right
 from training.measure.tiled import Maps
 
 
 def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
     logits = outputs_of(bundle, data, label, ("logits",)).logits
+    """Where an image may have several labels, the share of decisions that are right, at a half."""
     assert logits is not None  # the bundle has a head
-    return float(np.mean(logits.argmax(axis=1) == data.labels))
+    return share_right(logits, data)
+
+
+def measured_labels(bundle: Bundle, data: ImageSet, logits: np.ndarray | None) -> LabelMeasures | None:
+    """Of labels of which an image may have several, at the bundle's thresholds."""
+    classifier = bundle.manifest.classifier
+    if logits is None or classifier is None or classifier.thresholds is None or data.several is None:
+        return None
+    rows = label_probabilities(logits, classifier)
+    return LabelMeasures.of(rows, data.several, classifier.labels, classifier.thresholds)
 
 
 def bundle_metrics(
@@ -60,7 +71,7 @@ def _of_normals(
     found: dict[str, float] = {}
     labelled = len(data.labels) and data.sound is None
     if outputs.logits is not None and bundle.manifest.classifier is not None and labelled:
-        chances = probabilities(outputs.logits, bundle.manifest.classifier.temperature)
+        chances = label_probabilities(outputs.logits, bundle.manifest.classifier)
         right = chances.argmax(axis=1) == data.labels
         found["accuracy"] = float(right.mean())
         found["balanced_accuracy"] = float(
@@ -69,6 +80,21 @@ def _of_normals(
         found["calibration_error"] = calibration_error(chances.max(axis=1), right)
         raw = probabilities(outputs.logits, 1.0).max(axis=1)
         found["calibration_error_before_temperature"] = calibration_error(raw, right)
+    of_labels = measured_labels(bundle, data, outputs.logits)
+    if of_labels is not None and outputs.logits is not None and bundle.manifest.classifier is not None:
+        how += f"; no image has {', '.join(of_labels.lacking)}" if of_labels.lacking else ""
+        found |= {
+            "mean_average_precision": of_labels.mean_average_precision,
+            "micro_f1": of_labels.micro_f1,
+            "macro_f1": of_labels.macro_f1,
+            "all_labels_right": of_labels.exact,
+        }
+        for name, temperature in (
+            ("calibration_error", bundle.manifest.classifier.temperature),
+            ("calibration_error_before_temperature", 1.0),
+        ):
+            chances = sigmoid(outputs.logits, temperature).ravel()
+            found[name] = calibration_error(chances, data.several.ravel())  # type: ignore[union-attr]
     if len(np.unique(data.labels)) > 1:
         clusters = k_means(outputs.encoded["embedding"], len(data.classes))
         found["cluster_nmi"] = normalised_mutual_information(data.labels, clusters)

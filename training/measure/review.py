@@ -90,9 +90,9 @@ def unlabelled(material: Material) -> ImageSet | None:
 
     A source often holds the target's images too: those with a label there are left out.
     """
-    if not len(material.target.labels):
+    if not material.target.labelled:
         return material.target
-    if len(material.source.labels):
+    if material.source.labelled:
         return None
     labelled = set(material.target.hashes())
     kept = [index for index, key in enumerate(material.source.hashes()) if key not in labelled]

@@ -17,11 +17,7 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str, teste
         *_table(manifest.metrics),
     ]
     if manifest.classifier:
-        lines += [
-            f"Labels: {', '.join(manifest.classifier.labels)}. Logits are divided by a temperature of "
-            f"{manifest.classifier.temperature:.3f}, fitted on {validated}.",
-            "",
-        ]
+        lines += _labels(manifest.classifier, f", fitted on {validated}")
     if manifest.anomaly:
         lines += [_threshold(manifest.anomaly), ""]
     lines += _began_with(manifest)
@@ -52,11 +48,7 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
     if manifest.metrics:
         lines += _table(manifest.metrics)
     if manifest.classifier:
-        lines += [
-            f"Labels: {', '.join(manifest.classifier.labels)}. Logits are divided by a temperature of "
-            f"{manifest.classifier.temperature:.3f}.",
-            "",
-        ]
+        lines += _labels(manifest.classifier, "")
     if manifest.anomaly:
         against = f", the rate with the best F1 against {anomalies:,} anomalies" if anomalies else ""
         lines += [
@@ -128,6 +120,26 @@ def card_of_base(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _labels(classifier: Classifier, fitted: str) -> list[str]:
+    """`fitted` says on what."""
+    names = ", ".join(classifier.labels)
+    if classifier.thresholds is None:
+        return [
+            f"Labels: {names}. Logits are divided by a temperature of {classifier.temperature:.3f}{fitted}.",
+            "",
+        ]
+    levels = zip(classifier.labels, classifier.thresholds, strict=True)
+    return [
+        f"Labels: {names}. An image may have several, or none: each whose probability, the sigmoid of its logit "
+        f"divided by a temperature of {classifier.temperature:.3f}, reaches its threshold{fitted}.",
+        "",
+        "| label | threshold |",
+        "| --- | --- |",
+        *(f"| {label} | {level:.4f} |" for label, level in levels),
+        "",
+    ]
 
 
 def _began_with(manifest: Manifest) -> list[str]:

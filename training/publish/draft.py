@@ -1,5 +1,6 @@
 """A bundle before it is published: export → fit the score → measure. Each stage takes what the last returned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from app.bundle import Bundle, assemble, with_patches, with_references
 from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
-from app.bundle.scoring import PATCHES
+from app.bundle.scoring import PATCHES, sigmoid
 from training.data.folds import Folds, folds_of
 from training.data.material import Material
 from training.errors import TrainingError
@@ -28,7 +29,17 @@ from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
 from training.recipe import DistilMode, PasteMode, Recipe
-from training.score import anomaly, distances, drift, latent_map, marks, patches, reference, temperature
+from training.score import (
+    anomaly,
+    distances,
+    drift,
+    label_thresholds,
+    latent_map,
+    marks,
+    patches,
+    reference,
+    temperature,
+)
 
 _SOME = 256  # images on which torch and the exported graphs are compared, where torch takes long
 MOST_ACCURACY_LOST = 0.001  # between torch and the exported fp32 bundle
@@ -129,12 +140,22 @@ def _fields(recipe: Recipe, material: Material, labelled: bool, weights: Weights
     return {
         "title": recipe.title,
         "variational": recipe.trains_posterior,
-        "classifier": Classifier(labels=material.target.classes, temperature=1.0) if labelled else None,
+        "classifier": _classifier(material) if labelled else None,
         "anomaly": None,
         "reference": None,
         "metrics": (),
         "provenance": provenance(_without_folders(recipe), material.fingerprints(), OPSET, weights),
     }
+
+
+def _classifier(material: Material, temperature: float = 1.0, thresholds: Sequence[float] | None = None) -> Classifier:
+    """`thresholds` are of labels of which an image may have several; until they are known, a half."""
+    labels = material.target.classes
+    if material.labelled_held_out.several is not None and thresholds is None:
+        thresholds = [0.5] * len(labels)
+    return Classifier(
+        labels=labels, temperature=temperature, thresholds=None if thresholds is None else tuple(thresholds)
+    )
 
 
 def _without_folders(recipe: Recipe) -> Recipe:
@@ -155,7 +176,7 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
     """Accuracy of the torch modules; the exported graphs must agree with it."""
     assert learnt.head is not None
     images, how = material.test, "the torch modules, the same images"
-    if not len(images.labels):
+    if not images.labelled:
         images, how = material.labelled_held_out, f"the torch modules, {label_source(material)}"
     if learnt.net.published and len(images) > _SOME:
         images, how = images.take(_spread(len(images))), f"the torch modules, {_SOME} of these images"
@@ -165,7 +186,8 @@ def _torch_accuracy(recipe: Recipe, bundle: Bundle, learnt: Learnt, material: Ma
         raise TrainingError(
             f"the exported graphs have an accuracy of {served:.4f}, torch {in_torch:.4f}: not published"
         )
-    return Metric(name="accuracy_in_torch", value=in_torch, images=len(images), how=how)
+    name = "accuracy_in_torch" if images.several is None else "label_accuracy_in_torch"
+    return Metric(name=name, value=in_torch, images=len(images), how=how)
 
 
 def _teacher_accuracy(mode: DistilMode, material: Material) -> Metric:
@@ -187,6 +209,8 @@ def _spread(count: int) -> np.ndarray:
 def label_source(material: Material) -> str:
     if material.folds is not None:
         return f"{len(material.target):,} images, each by what learnt from other folds"
+    if len(material.calibrates_labels) > 1:
+        return f"{len(material.validation):,} validation and {len(material.calibration):,} calibration images"
     of = "" if material.labelled_held_out is material.validation else " of the source"
     return f"{len(material.labelled_held_out):,} validation images{of}"
 
@@ -195,17 +219,27 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft, crossed: Crossed
     """Anomaly score from training and calibration images, temperature from held-out labels, drift references."""
     draft, calibration, arrays = _calibrated(recipe, material, draft, crossed)
     fields: dict[str, Any] = {"anomaly": calibration, "reference": reference.FILE}
-    if crossed is not None:
-        logits, labels = crossed.logits[0], crossed.labels
-    else:
-        labels = material.labelled_held_out.labels
-        logits = outputs_of(draft.bundle, material.labelled_held_out, "temperature", ("logits",)).logits
-    fitted = None
-    if logits is not None:
-        fitted = temperature.fit(logits, labels)
-        fields["classifier"] = Classifier(labels=material.target.classes, temperature=fitted)
-    arrays |= drift.reference(draft.bundle, material.calibration, fitted)
+    calibrated = _calibrated_classifier(material, draft.bundle, crossed)
+    if calibrated is not None:
+        fields["classifier"] = calibrated
+    arrays |= drift.reference(draft.bundle, material.calibration, calibrated)
     return draft.with_references(fields, arrays)
+
+
+def _calibrated_classifier(material: Material, bundle: Bundle, crossed: Crossed | None) -> Classifier | None:
+    """Its temperature and, of labels of which an image may have several, their thresholds."""
+    if crossed is not None:
+        return _classifier(material, temperature.fit(crossed.logits[0], crossed.labels))
+    parts = material.calibrates_labels
+    found = [outputs_of(bundle, part, "temperature", ("logits",)).logits for part in parts]
+    if found[0] is None:
+        return None
+    logits = np.concatenate([each for each in found if each is not None])
+    if parts[0].several is None:
+        return _classifier(material, temperature.fit(logits, parts[0].labels))
+    truth = np.concatenate([part.several for part in parts if part.several is not None])
+    fitted = temperature.fit(logits, truth)
+    return _classifier(material, fitted, label_thresholds.fit(sigmoid(logits, fitted), truth))
 
 
 def _calibrated(

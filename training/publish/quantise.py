@@ -19,7 +19,7 @@ from app.bundle.manifest import PATCH_FEATURES, Graph, Metric, Tensor
 from app.bundle.session import Session, cpu_limit
 from training.data.imageset import ImageSet
 from training.measure import drawn_domains
-from training.measure.metrics import accuracy
+from training.measure.metrics import accuracy, measured_labels
 from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.onnx import Exported
@@ -126,10 +126,25 @@ def _cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _accuracy(before: Bundle, after: Bundle, labelled: ImageSet, most_lost: float) -> _Check:
+    if labelled.several is not None:
+        return _average_precision(before, after, labelled, most_lost)
     floats, integers = (accuracy(each, labelled, "int8 gate") for each in (before, after))
     how = f"fp32 less int8 on validation images; at most {most_lost:g} is allowed"
     found = f"{integers:.4f} of validation images classified correctly, fp32 {floats:.4f}"
     return _lost("int8_accuracy_lost", floats - integers, most_lost, images=len(labelled), how=how, found=found)
+
+
+def _average_precision(before: Bundle, after: Bundle, labelled: ImageSet, most_lost: float) -> _Check:
+    """In the place of accuracy, where an image may have several labels."""
+    found = []
+    for each in (before, after):
+        measured = measured_labels(each, labelled, outputs_of(each, labelled, "int8 gate", ("logits",)).logits)
+        assert measured is not None  # both have a head, and thresholds
+        found.append(measured.mean_average_precision)
+    floats, integers = found
+    how = f"mean over labels, fp32 less int8 on validation images; at most {most_lost:g} is allowed"
+    text = f"average precision {integers:.4f} of labels of validation images, fp32 {floats:.4f}"
+    return _lost("int8_average_precision_lost", floats - integers, most_lost, images=len(labelled), how=how, found=text)
 
 
 def _places(before: Bundle, after: Bundle, images: ImageSet, least: float) -> _Check:

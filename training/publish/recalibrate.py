@@ -41,7 +41,7 @@ def recalibrate(
     )
     arrays |= patches.peaks_of(bundle, held_out)
     before = bundle.manifest
-    arrays |= drift.reference(bundle, held_out, before.classifier.temperature if before.classifier else None)
+    arrays |= drift.reference(bundle, held_out, before.classifier)
     if bundle.map is not None:
         arrays |= bundle.map.arrays()
     data = {**before.provenance.data, "calibration/normals": normals.fingerprint()}

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.bundle import Bundle, InputSpec, Manifest, preprocess_pixels
 from app.bundle.latent_map import LatentMap
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import label_probabilities
 from training.compare.results import Result
 from training.data import masks
 from training.data.imageset import ImageSet
@@ -18,8 +18,9 @@ from training.measure import domains, review
 from training.measure.defects import Defects
 from training.measure.detection import ClassScores, Curve, by_class
 from training.measure.maps import has_maps, maps_of
-from training.measure.metrics import confusion
+from training.measure.metrics import confusion, measured_labels
 from training.measure.outputs import Outputs, outputs_of
+from training.measure.several import LabelMeasures
 from training.recipe import Recipe
 from training.report.words import in_words
 from training.score import latent_map
@@ -71,6 +72,7 @@ class Study:
     journal: Sequence[Mapping[str, Any]]  # a line for each epoch
     words: list[str]
     confusion: np.ndarray | None
+    of_labels: LabelMeasures | None  # in its place, where an image may have several labels
     latent_map: LatentMap
     scores: dict[str, np.ndarray]  # anomaly scores, by what was scored
     by_class: list[ClassScores]  # the hardest class first
@@ -111,6 +113,7 @@ def gather(
         journal=journal,
         words=[*in_words(manifest, scores), *apart],
         confusion=counts,
+        of_labels=measured_labels(bundle, test, outputs.logits),
         latent_map=bundle.map or latent_map.fit(outputs.encoded["embedding"], labels),
         scores=scores,
         by_class=of_class,
@@ -241,7 +244,7 @@ def _to_label(bundle: Bundle, manifest: Manifest, material: Material) -> list[Li
         return []
     outputs = outputs_of(bundle, pool, "worth labelling", ("embedding", "logits"))
     assert outputs.logits is not None
-    chances = probabilities(outputs.logits, manifest.classifier.temperature)
+    chances = label_probabilities(outputs.logits, manifest.classifier)
     listed = []
     for index in review.worth_labelling(chances, outputs.encoded["embedding"], _LISTED):
         first, second = np.argsort(-chances[index], kind="stable")[:2]

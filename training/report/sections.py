@@ -9,7 +9,7 @@ import numpy as np
 
 from app.bundle.encode import png_of
 from app.bundle.manifest import Weights
-from training.measure import defects
+from training.measure import defects, several
 from training.measure.detection import Curve, Measured
 from training.measure.metrics import class_measures
 from training.report import charts, comparison
@@ -30,6 +30,7 @@ def page(study: Study, pictures: bool) -> str:
         ("Against the baselines", compared),
         ("Learning curves", _curves(study.journal)),
         ("Confusion", _confusion(study)),
+        ("Labels", _of_labels(study)),
         ("Reconstructions", _pairs(study.reconstructions) if pictures else ""),
         ("Latent map", _latent_map(study)),
         ("How far apart source and target are", _domains(study)),
@@ -98,6 +99,15 @@ def _confusion(study: Study) -> str:
     return (
         f'<p>Rows are labels, columns predictions.</p><div class="wide"><table><tr><td></td>'
         f"{heads}</tr>{''.join(rows)}</table></div><br>{measures}"
+    )
+
+
+def _of_labels(study: Study) -> str:
+    if study.of_labels is None:
+        return ""
+    rows = [(escape(label), *numbers) for label, *numbers in study.of_labels.rows()]
+    return "<p>An image may have several labels: those whose probability reaches their threshold.</p>" + table(
+        several.HEADS, rows, numbers=tuple(range(1, len(several.HEADS)))
     )
 
 

@@ -19,7 +19,16 @@ def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"{low:.2%} to {high:.2%}). The stated confidence is off by "
             f"{metrics['calibration_error'].value:.1%} on average."
         )
-    if "teacher_accuracy" in metrics:
+    if "mean_average_precision" in metrics:
+        metric = metrics["mean_average_precision"]
+        sentences.append(
+            f"Average precision is {metric.value:.2%}, the mean over labels, on {metric.images:,} test images. At the "
+            f"labels' thresholds F1 is {metrics['micro_f1'].value:.2%} over all decisions, and "
+            f"{metrics['macro_f1'].value:.2%} as the mean over labels. Of the images, "
+            f"{metrics['all_labels_right'].value:.2%} are given exactly their labels. The stated probabilities are off "
+            f"by {metrics['calibration_error'].value:.1%} on average."
+        )
+    if "teacher_accuracy" in metrics and "accuracy" in metrics:
         metric, kept = metrics["teacher_accuracy"], metrics["accuracy"].value
         share = f": the distilled network keeps {kept / metric.value:.1%} of that" if metric.value else ""
         sentences.append(f"The teacher, {metric.how}, classifies {metric.value:.2%} correctly{share}.")

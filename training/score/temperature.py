@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import probabilities, sigmoid
 
 
 class Prior(NamedTuple):
@@ -21,6 +21,8 @@ PROTOTYPES = Prior(3.0, 2.0)  # logits of score/prototypes.py, which no loss has
 def fit(logits: np.ndarray, labels: np.ndarray, prior: Prior = TRAINED) -> float:
     """(N, K) logits, (N,) labels → T = argmin Σ -ln p_y(x; T) + weight · (s - 1 - ln s), where s = centre / T.
 
+    Of labels of which an image may have several, (N, K) bool, the sum is over all of them.
+
     The second term is the prior. It rises faster towards more confidence than towards less, and the sum over images
     outgrows it: of thousands it moves T by less than chance does. Without it a few images, all classified correctly,
     would drive T to 0. Both terms are convex in 1/T, so there is one minimum.
@@ -28,7 +30,11 @@ def fit(logits: np.ndarray, labels: np.ndarray, prior: Prior = TRAINED) -> float
     rows = np.arange(len(labels))
 
     def loss(log_t: float) -> float:
-        chances = probabilities(logits, float(np.exp(log_t)))[rows, labels]
+        t = float(np.exp(log_t))
+        if labels.ndim == 2:  # each label is a decision of its own
+            chances = sigmoid(np.where(labels, logits, -logits), t)
+        else:
+            chances = probabilities(logits, t)[rows, labels]
         log_s = np.log(prior.centre) - log_t
         return float(-np.log(chances + 1e-300).sum() + prior.weight * (np.exp(log_s) - 1 - log_s))
 

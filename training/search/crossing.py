@@ -10,8 +10,8 @@ from training import ranks
 from training.data.material import Material
 from training.data.storage import take
 from training.errors import TrainingError
-from training.learning.finetune import class_weights
 from training.learning.inference import read
+from training.learning.label_loss import class_weights
 from training.learning.linear import head_on
 from training.learning.stages import learn
 from training.learning.workshop import open_workshop

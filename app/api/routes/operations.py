@@ -215,7 +215,9 @@ def _classified(call: Call, result: Prediction, top_k: int | None) -> list[Field
     if EXPLANATION in result.outputs:
         height, width, _ = bundle.manifest.input.shape
         for each, shares in zip(fields, result.outputs[EXPLANATION], strict=True):
-            each["explanation"] = pictures.base64_of(pictures.explanation_png(shares[each["index"]], height, width))
+            for label in each.get("labels", [each]):  # of independent labels, each that the image has
+                map_ = pictures.explanation_png(shares[label["index"]], height, width)
+                label["explanation"] = pictures.base64_of(map_)
     return fields
 
 

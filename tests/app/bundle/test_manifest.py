@@ -39,7 +39,13 @@ def test_what_is_written_reads_back_the_same(fields: dict[str, Any]) -> None:
 
 
 # Optional field → the schema that added it.
-LATER = {("input", "padding"): 2, ("provenance", "weights"): 2, ("graphs", "patches"): 3, ("input", "tiles"): 4}
+LATER = {
+    ("input", "padding"): 2,
+    ("provenance", "weights"): 2,
+    ("graphs", "patches"): 3,
+    ("input", "tiles"): 4,
+    ("classifier", "thresholds"): 5,
+}
 
 
 def test_every_field_is_required_by_its_name(fields: dict[str, Any]) -> None:
@@ -76,6 +82,8 @@ def test_an_older_schema_loads_with_what_was_done_then(fields: dict[str, Any]) -
     assert manifest.schema_version == 1
     assert manifest.input.padding == "background"
     assert manifest.provenance.weights is None
+    assert manifest.classifier is not None
+    assert manifest.classifier.thresholds is None
     assert manifest.seal == older["seal"]
 
 
@@ -84,6 +92,21 @@ def test_the_padding_is_part_of_the_manifest(fields: dict[str, Any], padding: ob
     fields["input"]["padding"] = padding
     fields["seal"] = seal_of(fields)
     assert parse(fields).input.padding == (padding if padding == "edge" else (40,))
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ([0.5], "classifier.thresholds: 1 for 3 labels"),
+        ([0.5, 0.5, 1.0], "field classifier.thresholds.2: .* less than 1"),
+    ],
+)
+def test_independent_labels_have_a_threshold_each(
+    fields: dict[str, Any], thresholds: list[float], message: str
+) -> None:
+    fields["classifier"]["thresholds"] = thresholds
+    with pytest.raises(ManifestInvalid, match=message):
+        parse(fields | {"seal": seal_of(fields)})
 
 
 @pytest.mark.parametrize("table", [(), ("input",), ("graphs",), ("graphs", "encoder"), ("golden",), ("provenance",)])

@@ -4,13 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bundle import scoring
+from app.bundle.manifest import Classifier
 from app.bundle.scoring import (
     NEAREST,
     THUMBNAIL,
     References,
     Space,
+    are_present,
     cells,
     classify,
+    confidences,
+    label_probabilities,
     p_values,
     probabilities,
     reconstruction_errors,
@@ -32,7 +36,7 @@ def test_a_temperature_above_one_flattens() -> None:
 
 
 def test_the_ranking_is_likeliest_first_and_keeps_the_labels_index() -> None:
-    [found] = classify(np.array([[0.0, 3.0, 1.0]], np.float32), ("a", "b", "c"), 1.0)
+    [found] = classify(np.array([[0.0, 3.0, 1.0]], np.float32), Classifier(labels=("a", "b", "c"), temperature=1.0))
     assert (found.index, found.label, [name for name, _ in found.ranked]) == (1, "b", ["b", "c", "a"])
     assert found.confidence == found.ranked[0][1]
 
@@ -153,3 +157,35 @@ def test_a_rate_that_is_all_but_nothing_is_refused(rate: float) -> None:
 
 def test_a_rate_that_is_all_but_one_spares_the_least_anomalous_alone() -> None:
     assert threshold_at(np.arange(199.0), 0.9999999999999999) == 0
+
+
+INDEPENDENT = Classifier(labels=("a", "b", "c"), temperature=2.0, thresholds=(0.6, 0.2, 0.5))
+
+
+def test_independent_labels_are_each_for_themselves() -> None:
+    logits = np.array([[0.0, 2.0, -2.0], [2.0, -4.0, 1.0], [-9.0, -9.0, -1e9]], np.float32)
+    rows = label_probabilities(logits, INDEPENDENT)
+    assert rows == pytest.approx(1 / (1 + np.exp(-np.maximum(logits, -1000).astype(float) / 2)))
+    assert are_present(rows, INDEPENDENT.thresholds or ()).tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [False, False, False],
+    ]
+    assert confidences(rows, INDEPENDENT) == pytest.approx([0.5, rows[1, 2], 1 - rows[2, 0]])
+    first, second, third = classify(logits, INDEPENDENT)
+    assert (first.present, second.present, third.present) == (("b",), ("a", "c"), ())
+    assert [label for label, _ in second.ranked] == ["a", "c", "b"]
+
+
+def test_a_label_at_its_threshold_is_present() -> None:
+    assert are_present(np.array([[0.6, 0.2, np.nextafter(0.5, 0)]]), INDEPENDENT.thresholds or ()).tolist() == [
+        [True, True, False]
+    ]
+
+
+def test_of_one_label_nothing_has_changed() -> None:
+    one = INDEPENDENT.model_copy(update={"thresholds": None})
+    logits = np.array([[0.0, 3.0, 1.0]], np.float32)
+    assert np.array_equal(label_probabilities(logits, one), probabilities(logits, 2.0))
+    assert confidences(label_probabilities(logits, one), one) == pytest.approx([probabilities(logits, 2.0).max()])
+    assert classify(logits, one)[0].present is None

@@ -50,7 +50,7 @@ def test_results_are_in_the_order_of_the_files_and_equal_single_ones(predictor: 
     classifier = alone.manifest.classifier
     assert found.bundle.name == "tiny"
     assert classifier is not None
-    for together, file in zip(classify(found.outputs[LOGITS], classifier.labels, 1.0), FILES, strict=True):
+    for together, file in zip(classify(found.outputs[LOGITS], classifier), FILES, strict=True):
         [single] = alone.classify(alone.preprocess(file)[None])
         assert together.label == single.label
         np.testing.assert_allclose([p for _, p in together.ranked], [p for _, p in single.ranked], atol=1e-6)

@@ -68,10 +68,10 @@ def test_what_else_lies_in_a_folder_is_named_by_its_kind_and_left_out(
 ) -> None:
     folder_of_classes(tmp_path)
     image = tmp_path / "bag/28.png"
-    for copy in (".ipynb_checkpoints/a.png", "bag/.ipynb_checkpoints/b.png", "bag/more/c.png", "loose.png", "._bag"):
+    for copy in (".ipynb_checkpoints/a.png", "bag/.ipynb_checkpoints/b.png", "bag/ground_truth/c.png", "loose.png"):
         (tmp_path / copy).parent.mkdir(exist_ok=True)
         (tmp_path / copy).write_bytes(image.read_bytes())
-    for name in ("Thumbs.db", "bag/Thumbs.db", "bag/notes.txt"):
+    for name in ("Thumbs.db", "bag/Thumbs.db", "bag/notes.txt", "._bag"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "nothing").mkdir()
     (tmp_path / "round").symlink_to(".")
@@ -86,10 +86,38 @@ def test_what_else_lies_in_a_folder_is_named_by_its_kind_and_left_out(
         "left out hidden entries (3): ._bag, .ipynb_checkpoints, bag/.ipynb_checkpoints",
         "left out other files (3): Thumbs.db, bag/Thumbs.db, bag/notes.txt",
         "left out broken links and special files (3): bag/gone.png, bag/itself.png, bag/pipe.png",
-        "left out folders inside class folders (3): bag/a folder.png, bag/more, bag/up",
+        "left out folders of masks inside class folders (1): bag/ground_truth",
+        "left out links back to a parent folder (2): bag/up, round",
         "left out folders without images (1): nothing",
-        "left out links back to a parent folder (1): round",
         "left out images beside class folders (1): loose.png",
+    ]
+
+
+def test_images_in_folders_inside_a_class_folder_have_its_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of_classes(tmp_path)
+    for number, inner in enumerate(("bag/left", "bag/left/far", "bag/.hidden", "deep/only/here")):
+        (tmp_path / inner).mkdir(parents=True)
+        garment("bag", 70 + number).save(tmp_path / inner / "same.png")
+    (tmp_path / "bag/left/beside").symlink_to("../../deep")
+    (tmp_path / "deep/beside").symlink_to("../bag/left")
+    data = read_folder(tmp_path, spec(28, 28))
+    inner = {name: data.classes[label] for name, label in zip(data.names, data.labels, strict=True) if "same" in name}
+    assert inner == {
+        "bag/left/same.png": "bag",
+        "bag/left/beside/only/here/same.png": "bag",
+        "bag/left/far/same.png": "bag",
+        "deep/only/here/same.png": "deep",
+        "deep/beside/same.png": "deep",
+        "deep/beside/far/same.png": "deep",
+    }
+    assert capsys.readouterr().err.replace(f"{tmp_path}: ", "").splitlines() == [
+        "left out hidden entries (1): bag/.hidden",
+        "left out links back to a parent folder (2): bag/left/beside/beside, deep/beside/beside",
+        "images in folders inside class folders (6) have the class of the outermost folder: "
+        "bag/left/same.png, bag/left/beside/only/here/same.png, bag/left/far/same.png, deep/beside/same.png, "
+        "deep/beside/far/same.png and 1 more",
     ]
 
 

@@ -193,3 +193,37 @@ def test_a_bundle_remembers_the_sound_class_that_was_named(models: Path, tmp_pat
     assert (measured.sound, measured.kinds) == ("fine", ("dot", "line"))
     assert part_to_measure(folder, "test", manifest)[0].sound is None
     assert part_to_measure(folder, "test", manifest, sound="fine")[0].sound == "fine"
+
+
+def nested(folder: Path, name: str) -> str:
+    for kind in ("dot", "line"):
+        shutil.copytree(draw_inspection(folder / "drawn") / "test" / kind, folder / "set" / name / kind)
+    return str(folder / "set")
+
+
+def test_folders_inside_the_only_folder_may_be_classes(tmp_path: Path) -> None:
+    data = nested(tmp_path, "photos")
+    with pytest.raises(TrainingError, match=r"inside one folder, photos \(dot, line\): if these are the classes, name"):
+        train_and_test(data, SPEC, Split(), seed=0)
+    train, _ = train_and_test(data, SPEC, Split(sound="photos"), seed=0)
+    assert (train.classes, train.sound) == (("photos",), "photos")
+
+
+def test_folders_inside_a_folder_of_sound_images_have_its_class(tmp_path: Path) -> None:
+    train, test = train_and_test(nested(tmp_path, "good"), SPEC, Split(), seed=0)
+    assert (train.sound, len(train) + len(test)) == ("good", 8)
+
+
+def test_masks_of_images_in_inner_folders_lie_in_such(tmp_path: Path) -> None:
+    folder = draw_inspection(tmp_path)
+    for place, ending in (("test", ""), ("ground_truth", "_mask")):
+        for number in (0, 1):
+            inner = folder / place / "dot" / f"line-{number}"
+            inner.mkdir()
+            shutil.move(folder / place / "dot" / f"00{number}{ending}.png", inner / f"same{ending}.png")
+    _, test = train_and_test(str(folder), SPEC, Split(), seed=0)
+    dots = [(name, mask.file) for name, mask in zip(test.names, test.masks, strict=True) if name.startswith("dot")]
+    assert [name for name, _ in dots] == ["dot/002.png", "dot/003.png", "dot/line-0/same.png", "dot/line-1/same.png"]
+    assert [file for _, file in dots] == [
+        folder / "ground_truth" / name.replace(".png", "_mask.png") for name, _ in dots
+    ]

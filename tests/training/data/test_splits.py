@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,36 @@ def test_a_split_holds_every_image_once_and_every_class_in_its_proportion(
     for part in parts:
         for label, count in enumerate(counts):
             assert abs((part.labels == label).sum() - count * len(part) / len(data)) <= 2
+
+
+@given(
+    often=st.lists(st.floats(0.02, 0.6), min_size=2, max_size=6), count=st.integers(60, 400), seed=st.integers(0, 99)
+)
+def test_every_part_has_the_rarest_of_several_labels_in_its_proportion(
+    often: list[float], count: int, seed: int
+) -> None:
+    several = np.random.default_rng(seed).random((count, len(often))) < often
+    data = replace(numbered([0] * count), labels=np.array([], np.int64), classes=tuple("abcdef"[: len(often)]))
+    parts = split(replace(data, several=several), (count // 5, count // 5), seed)
+    assert [len(part) for part in parts] == [count - 2 * (count // 5), count // 5, count // 5]
+    assert sorted(number for part in parts for number in of(part)) == list(range(count))
+    rarest = int(np.argsort(several.sum(axis=0), kind="stable")[0])
+    for part in parts:
+        assert part.several is not None
+        assert np.array_equal(part.several, several[of(part)])
+        assert abs(part.several[:, rarest].sum() - several[:, rarest].sum() * len(part) / count) <= 2
+
+
+def test_labels_of_several_are_spread_better_than_by_chance() -> None:
+    """Of the others than the rarest, which are only nearly in proportion."""
+    off: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(40):
+        several = np.random.default_rng(seed).random((200, 4)) < [0.1, 0.2, 0.3, 0.5]
+        data = replace(numbered([0] * 200), labels=np.array([], np.int64), classes=tuple("abcd"))
+        for known in off:
+            rows = of(split(replace(data, several=several) if known else data, (40,), seed)[1])
+            off[known].append(float(np.abs(several[rows].mean(axis=0) - several.mean(axis=0)).mean()))
+    assert np.mean(off[True]) < 0.6 * np.mean(off[False])
 
 
 def test_a_split_is_repeatable_and_differs_by_seed() -> None:

@@ -119,3 +119,49 @@ def test_a_rare_class_counts_as_much_if_weighted() -> None:
     plain, weighted = head_on(points, labels, classes=2), head_on(points, labels, classes=2, weights=weights)
     assert accuracy(weighted, fresh[rare], truth[rare]) > accuracy(plain, fresh[rare], truth[rare]) + 0.1
     assert reading(weighted).weight.shape == (2, 20)
+
+
+def several_of(points: np.ndarray, often: float, seed: int = 0) -> np.ndarray:
+    """(N, 2) bool: labels of which the first is of the first number, and the second of the second and noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.5, len(points))
+    return np.stack([points[:, 0] > 5, points[:, 1] + noise > 5 + often], axis=1)
+
+
+def test_several_labels_are_a_logistic_regression_each() -> None:
+    """A layer for both has the rows that each label has by itself, at the same penalty."""
+    points, _ = clouds(200, 0.0)
+    truth = torch.from_numpy(several_of(points, 0.5)).float()
+    centred, _, _ = centre_and_scale(points, [points.shape[1]], 0.0)
+    both = fit(linear.Problem(points=centred, labels=truth, weights=None, classes=2), 0.01)
+    x = torch.cat([torch.from_numpy(centred), torch.ones(200, 1)], dim=1)
+    loss = functional.binary_cross_entropy_with_logits(x @ both.T, truth, reduction="none").mean(dim=0).sum()
+    torch.testing.assert_close(linear.Problem(points=centred, labels=truth, weights=None, classes=2).loss(both), loss)
+    for label in range(2):
+        alone = linear.Problem(points=centred, labels=truth[:, [label]], weights=None, classes=1)
+        torch.testing.assert_close(fit(alone, 0.01)[0], both[label], atol=0.02, rtol=0.02)
+
+
+def test_a_head_of_several_labels_is_right_of_other_points() -> None:
+    points, _ = clouds(400, 0.0)
+    fresh, _ = clouds(400, 0.0, seed=1)
+    head = head_on(points, several_of(points, 0.5), classes=2)
+    right = (head(torch.from_numpy(fresh)) > 0).numpy() == several_of(fresh, 0.5, seed=1)
+    assert right[:, 0].mean() > 0.93
+    assert right[:, 1].mean() > 0.75
+
+
+def test_noise_takes_a_larger_penalty_where_labels_are_several() -> None:
+    points, _ = clouds(120, 0.0)
+    rng = np.random.default_rng(5)
+    centred, _, _ = centre_and_scale(points, [points.shape[1]], 0.0)
+
+    def chosen(truth: np.ndarray) -> float:
+        return choose(linear.Problem(centred, torch.from_numpy(truth).float(), weights=None, classes=2)).penalty
+
+    assert chosen(rng.random((120, 2)) < 0.4) > 10 * chosen(points[:, :2] > 5)
+
+
+def test_few_images_of_several_labels_take_the_usual_penalty() -> None:
+    points, _ = clouds(7, 0.0)
+    problem = linear.Problem(points, torch.ones(7, 2), weights=None, classes=2)
+    assert choose(problem) == linear._USUAL

@@ -125,3 +125,17 @@ def test_prototypes_of_a_few_images_that_are_all_right_make_no_certainty(shots: 
         confidences, accuracy = served(np.random.default_rng(0), (4, shots), 3.0, prior)
         assert accuracy == 1
         assert least <= confidences.mean() <= most
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+def test_of_several_labels_it_is_found_over_all_of_them(true: float) -> None:
+    rng = np.random.default_rng(3)
+    calibrated = rng.normal(-1, 2, (400, 5))
+    truth = rng.random(calibrated.shape) < 1 / (1 + np.exp(-calibrated))
+    found = fit(calibrated * true, truth)
+    assert found == pytest.approx(true, rel=0.12)
+
+
+def test_a_few_images_of_several_labels_all_right_do_not_make_it_sure() -> None:
+    truth = np.random.default_rng(3).random((6, 3)) < 0.5
+    assert 0.3 < fit(np.where(truth, 9.0, -9.0), truth) < 1
