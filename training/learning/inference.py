@@ -1,5 +1,6 @@
 """Runs the network over a whole set, in batches, without training."""
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -68,8 +69,8 @@ def read(workshop: Workshop, data: ImageSet, tensor: str) -> np.ndarray:
     if not workshop.net.published or workshop.device.type != "cpu":
         return in_batches(lambda images: workshop.net.read(workshop.unit(images), tensor), data.images)
     features = tensor == "features"
-    graph = encoder_graph(workshop.net, data.images.shape[1:], features)
-    session = _session(EncoderGraph(workshop.net, features), graph)
+    height, width, channels = data.images.shape[1:]
+    session = _encoder(workshop.net, (height, width, channels), features)
     return _by_onnxruntime(session, ("embedding", "features") if features else ("embedding",), data.images, "features")[
         tensor
     ]
@@ -95,6 +96,23 @@ class Reader:
         if self._session is None:
             return in_batches(lambda part: self._module(part.to(self._device)), images, what)
         return _by_onnxruntime(self._session, ("rows",), images, what)["rows"]
+
+
+# The last encoder that was exported, by its weights, the images' shape and its outputs: folds and the published
+# network read the same images by the same one, and its export takes seconds.
+_last: dict[tuple[bytes, tuple[int, int, int], bool], Session] = {}
+
+
+def _encoder(net: Autoencoder, shape: tuple[int, int, int], features: bool) -> Session:
+    digest = hashlib.blake2b(f"{net.encoder} {net.pool}".encode())
+    for name, tensor in net.encoder.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    key = digest.digest(), shape, features
+    if key not in _last:
+        session = _session(EncoderGraph(net, features), encoder_graph(net, shape, features))
+        _last.clear()
+        _last[key] = session
+    return _last[key]
 
 
 def _session(module: nn.Module, graph: Graph) -> Session:
