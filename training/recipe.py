@@ -225,7 +225,8 @@ class PasteMode(Stage, _Mode):
     mode: Literal["paste"] = "paste"
     samples: PositiveInt = 512  # images of an epoch, however few or many there are
     side: NonNegativeInt = 128  # pixels of the squares that are cut out to train on, at most; 0: whole images
-    pieces: PositiveInt = 3  # in an image, at most
+    pieces: PositiveInt = 3  # in an image, at most, or lines
+    lines: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the images that have thin lines in the place of pieces
     sound: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the images that stay as they are
     seamless: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of the pieces that take the levels of their place
 

@@ -54,7 +54,7 @@ def _train(workshop: Workshop, name: str, train: ImageSet, held_out: ImageSet, m
 
     def drawn(data: ImageSet, rows: np.ndarray, augment: Augment) -> tuple[Tensor, Tensor]:
         images = augmented(workshop.unit(_cut(data.images[np.sort(rows)], mode.side)), augment)
-        return pasted(images, most=mode.pieces, sound=mode.sound, seamless=mode.seamless)
+        return pasted(images, most=mode.pieces, sound=mode.sound, seamless=mode.seamless, lines=mode.lines)
 
     def loss(batch: Tensor, _: float) -> Tensor:
         rows = torch.randint(len(train), (len(batch),)) if len(batch) > len(train) else torch.randperm(len(train))
