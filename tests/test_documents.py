@@ -548,6 +548,17 @@ def test_the_commands_of_the_page_on_scale_are_those_that_are_run_elsewhere() ->
     ]
 
 
+def test_the_commands_of_the_page_on_tracking_are_others_but_for_one(tmp_path: Path) -> None:
+    """TensorBoard and MLflow have environments of their own: tests/training/tracking runs the script if it can."""
+    lines = [command for line in shell("docs/tracking.md") for part in line.split("&&") for command in part.split("|")]
+    own = [shlex.split(line) for line in lines if "-m training" in line]
+    assert [words[1:] for words in own] == [["-m", "training", "runs", "--json"]]
+    assert {Path(shlex.split(line)[0]).name for line in lines} == {"python", "pip", "tensorboard", "mlflow"}
+    done = here(own[0][3:], tmp_path, {})
+    assert done.returncode == 2
+    assert "no runs yet" in done.stderr
+
+
 def test_no_page_has_commands_that_no_test_runs() -> None:
     tests = Path(__file__).read_text()
     for page in PAGES:
