@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.bundle import load
+from app.bundle import Manifest, load, prefer_gpu
 from app.bundle.bundle import REPORT_FILE
+from app.bundle.manifest import MANIFEST_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
@@ -98,7 +99,7 @@ def publish(
 
 def _facts(published: Path, material: Material) -> dict[str, Any]:
     """What the index of runs tells of a bundle."""
-    metrics = load(published).manifest.metrics
+    metrics = Manifest.parse((published / MANIFEST_FILE).read_bytes(), str(published)).metrics
     return {
         "bundle": str(published.resolve()),
         "metrics": {each.name: each.model_dump(include={"value", "images", "how"}) for each in metrics},
@@ -179,7 +180,7 @@ def report(folder: Path) -> Path:
     bundle_folder = published(folder)
     if bundle_folder is None:
         raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
-    bundle = load(bundle_folder)
+    bundle = load(bundle_folder, providers=prefer_gpu())
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
     if not material.tested:
