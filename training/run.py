@@ -30,6 +30,7 @@ from training.publish.draft import Crossed, Measured, fit_score, in_integers, me
 from training.publish.draft import export as export_draft
 from training.recipe import Recipe
 from training.report import comparison
+from training.report.gather import Verdict
 from training.report.gather import gather as gather_report
 from training.report.sections import page
 from training.search.crossing import Crossing
@@ -80,10 +81,10 @@ def publish(
     material: Material,
     folder: Path,
     models: Path,
-    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+    verdict: Callable[[Measured], Verdict] = lambda _: Verdict(),
     listed: Path | None = None,
 ) -> Path:
-    """Train what is not trained yet in the run's folder, and publish; `verdict` are sentences on top of the report.
+    """Train what is not trained yet in the run's folder, and publish; `verdict` stands on top of the report.
 
     `listed` is the folder by which the index of runs names it, if it is another.
     """
@@ -240,7 +241,7 @@ def _publish(
     crossed: Crossed | None,
     models: Path,
     folder: Path,
-    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+    verdict: Callable[[Measured], Verdict] = lambda _: Verdict(),
 ) -> tuple[Path, float]:
     """Export → fit the score → measure → report → publish. The report with images stays in the run's folder.
 
@@ -260,7 +261,8 @@ def _publish(
         journal=epochs,
         compared=results.read(folder),
     )
-    study = replace(study, words=[*verdict(measured), *study.words])
+    first = verdict(measured)
+    study = replace(study, words=[*first.sentences, *study.words], by_labels=first.by_labels)
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
     path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)

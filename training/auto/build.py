@@ -20,6 +20,7 @@ from training.learning.linear import head_on
 from training.progress import OutOfTime, quiet, say, track, until
 from training.publish.draft import Measured
 from training.recipe import Recipe
+from training.report.gather import Verdict
 from training.search.crossing import Crossing
 from training.search.race import Budget, Contender, Finished, best, race
 from training.tracking.index import tracked
@@ -170,12 +171,12 @@ def _publish(found: Found, chosen: Finished, finished: list[Finished], *, wish: 
         if each is not chosen
     ]
 
-    def words(measured: Measured) -> list[str]:
+    def words(measured: Measured) -> Verdict:
         tested, logits = None, measured.outputs.logits
         test = crossing.material.test
         if crossing.material.tested and logits is not None and len(test.labels):
             tested = int((logits.argmax(axis=1) == test.labels).sum()), len(test)
-        return verdict.of_classes(
+        sentences = verdict.of_classes(
             found,
             crossed,
             tested=tested,
@@ -184,18 +185,20 @@ def _publish(found: Found, chosen: Finished, finished: list[Finished], *, wish: 
             others=others,
             curve=curve,
         )
+        return Verdict(sentences, curve.series() if curve is not None else ())
 
     return _published(crossing.recipe, crossing.material, crossing.run, models=wish.models, words=words)
 
 
 def _published(
-    recipe: Recipe, material: Material, folder: Path, models: Path, words: Callable[[Measured], list[str]]
+    recipe: Recipe, material: Material, folder: Path, models: Path, words: Callable[[Measured], Verdict]
 ) -> Path:
     said: list[str] = []
 
-    def kept(measured: Measured) -> list[str]:
-        said[:] = words(measured)
-        return said
+    def kept(measured: Measured) -> Verdict:
+        made = words(measured)
+        said[:] = made.sentences
+        return made
 
     (folder / PLAN_FILE).write_text(recipes.to_toml(recipe))
     recipes.write(recipe, folder.parent)  # the index of runs lists what was chosen
@@ -245,8 +248,8 @@ def _small(image: np.ndarray) -> np.ndarray:
 def _inspect(found: Found, wish: Wish, entries: list[Entry], *, folder: Path) -> Path:
     recipe, material = _opened(entries[0].recipe, folder / "inspect", {})
 
-    def words(measured: Measured) -> list[str]:
-        return verdict.of_inspection(found, measured.draft.bundle, measured.defects)
+    def words(measured: Measured) -> Verdict:
+        return Verdict(verdict.of_inspection(found, measured.draft.bundle, measured.defects))
 
     return _published(recipe, material, folder / "inspect", models=wish.models, words=words)
 

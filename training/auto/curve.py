@@ -7,6 +7,7 @@ import torch
 
 from training.learning.linear import head_on
 from training.progress import quiet, track
+from training.report.charts import Series
 from training.search.crossing import Crossing
 
 SHARES = (0.125, 0.25, 0.5)
@@ -24,8 +25,23 @@ class LearningCurve:
 
     labels: tuple[int, ...]
     accuracies: tuple[float, ...]
-    doubled: tuple[float, float, float]  # low, expected, high: with twice as many labels as there are (95 %)
+    fitted: tuple[tuple[float, float, float], ...]  # low, expected, high (95 %) at `labels`, and at twice `images`
     images: int
+
+    @property
+    def doubled(self) -> tuple[float, float, float]:
+        """Low, expected, high: with twice as many labels as there are."""
+        return self.fitted[-1]
+
+    def series(self) -> tuple[Series, Series]:
+        """For a chart."""
+        low, expected, high = zip(*self.fitted, strict=True)
+        return (
+            Series(
+                "fitted, and continued to twice as many labels", (*self.labels, 2 * self.images), expected, low, high
+            ),
+            Series("measured", self.labels, self.accuracies),
+        )
 
 
 def learning_curve(crossing: Crossing) -> LearningCurve | None:
@@ -65,19 +81,16 @@ def learning_curve(crossing: Crossing) -> LearningCurve | None:
         counts[-1] += (~held).sum() / len(numbers)
     judged = np.any([crossing.held(number) for number in numbers], axis=0)
     right = right[:, judged]
+    at = np.array([*counts, 2 * len(target)])
     rng = np.random.default_rng(0)
-    ahead = np.array(
-        [
-            continued(counts, right[:, rng.integers(right.shape[1], size=right.shape[1])], 2 * len(target))
-            for _ in range(_RESAMPLED)
-        ]
-    )
-    low, high = np.quantile(ahead, (0.025, 0.975))
-    expected = continued(counts, right, 2 * len(target))
+    again = [
+        continued(counts, right[:, rng.integers(right.shape[1], size=right.shape[1])], at) for _ in range(_RESAMPLED)
+    ]
+    low, high = np.quantile(again, (0.025, 0.975), axis=0)
     return LearningCurve(
         labels=tuple(round(each) for each in counts),
         accuracies=tuple(right.mean(axis=1).tolist()),
-        doubled=(float(low), expected, float(high)),
+        fitted=tuple(zip(low.tolist(), continued(counts, right, at).tolist(), high.tolist(), strict=True)),
         images=len(target),
     )
 
@@ -92,10 +105,10 @@ def some_of_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def continued(counts: np.ndarray, right: np.ndarray, at: int) -> float:
-    """The accuracy at so many labels, by the line through the logarithms of the errors; more labels are no loss."""
+def continued(counts: np.ndarray, right: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The accuracies at so many labels, by the line through the logarithms of the errors; more labels are no loss."""
     wrong = np.maximum(1 - right.mean(axis=1), _LEAST / right.shape[1])
     slope, level = np.polyfit(np.log(counts), np.log(wrong), 1)
     slope = min(0.0, float(slope))
     level = float((np.log(wrong) - slope * np.log(counts)).mean())
-    return float(1 - np.exp(level + slope * np.log(at)))
+    return np.asarray(1 - np.exp(level + slope * np.log(at)))

@@ -50,7 +50,9 @@ def test_a_folder_of_kinds_becomes_a_bundle_that_has_learnt_from_all_of_it(built
     assert "accuracy" not in metrics
     said = (built / "run" / "frozen" / VERDICT_FILE).read_text()
     assert NO_BETTER not in said
-    assert said.splitlines()[0] in (built / "run" / "frozen" / "report.html").read_text().replace("&#x27;", "'")
+    report = (built / "run" / "frozen" / "report.html").read_text().replace("&#x27;", "'")
+    assert said.splitlines()[0] in report
+    assert "Accuracy by labels, on images that were not learnt from" in report
 
 
 def test_its_plan_run_again_gives_the_same_head(built: Path, tmp_path: Path) -> None:
