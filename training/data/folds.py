@@ -10,6 +10,7 @@ import numpy as np
 from training.data.imageset import ImageSet
 from training.data.splits import groups_and_copies, groups_of, stated_groups
 from training.errors import TrainingError, printable
+from training.progress import say
 from training.recipe import Split
 
 _SEPARATOR = re.compile(r"[-_. ]+")
@@ -32,7 +33,8 @@ class Folds:
 
 
 def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
-    """`split.folds` folds, dealt `split.repeats` times; every fold has its share of each class.
+    """`split.folds` folds, dealt `split.repeats` times, or as many as the smallest class can fill; every fold has its
+    share of each class.
 
     Copies of an image are in one fold. Groups are those of `split.groups` or the data set's own; else of the beginning
     of file names, if every class has more of them than folds.
@@ -47,11 +49,13 @@ def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
         how = f"grouped by the beginning of their names, as {printable(found[0])} of {printable(data.names[0])}"
     groups = groups_and_copies(data, stated_groups(data, named.groups))
     names, member_of = np.unique(groups, return_inverse=True)
-    for label, name in enumerate(data.classes):
-        own = len(np.unique(member_of[data.labels == label]))
-        if own < count:
-            what = "groups" if how else "different images"
-            raise TrainingError(f"{printable(name)} has {own} {what} for split.folds={count}: lower it, or add images")
+    own = [len(np.unique(member_of[data.labels == label])) for label in range(len(data.classes))]
+    if (fewest := min(own)) < count:
+        name, what = printable(data.classes[own.index(fewest)]), "groups" if how else "different images"
+        if fewest < 2:
+            raise TrainingError(f"{name} has {fewest} {what}, and two are needed to learn and to judge it: add images")
+        say(f"note: {name} has {fewest} {what}, which make {fewest} folds")
+        count = fewest
     numbers = np.stack([_dealt_by_class(member_of, data.labels, count, seed + deal) for deal in range(rules.repeats)])
     return Folds(numbers, f"{how}: {len(names)} groups" if how else "each image by itself")
 
