@@ -49,7 +49,7 @@ def plan(wish: Wish) -> str:
     texts = []
     for purpose in purposes:
         entries = _entries(found, wish, purpose)
-        _say_plan(entries, wish, purpose)
+        _say_plan(found, entries, wish, purpose)
         texts.append(recipes.to_toml(entries[0].recipe))
     return "\n".join(texts)
 
@@ -63,7 +63,7 @@ def auto(wish: Wish, folder: Path, command: str) -> list[Path]:
         left = 60 * wish.minutes - (time.monotonic() - wish.began)
         budget = Budget(left / (len(purposes) - number))
         entries = _entries(found, wish, purpose)
-        _say_plan(entries, wish, purpose)
+        _say_plan(found, entries, wish, purpose)
         own.mkdir(parents=True, exist_ok=True)
         with tracked(own, entries[0].recipe, "auto", f"{command} --run {own} --resume"):
             if purpose == "classify":
@@ -101,9 +101,10 @@ def _entries(found: Found, wish: Wish, purpose: Purpose) -> list[Entry]:
     return entries
 
 
-def _say_plan(entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
+def _say_plan(found: Found, entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
     folds = entries[0].recipe.split.folds
-    say(f"will {purpose}, in {wish.minutes:g} minutes; nothing is held out: numbers come from {folds} folds or fewer")
+    held_out = "nothing is held out: " if found.test is None else ""
+    say(f"will {purpose}, in {wish.minutes:g} minutes; {held_out}numbers come from {folds} folds or fewer")
     for entry in entries:
         about = f", about {_duration(entry.seconds)}" if entry.seconds else ""
         say(f"  {entry.name}: {entry.what}{about}")

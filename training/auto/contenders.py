@@ -54,12 +54,11 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     """`seconds` is the whole budget: what would take far longer is listed too, and left out when its turn comes."""
     images = len(found.train)
     deals = _DEALS if images < _TINY else 1
-    given = (f"split.folds={min(_FOLDS, found.fewest)}", f"split.repeats={deals}")
-    trained = (f"split.folds={min(_FEW_FOLDS, found.fewest)}",)
+    given = (f"split.folds={_FOLDS}", f"split.repeats={deals}")
+    trained = (f"split.folds={_FEW_FOLDS}",)
 
     def of(base: str, *changes: str) -> Recipe:
-        own = (f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}")
-        return recipes.load(base, [*own, *changes])
+        return recipes.load(base, [*_own_settings(found, name, base), *changes])
 
     if not outside:
         return _own(found, of, trained, seconds)
@@ -73,35 +72,38 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     if size == "small":
         small = of("photos", *given, "input.height=128", "input.width=128", "network.stages=3")
         cut = Entry(
-            "lower stages", "the same on its three lower stages, at 128 pixels", small, once=0.2 * lite, each=head
+            "lower stages",
+            "a linear head on EfficientNet-Lite0 up to its third stage, 128 pixels",
+            small,
+            once=0.2 * lite,
+            each=head,
         )
         whole = of("photos", *given, "export.int8=true")
         entries = [
             cut,
-            Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, once=lite, each=head),
+            Entry("integers", "a linear head on EfficientNet-Lite0 in eight-bit integers", whole, once=lite, each=head),
         ]
         distilled = of("photos-small", *trained)
-        return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, each=lite * 25)]
+        taught = "the lower stages of EfficientNet-Lite0, taught by all of it"
+        return [*entries, Entry("distilled", taught, distilled, each=lite * 25)]
     if found.short_side >= _LARGER:
         larger = of("photos", *given, f"input.short_side={_LARGER}")
+        pixels = f"a linear head on EfficientNet-Lite0, at {_LARGER} pixels"
         taken = lite * (_LARGER / 224) ** 2
-        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, once=taken, each=head))
+        entries.append(Entry("larger", pixels, larger, once=taken, each=head))
     if images >= _FEWEST_TO_THAW:
         thawed = of("photos", *trained, *_THAWED)
-        entries.append(Entry("thawed", "its upper blocks learn, too", thawed, each=lite * 25))
+        entries.append(Entry("thawed", "EfficientNet-Lite0, whose upper blocks learn, too", thawed, each=lite * 25))
     return entries
 
 
 def to_inspect(found: Found, name: str, *, size: Size, outside: bool) -> Recipe:
     base = "inspect-own" if not outside else "inspect-small" if size == "small" else "inspect"
-    changes = [f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}"]
-    changes.append("split.folds=5")
-    folds = recipes.load(base, changes[:4]).anomaly.folds
-    changes.append(f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}")
+    folds = recipes.load(base, []).anomaly.folds
+    changes = [f"split.folds={_FOLDS}", f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}"]
     if found.sound is not None:
-        changes.append(f"split.sound={found.sound}")
-    rate = max(0.05, math.ceil(1000 / (len(found.train) + 1)) / 1000)  # what so few images can bear
-    return recipes.load(base, [*changes, f"false_alarm_rate={rate}"])
+        changes.append(f"split.sound={recipes.in_toml(found.sound)}")
+    return recipes.load(base, [*_own_settings(found, name, base), *changes])
 
 
 def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seconds: float) -> list[Entry]:
@@ -109,7 +111,7 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
     untrained = of("defects", "transfer.mode=scratch", "decoder.epochs=0", *trained, "transfer.epochs=2", *_sided(64))
     for side in _OWN_SIDES:
         step = _training_seconds(untrained, side)
-        networks = min(_FEW_FOLDS, found.fewest) + 1
+        networks = _FEW_FOLDS + 1
         # Two views of an image in pretraining cost twice a labelled one.
         epochs = int(0.8 * seconds / len(_OWN_SIDES) / (networks * images * step * 3))
         epochs = min(_OWN_EPOCHS[1], max(_OWN_EPOCHS[0], epochs))
@@ -120,6 +122,13 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
             Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, each=taken)
         )
     return entries
+
+
+def _own_settings(found: Found, name: str, base: str) -> list[str]:
+    """What every recipe for a folder sets."""
+    rate = max(0.05, math.ceil(1000 / (len(found.train) + 1)) / 1000)  # what so few images can bear
+    words = {"name": name, "source": found.data, "target": found.data, "title": _title(found, base)}
+    return [*(f"{field}={recipes.in_toml(text)}" for field, text in words.items()), f"false_alarm_rate={rate}"]
 
 
 def _sided(side: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from training.data import inspection
 from training.data.imageset import ImageSet
+from training.data.material import refuse_other_classes
 from training.data.read import has_parts, read_part
 from training.data.resolution import examined, measure
 from training.errors import TrainingError, listed, printable
@@ -36,11 +37,6 @@ class Found:
         if self.sound is not None or len(self.train.classes) < 2:
             return ("inspect",)
         return ("classify", "inspect")
-
-    @property
-    def fewest(self) -> int:
-        """Images of the smallest class."""
-        return int(np.bincount(self.train.labels, minlength=len(self.train.classes)).min())
 
     def words(self) -> str:
         count, where = len(self.train), printable(self.data)
@@ -78,10 +74,12 @@ def look(data: str, classify: bool = False) -> Found:
             defects, train = int(whole.defective.sum()), whole.without_defects()
     if test is not None:
         defects = int(test.defective.sum())
-    if not len(train):
-        raise TrainingError(f"{printable(data)}: no image to learn from")
-    if train.sound is None and train.classes:
+    if len(train) < _FEWEST:
+        raise TrainingError(f"{printable(data)}: {len(train)} images to learn from, and {_FEWEST} are needed: add some")
+    if train.sound is None:
         _refuse_small(train, data)
+        if test is not None:
+            refuse_other_classes(train, test, data)
     some = measure([dimensions for _, dimensions in examined(train, printable(data))])
     return Found(data, train, test, sound=train.sound, defects=defects, short_side=some.short_side)
 

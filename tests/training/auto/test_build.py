@@ -14,9 +14,12 @@ import pytest
 from support import ROOT, draw_folder, draw_inspection
 
 from app.bundle import load
+from training import recipe as recipes
 from training.__main__ import main
 from training.auto.build import VERDICT_FILE
 from training.auto.verdict import NO_BETTER
+from training.data.material import gather
+from training.data.resolution import settled
 
 
 def auto(folder: Path, out: Path, *more: str) -> int:
@@ -86,11 +89,27 @@ def test_a_plan_is_a_recipe_and_nothing_is_done(
     assert auto(garments, tmp_path, "--plan") == 0
     out, err = capsys.readouterr()
     (tmp_path / "plan.toml").write_text(out)
-    from training import recipe
-
-    assert recipe.load(str(tmp_path / "plan.toml"), []).split.folds == 5
+    assert recipes.load(str(tmp_path / "plan.toml"), []).split.folds == 5
     assert "frozen: a linear head" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["2024", "true", 'the "best" ones', "-fotos ü\x7f"])
+def test_two_kinds_of_four_images_are_enough_whatever_their_folder_is_called(
+    name: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / name
+    for kind in sorted(garments.iterdir())[:2]:
+        (folder / kind.name).mkdir(parents=True)
+        for file in sorted(kind.iterdir())[:4]:
+            shutil.copy(file, folder / kind.name)
+    assert auto(folder, tmp_path, "--plan") == 0
+    (tmp_path / "plan.toml").write_text(capsys.readouterr().out)
+    plan = recipes.load(str(tmp_path / "plan.toml"), [])
+    assert (plan.target, plan.false_alarm_rate) == (str(folder), 0.112)
+    folds = gather(settled(plan)).folds
+    assert folds is not None
+    assert folds.count == 4
 
 
 def test_sound_images_with_defects_beside_them_are_inspected(
@@ -137,6 +156,16 @@ def test_folders_that_teach_nothing_are_refused_in_a_sentence(
             shutil.copy(file, few / kind.name)
     assert auto(few, tmp_path) == 2
     assert "fewer than 4 images of" in capsys.readouterr().err
+    parted = tmp_path / "parted"
+    shutil.copytree(garments, parted / "train")
+    shutil.copytree(garments, parted / "test")
+    shutil.move(next(iter((parted / "test").iterdir())), parted / "test" / "other")
+    assert auto(parted, tmp_path, "--plan") == 2
+    assert "the test part has classes that the training part lacks (other)" in capsys.readouterr().err
+    (tmp_path / "lone").mkdir()
+    shutil.copy(next(one.rglob("*.png")), tmp_path / "lone")
+    assert auto(tmp_path / "lone", tmp_path, "--plan") == 2
+    assert "1 images to learn from, and 4 are needed" in capsys.readouterr().err
     assert auto(tmp_path / "none", tmp_path) == 2
     assert "neither a named data set" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
