@@ -12,6 +12,7 @@ import torch
 
 from training import recipe as recipes
 from training.auto.look import Found
+from training.data.splits import list_training_part
 from training.networks.autoencoder import build
 from training.recipe import Recipe
 
@@ -58,7 +59,7 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     trained = (f"split.folds={_FEW_FOLDS}",)
 
     def of(base: str, *changes: str) -> Recipe:
-        return recipes.load(base, [*_own_settings(found, name, base), *changes])
+        return recipes.load(base, [*_own_settings(found, name, base, images), *changes])
 
     if not outside:
         return _own(found, of, trained, seconds)
@@ -99,11 +100,13 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
 
 def to_inspect(found: Found, name: str, *, size: Size, outside: bool) -> Recipe:
     base = "inspect-own" if not outside else "inspect-small" if size == "small" else "inspect"
-    folds = recipes.load(base, []).anomaly.folds
-    changes = [f"split.folds={_FOLDS}", f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}"]
+    changes = [f"split.folds={_FOLDS}"]
     if found.sound is not None:
         changes.append(f"split.sound={recipes.in_toml(found.sound)}")
-    return recipes.load(base, [*_own_settings(found, name, base), *changes])
+    usual = recipes.load(base, changes)
+    images = len(list_training_part(found.data, usual.split, usual.seed))  # beside defects, some are held out
+    changes.append(f"anomaly.folds={max(2, min(usual.anomaly.folds, images // 4))}")
+    return recipes.load(base, [*_own_settings(found, name, base, images), *changes])
 
 
 def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seconds: float) -> list[Entry]:
@@ -124,9 +127,9 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
     return entries
 
 
-def _own_settings(found: Found, name: str, base: str) -> list[str]:
-    """What every recipe for a folder sets."""
-    rate = max(0.05, math.ceil(1000 / (len(found.train) + 1)) / 1000)  # what so few images can bear
+def _own_settings(found: Found, name: str, base: str, images: int) -> list[str]:
+    """What every recipe for a folder sets; so many images are learnt from."""
+    rate = max(0.05, math.ceil(1000 / (images + 1)) / 1000)  # what so few images can bear
     words = {"name": name, "source": found.data, "target": found.data, "title": _title(found, base)}
     return [*(f"{field}={recipes.in_toml(text)}" for field, text in words.items()), f"false_alarm_rate={rate}"]
 

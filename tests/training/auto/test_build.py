@@ -112,6 +112,19 @@ def test_two_kinds_of_four_images_are_enough_whatever_their_folder_is_called(
     assert folds.count == 4
 
 
+def test_the_false_alarm_rate_is_one_that_the_sound_images_bear_once_some_are_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = sorted(draw_folder(tmp_path / "drawn", 20, seed=4).iterdir())
+    shutil.copytree(drawn[0], tmp_path / "steel" / "good")
+    shutil.copytree(drawn[1], tmp_path / "steel" / "scratched")
+    assert auto(tmp_path / "steel", tmp_path, "--plan") == 0
+    (tmp_path / "plan.toml").write_text(capsys.readouterr().out)
+    plan = recipes.load(str(tmp_path / "plan.toml"), [])
+    assert plan.false_alarm_rate == 0.059, "16 are left to learn from"
+    assert len(gather(settled(plan)).calibration) == 16
+
+
 def test_sound_images_with_defects_beside_them_are_inspected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
