@@ -80,7 +80,8 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
             cut,
             Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, once=lite, each=head),
         ]
-        distilled = of("photos-small", *trained)
+        soft = () if found.train.several is None else ("transfer.soft=0",)  # a teacher's say is of one label each
+        distilled = of("photos-small", *trained, *soft)
         return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, each=lite * 25)]
     if found.short_side >= _LARGER:
         larger = of("photos", *given, f"input.short_side={_LARGER}")

@@ -25,7 +25,7 @@ class Made:
         rng = np.random.default_rng(seed)
         towards = np.where(LABELS, skill, -skill) + rng.normal(size=IMAGES)
         self.all = np.stack([-towards, towards], axis=1)
-        self.material = SimpleNamespace(target=SimpleNamespace(labels=LABELS))
+        self.material = SimpleNamespace(target=SimpleNamespace(truth=LABELS))
         self.seconds, self.interrupted, self.crossed = seconds, interrupted, set[int]()
 
     def __len__(self) -> int:
