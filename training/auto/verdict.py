@@ -76,9 +76,9 @@ def of_labels(
     hits, precision = (crossed.given & members).sum(), precision_across(crossed)
     right, recall = 100 * hits / max(1, crossed.given.sum()), 100 * hits / (len(crossed.given) * members.sum())
     return [
-        f"{_use(f1.low, 'labels')} Of 100 labels that it gives, about {right:.0f} are right; of 100 that images have, it "
-        f"gives about {recall:.0f}. Micro F1 is {f1.value:.0%}, and {f1.low:.0%} to {f1.high:.0%} is to be expected of "
-        f"new images like these ({how}; {same} would get {always:.0%}).",
+        f"{_use(f1.low, 'labels')} Of 100 labels that it gives, about {right:.0f} are right; of 100 that images have, "
+        f"it gives about {recall:.0f}. Micro F1 is {f1.value:.0%}: of new images like these, expect {f1.low:.0%} to "
+        f"{f1.high:.0%} ({how}; {same} would get {always:.0%}).",
         f"Exactly its labels are given to {crossed.all_right.mean():.0%} of the images. Mean average precision is "
         f"{precision.value:.0%} ({precision.low:.0%} to {precision.high:.0%}; by chance {members.mean():.0%}).",
         *([] if tested is None else [_of_test_part(*tested, "given exactly their labels")]),

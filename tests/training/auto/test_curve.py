@@ -9,15 +9,15 @@ def test_a_power_of_the_labels_is_continued() -> None:
     right = np.zeros((4, images))
     for place, error in enumerate(errors):
         right[place, round(error * images) :] = 1
-    assert abs(continued(counts, right, 400) - (1 - 0.8 * 400**-0.5)) < 0.002
+    assert abs(continued(counts, right, np.ones_like(right), 400) - (1 - 0.8 * 400**-0.5)) < 0.002
 
 
 def test_more_labels_are_no_loss_and_no_error_is_not_less_than_none() -> None:
     counts = np.array([10.0, 20, 40])
     worse = np.zeros((3, 100))
     worse[0, 10:], worse[1, 20:], worse[2, 30:] = 1, 1, 1
-    assert 0.79 < continued(counts, worse, 80) < 0.83
-    assert 0.99 < continued(counts, np.ones((3, 100)), 80) <= 1
+    assert 0.79 < continued(counts, worse, np.ones_like(worse), 80) < 0.83
+    assert 0.99 < continued(counts, np.ones((3, 100)), np.ones((3, 100)), 80) <= 1
 
 
 def test_a_share_is_of_each_class() -> None:
