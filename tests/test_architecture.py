@@ -97,7 +97,7 @@ OPEN = {
         *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
-    "publish": {"base", "card", "deliver", "draft", "provenance", "recalibrate"},
+    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate"},
     "compare": {"arms", "bench", "results"},
     "report": {"charts", "comparison", "gather", "sections"},
     "shots": {"bases", "graft"},

@@ -230,7 +230,7 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sou
     if found is not None and loaded.manifest.anomaly is not None:
         for line in defects.table(found, loaded.manifest.anomaly.false_alarm_rate):
             print(line)
-    of_labels = measured_labels(loaded, images, outputs.logits)
+    of_labels = measured_labels(loaded, images, outputs)
     if of_labels is not None:
         for line in text_table(of_labels):
             print(line)

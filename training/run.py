@@ -25,8 +25,9 @@ from training.learning.workshop import CHECKPOINTS
 from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
+from training.publish.crossed import Crossed
 from training.publish.deliver import deliver
-from training.publish.draft import Crossed, Measured, fit_score, in_integers, measure, unseen
+from training.publish.draft import Measured, fit_score, in_integers, measure, unseen
 from training.publish.draft import export as export_draft
 from training.recipe import Recipe
 from training.report import comparison

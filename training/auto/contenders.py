@@ -84,7 +84,8 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
             cut,
             Entry("integers", "a linear head on EfficientNet-Lite0 in eight-bit integers", whole, once=lite, each=head),
         ]
-        distilled = of("photos-small", *trained)
+        soft = () if found.train.several is None else ("transfer.soft=0",)  # a teacher's say is of one label each
+        distilled = of("photos-small", *trained, *soft)
         taught = "the lower stages of EfficientNet-Lite0, taught by all of it"
         return [*entries, Entry("distilled", taught, distilled, each=lite * 25)]
     if found.short_side >= _LARGER:

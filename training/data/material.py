@@ -196,11 +196,6 @@ def _refuse_several(recipe: Recipe) -> None:
             f"{where} transfer.mode={mode.mode} learns one label of each: set transfer.mode=linear, or head, "
             "gradual or full"
         )
-    if recipe.split.folds:
-        raise TrainingError(
-            f"{where} split.folds={recipe.split.folds} deals out images of one label each: set it to 0, and parts are "
-            "held out"
-        )
     if isinstance(mode, DistilMode) and mode.soft:
         raise TrainingError(f"{where} transfer.soft={mode.soft:g} is of a teacher of one label each: set it to 0")
     if getattr(mode, "class_weights", False):

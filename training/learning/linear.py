@@ -81,8 +81,7 @@ def linear_head(workshop: Workshop, train: ImageSet, transfer: LinearMode | Labe
     """By what `transfer` has the head read, and whether it weighs classes."""
     weights = class_weights(train) if transfer.class_weights else None
     points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
-    labels = train.labels if train.several is None else train.several
-    return head_on(points, labels, classes=len(train.classes), weights=weights, maps=maps)
+    return head_on(points, train.truth, classes=len(train.classes), weights=weights, maps=maps)
 
 
 def head_on(

@@ -122,7 +122,7 @@ def gather(
         journal=journal,
         words=[*in_words(manifest, scores), *apart],
         confusion=counts,
-        of_labels=measured_labels(bundle, test, outputs.logits),
+        of_labels=measured_labels(bundle, test, outputs),
         latent_map=bundle.map or latent_map.fit(outputs.encoded["embedding"], labels),
         scores=scores,
         by_class=of_class,
