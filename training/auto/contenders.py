@@ -29,6 +29,7 @@ _THAWED = (  # benchmarks/backbones.py measures it
 _FEWEST_TO_THAW = 300  # images: of fewer, thawing gained nothing anywhere
 _OWN_SIDES = (64, 96)
 _OWN_EPOCHS = (8, 60)
+_ENOUGH_VIEWS, _MOST_EPOCHS = 36_000, 300  # of fewer images more epochs, until so many were seen
 _TRIED = 16  # images on which times are measured
 
 
@@ -118,14 +119,20 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
         networks = _FEW_FOLDS + 1
         # Two views of an image in pretraining cost twice a labelled one.
         epochs = int(0.8 * seconds / len(_OWN_SIDES) / (networks * images * step * 3))
-        epochs = min(_OWN_EPOCHS[1], max(_OWN_EPOCHS[0], epochs))
+        least, most = _OWN_EPOCHS
+        epochs = max(least, min(epochs, max(most, min(_MOST_EPOCHS, _ENOUGH_VIEWS // images))))
         changes = (f"pretrain.epochs={epochs}", f"transfer.epochs={epochs}", "decoder.epochs=0", *_sided(side))
-        own = of("defects", *trained, *changes)
+        own = of("defects", *trained, *_batches(images), *changes)
         taken = images * step * 3 * epochs
         entries.append(
             Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, each=taken)
         )
     return entries
+
+
+def _batches(images: int) -> tuple[str, str]:
+    """Of few images small ones, or an epoch is a step or two."""
+    return f"pretrain.batch={min(128, max(16, images // 4))}", f"transfer.batch={min(32, max(8, images // 8))}"
 
 
 def _own_settings(found: Found, name: str, base: str, images: int) -> list[str]:

@@ -40,7 +40,7 @@ def of_classes(
     if by_chance(hits, images, guessed, tries=1 + len(others)):
         return [
             f"This is {NO_BETTER}: {right.mean():.0%} right, where always saying {usual} gets {guessed:.0%} ({how}). "
-            f"{_LOOK}"
+            f"{_LOOK if pixels is None or by_chance(round(pixels * images), images, guessed) else _untaught(pixels)}"
         ]
     expected = f"Of 100 new images like these, expect {_floor(low)} to {_ceil(high)} right ({how}; "
     return [
@@ -89,6 +89,13 @@ def of_labels(
 
 
 _LOOK = "Do not use it: look whether the labels are right, and whether a person could tell these images apart."
+
+
+def _untaught(pixels: float) -> str:
+    return (
+        f"Do not use it: by pixels alone, {pixels:.0%} would be right, so it was the training that failed. Give more "
+        "--minutes or more images, or let it take published weights."
+    )
 
 
 def _how(images: int) -> str:
