@@ -66,7 +66,9 @@ def of_labels(
     their labels, images)."""
     members, how, f1 = crossed.members, _how(len(crossed.labels)), micro_f1_across(crossed)
     always, usual = same_for_all(members)
-    same = f"always saying {listed([found.train.classes[label] for label in usual])}"
+    every = len(usual) == members.shape[1]
+    named = f"all {len(usual)} labels" if every else listed([found.train.classes[label] for label in usual])
+    same = f"always saying {named}"
     if labels_by_chance(crossed, tries=1 + len(others)):
         exchanged, _ = dealt_at_random(crossed)
         return [
