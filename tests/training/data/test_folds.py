@@ -124,8 +124,15 @@ def test_groups_of_images_of_several_labels_lie_in_one_fold() -> None:
     assert (np.ptp(counts, axis=0) <= 5).all()
 
 
-def test_a_label_of_fewer_images_than_folds_is_named() -> None:
+def test_a_label_of_fewer_images_than_folds_makes_fewer_folds(capsys: pytest.CaptureFixture[str]) -> None:
     several = np.zeros((20, 2), bool)
     several[:10, 0], several[8:11, 1] = True, True
-    with pytest.raises(TrainingError, match=r"b has 3 different images for split\.folds=4: lower it, or add images"):
+    assert labelled_folds(with_several(several), Split(folds=4), seed=0).count == 3
+    assert "note: b has 3 different images, which make 3 folds" in capsys.readouterr().err
+
+
+def test_a_label_of_one_image_is_named() -> None:
+    several = np.zeros((20, 2), bool)
+    several[:10, 0], several[8, 1] = True, True
+    with pytest.raises(TrainingError, match="b has 1 different images, and two are needed to learn and to judge it"):
         labelled_folds(with_several(several), Split(folds=4), seed=0)
