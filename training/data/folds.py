@@ -53,7 +53,9 @@ def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
     if (fewest := min(own)) < count:
         name, what = printable(data.classes[own.index(fewest)]), "groups" if how else "different images"
         if fewest < 2:
-            raise TrainingError(f"{name} has {fewest} {what}, and two are needed to learn and to judge it: add images")
+            raise TrainingError(
+                f"{name} has too few {what} ({fewest}): two are needed to learn and to judge it: add images"
+            )
         say(f"note: {name} has {fewest} {what}, which make {fewest} folds")
         count = fewest
     dealt = _dealt_by_class if data.several is None else _dealt_by_labels

@@ -137,7 +137,8 @@ def open_study(folder: Path, sampler: "BaseSampler") -> "Study":
 
 def _cross(contender: Contender, budget: Budget, trial: "Trial", needed: bool) -> Finished | None:
     if not needed and contender.guess * (1 + contender.after) > budget.left:
-        say(f"{contender.name}: left out: a first fold and the network would take {_minutes(contender.guess * 2)}")
+        needed_s, left = contender.guess * (1 + contender.after), _minutes(max(0, budget.left))
+        say(f"{contender.name}: left out: a fold and the network take about {_minutes(needed_s)}, {left} are left")
         return None
     with until(None if needed else time.monotonic() + budget.left):
         crossing = contender.open()

@@ -77,7 +77,7 @@ def test_what_would_not_end_in_time_does_not_begin_and_the_first_ends_whatever_i
     finished = race([contender("first", Made(1)), contender("slow", slow, guess=1e6)], tmp_path, Budget(60))
     assert [each.contender.name for each in finished] == ["first"]
     assert not slow.crossed
-    assert "slow: left out: a first fold and the network would take" in capsys.readouterr().err
+    assert "slow: left out: a fold and the network take about" in capsys.readouterr().err
     assert len(race([contender("first", Made(1, seconds=0.1))], tmp_path / "none", Budget(0))) == 1
 
 
