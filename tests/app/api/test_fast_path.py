@@ -35,7 +35,8 @@ from app.inference.admission import Bytes
 from app.inference.answer import OutputRequest, Outputs, answer
 from app.inference.batcher import Batcher
 from app.main import create_app
-from app.serving.fast_connection import FastConnection, _FastCycle, connection_factory
+from app.serving.connection import Connection, connection_factory
+from app.serving.exchange import FastExchange
 from app.settings import Settings
 from app.telemetry.logs import LogRequests, RequestLog
 from app.telemetry.metrics import Metrics
@@ -245,7 +246,6 @@ ALONE = "POST {} HTTP/1.1"
         (RAW, IMAGE, "POST {}?top_k=1 HTTP/1.1"),
         (RAW, IMAGE, "POST {}%20 HTTP/1.1"),
         (RAW, IMAGE, "POST /v1/decode HTTP/1.1"),
-        (RAW | {"connection": "close"}, IMAGE, ALONE),
         (RAW | {"x-timeout-ms": "50"}, IMAGE, ALONE),
         (RAW | {"content-encoding": "gzip"}, IMAGE, ALONE),
         (RAW | {"origin": "http://elsewhere"}, IMAGE, ALONE),
@@ -356,8 +356,7 @@ def test_answers_keep_the_order_of_requests_on_one_connection(app: FastAPI) -> N
             return [each.status for each in [*found, await line.answer()]], line
 
     statuses, line = asyncio.run(go())
-    # Requests that arrive while another is in flight are handed over.
-    assert statuses == [200, 299, 299, 299, 299, 200]
+    assert statuses == [200, 299, 200, 200, 299, 200]
     assert line.state.total_requests == 6
 
 
@@ -493,7 +492,7 @@ def test_shutdown_within_a_body_closes_the_connection_after_its_answer(app: Fast
             return await line.answer(), await line.reader.read()
 
     found, rest = asyncio.run(go())
-    assert (found.status, found.headers["connection"], rest) == (299, "close", b"")
+    assert (found.status, found.headers["connection"], rest) == (200, "close", b"")
 
 
 def test_a_draining_server_answers_pipelined_requests_and_says_close_once(app: FastAPI) -> None:
@@ -716,7 +715,7 @@ def test_a_failed_batch_is_handed_over(app: FastAPI) -> None:
 def test_no_request_is_left_to_the_garbage_collector(app: FastAPI, whole: bytes) -> None:
     def there() -> list[int]:
         counted = Counter(type(each) for each in gc.get_objects())
-        return [counted[kind] for kind in (PendingRequest, FastConnection, _FastCycle)]
+        return [counted[kind] for kind in (PendingRequest, Connection, FastExchange)]
 
     async def go() -> tuple[list[int], list[int]]:
         async with Line(app) as line:
