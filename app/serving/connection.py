@@ -152,6 +152,8 @@ class Connection(asyncio.Protocol):
             self._refuse(431, "head-too-large", f"the request's head is more than the {MAX_HEAD:,} bytes allowed")
         finally:
             self._reading = False
+        if self._exchange is not None and not self._reader.complete:
+            self._exchange.expect_more()
         self._limit_head()
         self._regulate_reading()
 

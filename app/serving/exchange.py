@@ -18,9 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.api.fast_path import LEFT, NOT_PLAIN, SLOW_BODY, FastPath, PendingRequest, PlainRequest
-from app.errors import DeadlinePassed, QueueFull
+from app.errors import QueueFull
 from app.serving.reader import Head, Headers
-from app.telemetry.requests import DEADLINE_PASSED, STARTED_AT, App, Receive, RequestRecord, Scope, Send
+from app.telemetry.requests import STARTED_AT, App, Receive, Scope, Send
 
 _MOMENT_S = 0.05  # in which a body arrives that its client sends right after the head
 _CLOSE = (b"connection", b"close")
@@ -68,6 +68,9 @@ class OrdinaryExchange(asyncio.Transport):
         """A piece of the body, as it was sent."""
         if body:
             self._protocol.data_received(body)
+
+    def expect_more(self) -> None:
+        """The application limits the time that a body takes."""
 
     def close_after_answer(self) -> None:
         self._protocol.shutdown()
@@ -156,9 +159,12 @@ class FastExchange:
         self._body = self._body + body if self._body else body
         self._complete = complete
         if complete:
+            self._stop_timer()
             self._start()
-        elif self._timer is None:
-            assert self._host is not None
+
+    def expect_more(self) -> None:
+        """The rest of the body has not arrived yet."""
+        if self._timer is None and self._host is not None:
             self._timer = self._host.loop.call_later(_MOMENT_S, self._give_back, SLOW_BODY)
 
     def close_after_answer(self) -> None:
@@ -212,18 +218,18 @@ class FastExchange:
         self._end()
         host.answered()
 
-    def hand_over(self, error: DeadlinePassed | None, record: RequestRecord) -> None:
-        self._hand_over({} if error is None else {DEADLINE_PASSED: (error, record)})
+    def hand_over(self) -> None:
+        self._hand_over()
 
     def _give_back(self, reason: str | Exception) -> OrdinaryExchange:
         assert self._host is not None
         self._host.fast_path.count_handover(reason)
-        return self._hand_over({})
+        return self._hand_over()
 
-    def _hand_over(self, state: dict[str, Any]) -> OrdinaryExchange:
+    def _hand_over(self) -> OrdinaryExchange:
         host = self._host
         assert host is not None
-        ordinary = OrdinaryExchange(host, self._head, self._since, state, closes=self._closes)
+        ordinary = OrdinaryExchange(host, self._head, self._since, {}, closes=self._closes)
         host.become(ordinary)
         ordinary.receive(self._body, self._complete)
         self._pending = None
@@ -232,12 +238,16 @@ class FastExchange:
 
     def _end(self) -> None:
         """Frees the body, and breaks the cycles of references."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         if self._pending is not None:
             self._pending.disconnect()
-        self._host = self._pending = self._timer = None
+        self._host = self._pending = None
         self._body = b""
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class DefaultHeaders:
