@@ -156,7 +156,8 @@ class Predictor:
         """
         if isinstance(files, np.ndarray):
             self.admission.enter(len(files), model.seconds)
-            return self._run(model, (), files, outputs, 0.0, on_result, partial(self.admission.leave, len(files)))
+            leave = partial(self.admission.leave, len(files))
+            return self._run(model, (), files, outputs, decode_s=0.0, on_result=on_result, leave=leave)
         if not self._may_be_quick(model.bundle, files):
             return _InTask(self._predict(files, model, outputs), on_result)
         start = time.perf_counter()
@@ -170,7 +171,8 @@ class Predictor:
         if images is None:
             leave()
             return _InTask(self._predict(files, model, outputs), on_result)
-        return self._run(model, files, images, outputs, time.perf_counter() - start, on_result, leave)
+        decode_s = time.perf_counter() - start
+        return self._run(model, files, images, outputs, decode_s=decode_s, on_result=on_result, leave=leave)
 
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
         """Like `begin`, for a caller that waits; if it leaves, the work is dropped."""
@@ -186,7 +188,9 @@ class Predictor:
             images = await self.decoding.decode(files, headers, spec, self.admission.hold)
             decode_s = time.perf_counter() - start
             return await _result_of(
-                lambda on_result: self._run(model, files, images, outputs, decode_s, on_result, _nothing)
+                lambda on_result: self._run(
+                    model, files, images, outputs, decode_s=decode_s, on_result=on_result, leave=_nothing
+                )
             )
 
     async def _predict_pictures(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 from app.api.fast_path import FastPath, PlainRequest
 from app.api.middleware.body_limits import TOO_MANY_CONNECTIONS
 from app.serving.exchange import DefaultHeaders, FastExchange, OrdinaryExchange, telling_when_answered
-from app.serving.reader import MAX_HEAD, Head, Headers, Malformed, Reader, TooLarge
+from app.serving.reader import MAX_HEAD, Head, Malformed, Reader, TooLarge
 
 _LINGER_S, _LINGER_BYTES = 1.0, 1 << 20  # in which a client that is still sending can read the refusal
 _LONG_QUEUE_S = 1.0  # a client that half-closes its connection during a longer wait has more likely disconnected
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
     def __init__(
         self, service: _Service, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
-        self.fast_path, self.loop = service.fast_path, asyncio.get_running_loop()
+        self.fast_path, self.defaults, self.loop = service.fast_path, service.defaults, asyncio.get_running_loop()
         self._service, self._config, self._server_state, self._app_state = service, config, server_state, app_state
         self._tick_s = min(service.head_s, service.keep_alive_s)
         self._reader = Reader()
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         since = perf_counter()
-        defaults = self._service.defaults
+        defaults = self.defaults
         defaults.update(self._server_state.default_headers)
         request = self._recognise(head)
         is_last = (self._stopping or defaults.draining) and not self._reader.has_unread_head
@@ -223,9 +223,6 @@ class Connection(asyncio.Protocol):
     def uvicorn_arguments(self) -> tuple[uvicorn.Config, ServerState, dict[str, Any]]:
         return self._config, self._server_state, self._app_state
 
-    def default_headers(self) -> Headers:
-        return self._service.defaults.headers
-
     def become(self, exchange: OrdinaryExchange) -> None:
         self._exchange = exchange
 
@@ -237,7 +234,8 @@ class Connection(asyncio.Protocol):
         self._exchange, self._exchange_paused, self._is_answered = None, False, True
         self._server_state.total_requests += 1
         self._idle_since = self.loop.time()
-        self._read()
+        if self._reader.has_unread or self._reading_paused or not self._reader.complete:
+            self._read()
 
     # Limits
 

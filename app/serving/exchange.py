@@ -35,10 +35,9 @@ class Host(Protocol):
     fast_path: FastPath
     loop: asyncio.AbstractEventLoop
 
-    def uvicorn_arguments(self) -> tuple[uvicorn.Config, ServerState, dict[str, Any]]: ...
+    defaults: "DefaultHeaders"
 
-    def default_headers(self) -> Headers:
-        """Those of every answer, such as the date."""
+    def uvicorn_arguments(self) -> tuple[uvicorn.Config, ServerState, dict[str, Any]]: ...
 
     def become(self, exchange: "OrdinaryExchange") -> None:
         """Replace the exchange under way."""
@@ -58,7 +57,7 @@ class OrdinaryExchange(asyncio.Transport):
         self.has_begun = False  # to answer
         config, server_state, app_state = host.uvicorn_arguments()
         own = ServerState()
-        own.tasks, own.default_headers = server_state.tasks, [*host.default_headers(), *([_CLOSE] if closes else [])]
+        own.tasks, own.default_headers = server_state.tasks, [*host.defaults.headers, *([_CLOSE] if closes else [])]
         state = {**app_state, STARTED_AT: since, _ON_ANSWERED: self._on_answered, **state}
         self._protocol = HttpToolsProtocol(config, own, state)
         self._protocol.connection_made(self)
@@ -207,8 +206,8 @@ class FastExchange:
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         host = self._host
         assert host is not None
-        parts = [_STATUS_LINES[status]]
-        for name, value in [*host.default_headers(), *([_CLOSE] if self._closes else []), *headers]:
+        parts = [_STATUS_LINES[status], host.defaults.encoded, b"connection: close\r\n" if self._closes else b""]
+        for name, value in headers:
             parts += (name, b": ", value, b"\r\n")
         parts += (b"\r\n", body)
         host.transport.write(b"".join(parts))
@@ -251,15 +250,18 @@ class FastExchange:
 
 
 class DefaultHeaders:
-    """The server's headers of every answer, without the `connection: close` with which it says that it is draining."""
+    """The server's headers of every answer, such as the date, without the `connection: close` with which it says that
+    it is draining."""
 
     def __init__(self) -> None:
         self._all: Headers | None = None
         self.headers: Headers = []
+        self.encoded = b""
         self.draining = False
 
     def update(self, headers: Headers) -> None:
         if headers is not self._all:  # it changes once a second
             self._all = headers
             self.headers = [each for each in headers if each != _CLOSE]
+            self.encoded = b"".join(b"%s: %s\r\n" % each for each in self.headers)
             self.draining = len(self.headers) < len(headers)
