@@ -158,7 +158,7 @@ class Predictor:
             self.admission.enter(len(files), model.seconds)
             leave = partial(self.admission.leave, len(files))
             return self._run(model, (), files, outputs, decode_s=0.0, on_result=on_result, leave=leave)
-        if not self._may_be_quick(model.bundle, files):
+        if model.bundle.tiled or sum(map(len, files)) > _QUICK_BYTES:
             return _InTask(self._predict(files, model, outputs), on_result)
         start = time.perf_counter()
         self.admission.enter(len(files), model.seconds)
@@ -256,14 +256,7 @@ class Predictor:
         """More images than fit into a batch run as several, so that other requests can run in between."""
         parts = [images] if len(images) <= self._max_batch else self._parts(images)
         return _Run(
-            model,
-            files,
-            images=images,
-            parts=parts,
-            outputs=outputs,
-            decode_s=decode_s,
-            on_result=on_result,
-            leave=leave,
+            model, files, images, parts=parts, outputs=outputs, decode_s=decode_s, on_result=on_result, leave=leave
         )
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
@@ -291,9 +284,6 @@ class Predictor:
                 if count <= model.most_on_loop
                 else await self.decoding.in_thread(run, count, self.admission.hold)
             )
-
-    def _may_be_quick(self, bundle: Bundle, files: Sequence[bytes]) -> bool:
-        return not bundle.tiled and sum(map(len, files)) <= _QUICK_BYTES  # pictures in tiles have another way
 
     def _decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
         """(n, H, W, C) uint8, if decoding takes no longer than a switch of threads; else None."""

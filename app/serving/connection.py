@@ -154,8 +154,10 @@ class Connection(asyncio.Protocol):
             self._reading = False
         if self._exchange is not None and not self._reader.complete:
             self._exchange.expect_more()
-        self._limit_head()
-        self._regulate_reading()
+        if self._head_began is not None or self._reader.in_head:
+            self._limit_head()
+        if self._reading_paused or self._reader.has_unread:
+            self._regulate_reading()
 
     def _read_some(self) -> bool:
         """Whether there was anything to read, and a place for it."""
@@ -164,7 +166,7 @@ class Connection(asyncio.Protocol):
             body = reader.read_body()
             if self._exchange is not None:  # else the answer did not wait for the body
                 self._exchange.receive(body, reader.complete)
-            return bool(body)
+            return bool(body) and reader.has_unread
         if self._exchange is not None or self._writing_paused:
             return False
         head = reader.read_head()
