@@ -37,7 +37,6 @@ STAGES = {
         "api/call.py",
         "api/routes/operations.py",
         "api/negotiation.py",
-        "api/dispatch.py",
         "api/fast_path.py",
     ),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
