@@ -18,6 +18,7 @@ from app.bundle import Bundle, load
 from app.bundle.encode import png
 from app.settings import Settings
 from training.__main__ import main
+from training.auto.verdict import NO_BETTER
 
 LABELS = ("circle", "square", "stripe")
 OFTEN = (0.5, 0.4, 0.15)
@@ -277,11 +278,6 @@ def test_in_integers_average_precision_is_kept(
     [
         ("run", ["transfer.mode=episodic"], "transfer.mode=episodic learns one label of each: set"),
         ("run", ["transfer.mode=linear", "transfer.class_weights=true"], "transfer.class_weights weighs classes"),
-        (
-            "run",
-            ["transfer.mode=scratch", "split.folds=4"],
-            "split.folds=4 deals out images of one label each",
-        ),
         ("run", ["split.sound=circle"], "split.sound=circle is for images of one label each"),
         ("compare", [], "a comparison is by accuracy, of one label each"),
     ],
@@ -302,11 +298,57 @@ def test_what_is_of_one_label_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_one_command_names_the_recipe_that_learns_several_labels(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def without_parts(folder: Path, count: int) -> list[tuple[str, str]]:
+    """(path, labels) of images that are drawn there; no part is held out."""
+    lines = draw_list(folder, count, seed=1).read_text().splitlines()[1:]
+    return [(path, labels) for path, labels, _ in (line.split(",") for line in lines)]
+
+
+def write_list(file: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("\n".join(["path,label", *(f"{path},{labels}" for path, labels in rows)]))
+    return file
+
+
+def test_across_folds_no_image_is_held_out_and_every_number_says_where_it_is_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["auto", str(trained.file), "--models", str(tmp_path / "models")]) == 2
-    assert f"use graft-train run photos --set source={trained.file}" in capsys.readouterr().err
+    file = write_list(tmp_path / "data/all.csv", without_parts(tmp_path / "data", 90))
+    command = ["run", recipe(file, "linear"), "--set", "split.folds=3", "--models", str(tmp_path / "models")]
+    assert main([*command, "--run", str(tmp_path / "run")]) == 0
+    bundle = load(tmp_path / "models/shapes/1")
+    found = {metric.name: metric for metric in bundle.manifest.metrics}
+    assert {"mean_average_precision_across_folds", "micro_f1_across_folds", "macro_f1"} <= found.keys()
+    assert not {"micro_f1", "mean_average_precision", "all_labels_right", "accuracy_across_folds"} & found.keys()
+    assert found["micro_f1_across_folds"].images == 90
+    assert "each by what learnt from other folds" in bundle.documents["card.md"].decode()
+    assert bundle.manifest.classifier is not None
+    assert bundle.manifest.classifier.thresholds not in (None, (0.5, 0.5, 0.5))
+    assert "fold 3 of 3" in capsys.readouterr().err
+
+
+def test_the_one_command_says_what_several_labels_are_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_list(tmp_path / "data/all.csv", without_parts(tmp_path / "data", 48))
+    own = ["--models", str(tmp_path / "models"), "--run", str(tmp_path / "run"), "--minutes", "60"]
+    assert main(["auto", str(file), *own]) == 0
+    out, err = capsys.readouterr()
+    assert "48 images that may have several labels, of 3 (" in err
+    assert NO_BETTER not in out
+    for sentence in ("Of 100 labels that it gives, about", "Mean average precision is", "Found worst: ", "Chosen: "):
+        assert sentence in out
+    assert load(tmp_path / "models/all/1").manifest.classifier is not None
+
+
+def test_labels_of_too_few_images_and_inspection_are_refused_by_the_one_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = without_parts(tmp_path / "data", 20)
+    rows[0] = (rows[0][0], "circle|oval")
+    file = write_list(tmp_path / "data/all.csv", rows)
+    assert main(["auto", str(file), "--for", "inspect"]) == 2
+    assert "fewer than 4 images of oval (1)" in capsys.readouterr().err
+    file = write_list(tmp_path / "data/all.csv", [(path, "circle|square") for path, _ in rows])
+    assert main(["auto", str(file), "--for", "inspect"]) == 2
+    assert "inspection learns from sound images: leave out --for" in capsys.readouterr().err
 
 
 def test_a_label_without_an_image_to_train_on_is_named(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from app.bundle import Bundle, InputSpec, load
+from app.bundle import Bundle, InputSpec, load, prefer_gpu
 from app.bundle.manifest import Classifier, Metric
 from training import ranks
 from training import recipe as recipes
@@ -210,7 +210,7 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sou
     from training.measure.outputs import outputs_of
     from training.measure.several import text_table
 
-    loaded = load(bundle.resolve())
+    loaded = load(bundle.resolve(), providers=prefer_gpu())
     images, train = part_to_measure(data, part, loaded.manifest, sound)
     classifier = loaded.manifest.classifier
     labelled = images.labelled and images.sound is None
@@ -230,7 +230,7 @@ def evaluate(bundle: Path, data: str | None, part: Literal["train", "test"], sou
     if found is not None and loaded.manifest.anomaly is not None:
         for line in defects.table(found, loaded.manifest.anomaly.false_alarm_rate):
             print(line)
-    of_labels = measured_labels(loaded, images, outputs.logits)
+    of_labels = measured_labels(loaded, images, outputs)
     if of_labels is not None:
         for line in text_table(of_labels):
             print(line)
@@ -277,7 +277,7 @@ def calibrate(
     from training.publish.recalibrate import recalibrate
 
     folder = bundle.resolve()
-    loaded = load(folder)
+    loaded = load(folder, providers=prefer_gpu())
     spec, stated = loaded.manifest.input, loaded.manifest.anomaly
     normal = _sound_alone(read_part(normals, "train", spec), normals)
     if threshold == "f1" and anomalies is None:
@@ -287,7 +287,7 @@ def calibrate(
     setting = anomalous if threshold == "f1" else None
     made = recalibrate(folder, loaded, normal, false_alarm_rate=rate, seed=seed, anomalies=setting)
     if anomalous is not None:
-        _say_measures(load(made), anomalous, chosen_by=threshold)
+        _say_measures(load(made, providers=prefer_gpu()), anomalous, chosen_by=threshold)
     print(made)
 
 

@@ -949,12 +949,17 @@ def to_toml(recipe: Recipe) -> str:
     raise AssertionError("a recipe that lists every setting is read as itself")
 
 
+def in_toml(value: Any) -> str:
+    """A string, a number, a truth or a list of them, as TOML and as --set have it."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _toml_of(fields: dict[str, Any], table: str = "") -> Iterator[str]:
     if table:
         yield f"\n[{table}]"
     for name, value in fields.items():
         if not isinstance(value, dict) and value is not None:
-            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+            yield f"{name} = {in_toml(value)}"
     for name, value in fields.items():
         if isinstance(value, dict) and value:
             yield from _toml_of(value, f"{table}.{name}" if table else name)

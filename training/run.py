@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.bundle import load
+from app.bundle import Manifest, load, prefer_gpu
 from app.bundle.bundle import REPORT_FILE
+from app.bundle.manifest import MANIFEST_FILE
 from training import jsonl, ranks
 from training import recipe as recipes
 from training.compare import bench, results
@@ -24,11 +25,13 @@ from training.learning.workshop import CHECKPOINTS
 from training.measure import defects
 from training.measure.outputs import outputs_of
 from training.progress import say
+from training.publish.crossed import Crossed
 from training.publish.deliver import deliver
-from training.publish.draft import Crossed, Measured, fit_score, in_integers, measure, unseen
+from training.publish.draft import Measured, fit_score, in_integers, measure, unseen
 from training.publish.draft import export as export_draft
 from training.recipe import Recipe
 from training.report import comparison
+from training.report.gather import Verdict
 from training.report.gather import gather as gather_report
 from training.report.sections import page
 from training.search.crossing import Crossing
@@ -79,10 +82,10 @@ def publish(
     material: Material,
     folder: Path,
     models: Path,
-    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+    verdict: Callable[[Measured], Verdict] = lambda _: Verdict(),
     listed: Path | None = None,
 ) -> Path:
-    """Train what is not trained yet in the run's folder, and publish; `verdict` are sentences on top of the report.
+    """Train what is not trained yet in the run's folder, and publish; `verdict` stands on top of the report.
 
     `listed` is the folder by which the index of runs names it, if it is another.
     """
@@ -98,7 +101,7 @@ def publish(
 
 def _facts(published: Path, material: Material) -> dict[str, Any]:
     """What the index of runs tells of a bundle."""
-    metrics = load(published).manifest.metrics
+    metrics = Manifest.parse((published / MANIFEST_FILE).read_bytes(), str(published)).metrics
     return {
         "bundle": str(published.resolve()),
         "metrics": {each.name: each.model_dump(include={"value", "images", "how"}) for each in metrics},
@@ -179,7 +182,7 @@ def report(folder: Path) -> Path:
     bundle_folder = published(folder)
     if bundle_folder is None:
         raise TrainingError(f"{folder}: the run has published nothing yet: publish it with graft-train export {folder}")
-    bundle = load(bundle_folder)
+    bundle = load(bundle_folder, providers=prefer_gpu())
     material = _gather(recipe, folder)
     outputs = outputs_of(bundle, material.test, f"evaluate {bundle.name}")
     if not material.tested:
@@ -239,7 +242,7 @@ def _publish(
     crossed: Crossed | None,
     models: Path,
     folder: Path,
-    verdict: Callable[[Measured], Sequence[str]] = lambda _: (),
+    verdict: Callable[[Measured], Verdict] = lambda _: Verdict(),
 ) -> tuple[Path, float]:
     """Export → fit the score → measure → report → publish. The report with images stays in the run's folder.
 
@@ -259,7 +262,8 @@ def _publish(
         journal=epochs,
         compared=results.read(folder),
     )
-    study = replace(study, words=[*verdict(measured), *study.words])
+    first = verdict(measured)
+    study = replace(study, words=[*first.sentences, *study.words], by_labels=first.by_labels)
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
     path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)

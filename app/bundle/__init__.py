@@ -12,10 +12,12 @@ from app.errors import BrokenImage, BundleError, BundleExists, GraftError, Image
 
 if TYPE_CHECKING:
     from app.bundle.bundle import Bundle
+    from app.bundle.session import prefer_gpu
     from app.bundle.store import assemble, load, save, with_patches, with_references
 
 _LATER = {
     "Bundle": "app.bundle.bundle",
+    "prefer_gpu": "app.bundle.session",
     **dict.fromkeys(("assemble", "load", "save", "with_patches", "with_references"), "app.bundle.store"),
 }
 
@@ -33,6 +35,7 @@ __all__ = [
     "TooManyPixels",
     "assemble",
     "load",
+    "prefer_gpu",
     "preprocess",
     "preprocess_pixels",
     "save",

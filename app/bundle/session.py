@@ -1,11 +1,12 @@
 """onnxruntime sessions. The only importer of onnxruntime, and the only reader of the ONNX wire format."""
 
 import contextlib
+import functools
 import hashlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which otherwise warns about a telemetry id
@@ -19,8 +20,11 @@ from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
 _ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 CPU = ("CPUExecutionProvider",)
+GPU = "CUDAExecutionProvider"  # part of onnxruntime-gpu
+CompiledIn = Callable[[], Sequence[str]]
+Started = Callable[[Sequence[str]], Sequence[str]]
 # TF32 keeps 10 bits of a float32's mantissa, too few to reproduce the golden pairs.
-_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+_OPTIONS = {GPU: {"use_tf32": "0"}}
 
 
 class Session:
@@ -103,6 +107,12 @@ def started(providers: Sequence[str]) -> list[str]:
         return list(_open(_PROBE, 1, providers).get_providers())
     except Exception:  # onnxruntime's exceptions share no base class
         return []
+
+
+@functools.cache
+def prefer_gpu(compiled_in: CompiledIn = compiled_in, started: Started = started) -> tuple[str, ...]:
+    """The GPU's provider before the CPU's, where this onnxruntime has one that starts here; else the CPU's alone."""
+    return (GPU, *CPU) if GPU in compiled_in() and GPU in started((GPU,)) else CPU
 
 
 def cpu_limit(root: Path = Path("/"), affinity: int | None = None) -> int:

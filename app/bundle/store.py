@@ -19,7 +19,7 @@ from app.bundle.drift import EMBEDDINGS, DriftReference
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer, thumbnail_size
-from app.bundle.session import CPU, Session, cpu_limit
+from app.bundle.session import CPU, Session, cpu_limit, prefer_gpu
 from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid, ReferenceInvalid
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -132,7 +132,8 @@ def assemble(
     name: str, fields: dict[str, Any], files: dict[str, bytes], tolerances: dict[str, float] | None = None
 ) -> Bundle:
     """A bundle in memory, from what `save` takes: to be measured before it is saved. Its golden pairs are not made."""
-    return _assemble(name, 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files)
+    manifest = _manifest(fields, files, b"", tolerances or {})
+    return _assemble(name, 1, digest="", manifest=manifest, contents=files, providers=prefer_gpu())
 
 
 def with_references(bundle: Bundle, fields: dict[str, Any], arrays: dict[str, np.ndarray]) -> Bundle:
@@ -145,7 +146,8 @@ def with_references(bundle: Bundle, fields: dict[str, Any], arrays: dict[str, np
 def with_patches(bundle: Bundle, graph: Graph, model: bytes) -> Bundle:
     """The same bundle, its other graphs not loaded again, with this memory of patches."""
     graphs = bundle.manifest.graphs.model_copy(update={"patches": graph})
-    session = Session(model, graph, f"{bundle.name}/{bundle.version}/{graph.file}", threads=cpu_limit())
+    where = f"{bundle.name}/{bundle.version}/{graph.file}"
+    session = Session(model, graph, where, threads=cpu_limit(), providers=(bundle.encoder.provider,))
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"graphs": graphs}), patches=session)
 
 

@@ -1,18 +1,14 @@
 """GRAFT_PROVIDER → the execution providers that sessions ask for. One that is not available is reported at start."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from app.bundle.session import CPU, compiled_in, started
+from app.bundle.session import CPU, GPU, CompiledIn, Started, compiled_in, started
 from app.errors import SettingsInvalid
 from app.settings import PREFIX
 from app.telemetry.logs import log
 
-GPU = "CUDAExecutionProvider"  # part of onnxruntime-gpu
 WORDS = ("cpu", "prefer-gpu", "require-gpu")
 _ON_GPU = (GPU, "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
-
-CompiledIn = Callable[[], Sequence[str]]
-Started = Callable[[Sequence[str]], Sequence[str]]
 
 
 def choose(wanted: str, compiled_in: CompiledIn = compiled_in, started: Started = started) -> tuple[str, ...]:

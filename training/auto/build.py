@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from app.bundle.scoring import are_present, label_probabilities
 from training import recipe as recipes
 from training import run as runs
 from training.auto import contenders, verdict
@@ -16,10 +17,14 @@ from training.auto.curve import learning_curve
 from training.auto.look import Found, Purpose, look, model_name
 from training.data.material import Material, gather
 from training.errors import TrainingError, printable
+from training.learning.inference import in_batches
 from training.learning.linear import head_on
+from training.measure.several import micro_f1
 from training.progress import OutOfTime, quiet, say, track, until
+from training.publish.crossed import given_across
 from training.publish.draft import Measured
 from training.recipe import Recipe
+from training.report.gather import Verdict
 from training.search.crossing import Crossing
 from training.search.race import Budget, Contender, Finished, best, race
 from training.tracking.index import tracked
@@ -48,7 +53,7 @@ def plan(wish: Wish) -> str:
     texts = []
     for purpose in purposes:
         entries = _entries(found, wish, purpose)
-        _say_plan(entries, wish, purpose)
+        _say_plan(found, entries, wish, purpose)
         texts.append(recipes.to_toml(entries[0].recipe))
     return "\n".join(texts)
 
@@ -62,7 +67,7 @@ def auto(wish: Wish, folder: Path, command: str) -> list[Path]:
         left = 60 * wish.minutes - (time.monotonic() - wish.began)
         budget = Budget(left / (len(purposes) - number))
         entries = _entries(found, wish, purpose)
-        _say_plan(entries, wish, purpose)
+        _say_plan(found, entries, wish, purpose)
         own.mkdir(parents=True, exist_ok=True)
         with tracked(own, entries[0].recipe, "auto", f"{command} --run {own} --resume"):
             if purpose == "classify":
@@ -79,6 +84,11 @@ def _looked(wish: Wish) -> tuple[Found, list[Purpose]]:
     if wish.purpose == "classify" and "classify" not in found.purposes:
         raise TrainingError(
             f"{printable(wish.data)}: one kind of images, and nothing to classify: put each kind into a folder, or "
+            "leave out --for"
+        )
+    if wish.purpose == "inspect" and "inspect" not in found.purposes:
+        raise TrainingError(
+            f"{printable(wish.data)}: its images may have several labels, and inspection learns from sound images: "
             "leave out --for"
         )
     if wish.purpose == "both":
@@ -100,9 +110,10 @@ def _entries(found: Found, wish: Wish, purpose: Purpose) -> list[Entry]:
     return entries
 
 
-def _say_plan(entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
+def _say_plan(found: Found, entries: list[Entry], wish: Wish, purpose: Purpose) -> None:
     folds = entries[0].recipe.split.folds
-    say(f"will {purpose}, in {wish.minutes:g} minutes; nothing is held out: numbers come from {folds} folds or fewer")
+    held_out = "nothing is held out: " if found.test is None else ""
+    say(f"will {purpose}, in {wish.minutes:g} minutes; {held_out}numbers come from {folds} folds or fewer")
     for entry in entries:
         about = f", about {_duration(entry.seconds)}" if entry.seconds else ""
         say(f"  {entry.name}: {entry.what}{about}")
@@ -160,42 +171,39 @@ def _publish(found: Found, chosen: Finished, finished: list[Finished], *, wish: 
     curve = pixels = None
     try:
         with until(budget.end):  # what is only said, and not published, is left out where time is short
-            pixels = _right_by_pixels(crossing)
+            pixels = _f1_by_pixels(crossing)
             curve = learning_curve(given)
     except OutOfTime:
         say("note: the learning curve is left out, or what pixels alone reach: the time is over")
     others = [
-        f"{each.contender.name} {each.crossing.everything().right.mean():.1%}"
-        for each in finished
-        if each is not chosen
+        f"{each.contender.name} {each.crossing.everything().micro_f1:.1%}" for each in finished if each is not chosen
     ]
 
-    def words(measured: Measured) -> list[str]:
-        tested, logits = None, measured.outputs.logits
-        test = crossing.material.test
-        if crossing.material.tested and logits is not None and len(test.labels):
-            tested = int((logits.argmax(axis=1) == test.labels).sum()), len(test)
-        return verdict.of_classes(
+    def words(measured: Measured) -> Verdict:
+        said = verdict.of_labels if crossed.several else verdict.of_classes
+        sentences = said(
             found,
             crossed,
-            tested=tested,
+            tested=_tested(measured, crossing.material),
             pixels=pixels,
-            chosen=f"{chosen.contender.what}, {crossed.right.mean():.1%}",
+            chosen=f"{chosen.contender.what}, {crossed.micro_f1:.1%}",
             others=others,
             curve=curve,
         )
+        return Verdict(sentences, curve.series() if curve is not None else ())
 
     return _published(crossing.recipe, crossing.material, crossing.run, models=wish.models, words=words)
 
 
 def _published(
-    recipe: Recipe, material: Material, folder: Path, models: Path, words: Callable[[Measured], list[str]]
+    recipe: Recipe, material: Material, folder: Path, models: Path, words: Callable[[Measured], Verdict]
 ) -> Path:
     said: list[str] = []
 
-    def kept(measured: Measured) -> list[str]:
-        said[:] = words(measured)
-        return said
+    def kept(measured: Measured) -> Verdict:
+        made = words(measured)
+        said[:] = made.sentences
+        return made
 
     (folder / PLAN_FILE).write_text(recipes.to_toml(recipe))
     recipes.write(recipe, folder.parent)  # the index of runs lists what was chosen
@@ -207,27 +215,32 @@ def _published(
     return bundle
 
 
-def _right_by_pixels(crossing: Crossing) -> float | None:
-    """What a linear head gets right that reads a few pixels."""
+def _tested(measured: Measured, material: Material) -> tuple[int, int] | None:
+    """(images of the test part that are given exactly their labels, all of them)."""
+    logits, classifier, test = measured.outputs.logits, measured.draft.bundle.manifest.classifier, material.test
+    if not material.tested or logits is None or classifier is None or not test.labelled:
+        return None
+    if classifier.thresholds is None:
+        return int((logits.argmax(axis=1) == test.labels).sum()), len(test)
+    given = are_present(label_probabilities(logits, classifier), classifier.thresholds)
+    return int((given == test.truth).all(axis=1).sum()), len(test)
+
+
+def _f1_by_pixels(crossing: Crossing) -> float | None:
+    """Micro F1 of a linear head that reads a few pixels; of one label each, its accuracy."""
     target = crossing.material.target
     rows = np.sort(np.random.default_rng(0).permutation(len(target))[:_MOST_BY_PIXELS])
     pixels = np.stack([_small(target.images[int(row)]) for row in rows])
-    labels, right = target.labels[rows], np.zeros(len(rows))
+    truth, members, numbers = target.truth[rows], target.members[rows], crossing.folds.numbers[0][rows]
+    logits = np.empty(members.shape, np.float32)
     for number in track(range(crossing.folds.count), "pixels alone", crossing.folds.count):
-        held = crossing.held(number)[rows]
-        if not held.any() or len(np.unique(labels[~held])) < len(target.classes):
+        held = numbers == number
+        if not held.any() or not members[~held].any(axis=0).all():
             return None
         with quiet():
-            head = head_on(pixels[~held], labels[~held], classes=len(target.classes))
-        right[held] = heads_say(head, pixels[held]) == labels[held]
-    return float(right.mean())
-
-
-def heads_say(head: Callable[..., object], points: np.ndarray) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        return np.asarray(head(torch.from_numpy(points)).argmax(dim=1))  # type: ignore[attr-defined]
+            head = head_on(pixels[~held], truth[~held], classes=len(target.classes))
+        logits[held] = in_batches(head, pixels[held])
+    return micro_f1(given_across(logits, truth, numbers), members)
 
 
 def _small(image: np.ndarray) -> np.ndarray:
@@ -245,8 +258,8 @@ def _small(image: np.ndarray) -> np.ndarray:
 def _inspect(found: Found, wish: Wish, entries: list[Entry], *, folder: Path) -> Path:
     recipe, material = _opened(entries[0].recipe, folder / "inspect", {})
 
-    def words(measured: Measured) -> list[str]:
-        return verdict.of_inspection(found, measured.draft.bundle, measured.defects)
+    def words(measured: Measured) -> Verdict:
+        return Verdict(verdict.of_inspection(found, measured.draft.bundle, measured.defects))
 
     return _published(recipe, material, folder / "inspect", models=wish.models, words=words)
 

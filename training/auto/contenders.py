@@ -12,6 +12,7 @@ import torch
 
 from training import recipe as recipes
 from training.auto.look import Found
+from training.data.splits import list_training_part
 from training.networks.autoencoder import build
 from training.recipe import Recipe
 
@@ -28,6 +29,7 @@ _THAWED = (  # benchmarks/backbones.py measures it
 _FEWEST_TO_THAW = 300  # images: of fewer, thawing gained nothing anywhere
 _OWN_SIDES = (64, 96)
 _OWN_EPOCHS = (8, 60)
+_ENOUGH_VIEWS, _MOST_EPOCHS = 36_000, 300  # of fewer images more epochs, until so many were seen
 _TRIED = 16  # images on which times are measured
 
 
@@ -54,12 +56,11 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     """`seconds` is the whole budget: what would take far longer is listed too, and left out when its turn comes."""
     images = len(found.train)
     deals = _DEALS if images < _TINY else 1
-    given = (f"split.folds={min(_FOLDS, found.fewest)}", f"split.repeats={deals}")
-    trained = (f"split.folds={min(_FEW_FOLDS, found.fewest)}",)
+    given = (f"split.folds={_FOLDS}", f"split.repeats={deals}")
+    trained = (f"split.folds={_FEW_FOLDS}",)
 
     def of(base: str, *changes: str) -> Recipe:
-        own = (f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}")
-        return recipes.load(base, [*own, *changes])
+        return recipes.load(base, [*_own_settings(found, name, base, images), *changes])
 
     if not outside:
         return _own(found, of, trained, seconds)
@@ -73,35 +74,41 @@ def to_classify(found: Found, name: str, *, size: Size, outside: bool, seconds: 
     if size == "small":
         small = of("photos", *given, "input.height=128", "input.width=128", "network.stages=3")
         cut = Entry(
-            "lower stages", "the same on its three lower stages, at 128 pixels", small, once=0.2 * lite, each=head
+            "lower stages",
+            "a linear head on EfficientNet-Lite0 up to its third stage, 128 pixels",
+            small,
+            once=0.2 * lite,
+            each=head,
         )
         whole = of("photos", *given, "export.int8=true")
         entries = [
             cut,
-            Entry("integers", "all of EfficientNet-Lite0, in eight-bit integers", whole, once=lite, each=head),
+            Entry("integers", "a linear head on EfficientNet-Lite0 in eight-bit integers", whole, once=lite, each=head),
         ]
-        distilled = of("photos-small", *trained)
-        return [*entries, Entry("distilled", "its lower stages, taught by all of it", distilled, each=lite * 25)]
+        soft = () if found.train.several is None else ("transfer.soft=0",)  # a teacher's say is of one label each
+        distilled = of("photos-small", *trained, *soft)
+        taught = "the lower stages of EfficientNet-Lite0, taught by all of it"
+        return [*entries, Entry("distilled", taught, distilled, each=lite * 25)]
     if found.short_side >= _LARGER:
         larger = of("photos", *given, f"input.short_side={_LARGER}")
+        pixels = f"a linear head on EfficientNet-Lite0, at {_LARGER} pixels"
         taken = lite * (_LARGER / 224) ** 2
-        entries.append(Entry("larger", f"the same at {_LARGER} pixels", larger, once=taken, each=head))
+        entries.append(Entry("larger", pixels, larger, once=taken, each=head))
     if images >= _FEWEST_TO_THAW:
         thawed = of("photos", *trained, *_THAWED)
-        entries.append(Entry("thawed", "its upper blocks learn, too", thawed, each=lite * 25))
+        entries.append(Entry("thawed", "EfficientNet-Lite0, whose upper blocks learn, too", thawed, each=lite * 25))
     return entries
 
 
 def to_inspect(found: Found, name: str, *, size: Size, outside: bool) -> Recipe:
     base = "inspect-own" if not outside else "inspect-small" if size == "small" else "inspect"
-    changes = [f"name={name}", f"source={found.data}", f"target={found.data}", f"title={_title(found, base)}"]
-    changes.append("split.folds=5")
-    folds = recipes.load(base, changes[:4]).anomaly.folds
-    changes.append(f"anomaly.folds={max(2, min(folds, len(found.train) // 4))}")
+    changes = [f"split.folds={_FOLDS}"]
     if found.sound is not None:
-        changes.append(f"split.sound={found.sound}")
-    rate = max(0.05, math.ceil(1000 / (len(found.train) + 1)) / 1000)  # what so few images can bear
-    return recipes.load(base, [*changes, f"false_alarm_rate={rate}"])
+        changes.append(f"split.sound={recipes.in_toml(found.sound)}")
+    usual = recipes.load(base, changes)
+    images = len(list_training_part(found.data, usual.split, usual.seed))  # beside defects, some are held out
+    changes.append(f"anomaly.folds={max(2, min(usual.anomaly.folds, images // 4))}")
+    return recipes.load(base, [*_own_settings(found, name, base, images), *changes])
 
 
 def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seconds: float) -> list[Entry]:
@@ -109,17 +116,30 @@ def _own(found: Found, of: Callable[..., Recipe], trained: tuple[str, ...], seco
     untrained = of("defects", "transfer.mode=scratch", "decoder.epochs=0", *trained, "transfer.epochs=2", *_sided(64))
     for side in _OWN_SIDES:
         step = _training_seconds(untrained, side)
-        networks = min(_FEW_FOLDS, found.fewest) + 1
+        networks = _FEW_FOLDS + 1
         # Two views of an image in pretraining cost twice a labelled one.
         epochs = int(0.8 * seconds / len(_OWN_SIDES) / (networks * images * step * 3))
-        epochs = min(_OWN_EPOCHS[1], max(_OWN_EPOCHS[0], epochs))
+        least, most = _OWN_EPOCHS
+        epochs = max(least, min(epochs, max(most, min(_MOST_EPOCHS, _ENOUGH_VIEWS // images))))
         changes = (f"pretrain.epochs={epochs}", f"transfer.epochs={epochs}", "decoder.epochs=0", *_sided(side))
-        own = of("defects", *trained, *changes)
+        own = of("defects", *trained, *_batches(images), *changes)
         taken = images * step * 3 * epochs
         entries.append(
             Entry(f"own, {side} pixels", f"a network of {side} pixels, trained on these images", own, each=taken)
         )
     return entries
+
+
+def _batches(images: int) -> tuple[str, str]:
+    """Of few images small ones, or an epoch is a step or two."""
+    return f"pretrain.batch={min(128, max(16, images // 4))}", f"transfer.batch={min(32, max(8, images // 8))}"
+
+
+def _own_settings(found: Found, name: str, base: str, images: int) -> list[str]:
+    """What every recipe for a folder sets; so many images are learnt from."""
+    rate = max(0.05, math.ceil(1000 / (images + 1)) / 1000)  # what so few images can bear
+    words = {"name": name, "source": found.data, "target": found.data, "title": _title(found, base)}
+    return [*(f"{field}={recipes.in_toml(text)}" for field, text in words.items()), f"false_alarm_rate={rate}"]
 
 
 def _sided(side: int) -> tuple[str, ...]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from training.data import inspection
 from training.data.imageset import ImageSet
+from training.data.material import refuse_other_classes
 from training.data.read import has_parts, read_part
 from training.data.resolution import examined, measure
 from training.errors import TrainingError, listed, printable
@@ -33,14 +32,11 @@ class Found:
     @property
     def purposes(self) -> tuple[Purpose, ...]:
         """What its images can be used for, the usual first."""
+        if self.train.several is not None:
+            return ("classify",)
         if self.sound is not None or len(self.train.classes) < 2:
             return ("inspect",)
         return ("classify", "inspect")
-
-    @property
-    def fewest(self) -> int:
-        """Images of the smallest class."""
-        return int(np.bincount(self.train.labels, minlength=len(self.train.classes)).min())
 
     def words(self) -> str:
         count, where = len(self.train), printable(self.data)
@@ -54,9 +50,15 @@ class Found:
             return f"{where}: {count:,} sound images ({printable(self.sound)}) to learn from{beside}"
         if not self.train.classes:
             return f"{where}: {count:,} images without labels, taken as sound{own}"
-        counts = np.bincount(self.train.labels, minlength=len(self.train.classes))
-        each = listed([f"{name} {n:,}" for name, n in zip(self.train.classes, counts, strict=True)], _SHOWN)
-        return f"{where}: {count:,} images of {len(self.train.classes)} kinds ({each}){own}"
+        pairs = zip(self.train.classes, self.train.counts, strict=True)
+        each = listed([f"{name} {n:,}" for name, n in pairs], _SHOWN)
+        if self.train.several is None:
+            return f"{where}: {count:,} images of {len(self.train.classes)} kinds ({each}){own}"
+        shares = self.train.several.sum(axis=1)
+        return (
+            f"{where}: {count:,} images that may have several labels, of {len(self.train.classes)} ({each}); they have "
+            f"{shares.mean():.1f} each, and {int((shares == 0).sum()):,} have none{own}"
+        )
 
 
 def look(data: str, classify: bool = False) -> Found:
@@ -64,13 +66,8 @@ def look(data: str, classify: bool = False) -> Found:
     parted = has_parts(data)
     train = read_part(data, "train", None)
     test = read_part(data, "test", None) if parted else None
-    if train.several is not None:
-        raise TrainingError(
-            f"{printable(data)}: its images may have several labels, and auto judges by one label each: "
-            f"use graft-train run photos --set source={printable(data)} --set target={printable(data)}"
-        )
     defects = 0
-    if not classify or len(train.classes) < 2:
+    if train.several is None and (not classify or len(train.classes) < 2):
         if test is not None:
             train, test = inspection.marked_parts(train, test, None, data)
         elif (usual := inspection.usual_sound(train.classes)) is not None or len(train.classes) == 1:
@@ -78,21 +75,23 @@ def look(data: str, classify: bool = False) -> Found:
             defects, train = int(whole.defective.sum()), whole.without_defects()
     if test is not None:
         defects = int(test.defective.sum())
-    if not len(train):
-        raise TrainingError(f"{printable(data)}: no image to learn from")
-    if train.sound is None and train.classes:
+    if len(train) < _FEWEST:
+        raise TrainingError(f"{printable(data)}: {len(train)} images to learn from, and {_FEWEST} are needed: add some")
+    if train.sound is None:
         _refuse_small(train, data)
+        if test is not None:
+            refuse_other_classes(train, test, data)
     some = measure([dimensions for _, dimensions in examined(train, printable(data))])
     return Found(data, train, test, sound=train.sound, defects=defects, short_side=some.short_side)
 
 
 def _refuse_small(train: ImageSet, data: str) -> None:
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    small = [f"{name} ({n})" for name, n in zip(train.classes, counts, strict=True) if n < _FEWEST]
+    small = [f"{name} ({n})" for name, n in zip(train.classes, train.counts, strict=True) if n < _FEWEST]
     if small:
+        mend = "take the folder away" if train.several is None else "take the label out of the list"
         raise TrainingError(
             f"{printable(data)}: fewer than {_FEWEST} images of {listed(small)}: they cannot be learnt and judged; add "
-            "images, or take the folder away"
+            f"images, or {mend}"
         )
 
 

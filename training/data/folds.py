@@ -9,7 +9,8 @@ import numpy as np
 
 from training.data.imageset import ImageSet
 from training.data.splits import groups_and_copies, groups_of, stated_groups
-from training.errors import TrainingError, printable
+from training.errors import TrainingError, listed, printable
+from training.progress import say
 from training.recipe import Split
 
 _SEPARATOR = re.compile(r"[-_. ]+")
@@ -32,7 +33,8 @@ class Folds:
 
 
 def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
-    """`split.folds` folds, dealt `split.repeats` times; every fold has its share of each class.
+    """`split.folds` folds, dealt `split.repeats` times, or as many as the rarest class can fill; every fold has its
+    share of each class, or nearly so of labels of which an image may have several.
 
     Copies of an image are in one fold. Groups are those of `split.groups` or the data set's own; else of the beginning
     of file names, if every class has more of them than folds.
@@ -47,21 +49,42 @@ def labelled_folds(data: ImageSet, rules: Split, seed: int) -> Folds:
         how = f"grouped by the beginning of their names, as {printable(found[0])} of {printable(data.names[0])}"
     groups = groups_and_copies(data, stated_groups(data, named.groups))
     names, member_of = np.unique(groups, return_inverse=True)
-    for label, name in enumerate(data.classes):
-        own = len(np.unique(member_of[data.labels == label]))
-        if own < count:
-            what = "groups" if how else "different images"
-            raise TrainingError(f"{printable(name)} has {own} {what} for split.folds={count}: lower it, or add images")
-    numbers = np.stack([_dealt_by_class(member_of, data.labels, count, seed + deal) for deal in range(rules.repeats)])
-    return Folds(numbers, f"{how}: {len(names)} groups" if how else "each image by itself")
+    own = _groups_of_labels(data, member_of)
+    if (fewest := min(own)) < count:
+        name, what = printable(data.classes[own.index(fewest)]), "groups" if how else "different images"
+        if fewest < 2:
+            raise TrainingError(f"{name} has {fewest} {what}, and two are needed to learn and to judge it: add images")
+        say(f"note: {name} has {fewest} {what}, which make {fewest} folds")
+        count = fewest
+    dealt = _dealt_by_class if data.several is None else _dealt_by_labels
+    numbers = np.stack([dealt(member_of, data.truth, count, seed + deal) for deal in range(rules.repeats)])
+    folds = Folds(numbers, f"{how}: {len(names)} groups" if how else "each image by itself")
+    _refuse_unlearnable(data, folds)
+    return folds
+
+
+def _groups_of_labels(data: ImageSet, member_of: np.ndarray) -> list[int]:
+    """How many groups the images of each label are of."""
+    return [len(np.unique(member_of[own])) for own in data.members.T]
+
+
+def _refuse_unlearnable(data: ImageSet, folds: Folds) -> None:
+    """Every label is learnt beside each fold."""
+    members = data.members
+    for _, held in folds:
+        lacking = [name for name, known in zip(data.classes, members[~held].any(axis=0), strict=True) if not known]
+        if lacking:
+            raise TrainingError(
+                f"split.folds={folds.count}: all images of {listed(lacking)} came to lie in one fold: set another "
+                "seed, or add images"
+            )
 
 
 def _prefixes_of_classes(data: ImageSet, count: int) -> np.ndarray | None:
     found = prefixes(data.names, count)
     if found is None:
         return None
-    own = [len(np.unique(found[data.labels == label])) for label in range(len(data.classes))]
-    return found if min(own, default=0) > count else None
+    return found if min(_groups_of_labels(data, found), default=0) > count else None
 
 
 def _dealt_by_class(member_of: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -76,6 +99,31 @@ def _dealt_by_class(member_of: np.ndarray, labels: np.ndarray, count: int, seed:
         chosen = np.lexsort((held.sum(axis=1), held @ own))[0]
         fold_of[group] = chosen
         held[chosen] += own
+    return np.asarray(fold_of[member_of])
+
+
+def _dealt_by_labels(member_of: np.ndarray, several: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Iterative stratification (Sechidis et al. 2011) of whole groups.
+
+    The label that fewest waiting images have is dealt out next: its groups, the largest first, each to the fold that
+    lacks the label most. Images of no label are dealt out like a label's.
+    """
+    sizes = np.bincount(member_of)
+    of_group = np.zeros((len(sizes), several.shape[1] + 1))
+    np.add.at(of_group, member_of, np.column_stack([several, ~several.any(axis=1)]))
+    lacking = np.tile(of_group.sum(axis=0) / count, (count, 1))
+    room = np.full(count, len(member_of) / count)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_of = np.full(len(sizes), -1)
+    while len(waiting := order[fold_of[order] < 0]):
+        left = of_group[waiting].sum(axis=0)
+        label = int(np.where(left > 0, left, np.inf).argmin())
+        for group in waiting[of_group[waiting, label] > 0]:
+            chosen = np.lexsort((-room, -lacking[:, label]))[0]
+            fold_of[group] = chosen
+            lacking[chosen] -= of_group[group]
+            room[chosen] -= sizes[group]
     return np.asarray(fold_of[member_of])
 
 

@@ -70,9 +70,19 @@ class ImageSet:
         return np.bincount(self.labels, minlength=len(self.classes))
 
     @property
+    def truth(self) -> np.ndarray:
+        """(N,) labels, or (N, K) bool where an image may have several; (0,) without labels."""
+        return self.labels if self.several is None else self.several
+
+    @property
+    def members(self) -> np.ndarray:
+        """(N, K) bool: whether each image has each label."""
+        return members_of(self.truth, len(self.classes))
+
+    @property
     def strata(self) -> np.ndarray:
-        """(N,) int64 that splits and folds are stratified by; (0,) without labels."""
-        return strata_of(self.labels if self.several is None else self.several)
+        """(N,) int64 that splits are stratified by; (0,) without labels."""
+        return strata_of(self.truth)
 
     @property
     def defective(self) -> np.ndarray:
@@ -109,8 +119,13 @@ class ImageSet:
         else:
             for part in chunks(self.images):
                 digest.update(np.ascontiguousarray(part).data)
-        digest.update(np.ascontiguousarray(self.labels if self.several is None else self.several).data)
+        digest.update(np.ascontiguousarray(self.truth).data)
         return digest.hexdigest()
+
+
+def members_of(truth: np.ndarray, classes: int) -> np.ndarray:
+    """(N, K) bool: whether each image has each label. `truth` is that of ImageSet."""
+    return np.asarray(truth if truth.ndim == 2 else truth[:, None] == np.arange(classes))
 
 
 def strata_of(labels: np.ndarray) -> np.ndarray:

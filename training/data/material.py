@@ -12,7 +12,7 @@ from training.data import checks
 from training.data.folds import Folds, labelled_folds
 from training.data.imageset import ImageSet
 from training.data.splits import read_and_split, train_and_held_out, train_and_test, train_and_validation
-from training.errors import TrainingError, listed
+from training.errors import TrainingError, listed, printable
 from training.progress import say
 from training.recipe import DistilMode, Recipe
 
@@ -91,8 +91,8 @@ def gather(recipe: Recipe, report: Callable[[str], None] = say) -> Material:
     if recipe.transfer.adapts:
         _refuse_unadaptable(recipe, source, target, test)
         target = target.unlabelled(source.classes)
-    elif target.sound is None and test.classes != target.classes:
-        raise TrainingError(f"{recipe.target}: {_difference(target, test)}")
+    elif target.sound is None:
+        refuse_other_classes(target, test, recipe.target)
     labelled = source if recipe.transfer.adapts else target
     if labelled.several is not None or test.several is not None:
         _refuse_several(recipe)
@@ -196,11 +196,6 @@ def _refuse_several(recipe: Recipe) -> None:
             f"{where} transfer.mode={mode.mode} learns one label of each: set transfer.mode=linear, or head, "
             "gradual or full"
         )
-    if recipe.split.folds:
-        raise TrainingError(
-            f"{where} split.folds={recipe.split.folds} deals out images of one label each: set it to 0, and parts are "
-            "held out"
-        )
     if isinstance(mode, DistilMode) and mode.soft:
         raise TrainingError(f"{where} transfer.soft={mode.soft:g} is of a teacher of one label each: set it to 0")
     if getattr(mode, "class_weights", False):
@@ -230,9 +225,15 @@ def _listed(data: ImageSet) -> str:
     return listed(data.classes) or "none"
 
 
+def refuse_other_classes(target: ImageSet, test: ImageSet, where: str) -> None:
+    """Both parts must have the same classes."""
+    if test.classes != target.classes:
+        raise TrainingError(f"{printable(where)}: {_difference(target, test)}")
+
+
 def _difference(target: ImageSet, test: ImageSet) -> str:
     """How the classes of the two parts differ, and the remedy."""
-    mend = "or make the training part's own folder the target: split.test of it is held out"
+    mend = "or name the training part's own folder in the place of both"
     for here, there, part, other in ((test, target, "test", "training"), (target, test, "training", "test")):
         lacking = [name for name in here.classes if name not in there.classes]
         if lacking:

@@ -15,7 +15,7 @@ from app.bundle import ImageError, preprocess, preprocess_pixels
 from app.bundle.decode import Dimensions, read_dimensions
 from training.data.imageset import ImageSet
 from training.data.splits import list_training_part
-from training.errors import TrainingError, printable
+from training.errors import TrainingError, listed, printable
 from training.progress import say
 from training.recipe import Input, Recipe, Split
 
@@ -120,7 +120,8 @@ def examined(training: ImageSet, where: str) -> Examined:
         except ImageError:
             continue  # named when all are decoded
     if not some:
-        raise TrainingError(f"{where}: no image has a size that can be read: input.height=auto has nothing to go by")
+        names = listed([image.name for image in training.images if isinstance(image, Path)])
+        raise TrainingError(f"{where}: no image can be read ({names}): repair or replace them")
     return some
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bundle import Bundle, load
+from app.bundle import Bundle, load, prefer_gpu
 from app.bundle.store import versions
 from training.data.checks import NEAR, thumbnails
 from training.data.folder import MOST_BROKEN, read_survey
@@ -42,7 +42,7 @@ def encoder(base: Path | None, outside: bool, out: Path) -> Bundle:
         found = bundles_in(base)
         if len(found) > 1:
             raise TrainingError(f"--base {base}: {len(found)} bundles: name one, as in models/NAME/1")
-        bundle = load(found[0])
+        bundle = load(found[0], providers=prefer_gpu())
         if bundle.tiled:
             raise TrainingError(f"--base {base}: cuts pictures into tiles, whose codes say little of the whole")
         if not outside and bundle.manifest.provenance.weights is not None:
@@ -55,7 +55,7 @@ def encoder(base: Path | None, outside: bool, out: Path) -> Bundle:
     home = out / "models" / BACKBONE
     known = versions(home) if home.is_dir() else ()
     if known:
-        return load(home / str(known[-1]))
+        return load(home / str(known[-1]), providers=prefer_gpu())
     from training.publish import base as bases  # torch, which later calls do without
 
     taken = Input(height=_INPUT, width=_INPUT, channels=3, resize="pad")

@@ -11,7 +11,7 @@ from training.errors import TrainingError, listed, printable
 from training.label import sheet
 from training.label.choose import Choice, choose
 from training.label.codes import Codes, codes_of, copies, encoder
-from training.label.pool import LIST, Pool, place_of, read_pool
+from training.label.pool import LIST, NONE, Pool, cell_of, place_of, read_pool
 from training.progress import say
 from training.shots.bases import called
 
@@ -30,11 +30,11 @@ def label(data: str, *, count: int, out: Path, base: Path | None, outside: bool,
     choice = choose(codes, group, count, check)
     rows = _rows(pool, codes, choice, out)
     _write(out / LIST, rows)
-    kinds = sorted({label for _, label in rows if label})
+    kinds = sorted({*pool.labels} - {"", NONE})
     title = f"{printable(Path(data).resolve().name)}: {_TITLES[choice.way]}"
     page = sheet.page(codes.pool, choice, rows, kinds=kinds, title=title)
     (out / PAGE).write_text(page, encoding="utf-8")
-    _say_next(choice, count, out)
+    _say_next(choice, count, out, several=pool.several)
     return out / LIST
 
 
@@ -49,7 +49,8 @@ _TITLES = {
 def _describe(codes: Codes, group: np.ndarray, shown: str, encoded_by: str) -> None:
     labels = codes.pool.labels
     counts = Counter(label for label in labels if label)
-    kinds = listed([f"{name} {number:,}" for name, number in counts.most_common()])
+    names = {NONE: "none of them"}
+    kinds = listed([f"{names.get(name, name)} {number:,}" for name, number in counts.most_common()])
     say(f"{shown}: {len(labels):,} images, {counts.total():,} with a label{f' ({kinds})' if counts else ''}")
     if twins := len(labels) - len(np.unique(group)):
         say(f"copies of others, to the pixel or nearly: {twins:,}; of each picture one is asked at the most")
@@ -73,7 +74,7 @@ def _rows(pool: Pool, codes: Codes, choice: Choice, out: Path) -> list[tuple[str
     chosen = {codes.pool.paths[each.row]: codes.pool.labels[each.row] for each in choice.chosen}
     done = {path: label for path, label in zip(pool.paths, pool.labels, strict=True) if label and path not in chosen}
     order = {**chosen, **done} if choice.way == "check" else {**done, **chosen}
-    return [(os.path.relpath(place_of(path), here), label) for path, label in order.items()]
+    return [(os.path.relpath(place_of(path), here), cell_of(label, pool.several)) for path, label in order.items()]
 
 
 def _write(file: Path, rows: list[tuple[str, str]]) -> None:
@@ -86,7 +87,7 @@ def _write(file: Path, rows: list[tuple[str, str]]) -> None:
     os.replace(part, file)
 
 
-def _say_next(choice: Choice, count: int, out: Path) -> None:
+def _say_next(choice: Choice, count: int, out: Path, several: bool) -> None:
     say(f"{choice.way}: {choice.why}")
     found = len(choice.chosen)
     if choice.way == "check" and not found:
@@ -98,5 +99,5 @@ def _say_next(choice: Choice, count: int, out: Path) -> None:
     if found:
         say(f"look at {out / PAGE} in a browser, and type the labels there or into {out / LIST}")
         say(f"then run the same command again: it reads {out / LIST}")
-    when = "" if choice.way == "check" else "when every line has a label, "
+    when = "" if choice.way == "check" or several else "when every line has a label, "
     say(f"{when}train on it: graft-train run photos --set source={out / LIST} --set target={out / LIST}")

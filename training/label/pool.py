@@ -7,20 +7,26 @@ from pathlib import Path
 
 from training.data.folder import LOOSE, Survey, read_folder, survey
 from training.data.read import lists_files
-from training.data.table import PARTS, Table, is_table, read_table
+from training.data.table import BETWEEN, PARTS, Table, is_table, labels_in, read_table
+from training.data.table import UNLABELLED as UNKNOWN
 from training.errors import TrainingError, listed, printable
 from training.progress import say
 
 UNLABELLED = frozenset({"unlabelled", "unlabeled"})  # a class folder of this name has no label
 LIST = "labels.csv"
+NONE = BETWEEN  # the label of an image that has none of several labels
 
 
 @dataclass(frozen=True)
 class Pool:
-    """`found` lists the files as if none had a label; `labels` has "" where there is none."""
+    """`found` lists the files as if none had a label; `labels` has "" where nobody has looked.
+
+    Where an image may have several labels, they are joined in order; NONE is where it has none of them.
+    """
 
     found: Survey
     labels: tuple[str, ...]
+    several: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +42,7 @@ class Pool:
     def take(self, rows: Iterable[int]) -> "Pool":
         files = [(self.found.files[row], self.names[row], self.labels[row]) for row in rows]
         found = replace(self.found, files=[file for file, _, _ in files], names=[name for _, name, _ in files])
-        return Pool(found, tuple(label for _, _, label in files))
+        return replace(self, found=found, labels=tuple(label for _, _, label in files))
 
 
 def read_pool(data: str, out: Path) -> Pool:
@@ -54,7 +60,7 @@ def read_pool(data: str, out: Path) -> Pool:
             f"{printable(str(own))}: has columns beside path and label, which would be lost: give another --out, or "
             "move it elsewhere and name it in the place of the folder"
         )
-    return replace(pool, labels=_with_filled_in(pool, table))
+    return replace(pool, labels=_with_filled_in(pool, table), several=pool.several or table.several)
 
 
 def _of_folder(folder: Path) -> Pool:
@@ -83,9 +89,22 @@ def _of_table(table: Table) -> Pool:
         raise TrainingError(f"{shown}: every line is of the test part, which is left for measuring")
     if len(kept) < len(table.rows):
         say(f"{shown}: {len(table.rows) - len(kept):,} lines of the test part are left for measuring")
-    labels = tuple(row.get("label", "") for _, row in kept)
+    labels = tuple(_label(row.get("label", UNKNOWN if table.several else ""), table.several) for _, row in kept)
     bare = tuple((number, {"path": row["path"]}) for number, row in kept)  # a list with gaps is read here alone
-    return Pool(replace(table, columns=("path",), rows=bare).survey(None), labels)
+    found = replace(table, columns=("path",), rows=bare, several=False).survey(None)
+    return Pool(found, labels, table.several)
+
+
+def _label(cell: str, several: bool) -> str:
+    """As a pool has it, of a cell of a list."""
+    if not several:
+        return cell
+    return "" if cell == UNKNOWN else BETWEEN.join(sorted(labels_in(cell))) or NONE
+
+
+def cell_of(label: str, several: bool) -> str:
+    """As a list has it: in one of several labels an empty cell would say that the image has none of them."""
+    return label or (UNKNOWN if several else "")
 
 
 def _listable(pool: Pool) -> list[int]:
@@ -109,9 +128,12 @@ def place_of(path: Path) -> str:
 def _with_filled_in(pool: Pool, own: Table) -> tuple[str, ...]:
     shown = printable(str(own.file))
     at = {place_of(path): row for row, path in enumerate(pool.paths)}
-    labels = list(pool.labels)
+    labels, several = list(pool.labels), pool.several or own.several
+    # A list that was written before the first of several labels was filled in has empty cells where nobody has looked.
+    empty_is_none = pool.several or any(line["label"] == UNKNOWN for _, line in own.rows)
     for number, line in own.rows:
-        if not line["label"]:
+        label = _label(line["label"], several)
+        if not label or not (line["label"] or empty_is_none):
             continue
         row = at.get(place_of(own.file.parent / line["path"]))
         if row is None:
@@ -119,5 +141,5 @@ def _with_filled_in(pool: Pool, own: Table) -> tuple[str, ...]:
                 f"{shown}, line {number}: {printable(line['path'])} has a label, and is not among the images of "
                 f"{printable(str(pool.found.root))}: remove the line, or give another --out"
             )
-        labels[row] = line["label"]
+        labels[row] = label
     return tuple(labels)

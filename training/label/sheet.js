@@ -5,7 +5,7 @@ const names = document.getElementById("names"), state = document.getElementById(
 const kept = `graft-label:${list.id}`;
 
 function changed() {
-  const done = inputs.filter((input) => input.value.trim());
+  const done = inputs.filter((input) => !["", "?"].includes(input.value.trim()));
   const known = [...new Set([...list.kinds, ...done.map((input) => input.value.trim())])].sort();
   names.replaceChildren(...known.map((name) => Object.assign(document.createElement("option"), {value: name})));
   state.textContent = `${done.length} of ${inputs.length} have a label`;

@@ -18,6 +18,7 @@ from training.recipe import Input
 
 _HERE = Path(__file__).parent
 _LONGEST = 176  # pixels of a picture's longer side
+_SEVERAL = "Write | between the labels of a picture, | alone where it has none, and leave the ? of what you cannot tell"
 
 
 def page(pool: Pool, choice: Choice, rows: Sequence[tuple[str, str]], kinds: Sequence[str], title: str) -> str:
@@ -38,8 +39,9 @@ def page(pool: Pool, choice: Choice, rows: Sequence[tuple[str, str]], kinds: Seq
         f'<header><h1>{escape(title)}</h1><p id="state" role="status"></p>'
         '<button id="save" type="button">Save labels.csv</button></header>'
         f"<main><p>{escape(why)}. "
-        "<kbd>Enter</kbd> goes to the next picture, <kbd>Tab</kbd> to a guess, where there is one. Leave empty what "
-        "you cannot tell. Save the file over the labels.csv beside this page, and run the command again.</p>"
+        "<kbd>Enter</kbd> goes to the next picture, <kbd>Tab</kbd> to a guess, where there is one. "
+        f"{_SEVERAL if pool.several else 'Leave empty what you cannot tell'}. Save the file over the labels.csv beside "
+        "this page, and run the command again.</p>"
         f'{"".join(sections)}</main><datalist id="names"></datalist>'
         f'<script type="application/json" id="list">{data}</script>'
         f"<script>\n{(_HERE / 'sheet.js').read_text()}</script></body></html>\n"

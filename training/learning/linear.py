@@ -2,7 +2,8 @@
 cross-validation."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,10 +82,21 @@ def linear_head(workshop: Workshop, train: ImageSet, transfer: LinearMode | Labe
     """By what `transfer` has the head read, and whether it weighs classes."""
     weights = class_weights(train) if transfer.class_weights else None
     points, maps = read(workshop, train, transfer.reads), workshop.net.sizes_read(transfer.reads)
-    labels = train.labels if train.several is None else train.several
-    return head_on(points, labels, classes=len(train.classes), weights=weights, maps=maps)
+    return head_on(points, train.truth, classes=len(train.classes), weights=weights, maps=maps)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The steps of a head are so short that threads would wait for each other for most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def head_on(
     points: np.ndarray,
     labels: np.ndarray,

@@ -57,8 +57,10 @@ class Curve(NamedTuple):
     true: np.ndarray  # anomalous ones
 
     @classmethod
-    def of(cls, normal: np.ndarray, other: np.ndarray) -> "Curve":
-        return _Places(normal, other).curve(np.ones((1, len(normal))), np.ones((1, len(other))))
+    def of(cls, normal: np.ndarray, other: np.ndarray, weights: tuple[np.ndarray, np.ndarray] | None = None) -> "Curve":
+        """`weights`: how often each normal and each anomalous image counts, (samples, images); once by default."""
+        of_normal, of_other = weights or (np.ones((1, len(normal))), np.ones((1, len(other))))
+        return _Places(normal, other).curve(of_normal, of_other)
 
 
 def separation(normal: np.ndarray, other: np.ndarray, threshold: float, seed: int = 0) -> dict[str, Measured]:

@@ -32,7 +32,7 @@ def student(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def wilson(hits: float, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(hits: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Confidence interval of a share (Wilson 1927), by default of 95 %; the trials must be independent."""
     share, scale = hits / trials, 1 + z**2 / trials
     middle = (share + z**2 / (2 * trials)) / scale
@@ -51,7 +51,7 @@ def at_least(hits: int, trials: int) -> float:
     return wilson(hits, trials, z=2.326348)[0]
 
 
-def across_folds(hits: float, trials: int) -> tuple[float, float]:
+def across_folds(hits: float, trials: float) -> tuple[float, float]:
     """An interval of 95 % for the accuracy on new images, from that of each image by folds that do not hold it.
 
     Folds share their training images, so the trials depend on each other: Wilson's interval at a nominal 99 %, as in
@@ -60,6 +60,18 @@ def across_folds(hits: float, trials: int) -> tuple[float, float]:
     """
     low, high = wilson(hits, trials, z=2.575829)
     return math.floor(100 * low + 1e-9) / 100, math.ceil(100 * high - 1e-9) / 100
+
+
+def across_folds_resampled(value: float, samples: np.ndarray, images: int) -> tuple[float, float]:
+    """As `across_folds`, for a measure in 0…1 that is not a share of images; `samples` are its values on images drawn
+    again (bootstrap).
+
+    Wilson's of as many trials as would spread as the samples do. Where these do not spread, as when all is right, each
+    image is one trial.
+    """
+    spread = float(np.var(samples))
+    trials = value * (1 - value) / spread if spread > 0 else float(images)
+    return across_folds(value * trials, trials)
 
 
 def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:

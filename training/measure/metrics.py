@@ -22,13 +22,13 @@ def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
     return share_right(logits, data)
 
 
-def measured_labels(bundle: Bundle, data: ImageSet, logits: np.ndarray | None) -> LabelMeasures | None:
-    """Of labels of which an image may have several, at the bundle's thresholds."""
+def measured_labels(bundle: Bundle, data: ImageSet, outputs: Outputs) -> LabelMeasures | None:
+    """Of labels of which an image may have several, at the bundle's thresholds or as the outputs say."""
     classifier = bundle.manifest.classifier
-    if logits is None or classifier is None or classifier.thresholds is None or data.several is None:
+    if outputs.logits is None or classifier is None or classifier.thresholds is None or data.several is None:
         return None
-    rows = label_probabilities(logits, classifier)
-    return LabelMeasures.of(rows, data.several, classifier.labels, classifier.thresholds)
+    rows = label_probabilities(outputs.logits, classifier)
+    return LabelMeasures.of(rows, data.several, classifier.labels, classifier.thresholds, given=outputs.given)
 
 
 def bundle_metrics(
@@ -80,7 +80,7 @@ def _of_normals(
         found["calibration_error"] = calibration_error(chances.max(axis=1), right)
         raw = probabilities(outputs.logits, 1.0).max(axis=1)
         found["calibration_error_before_temperature"] = calibration_error(raw, right)
-    of_labels = measured_labels(bundle, data, outputs.logits)
+    of_labels = measured_labels(bundle, data, outputs)
     if of_labels is not None and outputs.logits is not None and bundle.manifest.classifier is not None:
         how += f"; no image has {', '.join(of_labels.lacking)}" if of_labels.lacking else ""
         found |= {

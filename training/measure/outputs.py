@@ -28,10 +28,11 @@ class Outputs:
     logits: np.ndarray | None  # (N, labels)
     errors: np.ndarray | None  # (N,) reconstruction errors
     scores: np.ndarray | None  # (N,) anomaly scores
+    given: np.ndarray | None = None  # (N, labels) bool: the labels of each, if not by the bundle's thresholds
 
     def take(self, rows: np.ndarray) -> "Outputs":
         encoded = {name: values[rows] for name, values in self.encoded.items()}
-        others = (None if each is None else each[rows] for each in (self.logits, self.errors, self.scores))
+        others = (None if each is None else each[rows] for each in (self.logits, self.errors, self.scores, self.given))
         return Outputs(encoded, *others)
 
 

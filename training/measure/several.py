@@ -7,7 +7,9 @@ import numpy as np
 
 from app.bundle.scoring import are_present
 from training.data.imageset import ImageSet
-from training.measure.detection import Curve
+from training.measure.detection import Curve, resampled
+
+RESAMPLED = 500  # bootstrap samples of an interval
 
 
 def share_right(logits: np.ndarray, data: ImageSet) -> float:
@@ -33,10 +35,18 @@ class LabelMeasures:
 
     @classmethod
     def of(
-        cls, rows: np.ndarray, truth: np.ndarray, labels: tuple[str, ...], thresholds: tuple[float, ...]
+        cls,
+        rows: np.ndarray,
+        truth: np.ndarray,
+        labels: tuple[str, ...],
+        thresholds: tuple[float, ...],
+        given: np.ndarray | None = None,
     ) -> "LabelMeasures":
-        """(N, K) probabilities, and whether each image has each label."""
-        found = are_present(rows, thresholds)
+        """(N, K) probabilities, and whether each image has each label.
+
+        `given` are the labels that each image is given, where other thresholds than these decide.
+        """
+        found = are_present(rows, thresholds) if given is None else given
         hits, images, called = (found & truth).sum(axis=0), truth.sum(axis=0), found.sum(axis=0)
         return cls(
             labels=labels,
@@ -46,7 +56,7 @@ class LabelMeasures:
             f1=2 * hits / np.maximum(images + called, 1),
             average_precision=np.array([average_precision(*each) for each in zip(rows.T, truth.T, strict=True)]),
             images=images,
-            micro_f1=float(2 * hits.sum() / max(1, images.sum() + called.sum())),
+            micro_f1=micro_f1(found, truth),
             exact=float((found == truth).all(axis=1).mean()),
         )
 
@@ -91,9 +101,31 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     """The mean precision at the scores of the images that have the label; nan if none has it."""
+    return float(average_precisions(scores, truth, np.ones((1, len(truth))))[0])
+
+
+def average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(samples,) average precision where each image counts as often as `weights` (samples, N) says."""
     if not truth.any():
-        return float("nan")
-    curve = Curve.of(scores[~truth], scores[truth])
-    true, false = np.pad(curve.true[0], (1, 0)), np.pad(curve.false[0], (1, 0))
-    precision = true[1:] / np.maximum(true + false, 1)[1:]
-    return float((np.diff(true) * precision).sum() / truth.sum())
+        return np.full(len(weights), np.nan)
+    curve = Curve.of(scores[~truth], scores[truth], (weights[:, ~truth], weights[:, truth]))
+    true, false = (np.pad(counts, ((0, 0), (1, 0))) for counts in (curve.true, curve.false))
+    precision = true[:, 1:] / np.maximum(true + false, 1)[:, 1:]
+    with np.errstate(invalid="ignore"):  # a sample without an image that has the label
+        return np.asarray((np.diff(true) * precision).sum(axis=1) / true[:, -1])
+
+
+def micro_f1(given: np.ndarray, truth: np.ndarray) -> float:
+    """F1 of all decisions together, (…, N, K) bool. Where each image has one label and is given one: the accuracy."""
+    agreed, named = f1_terms(given, truth)
+    return float(agreed.sum() / max(1, named.sum()))
+
+
+def f1_terms(given: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(…, N) each, (twice the labels that are right, labels that are given or true): micro F1 is the ratio of sums."""
+    return 2 * (given & truth).sum(axis=-1), given.sum(axis=-1) + truth.sum(axis=-1)
+
+
+def drawn_again(images: int) -> np.ndarray:
+    """(samples, N): how often each image counts in each bootstrap sample."""
+    return resampled(np.random.default_rng(0), images, RESAMPLED)

@@ -11,20 +11,21 @@ import torch
 from app.bundle import Bundle, assemble, with_patches, with_references
 from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
-from app.bundle.scoring import PATCHES, sigmoid
-from training.data.folds import Folds, folds_of
+from app.bundle.scoring import PATCHES
+from training.data.folds import folds_of
 from training.data.material import Material
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
 from training.learning.teacher import Teacher
-from training.measure import defects, intervals, likelihood
+from training.measure import defects, likelihood
 from training.measure.defects import Defects
 from training.measure.metrics import accuracy, bundle_metrics
 from training.measure.outputs import Outputs, outputs_of
 from training.networks.graph import OPSET
 from training.progress import say
 from training.publish import onnx
+from training.publish.crossed import ACROSS, Crossed, metrics_across
 from training.publish.onnx import Exported
 from training.publish.provenance import provenance
 from training.publish.quantise import gate, quantised
@@ -84,21 +85,6 @@ class Draft:
         arrays = self.arrays | arrays
         bundle = with_references(self.bundle, fields, arrays)
         return replace(self, fields=self.fields | fields, bundle=bundle, arrays=arrays)
-
-
-@dataclass(frozen=True)
-class Crossed:
-    """What networks say of the target's images that have not learnt from them, in the order of the images."""
-
-    folds: Folds
-    logits: np.ndarray  # (R, N, K): in each deal of the folds
-    distances: np.ndarray | None  # (N, D) raw, of the anomaly score; None where all folds have the same encoder
-    labels: np.ndarray  # (N,)
-
-    @property
-    def right(self) -> np.ndarray:
-        """(N,) the share of the deals in which an image is classified correctly."""
-        return np.asarray((self.logits.argmax(axis=2) == self.labels).mean(axis=0))
 
 
 @dataclass(frozen=True)
@@ -229,17 +215,20 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft, crossed: Crossed
 def _calibrated_classifier(material: Material, bundle: Bundle, crossed: Crossed | None) -> Classifier | None:
     """Its temperature and, of labels of which an image may have several, their thresholds."""
     if crossed is not None:
-        return _classifier(material, temperature.fit(crossed.logits[0], crossed.labels))
+        return _fitted_classifier(material, crossed.logits[0], crossed.labels)
     parts = material.calibrates_labels
     found = [outputs_of(bundle, part, "temperature", ("logits",)).logits for part in parts]
     if found[0] is None:
         return None
     logits = np.concatenate([each for each in found if each is not None])
-    if parts[0].several is None:
-        return _classifier(material, temperature.fit(logits, parts[0].labels))
-    truth = np.concatenate([part.several for part in parts if part.several is not None])
-    fitted = temperature.fit(logits, truth)
-    return _classifier(material, fitted, label_thresholds.fit(sigmoid(logits, fitted), truth))
+    return _fitted_classifier(material, logits, np.concatenate([part.truth for part in parts]))
+
+
+def _fitted_classifier(material: Material, logits: np.ndarray, truth: np.ndarray) -> Classifier:
+    """From logits of images that were not learnt from."""
+    if truth.ndim == 1:
+        return _classifier(material, temperature.fit(logits, truth))
+    return _classifier(material, *label_thresholds.fit_with_temperature(logits, truth))
 
 
 def _calibrated(
@@ -337,7 +326,9 @@ def measure(material: Material, draft: Draft, crossed: Crossed | None = None) ->
             if each.name not in _BY_CONSTRUCTION
         ]
     if crossed is not None:
-        metrics = [each for each in metrics if each.name != "accuracy" or material.tested] + [accuracy_across(crossed)]
+        across = metrics_across(crossed)
+        replaced = set() if material.tested else {each.name.removesuffix(ACROSS) for each in across}
+        metrics = [*(each for each in metrics if each.name not in replaced), *across]
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
     return Measured(draft.with_references({"metrics": (*metrics, *draft.notes)}, shown), outputs, found)
@@ -345,23 +336,11 @@ def measure(material: Material, draft: Draft, crossed: Crossed | None = None) ->
 
 def unseen(outputs: Outputs, crossed: Crossed | None, scores: np.ndarray | None = None) -> Outputs:
     """Outputs on the target's images, with what was said of them by networks that have not learnt from them."""
-    return replace(outputs, logits=None if crossed is None else crossed.logits[0], errors=None, scores=scores)
+    if crossed is None:
+        return replace(outputs, logits=None, errors=None, scores=scores)
+    given = crossed.given[0] if crossed.several else None
+    return replace(outputs, logits=crossed.logits[0], errors=None, scores=scores, given=given)
 
 
 # Rates on the images that the thresholds come from.
 _BY_CONSTRUCTION = ("false_alarm_rate", "false_region_rate")
-
-
-def accuracy_across(crossed: Crossed) -> Metric:
-    right, folds = crossed.right, crossed.folds
-    low, high = intervals.across_folds(float(right.sum()), len(right))
-    deals = "" if len(folds.numbers) == 1 else f", dealt {len(folds.numbers)} times"
-    return Metric(
-        name="accuracy_across_folds",
-        value=float(right.mean()),
-        images=len(right),
-        how=(
-            f"{folds.count} folds{deals}, {folds.how}; each image by what learnt from the other folds; "
-            f"of new images, {low:.2f} to {high:.2f} is to be expected (95 %)"
-        ),
-    )

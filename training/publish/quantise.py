@@ -138,7 +138,7 @@ def _average_precision(before: Bundle, after: Bundle, labelled: ImageSet, most_l
     """In the place of accuracy, where an image may have several labels."""
     found = []
     for each in (before, after):
-        measured = measured_labels(each, labelled, outputs_of(each, labelled, "int8 gate", ("logits",)).logits)
+        measured = measured_labels(each, labelled, outputs_of(each, labelled, "int8 gate", ("logits",)))
         assert measured is not None  # both have a head, and thresholds
         found.append(measured.mean_average_precision)
     floats, integers = found

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from training.measure.metrics import confusion, measured_labels
 from training.measure.outputs import Outputs, outputs_of
 from training.measure.several import LabelMeasures
 from training.recipe import Recipe
+from training.report.charts import Series
 from training.report.words import in_words
 from training.score import latent_map
 
@@ -60,6 +61,13 @@ class Inspected:
     false_alarms: list[Judged]  # sound images, the highest score first
 
 
+class Verdict(NamedTuple):
+    """What comes first in a report."""
+
+    sentences: Sequence[str] = ()
+    by_labels: Sequence[Series] = ()  # accuracy by labels
+
+
 @dataclass(frozen=True)
 class Study:
     """The contents of a report.
@@ -82,6 +90,7 @@ class Study:
     compared: Sequence[Result]
     between: list[domains.Distance]  # source and target, if they differ
     inspected: Inspected | None = None
+    by_labels: Sequence[Series] = ()  # the verdict's
 
 
 def gather(
@@ -113,7 +122,7 @@ def gather(
         journal=journal,
         words=[*in_words(manifest, scores), *apart],
         confusion=counts,
-        of_labels=measured_labels(bundle, test, outputs.logits),
+        of_labels=measured_labels(bundle, test, outputs),
         latent_map=bundle.map or latent_map.fit(outputs.encoded["embedding"], labels),
         scores=scores,
         by_class=of_class,

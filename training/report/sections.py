@@ -59,7 +59,14 @@ def _in_short(study: Study) -> str:
         (escape(each.name), f"{each.value:.4f}", f"{each.images:,}", escape(each.how))
         for each in study.manifest.metrics
     ]
-    return sentences + table(("measure", "value", "images", "how"), rows, numbers=(1, 2))
+    return sentences + _by_labels(study) + table(("measure", "value", "images", "how"), rows, numbers=(1, 2))
+
+
+def _by_labels(study: Study) -> str:
+    if not study.by_labels:
+        return ""
+    title = "Accuracy by labels, on images that were not learnt from (bars: 95 %)"
+    return charts.lines(title, study.by_labels, "labels", "accuracy", log_x=True)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from app.bundle.scoring import sigmoid
+from training.score import temperature
+
 PRIOR = 10.0  # images that have the label: with fewer than so many, the probabilities count for more than the labels
 LOWEST, HIGHEST = 0.05, 0.95
 
@@ -14,6 +17,12 @@ def fit(rows: np.ndarray, truth: np.ndarray) -> tuple[float, ...]:
     Without any, the threshold is the best if the probabilities are right, at most a half (Lipton et al. 2014).
     """
     return tuple(_best(*each) for each in zip(rows.T, truth.T, strict=True))
+
+
+def fit_with_temperature(logits: np.ndarray, truth: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """(temperature, thresholds) from (N, K) logits of held-out images."""
+    fitted = temperature.fit(logits, truth)
+    return fitted, fit(sigmoid(logits, fitted), truth)
 
 
 def _best(chances: np.ndarray, truth: np.ndarray) -> float:

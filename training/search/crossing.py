@@ -17,7 +17,8 @@ from training.learning.stages import learn
 from training.learning.workshop import open_workshop
 from training.measure.outputs import outputs_of
 from training.progress import quiet, say
-from training.publish.draft import Crossed, export
+from training.publish.crossed import Crossed
+from training.publish.draft import export
 from training.recipe import LinearMode, Recipe
 from training.score import anomaly
 
@@ -70,7 +71,7 @@ class Crossing:
                 if raw is None:
                     raw = np.empty((len(held), found["distances"].shape[1]))
                 raw[held] = found["distances"]
-        return Crossed(self.folds, logits, raw, self.material.target.labels)
+        return Crossed(self.folds, logits, raw, self.material.target.truth)
 
     def _known(self, number: int) -> dict[str, np.ndarray]:
         path = self._file(number)
@@ -98,7 +99,7 @@ class Crossing:
         with quiet():
             head = head_on(
                 np.asarray(take(points, others)),
-                target.labels[others],
+                target.truth[others],
                 classes=len(target.classes),
                 weights=weights,
                 maps=self.maps,

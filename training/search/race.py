@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.bundle.scoring import probabilities
+from app.bundle.scoring import probabilities, sigmoid
 from training.errors import TrainingError
 from training.progress import OutOfTime, say, until
 from training.score import temperature
@@ -170,15 +170,24 @@ def _cross(contender: Contender, budget: Budget, trial: "Trial", needed: bool) -
 
 def losses_of(crossing: Crossing, numbers: Sequence[int] | range) -> np.ndarray:
     """(N,) the mean over deals of -ln p of an image's label, at the temperature that fits these folds best; NaN of
-    images that none of them holds."""
-    labels = crossing.material.target.labels
+    images that none of them holds. Where an image may have several labels, the mean over them of -ln p of what is so.
+    """
+    truth = crossing.material.target.truth
     rows = np.concatenate([np.flatnonzero(crossing.held(number)) for number in numbers])
     logits = np.concatenate([crossing.logits(number) for number in numbers])
-    chances = probabilities(logits, temperature.fit(logits, labels[rows]))[np.arange(len(rows)), labels[rows]]
-    totals, counts = np.zeros(len(labels)), np.zeros(len(labels))
-    np.add.at(totals, rows, -np.log(np.maximum(chances, _WORST)))
+    totals, counts = np.zeros(len(truth)), np.zeros(len(truth))
+    np.add.at(totals, rows, _losses(logits, truth[rows]))
     np.add.at(counts, rows, 1)
-    return np.asarray(np.divide(totals, counts, out=np.full(len(labels), np.nan), where=counts > 0))
+    return np.asarray(np.divide(totals, counts, out=np.full(len(truth), np.nan), where=counts > 0))
+
+
+def _losses(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    fitted = temperature.fit(logits, truth)
+    if truth.ndim == 2:
+        chances = sigmoid(np.where(truth, logits, -logits), fitted)
+    else:
+        chances = probabilities(logits, fitted)[np.arange(len(truth)), truth][:, None]
+    return np.asarray(-np.log(np.maximum(chances, _WORST)).mean(axis=1))
 
 
 def best(finished: Sequence[Finished]) -> Finished:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import TrainingError, printable
+from training.recipe import in_toml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -35,7 +36,7 @@ def read(path: Path) -> "dict[str, BaseDistribution]":
 
 def changes(values: Mapping[str, Any]) -> list[str]:
     """As --set takes them."""
-    return [f"{name}={json.dumps(json.loads(value) if _is_list(value) else value)}" for name, value in values.items()]
+    return [f"{name}={in_toml(json.loads(value) if _is_list(value) else value)}" for name, value in values.items()]
 
 
 def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:

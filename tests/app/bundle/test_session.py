@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from support import LATENT, tiny
 
 from app.bundle.manifest import Graph, Graphs, Tensor
-from app.bundle.session import CPU, Session, compiled_in, cpu_limit, external_data, started
+from app.bundle.session import CPU, GPU, Session, compiled_in, cpu_limit, external_data, prefer_gpu, started
 from app.errors import ExternalData, GraphMismatch, ProviderMissing
 
 
@@ -123,9 +123,6 @@ def test_a_session_says_what_it_runs_on(encoder: bytes, graph: Graph) -> None:
     assert Session(encoder, graph, "t", threads=1).provider == "CPUExecutionProvider"
 
 
-GPU = "CUDAExecutionProvider"
-
-
 @pytest.mark.skipif(GPU in compiled_in(), reason="this onnxruntime may have a GPU to run on: nothing falls back")
 @pytest.mark.filterwarnings("ignore:Specified provider")  # which is all that onnxruntime says
 def test_a_session_that_fell_back_is_refused_unless_the_cpu_will_do(encoder: bytes, graph: Graph) -> None:
@@ -136,5 +133,15 @@ def test_a_session_that_fell_back_is_refused_unless_the_cpu_will_do(encoder: byt
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize(
+    ("compiled", "running", "chosen"),
+    [((GPU, *CPU), (GPU, *CPU), (GPU, *CPU)), ((GPU, *CPU), CPU, CPU), (CPU, (GPU, *CPU), CPU)],
+)
+def test_a_gpu_is_preferred_where_it_is_compiled_in_and_starts(
+    compiled: tuple[str, ...], running: tuple[str, ...], chosen: tuple[str, ...]
+) -> None:
+    assert prefer_gpu(lambda: compiled, lambda _: running) == chosen
+
+
 def test_of_a_name_that_onnxruntime_never_heard_nothing_starts() -> None:
     assert started(["NoSuchExecutionProvider"]) == []

@@ -14,9 +14,12 @@ import pytest
 from support import ROOT, draw_folder, draw_inspection
 
 from app.bundle import load
+from training import recipe as recipes
 from training.__main__ import main
 from training.auto.build import VERDICT_FILE
 from training.auto.verdict import NO_BETTER
+from training.data.material import gather
+from training.data.resolution import settled
 
 
 def auto(folder: Path, out: Path, *more: str) -> int:
@@ -50,7 +53,9 @@ def test_a_folder_of_kinds_becomes_a_bundle_that_has_learnt_from_all_of_it(built
     assert "accuracy" not in metrics
     said = (built / "run" / "frozen" / VERDICT_FILE).read_text()
     assert NO_BETTER not in said
-    assert said.splitlines()[0] in (built / "run" / "frozen" / "report.html").read_text().replace("&#x27;", "'")
+    report = (built / "run" / "frozen" / "report.html").read_text().replace("&#x27;", "'")
+    assert said.splitlines()[0] in report
+    assert "Accuracy by labels, on images that were not learnt from" in report
 
 
 def test_its_plan_run_again_gives_the_same_head(built: Path, tmp_path: Path) -> None:
@@ -84,11 +89,40 @@ def test_a_plan_is_a_recipe_and_nothing_is_done(
     assert auto(garments, tmp_path, "--plan") == 0
     out, err = capsys.readouterr()
     (tmp_path / "plan.toml").write_text(out)
-    from training import recipe
-
-    assert recipe.load(str(tmp_path / "plan.toml"), []).split.folds == 5
+    assert recipes.load(str(tmp_path / "plan.toml"), []).split.folds == 5
     assert "frozen: a linear head" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["2024", "true", 'the "best" ones', "-fotos ü\x7f"])
+def test_two_kinds_of_four_images_are_enough_whatever_their_folder_is_called(
+    name: str, garments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / name
+    for kind in sorted(garments.iterdir())[:2]:
+        (folder / kind.name).mkdir(parents=True)
+        for file in sorted(kind.iterdir())[:4]:
+            shutil.copy(file, folder / kind.name)
+    assert auto(folder, tmp_path, "--plan") == 0
+    (tmp_path / "plan.toml").write_text(capsys.readouterr().out)
+    plan = recipes.load(str(tmp_path / "plan.toml"), [])
+    assert (plan.target, plan.false_alarm_rate) == (str(folder), 0.112)
+    folds = gather(settled(plan)).folds
+    assert folds is not None
+    assert folds.count == 4
+
+
+def test_the_false_alarm_rate_is_one_that_the_sound_images_bear_once_some_are_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = sorted(draw_folder(tmp_path / "drawn", 20, seed=4).iterdir())
+    shutil.copytree(drawn[0], tmp_path / "steel" / "good")
+    shutil.copytree(drawn[1], tmp_path / "steel" / "scratched")
+    assert auto(tmp_path / "steel", tmp_path, "--plan") == 0
+    (tmp_path / "plan.toml").write_text(capsys.readouterr().out)
+    plan = recipes.load(str(tmp_path / "plan.toml"), [])
+    assert plan.false_alarm_rate == 0.059, "16 are left to learn from"
+    assert len(gather(settled(plan)).calibration) == 16
 
 
 def test_sound_images_with_defects_beside_them_are_inspected(
@@ -135,6 +169,16 @@ def test_folders_that_teach_nothing_are_refused_in_a_sentence(
             shutil.copy(file, few / kind.name)
     assert auto(few, tmp_path) == 2
     assert "fewer than 4 images of" in capsys.readouterr().err
+    parted = tmp_path / "parted"
+    shutil.copytree(garments, parted / "train")
+    shutil.copytree(garments, parted / "test")
+    shutil.move(next(iter((parted / "test").iterdir())), parted / "test" / "other")
+    assert auto(parted, tmp_path, "--plan") == 2
+    assert "the test part has classes that the training part lacks (other)" in capsys.readouterr().err
+    (tmp_path / "lone").mkdir()
+    shutil.copy(next(one.rglob("*.png")), tmp_path / "lone")
+    assert auto(tmp_path / "lone", tmp_path, "--plan") == 2
+    assert "1 images to learn from, and 4 are needed" in capsys.readouterr().err
     assert auto(tmp_path / "none", tmp_path) == 2
     assert "neither a named data set" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()

@@ -1,29 +1,46 @@
-import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from support import draw_folder
 
-from training.auto.verdict import by_chance
+from training.auto.look import Found, look
+from training.auto.verdict import NO_BETTER, of_classes
+from training.data.folds import Folds
+from training.publish.crossed import Crossed
 
-
-@pytest.mark.parametrize(
-    ("right", "images", "commonest", "expected"),
-    [
-        (20, 60, 1 / 3, True),
-        (27, 60, 1 / 3, True),  # a little better than guessing, as one in twenty shuffles is
-        (40, 60, 1 / 3, False),
-        (60, 60, 0.5, False),
-        (900, 1000, 0.9, True),  # the commonest class alone gets that
-        (5, 5, 1.0, True),
-        (0, 10, 0.5, True),
-    ],
-)
-def test_what_guessing_would_reach_is_chance(right: int, images: int, commonest: float, expected: bool) -> None:
-    assert by_chance(right, images, commonest) is expected
+IMAGES, KINDS = 60, 3
 
 
-def test_chance_is_the_tail_of_the_binomial_distribution_times_the_tries() -> None:
-    tail = sum(math.comb(20, k) for k in range(17, 21)) / 2**20
-    assert 1e-3 < tail < 2e-3
-    assert by_chance(17, 20, 0.5)
-    assert not by_chance(18, 20, 0.5)
-    assert by_chance(18, 20, 0.5, tries=10)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    kinds = draw_folder(tmp_path_factory.mktemp("kinds") / "kinds", 4, seed=0)
+    seen = look(str(kinds))
+    return replace(seen, train=replace(seen.train, classes=seen.train.classes[:KINDS]))
+
+
+def verdict(found: Found, wrong: int, pixels: float | None) -> str:
+    """Of so many of the images the answer is another kind."""
+    labels = np.arange(IMAGES) % KINDS
+    logits = np.eye(KINDS, dtype=np.float32)[(labels + (np.arange(IMAGES) < wrong)) % KINDS]
+    crossed = Crossed(Folds(np.arange(IMAGES)[None] // KINDS % 4, "each image by itself"), logits[None], None, labels)
+    said = of_classes(found, crossed, tested=None, pixels=pixels, chosen="a network", others=[], curve=None)
+    return " ".join(said)
+
+
+@pytest.mark.parametrize("pixels", [None, 0.35])
+def test_what_neither_network_nor_pixels_learn_may_have_wrong_labels(found: Found, pixels: float | None) -> None:
+    said = verdict(found, 40, pixels)
+    assert NO_BETTER in said
+    assert "look whether the labels are right" in said
+
+
+def test_where_pixels_do_better_than_chance_it_was_the_training(found: Found) -> None:
+    said = verdict(found, 40, 0.7)
+    assert NO_BETTER in said
+    assert "by pixels alone, 70% would be right, so it was the training that failed" in said
+    assert "labels" not in said
+
+
+def test_a_network_that_has_learnt_is_not_called_chance(found: Found) -> None:
+    assert NO_BETTER not in verdict(found, 6, 0.7)

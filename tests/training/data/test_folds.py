@@ -90,3 +90,42 @@ def test_a_name_that_begins_with_its_class_is_no_group() -> None:
     folds = labelled_folds(labelled([0] * 12 + [1] * 12, items), Split(folds=3), seed=0)
     assert "grouped by the beginning of their names" in folds.how
     assert all(len(set(folds.numbers[0][n : n + 3])) == 1 for n in range(0, 24, 3))
+
+
+def with_several(several: np.ndarray, groups: tuple[str, ...] = ()) -> ImageSet:
+    images = np.arange(len(several), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2, 1)
+    classes = tuple("abcdef"[: several.shape[1]])
+    return ImageSet(images, np.array([], np.int64), classes, groups=groups, several=several)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_of_several_labels_is_shared_out_evenly(seed: int) -> None:
+    several = np.random.default_rng(seed).random((200, 5)) < (0.5, 0.3, 0.1, 0.05, 0.03)
+    several[:20] |= np.repeat(np.eye(5, dtype=bool), 4, axis=0)  # none is rarer than folds can bear
+    several[20:22, 3:] = True
+    folds = labelled_folds(with_several(several), Split(folds=5, repeats=2), seed=seed)
+    for numbers in folds.numbers:
+        counts = np.array([several[numbers == fold].sum(axis=0) for fold in range(5)])
+        assert (np.ptp(counts, axis=0) <= 4).all()
+        assert np.ptp(np.bincount(numbers)) <= 6
+        nothing = ~several.any(axis=1)
+        assert np.ptp(np.bincount(numbers[nothing], minlength=5)) <= 2
+    assert not np.array_equal(folds.numbers[0], folds.numbers[1])
+    again = labelled_folds(with_several(several), Split(folds=5, repeats=2), seed=seed)
+    assert np.array_equal(folds.numbers, again.numbers)
+
+
+def test_groups_of_images_of_several_labels_lie_in_one_fold() -> None:
+    several = np.random.default_rng(0).random((60, 3)) < 0.4
+    groups = tuple(f"g{number // 3}" for number in range(60))
+    numbers = labelled_folds(with_several(several, groups), Split(folds=4), seed=0).numbers[0]
+    assert all(len(set(numbers[start : start + 3])) == 1 for start in range(0, 60, 3))
+    counts = np.array([several[numbers == fold].sum(axis=0) for fold in range(4)])
+    assert (np.ptp(counts, axis=0) <= 5).all()
+
+
+def test_a_label_of_fewer_images_than_folds_is_named() -> None:
+    several = np.zeros((20, 2), bool)
+    several[:10, 0], several[8:11, 1] = True, True
+    with pytest.raises(TrainingError, match=r"b has 3 different images for split\.folds=4: lower it, or add images"):
+        labelled_folds(with_several(several), Split(folds=4), seed=0)

@@ -181,3 +181,36 @@ def test_a_list_that_is_labelled_in_its_own_folder_loses_no_column(here: Path) -
     Path("labels.csv").write_text(text)
     assert main(["label", "labels.csv", "--out", ".", "--base", BASE]) == 2
     assert Path("labels.csv").read_text() == text
+
+
+def test_in_a_list_of_several_labels_a_question_mark_says_that_nobody_has_looked(here: Path) -> None:
+    paths = sorted(Path("photos").iterdir())[:40]
+    cells = ["b|a", "a", "", *("?" for _ in paths[3:])]
+    Path("list.csv").write_text(
+        "\n".join(["path,label", *(f"{path},{cell}" for path, cell in zip(paths, cells, strict=True))])
+    )
+    first = dict(label("--count", "10", data="list.csv"))
+    given = {path.removeprefix("../../"): cell for path, cell in first.items()}
+    assert [given[str(path)] for path in paths[:3]] == ["a|b", "a", "|"], "what is known stays"
+    asked = [path for path, cell in first.items() if cell == "?"]
+    assert len(asked) == 10
+    assert "Write | between the labels" in Path("runs/label-list/sheet.html").read_text()
+    filled = {**first, asked[0]: "", asked[1]: "a|b"}
+    with Path("runs/label-list/labels.csv").open("w", newline="") as text:
+        csv.writer(text).writerows([("path", "label"), *filled.items()])
+    second = dict(label("--count", "10", data="list.csv"))
+    assert (second[asked[0]], second[asked[1]]) == ("|", "a|b"), "an emptied cell says that there is none"
+    images = read_part("runs/label-list/labels.csv", "train", None)
+    assert images.several is not None
+    assert len(images) == 5, "lines that nobody has looked at are left out"
+    assert images.several.sum(axis=1).tolist().count(0) == 2
+
+
+def test_a_folder_whose_list_gets_several_labels_asks_for_its_empty_cells_again(here: Path) -> None:
+    first = label("--count", "12")
+    lines = [(path, "a|b" if number == 0 else "") for number, (path, _) in enumerate(first)]
+    with Path("runs/label-photos/labels.csv").open("w", newline="") as text:
+        csv.writer(text).writerows([("path", "label"), *lines])
+    second = dict(label("--count", "12"))
+    assert second[first[0][0]] == "a|b"
+    assert list(second.values()).count("?") == 12

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from training.measure.intervals import across_folds, at_least, false_alarms, student, wilson
+from training.measure.intervals import (
+    across_folds,
+    across_folds_resampled,
+    at_least,
+    false_alarms,
+    student,
+    wilson,
+)
 from training.score.prototypes import fit, left_out
 
 RNG = np.random.default_rng(0)
@@ -61,3 +68,11 @@ def test_the_interval_of_folds_is_wider_than_that_of_independent_trials_and_in_w
     assert across_folds(60, 60)[1] == 1
     assert across_folds(59, 60)[1] == 1, "none of a hundred new ones may be wrong"
     assert across_folds(0, 60)[0] == 0
+
+
+def test_the_interval_of_what_was_drawn_again_is_that_of_a_share_if_it_is_one() -> None:
+    rng = np.random.default_rng(0)
+    right = np.arange(200) < 160
+    samples = right[rng.integers(0, 200, (4000, 200))].mean(axis=1)
+    assert across_folds_resampled(0.8, samples, 200) == pytest.approx(across_folds(160, 200), abs=0.011)
+    assert across_folds_resampled(1.0, np.ones(100), 60) == across_folds(60, 60), "nothing spreads, and little is known"

@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.imageset import ImageSet
-from training.measure.several import HEADS, LabelMeasures, average_precision, share_right, text_table
+from training.measure.several import (
+    HEADS,
+    LabelMeasures,
+    average_precision,
+    average_precisions,
+    micro_f1,
+    share_right,
+    text_table,
+)
 
 LABELS = ("cat", "dog", "long name")
 
@@ -75,3 +83,20 @@ def test_decisions_are_compared_at_a_half() -> None:
     assert share_right(np.array([[1.0, -1.0, 1.0], [-1.0, 2.0, 3.0]]), several) == pytest.approx(5 / 6)
     single = ImageSet(images, np.array([0, 2]), LABELS)
     assert share_right(np.array([[1.0, -1.0, 2.0], [-1.0, 2.0, 3.0]]), single) == 0.5
+
+
+def test_an_image_that_counts_twice_is_as_good_as_two() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 9, 40) / 9, rng.random(40) < 0.4
+    weights = rng.integers(0, 3, (5, 40))
+    found = average_precisions(scores, truth, weights)
+    for each, value in zip(weights, found, strict=True):
+        assert value == pytest.approx(average_precision(np.repeat(scores, each), np.repeat(truth, each)))
+    assert np.isnan(average_precisions(scores, truth, ~truth[None] * 1)).all()
+
+
+def test_micro_f1_of_one_label_each_is_the_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    said, labels = rng.integers(0, 3, 50), rng.integers(0, 3, 50)
+    one_hot = np.eye(3, dtype=bool)
+    assert micro_f1(one_hot[said], one_hot[labels]) == pytest.approx((said == labels).mean())

@@ -1,5 +1,6 @@
 """What is said of an image does not depend on its own label, nor on anything that its fold teaches."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_folds_that_cannot_be_crossed_are_refused(changes: tuple[str, ...], mess
         recipes.load("photos", list(changes))
 
 
-def test_folds_that_a_class_cannot_fill_are_refused(folder: Path) -> None:
-    with pytest.raises(TrainingError, match=r"has 9 different images for split\.folds=12: lower it, or add images"):
-        gather(recipes.load("photos", [f"source={folder}", f"target={folder}", "split.folds=12", *SMALL[:2]]))
+def test_there_are_no_more_folds_than_the_smallest_class_can_fill(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    material = gather(recipes.load("photos", [f"source={folder}", f"target={folder}", "split.folds=12", *SMALL[:2]]))
+    assert material.folds is not None
+    assert material.folds.count == 9
+    assert "has 9 different images, which make 9 folds" in capsys.readouterr().err
+    alike = shutil.copytree(folder, tmp_path / "alike")
+    first, *others = sorted(next(each for each in sorted(alike.iterdir())).iterdir())
+    for other in others:
+        shutil.copy(first, other)
+    with pytest.raises(TrainingError, match="has 1 different images, and two are needed to learn and to judge it"):
+        gather(recipes.load("photos", [f"source={alike}", f"target={alike}", "split.folds=5", *SMALL[:2]]))

@@ -25,7 +25,7 @@ class Made:
         rng = np.random.default_rng(seed)
         towards = np.where(LABELS, skill, -skill) + rng.normal(size=IMAGES)
         self.all = np.stack([-towards, towards], axis=1)
-        self.material = SimpleNamespace(target=SimpleNamespace(labels=LABELS))
+        self.material = SimpleNamespace(target=SimpleNamespace(truth=LABELS))
         self.seconds, self.interrupted, self.crossed = seconds, interrupted, set[int]()
 
     def __len__(self) -> int:
@@ -104,6 +104,17 @@ def test_losses_are_those_of_each_image_at_the_best_temperature() -> None:
     assert losses.shape == (IMAGES,)
     assert np.isnan(losses_of(made, range(1))).sum() == IMAGES * 3 // 4
     assert abs(losses_of(sure, range(FOLDS)).mean() - losses.mean()) < 0.05, "confidence alone is no fault"
+
+
+def test_the_loss_of_several_labels_is_their_mean_binary_cross_entropy() -> None:
+    made: Any = Made(2)
+    made.all = np.repeat(made.all[:, 1:], 2, axis=1)  # (N, 2) logits of two labels that are always the same
+    made.material.target.truth = np.stack([LABELS == 1] * 2, axis=1)
+    twice = losses_of(made, range(FOLDS))
+    wrong = made.all[:, 0] * np.where(LABELS, 1, -1) < 0
+    assert twice[~wrong].max() < np.log(2) < twice[wrong].min()
+    made.all, made.material.target.truth = made.all[:, :1], made.material.target.truth[:, :1]
+    assert abs(losses_of(made, range(FOLDS)).mean() - twice.mean()) < 0.05, "a mean, and no sum"
 
 
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
