@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -12,7 +13,6 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import problems
 from app.api.deadlines import Deadlines
-from app.api.dispatch import Dispatch
 from app.api.fast_path import FastPath
 from app.api.middleware import access
 from app.api.middleware.body_limits import BodyLimits
@@ -104,7 +104,6 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     limit, largest = settings.max_queue, settings.max_images
     admission = Admission(limit, metrics.queued, reserved=min(limit // _RESERVED, limit - largest))
     app.state.predictor = Predictor(repository, admission, decoding, settings.max_batch)
-    app.add_middleware(Dispatch, operations=operations.BY_PATH, infer=oip.infer)
     limit, largest = settings.max_bodies_mb * 1_000_000, settings.max_body_bytes
     room = Bytes(limit, reserved=min(limit // _RESERVED, limit - largest))
     app.add_middleware(BodyLimits, room=room, seconds=settings.body_timeout_s, deadlines=app.state.deadlines)
@@ -114,14 +113,14 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     metrics_keys = access.Keys([settings.metrics_key] if settings.metrics_key else [])
     if keys or metrics_keys:
         app.add_middleware(access.Access, keys=keys, metrics=metrics_keys)
+    cors: dict[str, Any] = {
+        "allow_origins": settings.origins,
+        "allow_methods": ["*"],
+        "allow_headers": ["*"],
+        "expose_headers": _EXPOSED,
+    }
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=_EXPOSED,
-        )
+        app.add_middleware(CORSMiddleware, **cors)
     if settings.root_path.strip("/"):
         app.add_middleware(RootPath, prefix=settings.root_path)
     app.add_middleware(Head)
@@ -135,6 +134,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         deadlines=app.state.deadlines,
         keys=keys,
         request_log=request_log,
+        cors=partial(CORSMiddleware, **cors) if settings.cors_origins else None,
     )
     openapi.correct_schema(app, keyed=bool(keys))
     for module in (operations, embeddings, models, health):

@@ -37,7 +37,6 @@ STAGES = {
         "api/call.py",
         "api/routes/operations.py",
         "api/negotiation.py",
-        "api/dispatch.py",
         "api/fast_path.py",
     ),
     "JSON (pydantic)": ("pydantic/", "app/api/schemas.py"),
@@ -46,7 +45,7 @@ STAGES = {
     "changes of thread": ("anyio/", "threading.py", "concurrent/futures/", "starlette/concurrency.py", "queue.py"),
     "FastAPI's dependencies": ("fastapi/dependencies/", "fastapi/params", "fastapi/_compat"),
     "FastAPI, Starlette: routing, middleware, requests": ("fastapi/", "starlette/", "contextlib.py"),
-    "uvicorn: HTTP parsing and writing": ("uvicorn/", "app/serving/connection.py", "app/serving/fast_connection.py"),
+    "connection: HTTP parsing and writing": ("uvicorn/", "app/serving/"),
 }
 # Frames in which a thread does nothing but wait: py-spy takes some for work.
 IDLE = ("threading.py:Condition.wait", "threading.py:wait", "futures/thread.py:_worker")

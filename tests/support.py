@@ -45,7 +45,7 @@ from app.bundle.regions import PEAKS
 from app.bundle.scoring import threshold_at
 from app.bundle.store import save
 from app.main import create_app
-from app.serving.fast_connection import connection_factory
+from app.serving.connection import connection_factory
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -133,7 +133,7 @@ class Call:
             return await work
         except asyncio.CancelledError:
             if deadline.fired == "late":
-                raise DeadlinePassed(f"not answered within {self._milliseconds:,} ms; the work was dropped") from None
+                raise late(self._milliseconds) from None
             if deadline.fired:
                 raise ClientDisconnect from None
             raise
@@ -149,6 +149,10 @@ class Call:
     async def _disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+
+
+def late(milliseconds: int) -> DeadlinePassed:
+    return DeadlinePassed(f"not answered within {milliseconds:,} ms; the work was dropped")
 
 
 async def shape_response(values: int, shape: Callable[[], Response]) -> Response:
@@ -177,5 +181,5 @@ async def _call(request: Request, model: ModelName = None, timeout_ms: Timeout =
 
 
 ACall = Annotated[Call, Depends(_call)]
-# classify, encode and so on, called without their optional parameters
-OperationFunction = Callable[[Call, list[bytes]], Plan]
+# classify, encode and so on: the call, its images, of which their number alone matters, and parameters of the query
+OperationFunction = Callable[..., Plan]

@@ -5,6 +5,7 @@ import base64
 import binascii
 from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
@@ -29,12 +30,19 @@ async def read_images(request: Request) -> list[bytes]:
     """In the order of the body; at least one."""
     settings: Settings = request.app.state.settings
     media_type, declared, body = await read_body(request, (_FORM, "image/*", _JSON))
+    return await parsed(partial(images_of, media_type, declared), body, settings.max_images)
+
+
+def images_of(media_type: str, declared: str, body: bytes, most: int) -> list[bytes]:
+    """`declared` is the Content-Type with its parameters."""
     if media_type == _FORM:
-        images = await parsed(files_of, body, declared, settings.max_images)
+        images = files_of(body, declared, most)
     elif media_type == _JSON:
-        images = await parsed(_from_json, body, settings.max_images)
-    else:
+        images = _from_json(body, most)
+    elif media_type.startswith("image/"):
         images = [body]
+    else:
+        raise UnsupportedMediaType(declared)
     for index, image in enumerate(images):
         if not image:
             raise MalformedRequest("the image is empty: zero bytes", _index(index, images))

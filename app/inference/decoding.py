@@ -153,6 +153,13 @@ class Decoding:
             )
         return Headers(headers, _are_small(headers, spec))
 
+    def decoded_within(self, seconds: float, files: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
+        """(n, H, W, C) uint8 of small files that decode in that time, in the calling thread; None of others."""
+        headers = self._read_headers(files, spec)
+        if not headers.small or sum(header.seconds(spec) for header in headers.each) > seconds:
+            return None
+        return self._decode_all(files, spec, lambda: None)
+
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     async def decode(self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,16 +25,19 @@ from app.inference.answer import (
     of_tiles,
 )
 from app.inference.batcher import Completed, Pending
-from app.inference.decoding import Decoding, Headers, RaiseIfAbandoned
+from app.inference.decoding import Decoding, RaiseIfAbandoned
 from app.inference.model import Model
 from app.inference.repository import Repository
 
-_QUICK_BYTES = 64 << 10  # several files are decoded on the event loop up to this size
+_QUICK_BYTES = 64 << 10  # of all files; as many are decoded on the event loop at most
+_QUICK_FILES = 8  # that are not plain PNGs of the model's size
+_QUICK_S = 0.0005  # as headers are estimated, twice what it takes: then a thread's 30 µs and its switches pay
 
 
 @dataclass(slots=True)
 class Prediction:
     bundle: Bundle
+    files: Sequence[bytes]  # as they were sent; of pixels none
     images: np.ndarray  # (n, H, W, C) uint8, as the graphs saw them; of pictures in tiles no pixels: (n, 0, 0, C)
     outputs: Outputs
     decode_s: float
@@ -41,30 +46,44 @@ class Prediction:
     batch: int  # images in the same run of the graph
 
 
-class PredictionTask:
-    """A prediction in progress. It leaves the queue when it ends; a dropped one does not call `on_result`."""
+OnResult = Callable[[Prediction | Exception], None]
 
-    __slots__ = ("_admission", "_done", "_images", "_items", "_model", "_on_result")
+
+class PredictionTask(Protocol):
+    """A prediction in progress."""
+
+    def drop(self) -> None:
+        """Its result is not wanted any more: `on_result` is not called. Does nothing once it has been."""
+
+
+class _Run:
+    """Decoded images in the batcher. They leave the queue when they have ended."""
+
+    __slots__ = ("_decode_s", "_done", "_files", "_images", "_items", "_leave", "_model", "_on_result")
 
     def __init__(
         self,
-        admission: Admission,
         model: Model,
+        files: Sequence[bytes],
         images: np.ndarray,
         parts: Sequence[np.ndarray],
         outputs: frozenset[str],
-        on_result: Callable[[Prediction | Exception], None],
+        decode_s: float,
+        on_result: OnResult,
+        leave: Callable[[], None],
     ) -> None:
-        self._admission, self._model, self._images, self._on_result = admission, model, images, on_result
+        self._model, self._files, self._images, self._decode_s = model, files, images, decode_s
+        self._on_result, self._leave = on_result, leave
         self._done: list[Completed[Outputs]] = []
         self._items: Sequence[Pending[OutputRequest, Outputs]] = [
             model.batcher.put(OutputRequest(part, outputs), self._ended) for part in parts
         ]
 
     def drop(self) -> None:
-        for item in self._items:
-            self._model.batcher.drop(item)
-        self._leave()
+        if self._items:
+            for item in self._items:
+                self._model.batcher.drop(item)
+            self._end()
 
     def _ended(self, outcome: Completed[Outputs] | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -75,24 +94,49 @@ class PredictionTask:
         parts_done.append(outcome)
         if len(parts_done) < len(self._items):
             return
-        self._leave()
+        self._end()
         done = parts_done[0] if len(parts_done) == 1 else _merge(parts_done)
-        images = self._images
         self._on_result(
             Prediction(
                 self._model.bundle,
-                images,
+                self._files,
+                self._images,
                 outputs=done.result,
-                decode_s=0.0,
+                decode_s=self._decode_s,
                 queue_s=done.queue_s,
                 run_s=done.run_s,
                 batch=done.batch,
             )
         )
 
-    def _leave(self) -> None:
-        self._admission.leave(len(self._images))
+    def _end(self) -> None:
+        self._leave()
         self._items = ()  # breaks a reference cycle, so that no garbage collection is needed
+
+
+class _InTask:
+    """A prediction that has to wait for threads before its images are in the batcher."""
+
+    __slots__ = ("_on_result", "_task")
+
+    def __init__(self, work: Coroutine[Any, Any, Prediction], on_result: OnResult) -> None:
+        self._on_result: OnResult | None = on_result
+        self._task = asyncio.ensure_future(work)
+        self._task.add_done_callback(self._ended)
+
+    def drop(self) -> None:
+        self._on_result = None
+        self._task.cancel()
+
+    def _ended(self, task: "asyncio.Task[Prediction]") -> None:
+        error: BaseException | None = asyncio.CancelledError() if task.cancelled() else task.exception()
+        on_result, self._on_result = self._on_result, None
+        if on_result is None:
+            return
+        if error is None:
+            on_result(task.result())
+        else:
+            on_result(error if isinstance(error, Exception) else RuntimeError(f"the work ended in {error!r}"))
 
 
 class Predictor:
@@ -102,32 +146,52 @@ class Predictor:
         self.repository, self.admission, self.decoding = repository, admission, decoding
         self._max_batch = max_batch
 
+    def begin(
+        self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str], on_result: OnResult
+    ) -> PredictionTask:
+        """`files` are encoded images, or pixels of the model's size, (n, H, W, C) uint8; results are in their order.
+
+        `on_result` is called once, on the event loop, unless the work is dropped. What is known at once is raised: a
+        full queue, or what is wrong with images that are decoded at once.
+        """
+        if isinstance(files, np.ndarray):
+            self.admission.enter(len(files), model.seconds)
+            leave = partial(self.admission.leave, len(files))
+            return self._run(model, (), files, outputs, decode_s=0.0, on_result=on_result, leave=leave)
+        if model.bundle.tiled or sum(map(len, files)) > _QUICK_BYTES:
+            return _InTask(self._predict(files, model, outputs), on_result)
+        start = time.perf_counter()
+        self.admission.enter(len(files), model.seconds)
+        leave = partial(self.admission.leave, len(files))
+        try:
+            images = self._decoded_if_quick(model.bundle, files)
+        except BaseException:
+            leave()
+            raise
+        if images is None:
+            leave()
+            return _InTask(self._predict(files, model, outputs), on_result)
+        decode_s = time.perf_counter() - start
+        return self._run(model, files, images, outputs, decode_s=decode_s, on_result=on_result, leave=leave)
+
     async def predict(self, files: Sequence[bytes] | np.ndarray, model: Model, outputs: frozenset[str]) -> Prediction:
-        """Results are in the order of `files`: encoded images, or pixels of the model's size, (n, H, W, C) uint8."""
-        count, bundle = len(files), model.bundle
-        if bundle.tiled:
-            assert not isinstance(files, np.ndarray)  # /v2 refuses pixels
+        """Like `begin`, for a caller that waits; if it leaves, the work is dropped."""
+        return await _result_of(partial(self.begin, files, model, outputs))
+
+    async def _predict(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:
+        if model.bundle.tiled:
             return await self._predict_pictures(files, model, outputs)
-        headers = Headers((), small=True)  # pixels have none
-        if not isinstance(files, np.ndarray):
-            headers = await self.decoding.read_headers(files, bundle.manifest.input)
-        with self.admission.admit(count, model.seconds, large=not headers.small):
+        spec = model.bundle.manifest.input
+        headers = await self.decoding.read_headers(files, spec)
+        with self.admission.admit(len(files), model.seconds, large=not headers.small):
             start = time.perf_counter()
-            images = files if isinstance(files, np.ndarray) else await self._decode(bundle, files, headers)
+            images = await self.decoding.decode(files, headers, spec, self.admission.hold)
             decode_s = time.perf_counter() - start
-            if count <= self._max_batch:
-                done = await model.batcher.submit(OutputRequest(images, outputs))
-            else:
-                done = await self._in_parts(model, images, outputs)
-        return Prediction(
-            bundle,
-            images,
-            outputs=done.result,
-            decode_s=decode_s,
-            queue_s=done.queue_s,
-            run_s=done.run_s,
-            batch=done.batch,
-        )
+            return await _result_of(
+                lambda on_result: self._run(
+                    model, files, images, outputs, decode_s=decode_s, on_result=on_result, leave=_nothing
+                )
+            )
 
     async def _predict_pictures(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:
         """Of a model that cuts tiles: picture by picture, and of each some tiles at a time.
@@ -170,6 +234,7 @@ class Predictor:
         whole = _merge(done)
         return Prediction(
             bundle,
+            files,
             np.empty((len(files), 0, 0, spec.channels), np.uint8),
             outputs=whole.result,
             decode_s=decode_s,
@@ -178,30 +243,20 @@ class Predictor:
             batch=whole.batch,
         )
 
-    async def _in_parts(self, model: Model, images: np.ndarray, outputs: frozenset[str]) -> Completed[Outputs]:
-        """More images than fit into a batch run as several, so that other requests can run in between."""
-        tasks = [
-            asyncio.ensure_future(model.batcher.submit(OutputRequest(part, outputs))) for part in self._parts(images)
-        ]
-        try:
-            return _merge(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:  # if one has failed, the others are dropped
-                task.cancel()
-
-    def begin(
+    def _run(
         self,
-        images: np.ndarray,
         model: Model,
+        files: Sequence[bytes],
+        images: np.ndarray,
         outputs: frozenset[str],
-        on_result: Callable[[Prediction | Exception], None],
-    ) -> "PredictionTask":
-        """Like `predict`, for pixels and without a task: `on_result` is called once, on the event loop."""
-        count = len(images)
-        self.admission.enter(count, model.seconds)
-        parts = [images] if count <= self._max_batch else self._parts(images)
-        return PredictionTask(
-            self.admission, model=model, images=images, parts=parts, outputs=outputs, on_result=on_result
+        decode_s: float,
+        on_result: OnResult,
+        leave: Callable[[], None],
+    ) -> _Run:
+        """More images than fit into a batch run as several, so that other requests can run in between."""
+        parts = [images] if len(images) <= self._max_batch else self._parts(images)
+        return _Run(
+            model, files, images, parts=parts, outputs=outputs, decode_s=decode_s, on_result=on_result, leave=leave
         )
 
     def _parts(self, images: np.ndarray) -> list[np.ndarray]:
@@ -230,36 +285,53 @@ class Predictor:
                 else await self.decoding.in_thread(run, count, self.admission.hold)
             )
 
-    async def _decode(self, bundle: Bundle, files: Sequence[bytes], headers: Headers) -> np.ndarray:
-        images = self.decoded_if_quick(bundle, files)
-        if images is not None:
-            return images
-        return await self.decoding.decode(files, headers, bundle.manifest.input, self.admission.hold)
-
-    def decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
-        """(n, H, W, C) uint8, if decoding takes no longer than a switch of threads; else None.
-
-        Several images must already have the model's size. Pictures to be cut into tiles have another way.
-        """
-        if bundle.tiled:
-            return None
-        limits = self.decoding.limits
+    def _decoded_if_quick(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
+        """(n, H, W, C) uint8, if decoding takes no longer than a switch of threads; else None."""
+        spec, limits = bundle.manifest.input, self.decoding.limits
         if len(files) == 1:
             image = bundle.preprocess_if_quick(files[0], limits.image_pixels)
-            return None if image is None else image[None]
-        height, width, _ = bundle.manifest.input.shape
-        if sum(map(len, files)) > _QUICK_BYTES or len(files) * height * width > limits.request_pixels:
-            return None
+            if image is not None:
+                return image[None]
+        elif len(files) * spec.height * spec.width <= limits.request_pixels:
+            images = self._plain(bundle, files)
+            if images is not None:
+                return images
+        return self.decoding.decoded_within(_QUICK_S, files, spec) if len(files) <= _QUICK_FILES else None
+
+    def _plain(self, bundle: Bundle, files: Sequence[bytes]) -> np.ndarray | None:
+        """Of small plain PNGs that have the model's size."""
         images = np.empty((len(files), *bundle.manifest.input.shape), np.uint8)
         for index, data in enumerate(files):
             try:
-                pixels = bundle.pixels_if_quick(data, limits.image_pixels)
+                pixels = bundle.pixels_if_quick(data, self.decoding.limits.image_pixels)
             except ImageError:  # decoding them in order will find which one is broken
                 return None
             if pixels is None:
                 return None
             images[index] = pixels
         return images
+
+
+async def _result_of(begin: Callable[[OnResult], PredictionTask]) -> Prediction:
+    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+    def on_result(result: Prediction | Exception) -> None:
+        if future.done():  # cancelled in this iteration of the loop
+            return
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    task = begin(on_result)
+    try:
+        return await future
+    finally:
+        task.drop()
+
+
+def _nothing() -> None:
+    """Its places are left elsewhere."""
 
 
 def _tiles_of(header: Header, spec: InputSpec) -> int:

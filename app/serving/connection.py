@@ -1,5 +1,5 @@
-"""A client's connection, with limits that uvicorn lacks: the time and size of a request's head, the time a keep-alive
-connection may stay idle, and the number of connections.
+"""A client's connection: answers its requests one after another, within limits that uvicorn lacks: the time and size of
+a request's head, the time a keep-alive connection may stay idle, and the number of connections.
 
      max_connections   2 × max_connections
     answered │ refused with 503 │ closed at once
@@ -9,194 +9,251 @@ connection may stay idle, and the number of connections.
 import asyncio
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import uvicorn
+from uvicorn.server import ServerState
 
+from app.api.fast_path import FastPath, PlainRequest
 from app.api.middleware.body_limits import TOO_MANY_CONNECTIONS
-from app.telemetry.logs import RequestLog
-from app.telemetry.requests import STARTED_AT
+from app.serving.exchange import DefaultHeaders, FastExchange, OrdinaryExchange, telling_when_answered
+from app.serving.reader import MAX_HEAD, Head, Malformed, Reader, TooLarge
 
-MAX_HEAD = 64 << 10  # bytes
-_LINGER_S = 1.0  # in which a client that is still sending can read the refusal
+_LINGER_S, _LINGER_BYTES = 1.0, 1 << 20  # in which a client that is still sending can read the refusal
+_LONG_QUEUE_S = 1.0  # a client that half-closes its connection during a longer wait has more likely disconnected
 
 
-class Connection(HttpToolsProtocol):
+@dataclass
+class _Service:
+    """What all connections have in common."""
+
+    fast_path: FastPath
+    head_s: float
+    keep_alive_s: float
+    max_connections: int
+    defaults: DefaultHeaders = field(default_factory=DefaultHeaders)
+    config: uvicorn.Config | None = None
+
+    def connection(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> "Connection":
+        """Called by uvicorn."""
+        if self.config is None:
+            self.config = telling_when_answered(config)
+        return Connection(self, self.config, server_state, app_state)
+
+
+class Connection(asyncio.Protocol):
     """`head_s` runs from a head's first byte, on a new connection from its start, until the head is complete.
     `keep_alive_s` runs from the end of an answer until the next head begins."""
 
+    transport: asyncio.Transport
+
     def __init__(
-        self,
-        *args: Any,
-        head_s: float,
-        keep_alive_s: float,
-        max_connections: int,
-        request_log: RequestLog,
-        **options: Any,
+        self, service: _Service, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
-        super().__init__(*args, **options)
-        self._request_log = request_log
-        self._head_s, self._keep_alive_s, self._max_connections = head_s, keep_alive_s, max_connections
-        self._tick_s = min(head_s, keep_alive_s)
+        self.fast_path, self.defaults, self.loop = service.fast_path, service.defaults, asyncio.get_running_loop()
+        self._service, self._config, self._server_state, self._app_state = service, config, server_state, app_state
+        self._tick_s = min(service.head_s, service.keep_alive_s)
+        self._reader = Reader()
+        self._exchange: FastExchange | OrdinaryExchange | None = None
+        self._reading = False  # inside `_read`, which is not entered twice
         self._idle_since = self.loop.time()  # since it connected, or since the last answer
+        self._head_began: float | None = None  # when the first segment of an incomplete head arrived
+        self._is_new = self._is_answered = True  # without a request so far; its last request has its answer
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._head_began = False, 0.0  # when the head's first segment arrived
-        self._head_bytes = 0  # of the head; after it, of chunk headers and trailers since the last body bytes
-        # Of the current segment: whether a head began in it, and how many of its bytes surely belong to no later head.
-        self._head_began_here, self._not_next_head = False, 0
-        self._head_without_upgrade = b""  # of a request that asks for an upgrade
-        self._refused = False  # further bytes are read and dropped
+        self._too_many = self._stopping = False
+        self._refused, self._dropped = False, 0  # further bytes are read and dropped, so many so far
+        self._writing_paused = self._exchange_paused = self._reading_paused = False
 
     @property
     def busy(self) -> bool:
         """Whether one of its requests is being read or answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._exchange is not None
 
-    @property
-    def _lacks_body(self) -> bool:
-        """Whether the request in flight still waits for a part of its body."""
-        cycle = self.cycle
-        return cycle is not None and not cycle.response_complete and cycle.more_body
+    def shutdown(self) -> None:
+        """Close the connection, after the answers to the requests that have arrived."""
+        self._stopping = True
+        if self._exchange is None:
+            self.transport.close()
+        elif not self._reader.has_unread_head:
+            self._exchange.close_after_answer()
+
+    # Called by the event loop
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        count = len(self.connections)
-        if count > 2 * self._max_connections:
+        self.transport = transport
+        connections, most = self._server_state.connections, self._service.max_connections
+        connections.add(self)  # type: ignore[arg-type]  # uvicorn's set names its own classes
+        if len(connections) > 2 * most:
             transport.abort()
             return
-        if count > self._max_connections:
-            self.app_state = {**self.app_state, TOO_MANY_CONNECTIONS: self._max_connections}
+        self._too_many = len(connections) > most
         self._timer = self.loop.call_later(self._tick_s, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._server_state.connections.discard(self)
         self._stop_timer()
-        super().connection_lost(exc)
+        if self._exchange is not None:
+            self._exchange.disconnect()
+            self._exchange = None
+        self._reader.close()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser no more than the current head may still have. So a head's bytes are counted correctly,
-        however the parser reads them and however they are cut into segments."""
-        while not self._refused:
-            most = MAX_HEAD - self._head_bytes
-            if len(data) <= most:
-                self._feed(data)
-                return
-            self._feed(data[:most])
-            data = data[most:]
+        if not self._refused:
+            self._reader.add(data)
+            self._read()
+            return
+        self._dropped += len(data)
+        if self._dropped > _LINGER_BYTES:
+            self.transport.close()
 
-    def eof_received(self) -> bool | None:  # type: ignore[override]
-        """A client may half-close the connection after its request: answer it, then close."""
-        if self._refused or not self.busy or self._lacks_body:
+    def eof_received(self) -> bool | None:
+        """A client may half-close the connection after its request: answer it, then close. One that has disconnected
+        looks the same. While the queue is long, assume that it has disconnected and drop its work."""
+        if self._refused or not self.busy or not self._reader.complete or self.fast_path.wait_s > _LONG_QUEUE_S:
             return None
         self.shutdown()
         return True
 
-    def _feed(self, data: bytes) -> None:
-        self._head_began_here, self._not_next_head = False, 0
-        began_before = self._in_head
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        if self._exchange is not None:
+            self._exchange.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self._exchange is not None:
+            self._exchange.resume_writing()
+        else:
+            self._read()
+
+    # Reading
+
+    def _read(self) -> None:
+        """Read what has arrived, one request at a time: the next one waits until this one is answered."""
+        if self._reading:
+            return
+        self._reading = True
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data, upgrade)
-        except httptools.HttpParserError:
-            self._malformed()
-        if self._in_head or not self._not_next_head:
-            self._limit_head(len(data), began_before)
+            while not (self._refused or self.transport.is_closing()) and self._read_some():
+                pass
+        except Malformed:
+            self._refuse(400, "malformed-request", "malformed HTTP request")
+        except TooLarge:
+            self._refuse(431, "head-too-large", f"the request's head is more than the {MAX_HEAD:,} bytes allowed")
+        finally:
+            self._reading = False
+        if self._exchange is not None and not self._reader.complete:
+            self._exchange.expect_more()
+        if self._head_began is not None or self._reader.in_head:
+            self._limit_head()
+        if self._reading_paused or self._reader.has_unread:
+            self._regulate_reading()
 
-    def _limit_head(self, size: int, began_before: bool) -> None:
-        """Called after a segment that ends inside a head, or that contains nothing of a body."""
-        if self._refused or self.transport.is_closing():
-            return
-        if self._in_head:
-            self._head_bytes += size - self._not_next_head
-            if self._head_bytes >= MAX_HEAD:
-                self._refuse(431, "head-too-large", f"the request's head is more than the {MAX_HEAD:,} bytes allowed")
-            elif self._head_began_here or not began_before:
-                self._head_began = self.loop.time()
-                self._stop_timer()
-                self._timer = self.loop.call_later(self._tick_s, self._check_timeouts)
-        elif not (self._head_began_here or began_before) and self._lacks_body:
-            self._head_bytes += size  # such as trailers after the last chunk, which the parser keeps in memory
-            if self._head_bytes >= MAX_HEAD:
-                self._refused = True
-                self.transport.close()
+    def _read_some(self) -> bool:
+        """Whether there was anything to read, and a place for it."""
+        reader = self._reader
+        if not reader.complete:
+            body = reader.read_body()
+            if self._exchange is not None:  # else the answer did not wait for the body
+                self._exchange.receive(body, reader.complete)
+            return bool(body) and reader.has_unread
+        if self._exchange is not None or self._writing_paused:
+            return False
+        head = reader.read_head()
+        if head is None:
+            return False
+        self._head_began, self._is_new, self._is_answered = None, False, False
+        self._begin(head)
+        return True
 
-    def _ignore_upgrade(self, data: bytes, upgrade: httptools.HttpParserUpgrade | None) -> None:
-        """Graft has no protocol to upgrade to, but the parser stops at the end of a head that asks for one. Feed it
-        the head again without the upgrade, and then the rest of the data. CONNECT requests end the connection."""
-        rest = memoryview(data)
-        while upgrade is not None:
-            rest, head, self._head_without_upgrade = rest[upgrade.args[0] :], self._head_without_upgrade, b""
-            if not head:
-                self._stop_reading()
-                return
-            began, self._head_began_here = self._head_began_here, False  # do not count this head's bytes twice
-            try:
-                self.parser.feed_data(head)
-                self._head_began_here, upgrade = began, None
-                self.parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as another:
-                upgrade = another
-            except httptools.HttpParserError:
-                self._malformed()
+    def _begin(self, head: Head) -> None:
+        since = perf_counter()
+        defaults = self.defaults
+        defaults.update(self._server_state.default_headers)
+        request = self._recognise(head)
+        is_last = (self._stopping or defaults.draining) and not self._reader.has_unread_head
+        closes = not head.keep_alive or self._too_many or is_last
+        if request is not None:
+            self._exchange = FastExchange(self, head, request, since, closes=closes)
+        else:
+            head.require_valid_target()
+            state = {TOO_MANY_CONNECTIONS: self._service.max_connections} if self._too_many else {}
+            self._exchange = OrdinaryExchange(self, head, since, state, closes=closes)
+        if self._reader.complete:
+            self._exchange.receive(b"", True)
 
-    def _begin_head(self) -> None:
-        """Count the bytes before this head in the segment as not its own. Body bytes are counted as they are parsed; of
-        an earlier head only a lower bound is known, because the parser skips spaces."""
-        if self._head_began_here:
-            headers_size = sum(3 + len(name) + len(value) for name, value in self.headers)
-            self._not_next_head += 17 + len(self.url) + headers_size
-        self._head_began_here = self._in_head = True
-        self._head_bytes = 0
+    def _recognise(self, head: Head) -> PlainRequest | None:
+        if head.method != b"POST" or head.version != "1.1" or self._too_many:
+            return None
+        try:
+            return self.fast_path.recognise(head.target, head.headers)
+        except Exception as error:
+            self.fast_path.count_handover(error)
+            return None
 
-    def on_message_begin(self) -> None:
-        self._begin_head()
-        super().on_message_begin()
+    def _limit_head(self) -> None:
+        if not self._reader.in_head:
+            self._head_began = None
+        elif self._head_began is None:
+            self._head_began = self.loop.time()
+            self._stop_timer()
+            self._timer = self.loop.call_later(self._tick_s, self._check_timeouts)
 
-    def on_headers_complete(self) -> None:
-        self._in_head, self._head_bytes = False, 0
-        if self.parser.should_upgrade() and (method := self.parser.get_method()) != b"CONNECT":
-            headers = b"".join(b"%s: %s\r\n" % each for each in self.headers if each[0] != b"upgrade")
-            version = self.parser.get_http_version().encode()
-            self._head_without_upgrade = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, headers)
-            return
-        self.scope["state"][STARTED_AT] = perf_counter()
-        super().on_headers_complete()
-        if TOO_MANY_CONNECTIONS in self.app_state:
-            self.cycle.keep_alive = False
+    def _regulate_reading(self) -> None:
+        """Pause while requests wait for the one under way, or while uvicorn has enough of a body."""
+        waits = self._exchange is not None or self._writing_paused
+        paused = not self._refused and (self._exchange_paused or (waits and self._reader.has_unread))
+        if paused != self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
-    def on_body(self, body: bytes) -> None:
-        self._not_next_head += len(body)
-        self._head_bytes = 0
-        super().on_body(body)
+    # Called by the exchange under way
 
-    def on_message_complete(self) -> None:
-        if not self._head_without_upgrade:
-            super().on_message_complete()
+    def uvicorn_arguments(self) -> tuple[uvicorn.Config, ServerState, dict[str, Any]]:
+        return self._config, self._server_state, self._app_state
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._unset_keepalive_if_required()  # `_check_timeouts` takes its place
+    def become(self, exchange: OrdinaryExchange) -> None:
+        self._exchange = exchange
+
+    def pause_reading(self, paused: bool) -> None:
+        self._exchange_paused = paused
+        self._regulate_reading()
+
+    def answered(self) -> None:
+        self._exchange, self._exchange_paused, self._is_answered = None, False, True
+        self._server_state.total_requests += 1
         self._idle_since = self.loop.time()
+        if self._reader.has_unread or self._reading_paused or not self._reader.complete:
+            self._read()
 
-    def _malformed(self) -> None:
-        self._refuse(400, "malformed-request", "malformed HTTP request")
+    # Limits
 
     def _check_timeouts(self) -> None:
         """One timer for the connection's whole life is cheaper than one for each request."""
-        now = self.loop.time()
+        now, service = self.loop.time(), self._service
         if self.busy:
             until = now + self._tick_s
-        elif self._in_head:
-            until = max(self._head_began, self._idle_since) + self._head_s
+        elif self._head_began is not None:
+            until = self._head_began + service.head_s
         else:
-            until = self._idle_since + (self._head_s if self.cycle is None else self._keep_alive_s)
+            until = self._idle_since + (service.head_s if self._is_new else service.keep_alive_s)
         if until > now:
             self._timer = self.loop.call_at(until, self._check_timeouts)
-        elif self._in_head:
-            self._refuse(408, "head-too-slow", f"the request's head did not arrive within {self._head_s:g} s")
+        elif self._head_began is not None:
+            self._refuse(408, "head-too-slow", f"the request's head did not arrive within {service.head_s:g} s")
         else:
             self.transport.close()
 
@@ -204,26 +261,27 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
 
-    def _stop_reading(self) -> None:
-        """Close the connection once the requests in flight have their answers."""
-        self._refused = True
-        self.shutdown()
-
     def _refuse(self, status: int, kind: str, detail: str) -> None:
-        """Send a problem document and close the connection. If an earlier request still waits for its answer, close
-        after that instead. A client can provoke a refusal with a few bytes: the log's lines about them are bounded.
+        """Send a problem document and close the connection. A client can provoke a refusal with a few bytes: the log's
+        lines about them are bounded.
 
         Closing with unread bytes would reset the connection before the client reads the refusal, so the connection
         reads on for a moment."""
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
-        client = self.client[0] if self.client else "an unknown address"
-        self._request_log.head_refused(client, status=status, problem=kind, detail=detail)
-        if self.busy:
-            self._stop_reading()
-            return
+        address = self.transport.get_extra_info("peername")
+        client = address[0] if isinstance(address, tuple) else "an unknown address"
+        self.fast_path.request_log.head_refused(client, status=status, problem=kind, detail=detail)
         self._refused = True
         self._stop_timer()
+        exchange, self._exchange = self._exchange, None
+        has_begun = not self._reader.complete and self._is_answered
+        if exchange is not None:  # its body turned out to be malformed
+            has_begun = exchange.has_begun
+            exchange.disconnect()
+        if has_begun:  # a second answer would be taken for that to the next request
+            self.transport.close()
+            return
         phrase, own_id = HTTPStatus(status).phrase, os.urandom(16).hex()
         problem = {"type": f"urn:graft:problem:{kind}", "title": phrase, "status": status, "detail": detail}
         body = json.dumps({**problem, "request_id": own_id}).encode()
@@ -234,3 +292,10 @@ class Connection(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
         self._timer = self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def connection_factory(
+    fast_path: FastPath, head_s: float, keep_alive_s: float, max_connections: int
+) -> Callable[..., Connection]:
+    """uvicorn's `http` setting: called with its arguments for each new connection."""
+    return _Service(fast_path, head_s, keep_alive_s, max_connections).connection

@@ -29,8 +29,7 @@ from app.bundle.store import names, versions
 from app.errors import SettingsInvalid
 from app.main import create_app
 from app.serving import memory
-from app.serving.connection import Connection
-from app.serving.fast_connection import connection_factory
+from app.serving.connection import Connection, connection_factory
 from app.serving.stop_listening import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log

@@ -18,9 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Result = TypeVar("Result")
 
 HEADER, TIMING = b"x-request-id", b"server-timing"
-# Keys in a request's state, set by the connection that received it.
-STARTED_AT = "started_at"  # perf_counter() at the end of its head
-DEADLINE_PASSED = "deadline_passed"  # (error, RequestRecord), if the fast path ran out of time
+STARTED_AT = "started_at"  # in a request's state: perf_counter() at the end of its head
 CLIENT_DISCONNECTED = 499  # nginx uses this status too
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a client's own id is kept if it is short and printable
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")

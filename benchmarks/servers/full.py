@@ -7,7 +7,7 @@ from pathlib import Path
 import uvicorn
 
 from app.main import create_app
-from app.serving.fast_connection import connection_factory
+from app.serving.connection import connection_factory
 from app.settings import Settings
 from app.telemetry.logs import configure_logs
 

@@ -25,7 +25,7 @@ def test_a_sample_belongs_to_the_innermost_frame_of_a_stage(more: str, stage: st
 def test_what_is_of_no_stage_is_told_apart() -> None:
     below = "<module> (/r/app/__main__.py:100);run (/x/uvicorn/server.py:70);Runner.run (/x/asyncio/runners.py:118)"
     assert stages.stage_of(below) == stages.OTHER
-    assert stages.stage_of(f"{below};send (/x/uvicorn/httptools_impl.py:5)") == "uvicorn: HTTP parsing and writing"
+    assert stages.stage_of(f"{below};send (/x/uvicorn/httptools_impl.py:5)") == "connection: HTTP parsing and writing"
 
 
 def test_a_thread_that_waits_is_no_cost() -> None:

@@ -165,7 +165,7 @@ def anomaly(
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
         if regions:
-            merge(fields, _regions(result, images, false_alarm_rate))
+            merge(fields, _regions(result, false_alarm_rate))
         return json_response(result.bundle, fields)
 
     return Plan(needs, frozenset(outputs), shape)
@@ -202,7 +202,7 @@ def predict(
         if heatmap:
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
         if regions:
-            merge(fields, _regions(result, images, false_alarm_rate))
+            merge(fields, _regions(result, false_alarm_rate))
         return json_response(result.bundle, fields)
 
     return Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape)
@@ -232,8 +232,8 @@ def _reconstructed(result: Prediction) -> list[Fields]:
     return [{"image": pictures.base64_of(pictures.unit_png(image)), "error": error} for image, error in pairs]
 
 
-def _regions(result: Prediction, images: Sequence[bytes], false_alarm_rate: float | None) -> list[Fields]:
-    sizes = [Size(*upright_size(data)) for data in images]
+def _regions(result: Prediction, false_alarm_rate: float | None) -> list[Fields]:
+    sizes = [Size(*upright_size(data)) for data in result.files]
     return region_fields(result.bundle, result.outputs, sizes, false_alarm_rate)
 
 

@@ -28,8 +28,6 @@ from app.api.v2.schemas import (
     failures,
 )
 from app.api.v2.tensors import (
-    IMAGE,
-    IMAGE_TYPE,
     SCORE,
     ResolvedRequest,
     most_values,
@@ -154,14 +152,13 @@ async def infer(request: Request, call: ACall) -> Response:
 
 def parse_small_infer(
     metrics: Metrics, most: int, body: bytes, length_header: str | None, model: Model
-) -> tuple[np.ndarray, Plan] | None:
-    """For the fast path: the pixels and the plan of a small body, or None if it has other inputs or a timeout."""
+) -> tuple[list[bytes] | np.ndarray, Plan, int | None] | None:
+    """For the fast path: images, plan and timeout of a small body, or None if it has outputs of the encoder."""
     request = _parse(body, length_header, model.bundle, most)
-    if request.timeout_ms or [(each.name, each.datatype) for each in request.inputs] != [(IMAGE, IMAGE_TYPE)]:
-        return None
     resolved = resolve(request, model.bundle, most)
-    assert isinstance(resolved.images, np.ndarray)
-    return resolved.images, _plan(metrics, model.bundle, resolved)
+    if resolved.images is None:
+        return None
+    return resolved.images, _plan(metrics, model.bundle, resolved), request.timeout_ms
 
 
 def _plan(metrics: Metrics, bundle: Bundle, resolved: ResolvedRequest) -> Plan:

@@ -12,7 +12,7 @@ from app import errors
 from app.api.problems import STATUS, documented
 from app.bundle.drawings import garment
 from app.bundle.encode import png
-from app.inference.predictor import Prediction, PredictionTask, Predictor
+from app.inference.predictor import PredictionTask, Predictor
 from app.main import create_app
 from app.settings import Settings
 
@@ -60,9 +60,6 @@ def test_an_unexpected_exception_is_a_500_that_tells_nothing_and_the_service_liv
     app = create_app(settings)
 
     class Failing(Predictor):
-        async def predict(self, *_: object) -> Prediction:
-            raise RuntimeError("secret of the inside")
-
         def begin(self, *_: object) -> PredictionTask:
             raise RuntimeError("secret of the inside")
 

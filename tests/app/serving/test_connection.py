@@ -405,6 +405,29 @@ def test_malformed_http_is_400_with_a_problem(address: str) -> None:
         assert problem_of(until_closed(stranger))["type"] == "urn:graft:problem:malformed-request"
 
 
+def test_a_body_in_malformed_chunks_is_400_and_ends_the_connection(address: str) -> None:
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(address) as stranger:
+        stranger.sendall(head + b"3\r\nabc\r\n")
+        time.sleep(0.1)
+        stranger.sendall(b"0x3\r\nabc\r\n0\r\n\r\n" + HEALTH)
+        output = until_closed(stranger)
+    assert problem_of(output)["type"] == "urn:graft:problem:malformed-request"
+    assert output.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("ambiguous", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize("path", [b"/v1/classify", b"/v1/models"])
+def test_a_body_that_could_end_in_two_places_is_400(address: str, path: bytes, ambiguous: bytes) -> None:
+    """Or a proxy in front may take a part of a body for the next request."""
+    head = b"POST %s HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n" % (path, len(HEALTH))
+    with connected(address) as smuggler:
+        smuggler.sendall(head + ambiguous + b"\r\n" + HEALTH)
+        output = until_closed(smuggler)
+    assert problem_of(output)["type"] == "urn:graft:problem:malformed-request"
+    assert output.count(b"HTTP/1.1") == 1
+
+
 def test_a_client_that_half_closes_without_a_request_is_disconnected(address: str) -> None:
     whole = post("/v1/classify", IMAGE, "image/png")
     for sent in (b"", whole[:20], whole[:-10], whole):
