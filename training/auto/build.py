@@ -30,6 +30,7 @@ from training.search.race import Budget, Contender, Finished, best, race
 from training.tracking.index import tracked
 
 PLAN_FILE, VERDICT_FILE = "plan.toml", "verdict.txt"  # in the folder of what was built
+_TO_PUBLISH = 30.0  # seconds, beside what grows with the images
 _ENOUGH = 1.2  # times the budget, above which the first contender is not begun
 _SIDE = 16  # pixels, of the images that a network has to be better than
 _MOST_BY_PIXELS = 500  # images: what they reach is no close call
@@ -127,7 +128,7 @@ def _classify(found: Found, wish: Wish, entries: list[Entry], *, folder: Path, b
             "minutes, or fewer images"
         )
     materials: dict[str, Material] = {}
-    budget.kept = min(0.3 * budget.seconds, 20 + first.once + first.each)
+    budget.kept = min(0.5 * budget.seconds, _TO_PUBLISH + first.once + first.each)
     finished = race([_contender(entry, folder, materials) for entry in entries], folder, budget)
     while finished:
         chosen = best(finished)
