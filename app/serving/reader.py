@@ -1,7 +1,7 @@
 """The bytes of a connection → requests, one after another.
 
 httptools, the parser of uvicorn too, judges every byte. It does not say at which byte a request ends, so it is fed no
-further than one can end: to the end of a head, of a body of known length, or of a line within a body in chunks.
+further than one can end: to the end of a head, of a body of known length, of a chunk, or of a line between chunks.
 """
 
 import re
@@ -51,6 +51,8 @@ class Reader:
         self._target, self._headers = b"", list[tuple[bytes, bytes]]()
         self._head_ended = self._request_ended = self._keep_alive = False  # according to the parser
         self._length = 0  # bytes that are left of a body of known length; -1: it comes in chunks
+        self._line, self._chunk_began = b"", False  # what has arrived of a line between chunks; it began a chunk
+        self._chunk_left = 0  # bytes
         self._around_chunks = 0  # bytes of chunk headers and trailers since the last bytes of a body
         self.complete = True  # the last request was read to its end
 
@@ -108,13 +110,26 @@ class Reader:
             return piece
         unread, start, end = self._unread, self._at, self._at
         while end < len(unread) and not self._request_ended:
-            line, end = end, unread.find(b"\n", end) + 1 or len(unread)
-            self._around_chunks += end - line
-            self._feed(unread[line:end])
+            begin, end = end, min(len(unread), end + self._chunk_left)
+            if end > begin:  # at once: a chunk may consist of line ends
+                self._chunk_left -= end - begin
+                self._feed(unread[begin:end])
+                continue
+            end = unread.find(b"\n", begin) + 1 or len(unread)
+            self._around_chunks += end - begin
+            self._feed_line(unread[begin:end])
             if self._around_chunks >= MAX_HEAD:
                 raise TooLarge
         self._at, self.complete = end, self._request_ended
         return unread[start:end]
+
+    def _feed_line(self, piece: bytes) -> None:
+        self._line += piece
+        self._feed(piece)
+        if self._chunk_began:
+            self._chunk_left = int(self._line.partition(b";")[0], 16)  # the parser has found it valid
+        if self._chunk_began or piece.endswith(b"\n"):
+            self._line, self._chunk_began = b"", False
 
     def _ended_head(self, raw: bytes) -> Head:
         parser = self._parser
@@ -168,6 +183,9 @@ class Reader:
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         self._head_ended, self._keep_alive = True, self._parser.should_keep_alive()  # which it forgets afterwards
+
+    def on_chunk_header(self) -> None:
+        self._chunk_began = True
 
     def on_body(self, body: bytes) -> None:
         self._around_chunks = 0

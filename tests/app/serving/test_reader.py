@@ -102,6 +102,15 @@ def test_a_head_has_a_limit(size: int) -> None:
         read(Reader(), filled(MAX_HEAD + 1), size)
 
 
+def test_a_chunk_of_line_ends_is_given_to_the_parser_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed, feed = list[int](), Reader._feed
+    monkeypatch.setattr(Reader, "_feed", lambda reader, data: (fed.append(len(data)), feed(reader, data))[1])
+    reader = Reader()
+    read(reader, CHUNKS + b"8000\r\n" + b"\n" * 0x8000 + b"\r\n0\r\n\r\n")
+    assert reader.complete
+    assert len(fed) < 10
+
+
 @pytest.mark.parametrize(
     "endless", [b"0\r\nX: " + b"x" * MAX_HEAD, b"1;" + b"x" * MAX_HEAD, b"0\r\n" + b"a: b\r\n" * 20_000]
 )
