@@ -1,7 +1,6 @@
 """What a folder has, and what it is therefore taken for."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,8 +94,7 @@ def _refuse_small(train: ImageSet, data: str) -> None:
         )
 
 
-def model_name(data: str, taken: Sequence[str] = ()) -> str:
+def model_name(data: str) -> str:
     """A bundle's name, from a folder's."""
-    stem = Path(data).resolve().name if data not in taken else data
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower().removesuffix(".csv").removesuffix(".jsonl")).strip("-._")
+    name = re.sub(r"[^a-z0-9._-]+", "-", Path(data).resolve().name.lower().removesuffix(".csv").removesuffix(".jsonl")).strip("-._")
     return (name or "images")[:64]
