@@ -96,5 +96,7 @@ def _refuse_small(train: ImageSet, data: str) -> None:
 
 def model_name(data: str) -> str:
     """A bundle's name, from a folder's."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", Path(data).resolve().name.lower().removesuffix(".csv").removesuffix(".jsonl")).strip("-._")
+    name = re.sub(
+        r"[^a-z0-9._-]+", "-", Path(data).resolve().name.lower().removesuffix(".csv").removesuffix(".jsonl")
+    ).strip("-._")
     return (name or "images")[:64]
