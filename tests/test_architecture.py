@@ -118,6 +118,7 @@ KEPT_TO = {
     "python_multipart": ("app.api.multipart",),
     "onnxruntime": ("app.bundle.session", "training.publish.quantise"),
     "pyspng": ("app.bundle.decode",),
+    "simplejpeg": ("app.bundle.decode",),
     "PIL": ("app.bundle",),
     "pyarrow": ("app.score.parquet", "app.score.storage"),
     "ray": ("app.score.on_ray",),

@@ -1,7 +1,8 @@
 """Encoded bytes → an image in grey or RGB with 8 bits per sample. Only this package imports image libraries.
 
-libspng decodes the plain PNGs that most clients send, several times as fast as Pillow (docs/decisions/0002). Pillow
-decodes everything else. A test checks that both give the same pixels.
+libspng decodes the plain PNGs that most clients send, libjpeg-turbo plain JPEGs, several times as fast as Pillow, which
+decodes everything else (docs/decisions/0002). Tests check that they give the same pixels. Where one of the two warns of
+anything, Pillow has the last word.
 """
 
 import io
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from pyspng import _pyspng_c as spng
 
@@ -47,6 +49,7 @@ _ORIENTATIONS = {
 }
 
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+_TURNING = (b"Exif\0\0", b"tiff:Orientation")  # what a JPEG's metadata contain where they say how to turn it
 
 _QUICK_BYTES, _QUICK_PIXELS = 64 << 10, 1 << 14
 _SPNG_PIXELS = 1 << 20  # libspng holds the GIL: larger images would stall all other requests
@@ -65,15 +68,19 @@ def decode_if_quick(data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray
     return None if layout is None else _decode_plain_png(data, layout, max_pixels)
 
 
-def decode(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray | Image.Image:
-    """The upright image in the file's own size and colours; an (H, W, 1 or 3) array if libspng decoded it."""
+def decode(
+    data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING, header: Header | None = None
+) -> np.ndarray | Image.Image:
+    """The upright image in the file's own colours and size, a JPEG perhaps reduced; an (H, W, 1 or 3) array if Pillow
+    did not decode it. `header` is the file's, where the caller has read it."""
     if data.startswith(PNG_MAGIC) and _png_pixels(data) <= _SPNG_PIXELS:
         layout = _plain_png_layout(data)
         if layout is not None:
             return _decode_plain_png(data, layout, max_pixels)
-    header = read_header(data, max_pixels)
+    header = header or read_header(data, max_pixels)
     require_sound(data, header)
-    return _decode_by_pillow(data, header, spec, max_pixels)
+    pixels = _decode_plain_jpeg(data, header, spec) if header.kind == "JPEG" else None
+    return _decode_by_pillow(data, header, spec, max_pixels) if pixels is None else pixels
 
 
 class Dimensions(NamedTuple):
@@ -146,6 +153,23 @@ def _decode_plain_png(data: bytes, layout: Any, max_pixels: int) -> np.ndarray:
     except RuntimeError as error:
         raise BrokenImage(f"broken PNG: {str(error).removeprefix('pyspng: ')}") from None
     return pixels
+
+
+def _decode_plain_jpeg(data: bytes, header: Header, spec: InputSpec) -> np.ndarray | None:
+    """In the spec's colours. None of a file in other colours than grey, YCbCr and RGB, of one whose metadata may turn
+    it, and of one that libjpeg does not find flawless."""
+    if header.layers not in (1, 3) or any(mark in data[: header.metadata] for mark in _TURNING):
+        return None
+    scale = header.scale(spec)
+    shape = -(-header.height // scale), -(-header.width // scale), spec.channels
+    colours = "GRAY" if spec.channels == 1 else "RGB"
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(
+            data, colours, min_height=shape[0], min_width=shape[1], min_factor=1
+        )
+    except (ValueError, RuntimeError):
+        return None
+    return pixels if pixels.shape == shape else None
 
 
 def _decode_by_pillow(data: bytes, header: Header, spec: InputSpec, max_pixels: int) -> Image.Image:

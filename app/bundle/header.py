@@ -53,6 +53,7 @@ _MOST_RUN_LENGTH_PIXELS = 1 << 22
 _MOST_SCANS = 100  # progressive files have about ten
 _MOST_INFLATED = 16  # compressed texts and profiles in a PNG, each up to a megabyte when inflated
 _INFLATED_STEPS = 200  # the cost of one of them, in steps
+_FEW_SEGMENTS = 64  # of a JPEG, which are always allowed
 _MOST_JUNK = 4096  # bytes between a JPEG's segments
 _MOST_TAGS, _MOST_VALUES = 512, 1 << 15  # tags in a TIFF's directory, and values of one tag, such as strips
 _WALKED = 64 << 10  # bytes; chunks of larger PNGs are estimated, not counted, when the header is read
@@ -80,7 +81,7 @@ class Header:
             return 1
         wide, high = needed_size(self.width, self.height, spec)
         most = min(self.width // wide, self.height // high)
-        return next(scale for scale in (8, 4, 2, 1) if scale == 1 or most >= scale)
+        return 8 if most >= 8 else 4 if most >= 4 else 2 if most >= 2 else 1
 
     def peak_bytes(self, spec: InputSpec) -> int:
         """Upper bound of memory while the file is decoded for the spec, including three copies of the file."""
@@ -207,6 +208,13 @@ def _walk_png(data: bytes) -> int:
 # --- JPEG --------------------------------------------------------------------------------------------------------
 
 
+# Of markers, their second byte: those that begin a frame, and those without a length.
+_FRAMES = frozenset(code & 0xFF for code, (name, *_) in MARKER.items() if name.startswith("SOF"))
+_BARE = frozenset({0x00, 0x01, *(code & 0xFF for code, (_, _, read) in MARKER.items() if read is None)})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_START_OF_SCAN = 0xDA
+
+
 def _jpeg(data: bytes) -> Header:
     """Reads up to the first scan, as Pillow's parser does. libjpeg agrees with it or refuses the file."""
     at, steps, junk, frame = 2, 0, 0, None
@@ -220,19 +228,19 @@ def _jpeg(data: bytes) -> Header:
             marker, junk = marker + 1, junk + 1
         if junk > _MOST_JUNK:
             raise BrokenImage(f"broken JPEG: more than {_MOST_JUNK:,} bytes between its segments")
-        code, at = 0xFF00 | data[marker + 1], marker + 2
+        code, at = data[marker + 1], marker + 2
         steps += 1
-        _bounded("JPEG", "segments", steps=steps, at=at, allowed=64, bytes_each=256)
-        if code in (0xFF00, 0xFF01) or (code in MARKER and MARKER[code][2] is None):
-            continue  # marker without a length
-        length = int.from_bytes(data[at : at + 2])
-        if MARKER.get(code, ("",))[0].startswith("SOF"):
+        if steps > _FEW_SEGMENTS:
+            _bounded("JPEG", "segments", steps=steps, at=at, allowed=_FEW_SEGMENTS, bytes_each=256)
+        if code in _BARE:
+            continue
+        if code in _FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 3)
             frame = width, height, data[at + 7]
-            progressive = code in (0xFFC2, 0xFFC6, 0xFFCA, 0xFFCE)
-        if code == 0xFFDA:
+            progressive = code in _PROGRESSIVE
+        if code == _START_OF_SCAN:
             break
-        at += max(2, length)
+        at += max(2, data[at] << 8 | data[at + 1])
     if frame is None:
         raise IndexError
     width, height, layers = frame

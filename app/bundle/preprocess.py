@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from app.bundle.decode import convert_colours, decode, decode_if_quick
-from app.bundle.header import PIXELS_CEILING
+from app.bundle.header import PIXELS_CEILING, Header
 from app.bundle.manifest import MAP_STEP, InputSpec
 from app.bundle.tiles import scaled_size
 
@@ -24,9 +24,11 @@ _FILLS = {"black": 0, "white": 255}
 _REDUCING_GAP = 2.0  # large images are box-averaged to twice the target size before they are filtered
 
 
-def preprocess(data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
-    """One file → (H, W, C) uint8; with tiles, of the picture's own size, scaled."""
-    image = decode(data, spec, max_pixels)
+def preprocess(
+    data: bytes, spec: InputSpec, max_pixels: int = PIXELS_CEILING, header: Header | None = None
+) -> np.ndarray:
+    """One file → (H, W, C) uint8; with tiles, of the picture's own size, scaled. `header` is the file's, if known."""
+    image = decode(data, spec, max_pixels, header)
     if isinstance(image, Image.Image):
         return _fit(convert_colours(image, spec), spec)
     return _fit_pixels(image, spec)

@@ -88,6 +88,7 @@ class Headers:
     """The headers of a request's files."""
 
     each: Sequence[Header]
+    seconds: float  # to decode them all
     small: bool  # all images together are cheap enough for a thread of this process
 
 
@@ -139,33 +140,34 @@ class Decoding:
         return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec))
 
     def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
-        headers, pixels, limit = [], 0, self.limits.request_pixels
+        headers, pixels, seconds, most, limit = [], 0, 0.0, 0, self.limits.request_pixels
         for index, data in enumerate(files):
             with _naming(index, files):
                 header = read_header(data, self.limits.image_pixels)
-                require_memory(header, spec, self.limits.memory)
+                most = max(most, require_memory(header, spec, self.limits.memory))
             headers.append(header)
             pixels += header.pixels
+            seconds += header.seconds(spec)
         if pixels > limit:
             raise TooManyPixels(
                 f"the images of this request have {pixels:,} pixels in total; at most {limit:,} are allowed "
                 "(MAX_REQUEST_PIXELS): send them in several requests"
             )
-        return Headers(headers, _are_small(headers, spec))
+        return Headers(headers, seconds, _are_small(headers, seconds, most))
 
     def decoded_within(self, seconds: float, files: Sequence[bytes], spec: InputSpec) -> np.ndarray | None:
         """(n, H, W, C) uint8 of small files that decode in that time, in the calling thread; None of others."""
         headers = self._read_headers(files, spec)
-        if not headers.small or sum(header.seconds(spec) for header in headers.each) > seconds:
+        if not headers.small or headers.seconds > seconds:
             return None
-        return self._decode_all(files, spec, lambda: None)
+        return self._decode_all(files, headers, spec, lambda: None)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
     async def decode(self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold) -> np.ndarray:
         """(n, H, W, C) uint8."""
         if headers.small:
-            return await self.in_thread(lambda check: self._decode_all(files, spec, check), len(files), hold)
+            return await self.in_thread(lambda check: self._decode_all(files, headers, spec, check), len(files), hold)
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers.each, strict=True):
@@ -191,10 +193,10 @@ class Decoding:
         self, files: Sequence[bytes], index: int, header: Header, spec: InputSpec, hold: Hold
     ) -> AsyncIterator[np.ndarray]:
         """One of the files, as (h, w, C) uint8 of a spec with tiles; its bytes are reserved until the end."""
-        data = files[index]
-        if _are_small([header], spec):
+        data, most = files[index], self.limits.image_pixels
+        if _are_small([header], header.seconds(spec), header.peak_bytes(spec)):
             with _naming(index, files):
-                pixels = await self.in_thread(lambda _: preprocess(data, spec, self.limits.image_pixels), 1, hold)
+                pixels = await self.in_thread(lambda _: preprocess(data, spec, most, header), 1, hold)
             yield pixels
             return
         turn = self._large_pictures if is_large(header, spec) else contextlib.nullcontext()
@@ -220,12 +222,14 @@ class Decoding:
                     self.held -= job.kept
                     self._start_next()
 
-    def _decode_all(self, files: Sequence[bytes], spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned) -> np.ndarray:
+    def _decode_all(
+        self, files: Sequence[bytes], headers: Headers, spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned
+    ) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
-        for index, data in enumerate(files):
+        for index, (data, header) in enumerate(zip(files, headers.each, strict=True)):
             raise_if_abandoned()
             with _naming(index, files):
-                images[index] = preprocess(data, spec, self.limits.image_pixels)
+                images[index] = preprocess(data, spec, self.limits.image_pixels, header)
         return images
 
     async def in_thread(self, work: Callable[[RaiseIfAbandoned], Result], images: int, hold: Hold) -> Result:
@@ -338,12 +342,9 @@ def _picture_bytes(header: Header, spec: InputSpec) -> int:
     return math.prod(scaled_size(header.width, header.height, spec)) * spec.channels
 
 
-def _are_small(headers: Sequence[Header], spec: InputSpec) -> bool:
-    return (
-        all(header.kind in _SMALL_KINDS for header in headers)
-        and sum(header.seconds(spec) for header in headers) <= _SMALL_S
-        and max(header.peak_bytes(spec) for header in headers) <= _SMALL_BYTES
-    )
+def _are_small(headers: Sequence[Header], seconds: float, peak_bytes: int) -> bool:
+    """Given what decoding all of them takes, and the most memory that one of them does."""
+    return seconds <= _SMALL_S and peak_bytes <= _SMALL_BYTES and all(each.kind in _SMALL_KINDS for each in headers)
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -42,6 +43,58 @@ def test_a_small_plain_png_is_quick() -> None:
 )
 def test_files_that_may_cost_more_than_they_seem_are_not_quick(data: bytes) -> None:
     assert decode_if_quick(data) is None
+
+
+def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes:
+    coarse = np.random.default_rng(0).integers(0, 256, (max(2, height // 7), max(2, width // 7), 4), np.uint8)
+    image = Image.fromarray(coarse[..., :3]).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=88, **options)
+    return file.getvalue()
+
+
+def by_pillow(data: bytes, side: int, channels: int) -> np.ndarray:
+    mode = "L" if channels == 1 else "RGB"
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(mode, (2 * side, 2 * side))
+        return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_plain_jpegs_are_decoded_to_the_pixels_that_pillow_gives(
+    mode: str, subsampling: int, progressive: bool, channels: int
+) -> None:
+    for width, height in (64, 64), (65, 63), (17, 333), (501, 499), (1000, 700):
+        data = jpeg(width, height, mode, subsampling=subsampling, progressive=progressive)
+        for side in 28, 120:
+            pixels = decode(data, spec(side, side, channels))
+            assert isinstance(pixels, np.ndarray)
+            assert np.array_equal(pixels, by_pillow(data, side, channels)), (width, height, side)
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(60, 40, exif=exif)
+
+
+FLAWED = jpeg(80, 80)[:-60] + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(_turned(), id="turned"),
+        pytest.param(jpeg(60, 40, xmp=b'<x tiff:Orientation="6"/>'), id="turned by XMP"),
+        pytest.param(jpeg(60, 40, "CMYK"), id="CMYK"),
+        pytest.param(FLAWED, id="flawed"),
+    ],
+)
+def test_pillow_decodes_jpegs_that_are_not_plain(data: bytes) -> None:
+    assert isinstance(decode(data, spec(28, 28, 3)), Image.Image)
 
 
 @pytest.mark.parametrize("name", DRAWN)
