@@ -32,11 +32,13 @@ class Cost(NamedTuple):
     megapixel_s: float  # seconds for a million pixels
 
 
+_SEVERAL_SCANS = "JPEG, several scans"  # of others libjpeg reads one
+
 # Measured and rounded up. Includes conversion to RGB, alpha and EXIF orientation.
 COSTS = {
     "PNG": Cost(9, 0.05),
     "JPEG": Cost(9, 0.03),  # of the pixels after scaling
-    "JPEG, several scans": Cost(9, 0.06),  # plus coefficients, which are kept at full size
+    _SEVERAL_SCANS: Cost(9, 0.06),  # plus coefficients, which are kept at full size
     "WEBP": Cost(16.5, 0.06),
     "GIF": Cost(7, 0.05),
     "BMP": Cost(9, 0.03),
@@ -90,7 +92,7 @@ class Header:
             resampled = _TILED_BYTES * math.prod(scaled_size(self.width, self.height, spec))
         scale = self.scale(spec)
         decoded = -(-self.width // scale) * -(-self.height // scale) * COSTS[self.cost].pixel_bytes
-        coefficients = 2 * self.layers * self.pixels if self.cost == "JPEG, several scans" else 0
+        coefficients = 2 * self.layers * self.pixels if self.cost == _SEVERAL_SCANS else 0
         return int(decoded) + coefficients + self.block + 3 * self.size + resampled + _FIXED_BYTES
 
     def seconds(self, spec: InputSpec) -> float:
@@ -165,7 +167,7 @@ def require_sound(data: bytes, header: Header) -> None:
     """Refuses PNGs that are cut off and PNGs or JPEGs that take Pillow too long."""
     if header.kind == "PNG":
         _walk_png(data)
-    elif header.kind == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
+    elif header.cost == _SEVERAL_SCANS and data.count(b"\xff\xda") > _MOST_SCANS:
         raise BrokenImage(f"broken JPEG: more than {_MOST_SCANS} scans; each costs as much as a whole image")
 
 
@@ -245,7 +247,7 @@ def _jpeg(data: bytes) -> Header:
         raise IndexError
     width, height, layers = frame
     several_scans = progressive or data[at + 2] < layers
-    cost = "JPEG, several scans" if several_scans else "JPEG"
+    cost = _SEVERAL_SCANS if several_scans else "JPEG"
     return Header(
         "JPEG", width=width, height=height, cost=cost, size=len(data), steps=steps, metadata=at, layers=layers
     )
