@@ -36,6 +36,7 @@ from app.telemetry.requests import Requests
 _WRITE_METRICS_S = 0.25  # how late other workers see the counts of this one
 _RESERVED = 8  # 1/8 of the queue and of the bytes for bodies is for requests of one small image
 _DRIFT_S = 10  # between two tests for drift
+_TUNE_S = 2  # until a new model is tuned
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # headers that pages of other origins may read
 
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         metrics=metrics,
         control=settings.model_control,
         on_freed=on_freed,
+        tuned_threads=threads_to_try(settings, threads),
     )
 
     async def write() -> None:
@@ -73,6 +75,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         repository.open()  # checks the golden pairs, which also warms every graph
         tasks = [asyncio.create_task(repository.watch_drift(_DRIFT_S))]
+        if settings.tune == "on":
+            tasks.append(asyncio.create_task(repository.tune(_TUNE_S)))
         if settings.model_control == "poll":
             tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
@@ -147,3 +151,14 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
 def threads_per_worker(settings: Settings, cpus: int) -> int:
     """Each worker uses its share of the CPUs; otherwise their threads would wait for each other."""
     return settings.threads or max(1, cpus // settings.workers)
+
+
+def threads_to_try(settings: Settings, threads: int) -> list[int]:
+    """1, 2, 4 and so on, up to a worker's own; none without tuning."""
+    if settings.tune == "off":
+        return []
+    return (
+        [settings.threads]
+        if settings.threads
+        else [*(2**n for n in range(threads.bit_length()) if 2**n < threads), threads]
+    )

@@ -42,6 +42,11 @@ class Settings(BaseSettings):
         le=1024,
         description="threads of one graph run, in each worker; unset, its share of the container's CPUs",
     )
+    tune: Literal["on", "off"] = Field(
+        "on",
+        description="whether each model, once it is served, tries in how many threads and otherwise its graphs run "
+        "fastest here, and keeps that: on or off",
+    )
     max_batch: int = Field(
         32, ge=1, le=4096, description="most images that run through a model together, in each worker"
     )

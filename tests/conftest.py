@@ -1,5 +1,6 @@
 """Fixtures for all: a folder with one tiny bundle, and a client of a real server that serves it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from support import save_tiny, serving
 
 from app.settings import Settings
+
+os.environ.setdefault("GRAFT_TUNE", "off")  # hundreds of services start; those that tests tune say so
 
 # Files of few and long tests, the longest first: begun last, they would be waited for by all but one processor.
 LONG = ("test_run.py", "test_ranks.py", "test_documents.py", "test_bench.py", "test_fuzz.py", "test_shapes.py")

@@ -10,6 +10,7 @@ from app.bundle.bundle import Bundle
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import Metric, Weights
 from app.inference.model import Model
+from app.inference.tuning import State, Trial, Tuning
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -178,7 +179,50 @@ class ModelSummary(ModelRef):
         )
 
 
+class TrialResult(BaseModel):
+    graph: str
+    provider: str
+    threads: int
+    level: str = Field(description="of onnxruntime's optimisation of the graph")
+    one_ms: float | None = Field(None, description="a batch of one image")
+    several_ms: float | None = Field(None, description="a batch of `images`")
+    images: int
+    problem: str | None = Field(None, description="why the graph cannot run so")
+    chosen: bool
+
+    @classmethod
+    def of(cls, trial: Trial) -> "TrialResult":
+        def ms(seconds: float | None) -> float | None:
+            return None if seconds is None else round(1000 * seconds, 4)
+
+        return cls(
+            graph=trial.graph,
+            provider=trial.execution.providers[0],
+            threads=trial.execution.threads,
+            level=trial.execution.level,
+            one_ms=ms(trial.one_s),
+            several_ms=ms(trial.several_s),
+            images=trial.images,
+            problem=trial.problem,
+            chosen=trial.chosen,
+        )
+
+
+class TuningResult(BaseModel):
+    """How each graph was tried to run, and which way is the fastest here."""
+
+    state: State
+    problem: str | None = None
+    trials: list[TrialResult]
+
+    @classmethod
+    def of(cls, tuning: Tuning) -> "TuningResult":
+        trials = [TrialResult.of(trial) for trial in tuning.trials]
+        return cls(state=tuning.state, problem=tuning.problem, trials=trials)
+
+
 class ModelDetail(ModelSummary):
+    tuning: TuningResult
     parts: list[str] = Field(description="the optional parts it has: card, report, map, drift")
     manifest: dict[str, Any] = Field(description="the bundle's manifest.json")
 

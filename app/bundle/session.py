@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import, which otherwise warns about a telemetry id
 
@@ -21,10 +22,31 @@ from app.errors import ExternalData, GraphMismatch, ProviderMissing
 _ORT_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"  # part of onnxruntime-gpu
+OPENVINO = "OpenVINOExecutionProvider"  # part of onnxruntime-openvino
 CompiledIn = Callable[[], Sequence[str]]
 Started = Callable[[Sequence[str]], Sequence[str]]
 # TF32 keeps 10 bits of a float32's mantissa, too few to reproduce the golden pairs.
 _OPTIONS = {GPU: {"use_tf32": "0"}}
+
+
+class Execution(NamedTuple):
+    """How onnxruntime runs a graph."""
+
+    providers: tuple[str, ...]
+    threads: int
+    level: str = "all"  # of the optimisation of graphs, as in LEVELS
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.providers[0]}, {threads}, level {self.level}"
+
+
+LEVELS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 
 
 class Session:
@@ -37,16 +59,16 @@ class Session:
         where: str,
         threads: int,
         providers: Sequence[str] = CPU,
-        optimise: bool = True,
+        level: str = "all",
     ) -> None:
-        """`where` (name/version/file) begins every message; `optimise=False` runs the graph's nodes as they are."""
+        """`where` (name/version/file) begins every message; at level "none" the graph's nodes run as they are."""
         for weight, location in external_data(model, where):
             raise ExternalData(
                 f"{where}: weight {weight!r} lies outside the graph, in {location!r}: "
                 "a bundle's graphs must contain their weights; export with external_data=False"
             )
         try:
-            self._session = _open(model, threads, providers, optimise)
+            self._session = _open(model, Execution(tuple(providers), threads, level))
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise GraphMismatch(f"{where}: onnxruntime cannot load the graph: {error}") from error
         if self.provider not in providers:
@@ -58,6 +80,7 @@ class Session:
         if actual != expected:
             raise GraphMismatch(f"{where}: the graph's inputs and outputs are {actual}, the manifest says {expected}")
         self.digest = hashlib.sha256(model).digest()
+        self.execution = Execution(tuple(providers), threads, level)
         self._input = graph.input.name
         self._outputs = [t.name for t in graph.outputs]
 
@@ -66,22 +89,27 @@ class Session:
         """The execution provider that runs the graph; onnxruntime may have fallen back to it without an error."""
         return str(self._session.get_providers()[0])
 
+    def run_as(self, other: "Session") -> None:
+        """Run the graph as `other`, of the same graph, does. Runs under way end as they began."""
+        self._session, self.execution = other._session, other.execution
+
     def run(self, batch: np.ndarray, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """All outputs, or those that are named: one that nobody asks for is not copied."""
         names = self._outputs if outputs is None else outputs
         return dict(zip(names, self._session.run(names, {self._input: batch}), strict=True))
 
 
-def _open(model: bytes, threads: int, providers: Sequence[str], optimise: bool = True) -> onnxruntime.InferenceSession:
+def _open(model: bytes, execution: Execution) -> onnxruntime.InferenceSession:
+    providers = execution.providers
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = execution.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it keeps a plan per batch size: hundreds of MB for large images, no faster
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = LEVELS[execution.level]
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU
-    requested = [(name, _OPTIONS.get(name, {})) for name in providers]
+    own = {OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(execution.threads)}}
+    requested = [(name, _OPTIONS.get(name) or own.get(name, {})) for name in providers]
     with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints its fallbacks to stdout
         return onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=CPU[0] in providers)
 
@@ -104,7 +132,7 @@ def compiled_in() -> list[str]:
 def started(providers: Sequence[str]) -> list[str]:
     """The providers that a session really gets when it asks for `providers`: without a driver, only the CPU's."""
     try:
-        return list(_open(_PROBE, 1, providers).get_providers())
+        return list(_open(_PROBE, Execution(tuple(providers), 1)).get_providers())
     except Exception:  # onnxruntime's exceptions share no base class
         return []
 

@@ -56,6 +56,19 @@ def load(folder: Path, threads: int | None = None, providers: Sequence[str] = CP
     return bundle
 
 
+def golden_pairs(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    """The golden arrays of the bundle that was loaded from there."""
+    name, version = _identity(folder)
+    where = f"{name}/{version}"
+    return _arrays(_read(folder, manifest.golden.file, where), f"{where}/{manifest.golden.file}")
+
+
+def graph_bytes(folder: Path, graph: Graph) -> bytes:
+    """The ONNX file of a graph. Whether it is the one that was loaded: Session.digest."""
+    name, version = _identity(folder)
+    return _read(folder, graph.file, f"{name}/{version}")
+
+
 def _assemble(
     name: str,
     version: int,

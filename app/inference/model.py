@@ -22,6 +22,7 @@ from app.inference.answer import (
 )
 from app.inference.batcher import Batcher
 from app.inference.drift import Window
+from app.inference.tuning import State, Tuning
 
 _MOST_ON_LOOP_S = 0.002  # so long may a batch block the event loop; a thread costs 30 µs per request
 _BATCH = 16  # images in the larger of the two batches that are timed
@@ -34,14 +35,14 @@ OnBatch = Callable[[str, int, int, float], None]  # called after each batch: mod
 class Model:
     """It must not be part of a reference cycle: it is freed with the last request that uses it, without the gc."""
 
-    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch) -> None:
+    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch, tuning: State = "off") -> None:
         """`most`: images in a batch."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
-        costs = _Costs(bundle)
-        everything = frozenset(costs.additional)
-        self.seconds = costs.expected(1, everything)  # all outputs of one image
-        self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
+        self.tuning = Tuning(tuning)
+        self._most, self._costs = most, _Costs()
+        self.measure()
+        costs = self._costs  # for the batcher, which must not refer to this object
         self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
         if bundle.tiled:  # batches are of tiles: the predictor adds the pictures that they make
             window, most = None, min(most, bundle.tiles_at_once)
@@ -53,14 +54,24 @@ class Model:
             on_batch=lambda images, seconds: on_batch(bundle.name, bundle.version, images, seconds),
         )
 
+    def measure(self) -> None:
+        """Measure the run times. Again where the graphs run in another way from now on; may be called in a thread."""
+        costs, everything = self._costs, self._costs.measure(self.bundle)
+        self.seconds = costs.expected(1, everything)  # all outputs of one image
+        most_on_loop = (n for n in range(self._most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
+        self.most_on_loop = next(most_on_loop)
+
 
 class _Costs:
     """Measured run times of a bundle: `encoding`, and `additional`: output → what it takes in addition."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def measure(self, bundle: Bundle) -> Collection[str]:
+        """Returns the outputs."""
         able = [output for operation, output in _BY_OPERATION.items() if operation in bundle.operations]
-        self.encoding = _measured(bundle, [])
-        self.additional = {output: _measured(bundle, [output]) - self.encoding for output in able}
+        encoding = _measured(bundle, [])
+        self.additional = {output: _measured(bundle, [output]) - encoding for output in able}
+        self.encoding = encoding
+        return self.additional
 
     def on_loop(self, requests: Sequence[OutputRequest]) -> bool:
         """Whether a batch of them is short enough to run on the event loop."""

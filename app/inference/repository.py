@@ -6,6 +6,7 @@ that it replaces lives until the last request on it is answered, and is freed th
 
 import asyncio
 import contextlib
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavai
 from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
+from app.inference.tuning import State, Stopped, tune
 from app.settings import PREFIX, ModelControl
 from app.telemetry.logs import log
 from app.telemetry.metrics import Metrics, Served
@@ -57,15 +59,17 @@ class Repository:
         metrics: Metrics | None = None,
         control: ModelControl = "none",
         on_freed: Callable[[], None] = lambda: None,
+        tuned_threads: Sequence[int] = (),
     ) -> None:
         """`pool` runs the batches that would block the event loop for too long. `on_freed` is called in a thread when
-        an unloaded version has been freed."""
+        an unloaded version has been freed. `tuned_threads`: the numbers of threads that `tune` may try."""
         self.models, self.control = models, control
         self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._metrics = metrics or Metrics("")
-        self._on_freed = on_freed
+        self._on_freed, self._tuned_threads = on_freed, tuned_threads
+        self._closing = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="graft-load")
         self._one_at_a_time = asyncio.Lock()
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -94,6 +98,7 @@ class Repository:
         self.leaving = True
 
     def close(self) -> None:
+        self._closing.set()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     # --- changes under traffic ---------------------------------------------------------------------------------
@@ -155,6 +160,45 @@ class Repository:
             IndexEntry(name, version, state, self.refused.get(f"{name}/{version}", reasons.get(state, "")))
             for (name, version), state in sorted(states.items())
         ]
+
+    # --- tuning ------------------------------------------------------------------------------------------------
+
+    async def tune(self, seconds: float) -> None:
+        """Every `seconds` tunes models that have not been, one after another, until it is cancelled."""
+        await repeat(seconds, self._tune_all, "models could not be tuned; will try again")
+
+    async def _tune_all(self) -> None:
+        for model in self.all():
+            if model.tuning.state == "waiting":
+                await asyncio.to_thread(self._tune, model)
+
+    def _tune(self, model: Model) -> None:
+        bundle, tuning = model.bundle, model.tuning
+        tuning.state = "measuring"
+
+        def pause(seconds: float) -> None:
+            if self._closing.wait(seconds) or model not in self.all():
+                raise Stopped
+
+        try:
+            for trials in tune(bundle, self._folder(bundle.name, bundle.version), self._tuned_threads, pause):
+                tuning.trials += trials
+        except Stopped:
+            return
+        except Exception as error:  # it is served as it was
+            tuning.state, tuning.problem = "failed", str(error) or type(error).__name__
+            log.warning("%s could not be tuned: %s", model.name, tuning.problem)
+            return
+        model.measure()
+        tuning.state = "done"
+        encoder = next((trial for trial in tuning.trials if trial.chosen), None)
+        if encoder is not None:
+            log.info(
+                "tuned %s: its encoder runs on %s, %.2f ms per image",
+                model.name,
+                encoder.execution,
+                1000 * model.seconds,
+            )
 
     # --- drift -------------------------------------------------------------------------------------------------
 
@@ -258,13 +302,17 @@ class Repository:
     def _build(self, name: str, version: int) -> Model:
         """A verified and warmed-up model. Raises nothing but BundleError."""
         try:
-            bundle = load(self.models / name / str(version), self._threads, self._providers)
-            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch)
+            bundle = load(self._folder(name, version), self._threads, self._providers)
+            tuning: State = "waiting" if self._tuned_threads else "off"
+            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch, tuning=tuning)
         except BundleError:
             raise
         except Exception as error:
             log.exception("unexpected %s while loading %s/%d", type(error).__name__, name, version)
             raise BundleError(f"{name}/{version}: unexpected {type(error).__name__}; see the log") from None
+
+    def _folder(self, name: str, version: int) -> Path:
+        return self.models / name / str(version)
 
     def _refuse(self, name: str, version: int, error: BundleError) -> None:
         self._metrics.count_load(name, "refused")

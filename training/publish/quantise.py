@@ -375,7 +375,7 @@ def _steps(model: bytes, graph: Graph, batch: np.ndarray) -> dict[str, float]:
     differ more than these two runs do.
     """
     integers, floats = (
-        Session(model, graph, graph.file, threads=1, optimise=optimise).run(batch) for optimise in (True, False)
+        Session(model, graph, graph.file, threads=1, level=level).run(batch) for level in ("all", "none")
     )
     steps = {}
     for name, exact in floats.items():

@@ -14,6 +14,7 @@ from app.api.schemas import (
     ModelRef,
     ModelSummary,
     Refused,
+    TuningResult,
 )
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from app.inference.drift import ALARM
@@ -45,7 +46,10 @@ async def model(name: str, repository: Models) -> ModelDetail:
     model = repository.get(name)
     summary = ModelSummary.summary(model, repository.ready and model is repository.get(None))
     return ModelDetail(
-        **summary.model_dump(), parts=model.bundle.parts, manifest=model.bundle.manifest.model_dump(mode="json")
+        **summary.model_dump(),
+        tuning=TuningResult.of(model.tuning),
+        parts=model.bundle.parts,
+        manifest=model.bundle.manifest.model_dump(mode="json"),
     )
 
 
