@@ -99,7 +99,7 @@ def running(server: Server, workload: Workload, first: Request, core: int) -> It
         except Skipped as skipped:
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()
-            raise Skipped(f"{server.title}: {skipped}: {lines[-1] if lines else 'it text nothing'}") from None
+            raise Skipped(f"{server.title}: {skipped}: {lines[-1] if lines else 'it said nothing'}") from None
         finally:
             _end(process)
 

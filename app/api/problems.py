@@ -81,9 +81,12 @@ def problem(
     return Refusal(body, headers)
 
 
+_PROBLEM_SCHEMA = Problem.model_json_schema()
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these statuses have a Problem as their body."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+    content = {"application/problem+json": {"schema": _PROBLEM_SCHEMA}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 

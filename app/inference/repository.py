@@ -27,6 +27,7 @@ from app.telemetry.logs import log
 from app.telemetry.metrics import Metrics, Served
 
 MAX_BATCH = 32  # most images in one run of a graph
+_AT_ONCE = 4  # bundles that are read side by side at start: each waits for its disk, and takes memory for its files
 ModelState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Result = TypeVar("Result")
 
@@ -83,14 +84,16 @@ class Repository:
     def open(self) -> None:
         on_disk = scan(self.models) if self.models.is_dir() else {}
         self._watch, self._on_disk = Watch(on_disk), set(on_disk)
-        for name, version in sorted(on_disk):
-            try:
-                model = self._build(name, version)
-            except BundleError as error:
-                self._refuse(name, version, error)
-            else:
-                self._accept(model)
-                self._loaded.setdefault(name, {})[version] = model
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="graft-open") as side_by_side:
+            building = [(key, side_by_side.submit(self._build, *key)) for key in sorted(on_disk)]
+            for (name, version), built in building:
+                try:
+                    model = built.result()
+                except BundleError as error:
+                    self._refuse(name, version, error)
+                else:
+                    self._accept(model)
+                    self._loaded.setdefault(name, {})[version] = model
         self._publish_served()
 
     def leave(self) -> None:
