@@ -24,7 +24,7 @@ BESIDE = {
 }
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS_PAGE = ROOT / "benchmarks" / "results.md"  # everything else
-WITH_RAW = ("default", "resnet", "png")  # beside which onnxruntime alone is measured
+WITH_RAW = ("default", "resnet", "lite0", "png")  # beside which onnxruntime alone is measured
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The bundles that are served: the repository's own, each in a folder of models of its own, and a drawn ResNet-18."""
+"""The bundles that are served: the repository's own, each in a folder of models of its own, and two drawn networks."""
 
 import shutil
 import sys
@@ -6,16 +6,17 @@ from pathlib import Path
 
 from benchmarks.home import MODELS, ROOT, alone
 
-SEED, DEFAULT, RESNET = "fashion-mnist-seed", "fashion-mnist", "resnet18"
+SEED, DEFAULT, RESNET, LITE0 = "fashion-mnist-seed", "fashion-mnist", "resnet18", "efficientnet-lite0"
+NETWORKS = {RESNET: "ResNet-18", LITE0: "EfficientNet-Lite0"}  # of random weights: speed does not depend on them
 
 
 def bundle(name: str) -> Path:
     """models/<name>/<name>/<version>: a service that is given models/<name> loads this one bundle and no other."""
     home = MODELS / name / name / "1"
-    if name == RESNET:
+    if name in NETWORKS:
         if not home.exists():
-            print("exporting a ResNet-18 of random weights (once)…", file=sys.stderr)
-            alone("benchmarks.bundles", what=f"{name}: its export needs training's packages")
+            print(f"exporting a {NETWORKS[name]} of random weights (once)…", file=sys.stderr)
+            alone("benchmarks.bundles", name, what=f"{name}: its export needs training's packages")
         return home
     source = ROOT / "models" / name / "1"
     if not home.exists() or (home / "manifest.json").read_bytes() != (source / "manifest.json").read_bytes():
@@ -24,7 +25,7 @@ def bundle(name: str) -> Path:
     return home
 
 
-def export_resnet() -> None:
+def export_network(name: str) -> None:
     """In a process of its own: torch is needed once, and 300 MB are not to stay."""
     import torch
     from torch import nn
@@ -38,7 +39,7 @@ def export_resnet() -> None:
 
     torch.manual_seed(0)
     spec = Input(height=224, width=224, channels=3).spec()
-    net = build(Network(backbone="resnet18", weights=None, width=8, most=16), spec.shape)
+    net = build(Network(backbone=name, weights=None, width=8, most=16), spec.shape)
     exported = export(net, nn.Linear(net.latent, 10), spec)
     provenance = Provenance(
         recipe="{}",
@@ -52,7 +53,7 @@ def export_resnet() -> None:
         opset=OPSET,
     )
     rest = {
-        "title": "ResNet-18 of random weights, for benchmarks",
+        "title": f"{NETWORKS[name]} of random weights, for benchmarks",
         "variational": False,
         "classifier": Classifier(labels=tuple("abcdefghij"), temperature=1.0),
         "anomaly": None,
@@ -60,8 +61,8 @@ def export_resnet() -> None:
         "metrics": (),
         "provenance": provenance,
     }
-    save(MODELS / RESNET, RESNET, {**exported.fields, **rest}, exported.files, tolerances=exported.tolerances)
+    save(MODELS / name, name, {**exported.fields, **rest}, exported.files, tolerances=exported.tolerances)
 
 
 if __name__ == "__main__":
-    export_resnet()
+    export_network(sys.argv[1])

@@ -1,6 +1,7 @@
 """The servers: how each is started, pinned to its core, waited for, weighed and stopped."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, environment
@@ -29,6 +32,7 @@ class Server:
     title: str
     command: Callable[[int, Path], list[str]]  # port, bundle → what to start
     health: str = "/healthz"
+    models: str | None = None  # where it tells of its models, which it tunes after it has started
     bundle: Callable[[str], Path] = bundle  # of a model's name, the folder that it serves
 
 
@@ -49,15 +53,16 @@ def _graft(port: int, folder: Path) -> list[str]:
 SERVERS = (
     Server("floor", "bare ASGI", _ours("floor.py"), "/"),
     Server("naive", "naive FastAPI", _ours("naive.py")),
-    Server("graft", "Graft", _graft),
-    Server("graft-int8", "Graft, INT8", _graft, bundle=in_integers),
+    Server("granian", "naive FastAPI on granian", _theirs("granian", "on_granian.py")),
+    Server("graft", "Graft", _graft, models="/v1/models"),
+    Server("graft-int8", "Graft, INT8", _graft, models="/v1/models", bundle=in_integers),
     Server("litserve", "LitServe", _theirs("litserve", "lit.py"), "/health"),
     Server("bentoml", "BentoML", _theirs("bentoml", "bento.py"), "/livez"),
     Server("ray", "Ray Serve", _theirs("ray", "ray_serve.py"), "/-/healthz"),
     Server("mlserver", "MLServer", _theirs("mlserver", "ml_server.py"), "/v2/health/live"),
     Server("triton", "Triton through PyTriton", _theirs("triton", "py_triton.py"), "/v2/health/live"),
 )
-USUAL = ("floor", "naive", "graft", "graft-int8", "litserve")  # without PEERS=all
+USUAL = ("floor", "naive", "granian", "graft", "graft-int8", "litserve")  # without PEERS=all
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,10 @@ def running(server: Server, workload: Workload, first: Request, core: int) -> It
         )
         try:
             _wait(process, port, first, start + START_S)
-            yield Running(server, port, process, time.monotonic() - start)
+            started = Running(server, port, process, time.monotonic() - start)
+            if server.models:
+                _wait_until_tuned(f"http://127.0.0.1:{port}{server.models}", start + START_S)
+            yield started
         except Skipped as skipped:
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()
@@ -117,6 +125,20 @@ def _wait(process: subprocess.Popen[bytes], port: int, first: Request, until: fl
         if time.monotonic() > until:
             raise Skipped(f"it did not answer within {START_S} s")
         time.sleep(0.005)
+
+
+def _wait_until_tuned(models: str, until: float) -> None:
+    """Longer than a measurement lasts, a service is as it is then."""
+
+    def read(address: str) -> dict[str, Any]:
+        with urlopen(address) as answer:
+            return json.load(answer)  # type: ignore[no-any-return]
+
+    for model in read(models)["models"]:
+        while read(f"{models}/{model['name']}").get("tuning", {}).get("state") in ("waiting", "measuring"):
+            if time.monotonic() > until:
+                raise Skipped(f"{model['name']} was not tuned within {START_S} s")
+            time.sleep(0.2)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from benchmarks.bundles import RESNET, bundle
+from benchmarks.bundles import NETWORKS, bundle
 from benchmarks.home import alone
 from benchmarks.servers.graph import Graphs
 
@@ -35,7 +35,7 @@ def main() -> None:
     name, seconds = sys.argv[1], float(sys.argv[2])
     graphs = Graphs(bundle(name))
     images = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *graphs.shape), dtype=np.uint8)
-    batches = [batch for batch in BATCHES if name != RESNET or batch <= 16]
+    batches = [batch for batch in BATCHES if name not in NETWORKS or batch <= 16]
     print(json.dumps({batch: _rate(graphs, images[:batch], seconds) for batch in batches}))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load
-from benchmarks.bundles import RESNET
+from benchmarks.bundles import NETWORKS
 from benchmarks.home import Skipped
 from benchmarks.peers import Running, Server, core_busy_s, running
 from benchmarks.raw import rates
@@ -66,7 +66,7 @@ def measure(workload: Workload, plan: Plan, with_raw: bool = False) -> Outcome:
                     outcome.skipped[server.name] = str(skipped)
                     print(f"  {server.title}: skipped: {skipped}", file=sys.stderr)
             if with_raw:
-                seconds = plan.seconds / (1 if workload.model == RESNET else 6)
+                seconds = plan.seconds / (1 if workload.model in NETWORKS else 6)
                 outcome.raw.append({str(b): r for b, r in rates(workload.model, seconds, SERVER_CORE).items()})
     return outcome
 

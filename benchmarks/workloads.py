@@ -14,7 +14,7 @@ from PIL import Image
 from app.bundle import Bundle, load
 from app.bundle.drawings import GARMENTS, garment
 from app.bundle.encode import png_of
-from benchmarks.bundles import DEFAULT, RESNET, SEED, bundle
+from benchmarks.bundles import DEFAULT, LITE0, RESNET, SEED, bundle
 from benchmarks.servers.graph import Graphs
 
 BOUNDARY = "------------------------d74496d66958873e"  # as curl writes one
@@ -208,12 +208,12 @@ def _garments(count: int, seed: int) -> np.ndarray:
 
 # --- the workloads ---------------------------------------------------------------------------------------------------
 
-_FORMS = {"floor": "/", "naive": "/classify", "graft": "/v1/classify", "litserve": "/classify"}
+_FORMS = {"floor": "/", "naive": "/classify", "graft": "/v1/classify", "litserve": "/classify", "granian": "/classify"}
 _BOTH = {"graft-int8": "/v1/classify"}  # beside fp32
 _INFER = "/v2/models/classifier/infer"
 _PEERS = _FORMS | {"bentoml": "/classify", "ray": "/classify"}
 _PARAMETERS = f"/v1/classify?model={SEED}&top_k=3"
-_RAW = {"floor": "/", "naive": "/classify-raw", "graft": "/v1/classify"}
+_RAW = {"floor": "/", "naive": "/classify-raw", "granian": "/classify-raw", "graft": "/v1/classify"}
 
 WORKLOADS = (
     Workload("png", "one 28×28 PNG, multipart", SEED, small(4096), _PEERS, burst=True),
@@ -256,11 +256,11 @@ WORKLOADS = (
         concurrency=(1, 32),
     ),
     Workload(
-        "png-64",
+        "many",
         "64 PNGs in one request",
         SEED,
         many(128, 64),
-        _PEERS | {"naive": "/classify-many"},
+        _PEERS | {"naive": "/classify-many", "granian": "/classify-many"},
         concurrency=(1, 8),
     ),
     Workload("default", "one 28×28 PNG, multipart, the default model", DEFAULT, small(4096), _FORMS | _BOTH),
@@ -291,6 +291,26 @@ WORKLOADS = (
         _PEERS | _BOTH,
         kind="image/jpeg",
         concurrency=(1, 8, 32),
+        seconds=3,
+    ),
+    Workload(
+        "lite0",
+        "EfficientNet-Lite0 at 224², a JPEG",
+        LITE0,
+        photographs(512, 224, 224),
+        _PEERS,
+        kind="image/jpeg",
+        concurrency=(1, 8, 32),
+        seconds=3,
+    ),
+    Workload(
+        "photo",
+        "a 1600×1200 JPEG for EfficientNet-Lite0 at 224²",
+        LITE0,
+        photographs(64, 1200, 1600),
+        _PEERS,
+        kind="image/jpeg",
+        concurrency=(1, 8),
         seconds=3,
     ),
     Workload(

@@ -193,6 +193,7 @@ class Repository:
             log.warning("%s could not be tuned: %s", model.name, tuning.problem)
             return
         model.measure()
+        self._on_freed()  # of the ways that were not taken
         tuning.state = "done"
         encoder = next((trial for trial in tuning.trials if trial.chosen), None)
         if encoder is not None:
