@@ -17,7 +17,8 @@ TITLES = {server.name: server.title for server in SERVERS}
 ORDER = [server.name for server in SERVERS]
 OWN = ("floor", "graft", "graft-int8")  # who are nobody's peer
 BEHIND_BARS = (
-    "png", "params", "png-raw", "params-raw", "jpeg-small", "many", "jpeg-12mp", "resnet", "lite0", "photo", "default", "memory",
+    "png", "params", "png-raw", "params-raw", "jpeg-small", "many", "jpeg-12mp", "resnet", "lite0", "photo", "default",
+    "memory",
 )  # fmt: skip
 REFERENCE = {"resnet": "c=8", "lite0": "c=8"}  # the load that ratios are told of; elsewhere the highest up to 32
 
