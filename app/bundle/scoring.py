@@ -263,6 +263,7 @@ class AnomalyScorer:
     def __init__(self, anomaly: Anomaly, reference: dict[str, np.ndarray], sizes: dict[str, int]) -> None:
         """`sizes`: tensor that a distance may take → its size. Raises ValueError naming the array that does not fit."""
         self._anomaly = anomaly
+        self._mean, self._std = (np.array([getattr(d, name) for d in anomaly.distances]) for name in ("mean", "std"))
         self.calibration = numbers(reference, "calibration_scores", (anomaly.calibrated_on,))
         if (np.diff(self.calibration) < 0).any():
             raise ValueError("array calibration_scores: not sorted in ascending order")
@@ -293,8 +294,7 @@ class AnomalyScorer:
 
     def combine(self, distances: np.ndarray) -> np.ndarray:
         """(N, distances) → (N,) scores."""
-        mean, std = (np.array([getattr(d, name) for d in self._anomaly.distances]) for name in ("mean", "std"))
-        return np.asarray(((distances - mean) / std).sum(axis=1))
+        return np.asarray(((distances - self._mean) / self._std).sum(axis=1))
 
     def threshold(self, false_alarm_rate: float | None) -> float:
         """The threshold for this rate, None for the bundle's own. Raises ValueError if the normals are too few."""

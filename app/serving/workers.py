@@ -7,10 +7,10 @@
 Each worker shares a channel with the parent, a socket pair. The worker writes one byte into it when it is ready. When
 either process dies, for whatever reason, the system closes its end, and the other process notices.
 
-uvicorn has a supervisor of its own. As tests/app/serving/test_workers.py shows, it would cost the growing pause before a
-worker that keeps dying is replaced; the end, with a status, of a service whose workers never become ready; workers that
-end when their parent is killed; an end to waiting for a worker that does not stop, and the exit status 1 that tells of
-requests it dropped; and the call in which a dead worker's gauges are removed.
+uvicorn has a supervisor of its own. As tests/app/serving/test_workers.py shows, it would cost the growing pause
+before a worker that keeps dying is replaced; the end, with a status, of a service whose workers never become ready;
+workers that end when their parent is killed; an end to waiting for a worker that does not stop, and the exit status 1
+that tells of requests it dropped; and the call in which a dead worker's gauges are removed.
 """
 
 import asyncio
