@@ -85,13 +85,14 @@ OPEN = {
         "outputs",
         "probes",
         "review",
+        "sets",
         "several",
         "drawn_domains",
         "tiled",
     },
     "score": {
         *("anomaly", "distances", "drift", "evidence", "label_thresholds"),
-        *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
+        *("latent_map", "marks", "patches", "prototypes", "reference", "sets", "temperature"),
     },
     "learning": {
         *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),

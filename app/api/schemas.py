@@ -31,6 +31,9 @@ class ClassifyResult(BaseModel):
     index: int
     confidence: float
     probabilities: dict[str, float] = Field(description="likeliest first; the first `top_k`, or all")
+    set: list[str] | None = Field(
+        None, description="labels that hold the truth at the rate `coverage`, likeliest first; there may be none"
+    )
     in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
     explanation: str | None = Field(
         None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
@@ -89,6 +92,7 @@ class PredictResult(BaseModel):
     labels: list[PresentLabel] | None = Field(None, description="in the place of label and index, where independent")
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
+    set: list[str] | None = Field(None, description="as in classify, with `coverage`")
     in_domain: bool | None = None
     explanation: str | None = None
     embedding: list[float]

@@ -39,6 +39,7 @@ from training.score import (
     marks,
     patches,
     reference,
+    sets,
     temperature,
 )
 
@@ -209,6 +210,8 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft, crossed: Crossed
     if calibrated is not None:
         fields["classifier"] = calibrated
     arrays |= drift.reference(draft.bundle, material.calibration, calibrated)
+    if material.calibration is not material.target:  # or a head has learnt from them
+        arrays |= sets.reference(draft.bundle, material.calibration, calibrated)
     return draft.with_references(fields, arrays)
 
 

@@ -8,10 +8,12 @@ from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
 from training.publish.card import card_of_recalibrated
-from training.score import anomaly, distances, drift, marks, patches, reference
+from training.score import anomaly, distances, drift, marks, patches, reference, sets
 
-# Metrics of the former score.
-_OF_THE_SCORE = frozenset({"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", *defects.TITLES})
+# Metrics of the former score, and of the former prediction sets.
+_OF_THE_SCORE = frozenset(
+    {"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", "set_coverage", "set_size", *defects.TITLES}
+)
 _MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 
@@ -25,7 +27,7 @@ def recalibrate(
 ) -> Path:
     """A new version of the bundle in `folder`: its score fitted on half of the normals, calibrated on the other half.
 
-    The other half is the reference for drift too. Distances, graphs, labels and temperature stay as they are. With
+    The other half is the reference for drift and, if it has the bundle's labels, calibrates prediction sets. Distances, graphs, labels and temperature stay as they are. With
     `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left out, because it
     describes the former score. A memory of patches is one of the normals.
     """
@@ -42,6 +44,7 @@ def recalibrate(
     arrays |= patches.peaks_of(bundle, held_out)
     before = bundle.manifest
     arrays |= drift.reference(bundle, held_out, before.classifier)
+    arrays |= sets.reference(bundle, held_out, before.classifier)
     if bundle.map is not None:
         arrays |= bundle.map.arrays()
     data = {**before.provenance.data, "calibration/normals": normals.fingerprint()}
