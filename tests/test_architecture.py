@@ -98,7 +98,7 @@ OPEN = {
         *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
-    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate"},
+    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate", "renew"},
     "compare": {"arms", "bench", "results"},
     "report": {"charts", "comparison", "gather", "sections"},
     "shots": {"bases", "graft"},

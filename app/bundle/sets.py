@@ -65,6 +65,19 @@ class PredictionSets:
             f"{options.coverage:g} cannot be promised by {most:,} {of} reach {_floor(most / (most + 1))} at most"
         )
 
+    def accuracy(self, confidence: float, images: int) -> tuple[float, float, float]:
+        """(value, low, high) at 95 %: the accuracy on so many images like these, from the mean of their confidences.
+
+        The calibration images say by how much confidence and accuracy differ.
+        """
+        errors = (self.ranks == 0) - self.confidences
+        # As if one more image had been a toss-up: where all are right, they spread too little.
+        variance = (np.square(errors - errors.mean()).sum() + 0.25) / len(errors)
+        half = 1.96 * math.sqrt(variance * (1 / images + 1 / len(errors)))
+        value = confidence + float(errors.mean())
+        low, value, high = (min(1.0, max(0.0, each)) for each in (value - half, value, value + half))
+        return value, low, high
+
     def members(self, rows: np.ndarray, options: SetOptions, shares: np.ndarray | None = None) -> np.ndarray:
         """(N, K) probabilities → (N, K) bool. `shares` (N,) in 0…1 are of `raps`: see `shares_of`."""
         thresholds = self._thresholds(options)

@@ -172,12 +172,14 @@ def save(
     files: dict[str, bytes],
     version: int | None = None,
     tolerances: dict[str, float] | None = None,
+    golden_file: bytes | None = None,
 ) -> Path:
     """Writes models/<name>/<version>/ atomically; `version` None takes the next free number.
 
     `fields` are the manifest's without `golden`, `files` and `seal`, which are computed here. `tolerances`: golden
-    tensor → tolerance, where it differs from golden.TOLERANCE. The bundle is written to a temporary folder and loaded
-    from there, golden pairs included, before it gets its name. An existing version is never overwritten.
+    tensor → tolerance, where it differs from golden.TOLERANCE. `golden_file`: golden pairs of the same graphs that were
+    made before; None makes them. The bundle is written to a temporary folder and loaded from there, golden pairs
+    included, before it gets its name. An existing version is never overwritten.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(
@@ -190,7 +192,7 @@ def save(
     proof = _assemble(
         name, version or 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files
     )
-    golden_file = golden.make(proof.golden_input, proof.run_all)
+    golden_file = golden_file or golden.make(proof.golden_input, proof.run_all)
     text = _manifest(fields, files, golden_file, tolerances or {}).to_json()
     files = {**files, golden.FILE: golden_file}
     home = models / name

@@ -34,15 +34,15 @@ OnBatch = Callable[[str, int, int, float], None]  # called after each batch: mod
 class Model:
     """It must not be part of a reference cycle: it is freed with the last request that uses it, without the gc."""
 
-    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch) -> None:
-        """`most`: images in a batch."""
+    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch, workers: int = 1) -> None:
+        """`most`: images in a batch; `workers`: processes that serve the same model."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
         costs = _Costs(bundle)
         everything = frozenset(costs.additional)
         self.seconds = costs.expected(1, everything)  # all outputs of one image
         self.most_on_loop = next(n for n in range(most, -1, -1) if costs.expected(n, everything) <= _MOST_ON_LOOP_S)
-        self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
+        self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift, workers)
         if bundle.tiled:  # batches are of tiles: the predictor adds the pictures that they make
             window, most = None, min(most, bundle.tiles_at_once)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(

@@ -22,7 +22,7 @@ from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
 from app.settings import PREFIX, ModelControl
 from app.telemetry.logs import log
-from app.telemetry.metrics import Metrics, Served
+from app.telemetry.metrics import ALARM, Metrics, Served
 
 MAX_BATCH = 32  # most images in one run of a graph
 ModelState = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
@@ -57,15 +57,16 @@ class Repository:
         metrics: Metrics | None = None,
         control: ModelControl = "none",
         on_freed: Callable[[], None] = lambda: None,
+        workers: int = 1,
     ) -> None:
         """`pool` runs the batches that would block the event loop for too long. `on_freed` is called in a thread when
-        an unloaded version has been freed."""
+        an unloaded version has been freed. `workers`: processes that serve the same models."""
         self.models, self.control = models, control
         self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._metrics = metrics or Metrics("")
-        self._on_freed = on_freed
+        self._on_freed, self._workers = on_freed, workers
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="graft-load")
         self._one_at_a_time = asyncio.Lock()
         self._loaded: dict[str, dict[int, Model]] = {}
@@ -173,7 +174,16 @@ class Repository:
             confidence=drift.confidence,
             anomaly_score=drift.anomaly_score,
         )
+        if drift.watched is not None:
+            capital, alarm = drift.watched.martingale, drift.watched.alarm_at is not None
+            accuracy = None if drift.accuracy is None else drift.accuracy[0]
+            self._metrics.watched(model.bundle.name, model.bundle.version, capital, alarm, accuracy=accuracy)
         return drift
+
+    async def alarmed(self, model: Model) -> bool:
+        """Whether the model's stream has raised the alarm, in this worker or another."""
+        samples = await asyncio.to_thread(self._metrics.of, model.bundle.name, model.bundle.version)
+        return any(sample.name == ALARM and sample.value for sample in samples)
 
     async def watch_drift(self, seconds: float) -> None:
         """Updates the drift of models that had requests every `seconds`, until it is cancelled."""
@@ -259,7 +269,7 @@ class Repository:
         """A verified and warmed-up model. Raises nothing but BundleError."""
         try:
             bundle = load(self.models / name / str(version), self._threads, self._providers)
-            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch)
+            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch, workers=self._workers)
         except BundleError:
             raise
         except Exception as error:

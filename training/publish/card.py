@@ -23,7 +23,7 @@ def card(
         f"Trained on {p.source}, grafted onto {p.target}. {_takes(manifest.input)} "
         f"Its embedding has {manifest.latent_size} numbers.",
         "",
-        *_table(manifest.metrics),
+        *metrics_table(manifest.metrics),
     ]
     if manifest.classifier:
         lines += _labels(manifest.classifier, f", fitted on {validated}")
@@ -56,7 +56,7 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
         "",
     ]
     if manifest.metrics:
-        lines += _table(manifest.metrics)
+        lines += metrics_table(manifest.metrics)
     if manifest.classifier:
         lines += _labels(manifest.classifier, "")
     if manifest.anomaly:
@@ -100,7 +100,7 @@ def card_of_shots(
         "| --- | --- |",
         *(f"| {label} | {count} |" for label, count in counts.items()),
         "",
-        *_table([metric]),
+        *metrics_table([metric]),
         "No other image was used. The bound assumes that new images are like these: it does not cover other light, "
         "another camera or a class that is missing here. Measure it on other labelled images with "
         "`graft-train evaluate`.",
@@ -170,7 +170,7 @@ def _takes(spec: InputSpec) -> str:
     return f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; others are resized."
 
 
-def _table(metrics: Sequence[Metric]) -> list[str]:
+def metrics_table(metrics: Sequence[Metric]) -> list[str]:
     rows = [f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |" for metric in metrics]
     return ["| measure | value | images | how |", "| --- | --- | --- | --- |", *rows, ""]
 
