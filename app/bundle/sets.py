@@ -73,7 +73,7 @@ class PredictionSets:
         errors = (self.ranks == 0) - self.confidences
         # As if one more image had been a toss-up: where all are right, they spread too little.
         variance = (np.square(errors - errors.mean()).sum() + 0.25) / len(errors)
-        half = 1.96 * math.sqrt(variance * (1 / images + 1 / len(errors)))
+        half = 2 * math.sqrt(variance * (1 / images + 1 / len(errors)))
         value = confidence + float(errors.mean())
         low, value, high = (min(1.0, max(0.0, each)) for each in (value - half, value, value + half))
         return value, low, high
