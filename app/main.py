@@ -65,6 +65,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         metrics=metrics,
         control=settings.model_control,
         on_freed=on_freed,
+        workers=settings.workers,
         tuned_threads=threads_to_try(settings, threads),
     )
 

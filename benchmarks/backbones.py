@@ -61,7 +61,7 @@ THAWED = (
 
 def backbone(out: Path) -> Iterator[Bar]:
     for name, (settings, few, whole) in SETS.items():
-        photographs = _made(_folder(name), settings, out / name)
+        photographs = _made(folder_of(name), settings, out / name)
         for what, count, (bar, goal) in ((f"{FEW} labels a class", FEW, few), ("all labels", None, whole)):
             found = _over_seeds(photographs, count)
             print(f"        {name}, {what}: 95 % interval {found.low:.4f} to {found.high:.4f}", flush=True)
@@ -72,7 +72,7 @@ def speed(out: Path) -> Iterator[Bar]:
     """A process of its own with one core at hand measures what a service would need: `taskset -c 0`."""
     square = (f"input.height={SIDE}", f"input.width={SIDE}")
     for what, settings, bar, goal in (("fp32", (), 14, 9), ("int8", ("export.int8=true",), 9, 4)):
-        bundle = _bundle(_folder("clothing"), (*square, *settings), out / what)
+        bundle = bundle_of(folder_of("clothing"), (*square, *settings), out / what)
         notes = [metric.name for metric in bundle.manifest.metrics if "int8" in metric.name]
         print(f"        {what}: {', '.join(notes) or 'in floats'}", flush=True)
         yield Bar(f"Lite0 at {SIDE}², {what}, one core, milliseconds to classify", _ms(bundle), bar, goal, False)
@@ -87,11 +87,11 @@ def speed(out: Path) -> Iterator[Bar]:
 
 def thawed(out: Path) -> Iterator[Bar]:
     """Each seed draws another part to train on; the test part is the folder's own."""
-    folder, gains = _folder("clothing"), []
+    folder, gains = folder_of("clothing"), []
     frozen = _made(folder, (), out / "clothing")
     for seed in range(SEEDS):
         settings = (f"seed={seed}", *(f"transfer.{setting}" for setting in THAWED))
-        warm = _value(_bundle(folder, settings, out / f"thawed-{seed}"), "accuracy")
+        warm = _value(bundle_of(folder, settings, out / f"thawed-{seed}"), "accuracy")
         gains.append(100 * (warm - _accuracy(frozen, None, seed)))
         print(f"        seed {seed}: thawed {warm:.4f}, {gains[-1]:+.1f} points", flush=True)
     found = student(gains)
@@ -100,14 +100,14 @@ def thawed(out: Path) -> Iterator[Bar]:
 
 
 def distilled(out: Path) -> Iterator[Bar]:
-    folder = _folder("clothing")
-    small = _bundle(folder, (), out / "distilled", recipe_name="photos-small")
+    folder = folder_of("clothing")
+    small = bundle_of(folder, (), out / "distilled", recipe_name="photos-small")
     # As many weights, in a network that learns from few images; with enough epochs for random weights.
     alone = (
         *("transfer.mode=scratch", "network={width=16,most=128,latent=128}", "input.height=96", "input.width=96"),
         *("transfer.epochs=90", "transfer.rate=2e-3", "transfer.optimiser=adam", "transfer.weight_decay=0"),
     )
-    scratch = _value(_bundle(folder, alone, out / "scratch", recipe_name="photos-small"), "accuracy")
+    scratch = _value(bundle_of(folder, alone, out / "scratch", recipe_name="photos-small"), "accuracy")
     reached, teacher = _value(small, "accuracy"), _value(small, "teacher_accuracy")
     print(f"        scratch {scratch:.4f}, distilled {reached:.4f}, teacher {teacher:.4f}", flush=True)
     kept = (reached - scratch) / (teacher - scratch)
@@ -117,15 +117,15 @@ def distilled(out: Path) -> Iterator[Bar]:
 def literature(out: Path) -> Iterator[Bar]:
     """One seed each, beside `photos` on the same split: what is asked is whether its head is a better choice."""
     for name, (settings, *_) in SETS.items():
-        folder = _folder(name)
-        usual = _value(_bundle(folder, settings, out / name), "accuracy")
+        folder = folder_of(name)
+        usual = _value(bundle_of(folder, settings, out / name), "accuracy")
         for recipe_name in ("backbone", "backbone-thawed"):
             chosen = (*settings, "network.backbone=efficientnet-lite0")
-            found = _value(_bundle(folder, chosen, out / f"{recipe_name}-{name}", recipe_name), "accuracy")
+            found = _value(bundle_of(folder, chosen, out / f"{recipe_name}-{name}", recipe_name), "accuracy")
             yield Bar(f"{name}, {recipe_name} on Lite0, accuracy beside photos", found, usual, usual)
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
     try:
         weights.path_of(recipe.load("photos", []).network)
     except weights.TrainingError as error:
@@ -140,8 +140,8 @@ def _many(folder: Path) -> Path:
     """A folder of links to photographs, one subfolder a class: all of clothing, then surfaces."""
     if folder.is_dir():
         return folder
-    clothes = sorted(_folder("clothing").glob("*/*/*.jpg"))
-    surfaces = sorted(_folder("neu-surface").glob("*/*.jpg"))
+    clothes = sorted(folder_of("clothing").glob("*/*/*.jpg"))
+    surfaces = sorted(folder_of("neu-surface").glob("*/*.jpg"))
     spread = np.linspace(0, len(surfaces) - 1, PHOTOGRAPHS - len(clothes)).astype(int)
     for path in (*clothes, *(surfaces[place] for place in spread)):
         home = folder / path.parent.name
@@ -162,7 +162,7 @@ class Photographs:
 
 
 def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
-    bundle = _bundle(folder, settings, out)
+    bundle = bundle_of(folder, settings, out)
     chosen = _recipe("photos", folder, settings)
     spec = bundle.manifest.input
 
@@ -176,7 +176,7 @@ def _made(folder: Path, settings: tuple[str, ...], out: Path) -> Photographs:
     return Photographs(chosen, bundle, whole, points_of(whole), test)
 
 
-def _bundle(folder: Path, settings: Sequence[str], out: Path, recipe_name: str = "photos") -> Bundle:
+def bundle_of(folder: Path, settings: Sequence[str], out: Path, recipe_name: str = "photos") -> Bundle:
     """Made on first use."""
     models = out / "models"
     if not (models / recipe_name).is_dir():

@@ -43,6 +43,7 @@ from app.bundle.manifest import (
 )
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import threshold_at
+from app.bundle.sets import arrays_of
 from app.bundle.store import save
 from app.main import create_app
 from app.serving.connection import connection_factory
@@ -465,3 +466,16 @@ def draw_inspection(folder: Path, sound: int = 12, defects: int = 4, side: int =
             write(folder / "test" / kind / f"{number:03}.png", np.where(where, 255, surface()).astype(np.uint8))
             write(folder / "ground_truth" / kind / f"{number:03}_mask.png", where.astype(np.uint8) * 255)
     return folder
+
+
+def with_sets(files: dict[str, bytes], images: int = 199, seed: int = 0) -> dict[str, bytes]:
+    """The files of `tiny` with calibration images for prediction sets: their labels are drawn by a tiny model's own
+    probabilities, so that it is right about how sure it is."""
+    rng = np.random.default_rng(seed)
+    rows = rng.dirichlet(np.ones(len(LABELS)) / 2, size=images)
+    labels = np.array([rng.choice(len(LABELS), p=row) for row in rows])
+    with np.load(io.BytesIO(files["reference.npz"])) as stored:
+        arrays = {**stored, **arrays_of(rows, labels)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return {**files, "reference.npz": buffer.getvalue()}

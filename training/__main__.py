@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     _calibrate_arguments(
         command(commands.calibrate, "refit a bundle's anomaly score on normal images of your own; needs no torch")
     )
+    _renew_arguments(
+        command(commands.renew, "add what newer exports hold to an older bundle: prediction sets, scores for drift")
+    )
     _graft_arguments(
         command(
             commands.graft,
@@ -242,6 +245,17 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--anomalies", help="a folder of anomalous images, to measure on, and for --threshold f1")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the split: half to fit, half to calibrate")
+
+
+def _renew_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Publish the next version of a bundle, with prediction sets and scores for drift made of the images that were "
+        "held out when it was trained. Weights, anomaly score and golden pairs stay as they are. Needs the images that "
+        "it was trained on; needs no torch."
+    )
+    parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    parser.add_argument("--data", help="where the images of its target lie now (default: where its recipe says)")
+    parser.add_argument("--models", type=Path, help="folder to publish it in (default: that of the bundle)")
 
 
 def _graft_arguments(parser: argparse.ArgumentParser) -> None:

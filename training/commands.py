@@ -291,6 +291,13 @@ def calibrate(
     print(made)
 
 
+def renew(bundle: Path, data: str | None, models: Path | None) -> None:
+    from training.publish.renew import renew as renewed
+
+    folder = bundle.resolve()
+    print(renewed(folder, load(folder, providers=prefer_gpu()), models or folder.parent.parent, data))
+
+
 def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
     """Without the images of defects, where the folder has a class that is named as sound ones are."""
     sound = usual_sound(normals.classes)

@@ -266,7 +266,8 @@ def _publish(
     study = replace(study, words=[*first.sentences, *study.words], by_labels=first.by_labels)
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
-    path = deliver(models, material, measured.draft, report=page(study, pictures=False), minutes=minutes)
+    without_pictures = page(study, pictures=False)
+    path = deliver(models, material, measured.draft, report=without_pictures, minutes=minutes, sets=study.sets)
     metrics = bundle.manifest.metrics
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
     for metric in metrics:

@@ -32,6 +32,9 @@ class ClassifyResult(BaseModel):
     index: int
     confidence: float
     probabilities: dict[str, float] = Field(description="likeliest first; the first `top_k`, or all")
+    set: list[str] | None = Field(
+        None, description="labels that hold the truth at the rate `coverage`, likeliest first; there may be none"
+    )
     in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
     explanation: str | None = Field(
         None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
@@ -90,6 +93,7 @@ class PredictResult(BaseModel):
     labels: list[PresentLabel] | None = Field(None, description="in the place of label and index, where independent")
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
+    set: list[str] | None = Field(None, description="as in classify, with `coverage`")
     in_domain: bool | None = None
     explanation: str | None = None
     embedding: list[float]
@@ -263,6 +267,24 @@ class DriftResponse(BaseModel):
     drifted: bool | None = Field(description="p_value < 0.01")
     confidence_stability: float | None = Field(description="population stability index; above 0.25 is a large change")
     anomaly_score_stability: float | None = Field(description="population stability index of the anomaly scores")
+    watched: int | None = Field(
+        None, description="images that the martingale has seen since this worker loaded the model"
+    )
+    martingale: float | None = Field(
+        None, description="what a gambler has who began with 1 and bets that images have left the held-out ones"
+    )
+    martingale_alarm_at: float | None = Field(
+        None, description="capital that raises the alarm: without a change it is ever reached in one of 100 services"
+    )
+    martingale_over_time: list[tuple[int, float]] | None = Field(None, description="(images, martingale)")
+    alarm: bool | None = Field(
+        None, description="raised, in this worker or another; stays until the model is loaded again"
+    )
+    alarm_after: int | None = Field(None, description="images of this worker after which it was raised")
+    estimated_accuracy: float | None = Field(
+        None, description="on the images since then, from their confidences; absent once images have drifted"
+    )
+    estimated_accuracy_interval: tuple[float, float] | None = Field(None, description="of 95 %")
 
 
 class Refused(BaseModel):

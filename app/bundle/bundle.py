@@ -18,6 +18,7 @@ from app.bundle.manifest import ANOMALY_MAP, MAP_STEP, PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
 from app.bundle.regions import Region, Size
 from app.bundle.session import Session
+from app.bundle.sets import PredictionSets
 from app.errors import OperationUnavailable, PartMissing
 
 CARD_FILE, REPORT_FILE = "card.md", "report.html"
@@ -32,7 +33,9 @@ _NEEDS = {  # operation → the part that it needs, as messages name it
     "generate": "variational code",
     "explain": "linear head on feature maps",
     "regions": "memory of patches with a threshold for places",
+    "sets": "labelled calibration images",
 }
+_DOES = {"sets": "give prediction sets"}  # operation → the verb, where its name is none
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Bundle:
     peaks: np.ndarray | None  # the largest values of sound images' anomaly maps, ascending
     drift: DriftReference | None  # older bundles have none
     map: LatentMap | None
+    sets: PredictionSets | None
     documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
@@ -270,12 +274,18 @@ class Bundle:
             "generate": self.decoder is not None and self.manifest.variational,
             "explain": self.explainer is not None,
             "regions": self.peaks is not None,
+            "sets": self.sets is not None,
         }
         return [operation for operation, there in available.items() if there]
 
     def require(self, operation: str) -> None:
         """Raises OperationUnavailable if the bundle lacks what the operation needs."""
         if operation not in self.operations:
+            if operation == "sets" and self.manifest.classifier and self.manifest.classifier.thresholds is not None:
+                raise OperationUnavailable(
+                    f"model {self.name}@{self.version} has independent labels, of which an image may have several: "
+                    "prediction sets are of models whose images have one label each"
+                )
             raise self._lacks(_NEEDS[operation], operation)
 
     @property
@@ -297,6 +307,6 @@ class Bundle:
 
     def _lacks(self, part: str, operation: str) -> OperationUnavailable:
         return OperationUnavailable(
-            f"model {self.name}@{self.version} has no {part}, so it cannot {operation}; it can: "
+            f"model {self.name}@{self.version} has no {part}, so it cannot {_DOES.get(operation, operation)}; it can: "
             + ", ".join(self.operations)
         )

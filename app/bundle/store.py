@@ -20,6 +20,8 @@ from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer, thumbnail_size
 from app.bundle.session import CPU, Session, cpu_limit, prefer_gpu
+from app.bundle.sets import ARRAYS as SETS
+from app.bundle.sets import PredictionSets
 from app.errors import BundleError, BundleExists, BundleFileMissing, ChecksumMismatch, ManifestInvalid, ReferenceInvalid
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -94,7 +96,7 @@ def _assemble(
 
     encoder = session(manifest.graphs.encoder)
     assert encoder is not None  # the manifest always has one
-    references = _References(None, None, None, None)
+    references = _References()
     if manifest.reference is not None:
         arrays = _arrays(contents[manifest.reference], f"{where}/{manifest.reference}")
         references = _references(manifest, arrays, f"{where}/{manifest.reference}")
@@ -120,10 +122,11 @@ def _assemble(
 class _References(NamedTuple):
     """What is made of the reference file."""
 
-    scorer: AnomalyScorer | None
-    peaks: np.ndarray | None
-    drift: DriftReference | None
-    map: LatentMap | None
+    scorer: AnomalyScorer | None = None
+    peaks: np.ndarray | None = None
+    drift: DriftReference | None = None
+    map: LatentMap | None = None
+    sets: PredictionSets | None = None
 
 
 def _references(manifest: Manifest, arrays: dict[str, np.ndarray], where: str) -> _References:
@@ -132,10 +135,13 @@ def _references(manifest: Manifest, arrays: dict[str, np.ndarray], where: str) -
     labels = len(manifest.classifier.labels) if manifest.classifier else None
     try:
         return _References(
-            AnomalyScorer(manifest.anomaly, arrays, sizes) if manifest.anomaly is not None else None,
-            regions.peaks_of(arrays) if manifest.anomaly is not None and manifest.graphs.patches is not None else None,
-            DriftReference(arrays, manifest.latent_size) if EMBEDDINGS in arrays else None,
-            LatentMap.of(arrays, manifest.latent_size, labels),
+            scorer=AnomalyScorer(manifest.anomaly, arrays, sizes) if manifest.anomaly is not None else None,
+            peaks=regions.peaks_of(arrays)
+            if manifest.anomaly is not None and manifest.graphs.patches is not None
+            else None,
+            drift=DriftReference(arrays, manifest.latent_size) if EMBEDDINGS in arrays else None,
+            map=LatentMap.of(arrays, manifest.latent_size, labels),
+            sets=PredictionSets(arrays, labels) if labels is not None and SETS[0] in arrays else None,
         )
     except ValueError as error:
         raise ReferenceInvalid(f"{where}: {error}") from None
@@ -179,12 +185,14 @@ def save(
     files: dict[str, bytes],
     version: int | None = None,
     tolerances: dict[str, float] | None = None,
+    golden_file: bytes | None = None,
 ) -> Path:
     """Writes models/<name>/<version>/ atomically; `version` None takes the next free number.
 
     `fields` are the manifest's without `golden`, `files` and `seal`, which are computed here. `tolerances`: golden
-    tensor → tolerance, where it differs from golden.TOLERANCE. The bundle is written to a temporary folder and loaded
-    from there, golden pairs included, before it gets its name. An existing version is never overwritten.
+    tensor → tolerance, where it differs from golden.TOLERANCE. `golden_file`: golden pairs of the same graphs that were
+    made before; None makes them. The bundle is written to a temporary folder and loaded from there, golden pairs
+    included, before it gets its name. An existing version is never overwritten.
     """
     if not _NAME.fullmatch(name):
         raise BundleError(
@@ -197,7 +205,7 @@ def save(
     proof = _assemble(
         name, version or 1, digest="", manifest=_manifest(fields, files, b"", tolerances or {}), contents=files
     )
-    golden_file = golden.make(proof.golden_input, proof.run_all)
+    golden_file = golden_file or golden.make(proof.golden_input, proof.run_all)
     text = _manifest(fields, files, golden_file, tolerances or {}).to_json()
     files = {**files, golden.FILE: golden_file}
     home = models / name

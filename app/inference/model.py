@@ -36,15 +36,23 @@ OnBatch = Callable[[str, int, int, float], None]  # called after each batch: mod
 class Model:
     """It must not be part of a reference cycle: it is freed with the last request that uses it, without the gc."""
 
-    def __init__(self, bundle: Bundle, most: int, pool: Executor, on_batch: OnBatch, tuning: State = "off") -> None:
-        """`most`: images in a batch."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        most: int,
+        pool: Executor,
+        on_batch: OnBatch,
+        workers: int = 1,
+        tuning: State = "off",
+    ) -> None:
+        """`most`: images in a batch; `workers`: processes that serve the same model."""
         self.bundle = bundle
         self.name = f"{bundle.name}@{bundle.version}"
         self.tuning = Tuning(tuning)
         self._most, self._costs = most, _Costs()
         self.measure(_TRIES_AT_START)
         costs = self._costs  # for the batcher, which must not refer to this object
-        self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift)
+        self.drift = window = None if bundle.drift is None else Window(bundle, bundle.drift, workers)
         if bundle.tiled:  # batches are of tiles: the predictor adds the pictures that they make
             window, most = None, min(most, bundle.tiles_at_once)
         self.batcher: Batcher[OutputRequest, Outputs] = Batcher(

@@ -21,10 +21,10 @@ from app.errors import BundleError, LoadingNotAllowed, NotReady, OperationUnavai
 from app.inference.drift import Drift
 from app.inference.folder import Key, Watch, scan
 from app.inference.model import Model
-from app.inference.tuning import State, Stopped, tune
+from app.inference.tuning import Stopped, tune
 from app.settings import PREFIX, ModelControl
 from app.telemetry.logs import log
-from app.telemetry.metrics import Metrics, Served
+from app.telemetry.metrics import ALARM, Metrics, Served
 
 MAX_BATCH = 32  # most images in one run of a graph
 _AT_ONCE = 4  # bundles that are read side by side at start: each waits for its disk, and takes memory for its files
@@ -60,16 +60,18 @@ class Repository:
         metrics: Metrics | None = None,
         control: ModelControl = "none",
         on_freed: Callable[[], None] = lambda: None,
+        workers: int = 1,
         tuned_threads: Sequence[int] = (),
     ) -> None:
         """`pool` runs the batches that would block the event loop for too long. `on_freed` is called in a thread when
-        an unloaded version has been freed. `tuned_threads`: the numbers of threads that `tune` may try."""
+        an unloaded version has been freed. `workers`: processes that serve the same models. `tuned_threads`: the
+        numbers of threads that `tune` may try."""
         self.models, self.control = models, control
         self.leaving = False
         self._default, self._threads, self._providers = default, threads, providers
         self._max_batch, self._pool = max_batch, pool or ThreadPoolExecutor()
         self._metrics = metrics or Metrics("")
-        self._on_freed, self._tuned_threads = on_freed, tuned_threads
+        self._on_freed, self._workers, self._tuned_threads = on_freed, workers, tuned_threads
         self._closing = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="graft-load")
         self._one_at_a_time = asyncio.Lock()
@@ -221,7 +223,16 @@ class Repository:
             confidence=drift.confidence,
             anomaly_score=drift.anomaly_score,
         )
+        if drift.watched is not None:
+            capital, alarm = drift.watched.martingale, drift.watched.alarm_at is not None
+            accuracy = None if drift.accuracy is None else drift.accuracy[0]
+            self._metrics.watched(model.bundle.name, model.bundle.version, capital, alarm, accuracy=accuracy)
         return drift
+
+    async def alarmed(self, model: Model) -> bool:
+        """Whether the model's stream has raised the alarm, in this worker or another."""
+        samples = await asyncio.to_thread(self._metrics.of, model.bundle.name, model.bundle.version)
+        return any(sample.name == ALARM and sample.value for sample in samples)
 
     async def watch_drift(self, seconds: float) -> None:
         """Updates the drift of models that had requests every `seconds`, until it is cancelled."""
@@ -307,8 +318,14 @@ class Repository:
         """A verified and warmed-up model. Raises nothing but BundleError."""
         try:
             bundle = load(self._folder(name, version), self._threads, self._providers)
-            tuning: State = "waiting" if self._tuned_threads else "off"
-            return Model(bundle, self._max_batch, self._pool, self._metrics.observe_batch, tuning=tuning)
+            return Model(
+                bundle,
+                self._max_batch,
+                self._pool,
+                self._metrics.observe_batch,
+                workers=self._workers,
+                tuning="waiting" if self._tuned_threads else "off",
+            )
         except BundleError:
             raise
         except Exception as error:

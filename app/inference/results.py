@@ -10,6 +10,7 @@ from app.bundle.bundle import PICTURE_SIZE, Bundle
 from app.bundle.heatmaps import grey_of_distances, grey_of_errors, grey_of_placed
 from app.bundle.manifest import ANOMALY_MAP, Classifier
 from app.bundle.regions import Region, Size
+from app.bundle.sets import SetOptions, shares_of
 from app.errors import MalformedRequest
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILITIES, RECONSTRUCTION, Outputs
 
@@ -51,6 +52,21 @@ def _independent(classifier: Classifier, outputs: Outputs, top_k: int | None) ->
             "probabilities": {labels[index]: row[index] for index in order[:top_k]},
         }
         for row, order, has, confidence in zip(rows.tolist(), outputs[ORDER].tolist(), present, sure, strict=True)
+    ]
+
+
+def set_fields(
+    bundle: Bundle, images: Sequence[np.ndarray] | np.ndarray, outputs: Outputs, options: SetOptions
+) -> list[Fields]:
+    """`images` (N, H, W, C) uint8 gave these outputs."""
+    classifier, sets = bundle.manifest.classifier, bundle.sets
+    assert classifier is not None  # the caller has required "sets"
+    assert sets is not None
+    shares = shares_of(images) if options.by == "raps" else None
+    members = sets.members(outputs[PROBABILITIES], options, shares)
+    return [
+        {"set": [classifier.labels[index] for index in order if within[index]]}
+        for order, within in zip(outputs[ORDER].tolist(), members.tolist(), strict=True)
     ]
 
 

@@ -5,9 +5,11 @@ import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from app.bundle.bundle import Bundle
 from app.bundle.session import CPU
+from app.bundle.sets import By, SetOptions
 from app.bundle.store import load, names, versions
 from app.errors import CannotScore, GraftError, UnknownModel
 from app.inference import providers
@@ -92,8 +94,11 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _operation(options: argparse.Namespace, settings: Settings, chosen: Sequence[str]) -> BoundOperation:
     bundle = _load(options.model or settings.default_model, settings, chosen)
+    if options.coverage is None and (options.sets or options.conditional):
+        raise CannotScore("--sets and --conditional say how sets of labels are made: give --coverage, too")
+    sets = options.coverage and SetOptions(options.coverage, options.sets or "lac", options.conditional)
     return BoundOperation(
-        bundle, options.operation, options.top_k, options.false_alarm_rate, maps=options.maps is not None
+        bundle, options.operation, options.top_k, options.false_alarm_rate, sets=sets, maps=options.maps is not None
     )
 
 
@@ -136,6 +141,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=_top_k, metavar="N", help="probabilities to keep per image (default: all)")
     parser.add_argument(
         "--false-alarm-rate", type=_rate, metavar="RATE", help="rate for the anomaly threshold (default: the model's)"
+    )
+    parser.add_argument(
+        "--coverage",
+        type=_rate,
+        metavar="RATE",
+        help="also give a set of labels that holds the truth at this rate, as 0.95; several are joined by |",
+    )
+    parser.add_argument(
+        "--sets",
+        choices=get_args(By),
+        help="how sets are made: lac, the smallest on average; raps, larger for hard images (default: lac)",
+    )
+    parser.add_argument(
+        "--conditional", action="store_true", help="sets hold the truth at --coverage for every class, not over all"
     )
     parser.add_argument(
         "--maps",

@@ -15,7 +15,7 @@ _ALIASES = ("reconstruction_error", "latent_distance")  # fields of the API that
 def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
     """Column → value. Probabilities become columns `p:<label>` in the order of `labels`, or JSON if top_k cut them.
 
-    Several labels are joined by `|`, as lists of images for training have them.
+    Several labels, and those of a set, are joined by `|`, as lists of images for training have them.
     """
     columns: Fields = {}
     for name, value in row.items():
@@ -26,6 +26,8 @@ def flat(row: Fields, labels: tuple[str, ...]) -> Fields:
             columns |= {f"p:{label}": value[label] for label in labels} if complete else {name: _json(value)}
         elif name == "labels":
             columns[name] = "|".join(each["label"] for each in value)
+        elif name == "set":
+            columns[name] = "|".join(value)
         elif name == "distances":
             columns |= {f"distance:{distance}": number for distance, number in value.items()}
         elif name == "embedding":

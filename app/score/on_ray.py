@@ -19,6 +19,7 @@ from typing import Any
 
 from app.bundle.bundle import Bundle
 from app.bundle.session import cpu_limit
+from app.bundle.sets import SetOptions
 from app.bundle.store import load
 from app.errors import CannotScore
 from app.inference import providers
@@ -53,7 +54,7 @@ class Job:
     name: str
     version: int
     files: tuple[tuple[str, bytes], ...]
-    operation: tuple[str, int | None, float | None]  # name, top_k, false_alarm_rate
+    operation: tuple[str, int | None, float | None, SetOptions | None]  # name, top_k, false_alarm_rate, sets
     out: str
     batch: int
     threads: int
@@ -133,7 +134,7 @@ def run(
         name=bundle.name,
         version=bundle.version,
         files=tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()),
-        operation=(operation.name, operation.top_k, operation.false_alarm_rate),
+        operation=(operation.name, operation.top_k, operation.false_alarm_rate, operation.sets),
         out=out if storage.is_remote(out) else str(Path(out).absolute()),
         batch=settings.max_batch,
         threads=settings.threads or 1,

@@ -10,6 +10,7 @@ from app.bundle.bundle import Bundle
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
 from app.bundle.scoring import threshold_at
+from app.bundle.sets import SetOptions
 from app.errors import CannotScore
 from app.inference.answer import OutputRequest, Outputs, answer, answer_pictures
 from app.inference.results import (
@@ -24,6 +25,7 @@ from app.inference.results import (
     map_output,
     merge,
     region_fields,
+    set_fields,
 )
 from app.score.maps import Map, file_name
 
@@ -44,6 +46,7 @@ class BoundOperation:
     name: str
     top_k: int | None
     false_alarm_rate: float | None
+    sets: SetOptions | None = None
     maps: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +59,8 @@ class BoundOperation:
             )
         if self.top_k is not None and "classify" not in self._parts:
             raise CannotScore(f"--top-k limits probabilities, and {self.name} returns none: leave it out")
+        if self.sets is not None:
+            self._require_sets(self.sets)
         if self.maps:
             self._require_map()
         if self.has_regions:
@@ -83,6 +88,16 @@ class BoundOperation:
     @property
     def needs_sizes(self) -> bool:
         return self.maps or self.has_regions
+
+    def _require_sets(self, options: SetOptions) -> None:
+        if "classify" not in self._parts:
+            raise CannotScore(f"--coverage is of sets of labels, and {self.name} returns none: leave it out")
+        self.bundle.require("sets")
+        assert self.bundle.sets is not None
+        try:
+            self.bundle.sets.require(options)
+        except ValueError as error:
+            raise CannotScore(f"--coverage: {error}") from None
 
     def _require_map(self) -> None:
         if self.name not in _WITH_MAPS:
@@ -120,6 +135,9 @@ class BoundOperation:
         rows: list[Fields] = [{"path": path, "model": model} for path in paths]
         for part in self._parts:
             merge(rows, self._results(part, outputs))
+        if self.sets is not None:
+            made = {"sets": f"{self.sets.by} at {self.sets.coverage:g}{', of each class' * self.sets.conditional}"}
+            merge(rows, [each | made for each in set_fields(self.bundle, images, outputs, self.sets)])
         if self.has_regions:
             merge(rows, region_fields(self.bundle, outputs, sizes, self.false_alarm_rate))
         if not self.maps:

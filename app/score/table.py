@@ -111,6 +111,8 @@ def require_same_run(path: Path, row: Cells, example: Cells) -> None:
         reason = "its columns differ from those of this run"
         if "probabilities" in differing:
             reason = "made with another --top-k"
+        elif "sets" in differing:
+            reason = "made with --coverage" if "sets" in row else "made without --coverage"
         elif "map" in differing:
             reason = "made with --maps" if "map" in row else "made without --maps"
         raise CannotScore(f"{path}: {reason}; resume with the options of the first run, or {ANEW}")
@@ -120,6 +122,11 @@ def require_same_run(path: Path, row: Cells, example: Cells) -> None:
         raise CannotScore(
             f"{path} was made with the threshold {row['threshold']}, but this run has {example['threshold']}: "
             f"resume with the --false-alarm-rate of the first run, or {ANEW}"
+        )
+    if row.get("sets") != example.get("sets"):
+        raise CannotScore(
+            f"{path} was made with sets by {row['sets']}, but this run has {example['sets']}: "
+            f"resume with --coverage, --sets and --conditional of the first run, or {ANEW}"
         )
     top_k = [len(json.loads(cells.get("probabilities", "{}"))) for cells in (row, example)]
     if top_k[0] != top_k[1]:

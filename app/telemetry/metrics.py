@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite
+from math import isfinite, nan
 from typing import Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -34,6 +34,7 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SCORES = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)  # sums of z-scores
 CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1)
 _MODEL = ("model", "version")
+ALARM = "graft_drift_alarm"
 _MOST_PENDING = 1000
 
 Kind = TypeVar("Kind", bound=MetricWrapperBase)
@@ -114,6 +115,11 @@ class Metrics(Collector):
         )
         text = "Population stability index of the latest images."
         self._stability = self._labelled_gauge("graft_drift_stability", text, "livemax", *_MODEL, "of")
+        text = "Capital of a gambler who bets that images have left the calibration images; begins with 1."
+        self._martingale = self._labelled_gauge("graft_drift_martingale", text, "livemax", *_MODEL)
+        self._alarm = self._labelled_gauge(ALARM, "1 once the martingale has raised the alarm.", "livemax", *_MODEL)
+        text = "Accuracy estimated without labels; NaN while it is not known."
+        self._accuracy = self._labelled_gauge("graft_estimated_accuracy", text, "livemin", *_MODEL)
         self._queued = self._gauge("graft_queue_images", "Images of admitted, unanswered requests.", "livesum")
         self._info = self._gauge("graft_model_info", "1 for each loaded model.", "livemax", *Served._fields)
         self._gauge("graft_build_info", "1; the label is Graft's version.", "livemax", "version").labels(version).set(1)
@@ -194,6 +200,14 @@ class Metrics(Collector):
         for output, value in stability.items():
             if value is not None:
                 self._stability[(*labels, output)].set(value)
+
+    def watched(self, model: str, version: int, martingale: float, alarm: bool, accuracy: float | None) -> None:
+        labels = self._labels(model, version)
+        if UNKNOWN in labels:  # unloaded meanwhile
+            return
+        self._martingale[labels].set(martingale)
+        self._alarm[labels].set(alarm)
+        self._accuracy[labels].set(nan if accuracy is None else accuracy)
 
     def queued(self, images: int) -> None:
         """The images that are queued in this process now."""

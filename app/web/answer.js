@@ -3,7 +3,7 @@
 import { element, hasKey, milliseconds, nameOf, percent, root } from "./api.js";
 import { addressOf, COLOURS, errors, gauge, overlay, points, reasons, strip } from "./paint.js";
 
-const MOST_BARS = 10;
+const MOST_BARS = 10, COVERAGE = 0.95;
 const FIT = { stretch: "fill", pad: "contain", crop: "cover" };
 const place = document.getElementById("answer");
 const part = (name) => place.querySelector(`[data-part="${name}"]`);
@@ -16,6 +16,7 @@ export function request(model) {
   if (able.includes("explain")) query.set("explain", "true");
   if (able.includes("reconstruct") || mapsPatches(model)) query.set("heatmap", "true");
   if (able.includes("regions")) query.set("regions", "true");
+  if (able.includes("sets")) query.set("coverage", COVERAGE);
   if (model.rate) query.set("false_alarm_rate", model.rate);
   return `v1/predict?${query}`.replace("%40", "@");
 }
@@ -53,6 +54,7 @@ export function show(item, model) {
   const key = `${item.url} ${model.digest}`, again = key === shown; // again: another false-alarm rate at most
   shown = key;
   classes(item.result);
+  setIn(item.result);
   anomaly(item, model, again);
   regions?.slider(model);
   if (!again) pictures(item, model);
@@ -89,6 +91,18 @@ function classes(result) {
     bars.children[index].classList.toggle("chosen", chosen);
     bar.firstChild.style.width = `${100 * share}%`;
   });
+}
+
+// What the prediction set says: one label, several that it cannot tell apart, or none.
+function setIn({ set, anomalous }) {
+  const words = place.querySelector(".set");
+  words.hidden = set === undefined;
+  if (words.hidden) return;
+  const strong = element("strong", { textContent: set.join(", ") });
+  const said = set.length === 0 ? ["None of its labels is likely enough"]
+    : set.length === 1 ? ["Nothing but ", strong, " is likely enough"] : ["It cannot tell these apart: ", strong];
+  const promise = anomalous ? "; for an image like this nothing is promised." : `: such a set holds the truth for ${100 * COVERAGE} of 100 images.`;
+  words.replaceChildren(...said, promise);
 }
 
 function anomaly({ result, rate }, model, again) {

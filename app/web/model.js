@@ -16,6 +16,7 @@ const TILES = { // metric → [text, format of its value]
   micro_f1: ["F1 of all decisions on labels", SHARE],
   macro_f1: ["macro F1", SHARE],
   left_out_accuracy: ["of its few images classified correctly, each left out in turn", SHARE],
+  set_coverage: ["of sets at 95 % coverage hold the truth", SHARE],
   calibration_error: ["mean error of its confidence", SHARE],
   false_alarm_rate: ["false alarms on normal images", SHARE],
   reconstruction_mse: ["mean squared error of reconstructions", (value) => value.toPrecision(2)],
@@ -145,16 +146,58 @@ async function drift(model, full) {
   setTimeout(() => drift(model, full), EVERY);
 }
 
-function showDrift({ images, window, drifted, p_value, discrepancy, confidence_stability, anomaly_score_stability }) {
+const grouped = (number) => number.toLocaleString("en");
+// A capital, which may be astronomical.
+const capital = (value) => (value >= 1e6 ? `10^${Math.floor(Math.log10(value))}` : value >= 10 ? grouped(Math.round(value)) : value.toPrecision(2));
+
+function showDrift(found) {
+  const { images, window, drifted, p_value, discrepancy, confidence_stability, anomaly_score_stability } = found;
+  showMartingale(found);
   at("drift").textContent = drifted === undefined
     ? `Not known yet: it needs ${window.toLocaleString("en")} images, and has seen ${images.toLocaleString("en")}.`
     : `The latest ${window.toLocaleString("en")} images ${drifted ? "do not look" : "look"} like those that were held out when it was trained: `
       + `a random draw of as many held-out images differs as much in ${percent(p_value)} of cases${drifted ? " or fewer" : ""}.`;
   at("drift").className = drifted ? "problem" : "";
   const moved = (index) => index !== undefined && `${index.toFixed(2)}, ${index < 0.1 ? "unchanged" : index <= 0.25 ? "changed" : "much changed"}`;
-  const rows = [["discrepancy of embeddings", discrepancy?.toPrecision(2)], ["confidence", moved(confidence_stability)], ["anomaly score", moved(anomaly_score_stability)]];
+  const { estimated_accuracy: accuracy, estimated_accuracy_interval: interval } = found;
+  const rows = [["accuracy, estimated without labels", accuracy && `${percent(accuracy)}, ${percent(interval[0])} to ${percent(interval[1])}`],
+    ["discrepancy of embeddings", discrepancy?.toPrecision(2)], ["confidence", moved(confidence_stability)], ["anomaly score", moved(anomaly_score_stability)]];
   at("moved").replaceChildren(...rows.filter(([, value]) => value).map(([term, value]) =>
     element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
+}
+
+function showMartingale({ watched, martingale, martingale_alarm_at: limit, martingale_over_time: points, alarm, alarm_after: after }) {
+  at("martingale").hidden = martingale === undefined;
+  if (martingale === undefined) return;
+  const words = at("martingale").querySelector("p");
+  words.textContent = alarm
+    ? `Alarm${after === undefined ? " in another worker" : ` after ${grouped(after)} images`}: images have changed. What the model promises holds for images like those it was calibrated on: `
+      + "coverage of sets, confidence, false alarms. For these it holds no longer."
+    : `No alarm in ${grouped(watched)} images. A gambler who bets that images have changed has made ${capital(martingale)} of 1; at ${grouped(limit)} the alarm is raised, `
+      + "which without a change happens in 1 of 100 services, however long they run.";
+  words.className = alarm ? "problem" : "";
+  at("martingale").querySelector("figure")?.remove();
+  if (points.length > 1) at("martingale").append(over(points, limit));
+}
+
+const MOST_POWER = 6; // of ten: beyond, the line runs along the edge
+
+// The martingale over images, on a scale of powers of ten; a dashed line where the alarm is raised.
+function over(points, limit) {
+  const logs = points.map(([, value]) => Math.max(-MOST_POWER, Math.min(MOST_POWER, Math.log10(value || Number.MIN_VALUE))));
+  const low = Math.floor(Math.min(-1, ...logs)), high = Math.ceil(Math.max(Math.log10(limit) + 0.5, ...logs));
+  const last = points.at(-1)[0], x = (image) => 44 + 346 * image / last, y = (log) => 108 - 98 * (log - low) / (high - low);
+  const text = (word, place) => svg("text", place, word);
+  const parts = [
+    svg("path", { class: "axis", d: "M44 108.5H390" }),
+    svg("path", { class: "limit", d: `M44 ${y(Math.log10(limit))}H390` }),
+    svg("polyline", { class: "line", points: points.map(([image], index) => `${x(image).toFixed(1)},${y(logs[index]).toFixed(1)}`).join(" ") }),
+    ...[0, Math.round(Math.log10(limit)), low, high].filter((power, index, all) => !all.slice(0, index).some((other) => Math.abs(y(other) - y(power)) < 12))
+      .map((power) => text(`10^${power}`.replace("-", "−"), { x: 38, y: y(power) + 3, "text-anchor": "end" })),
+    text("0", { x: 44, y: 124, "text-anchor": "middle" }), text(`${grouped(last)} images`, { x: 390, y: 124, "text-anchor": "end" }),
+  ];
+  const caption = `The gambler's capital over ${grouped(last)} images; alarm at ${grouped(limit)}`;
+  return element("figure", {}, svg("svg", { viewBox: "0 0 400 132", role: "img", "aria-label": caption }, ...parts), element("figcaption", { textContent: caption }));
 }
 
 // A bar per bin, with the upper bounds below; bins above the threshold have another colour.

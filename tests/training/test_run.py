@@ -35,6 +35,7 @@ from training.networks.graph import to_onnx
 from training.publish.onnx import Exported, export
 from training.recipe import Input, Network, Recipe, Stage
 from training.recipe import load as load_recipe
+from training.recipe import read as read_recipe
 
 
 def train(recipe: Path, folder: Path, changes: Sequence[str] = ()) -> int:
@@ -87,6 +88,8 @@ def test_the_bundle_serves_what_torch_gave(trained: Path, images: Path) -> None:
     assert stated["accuracy"] == pytest.approx(accuracy)
     assert stated["accuracy"] == pytest.approx(stated["accuracy_in_torch"], abs=0.001)
     assert accuracy > 0.9
+    assert bundle.sets is not None
+    assert len(bundle.sets) == len(gather(read_recipe(trained / "run")).calibration)
     assert bundle.map is not None
     places = bundle.map.at(outputs["embedding"])  # of all that was held out; the map shows them all, in its own order
     assert len(bundle.map.points) == len(places)
@@ -109,6 +112,10 @@ def test_the_run_is_written_down(trained: Path, images: Path) -> None:
     card = (trained / "models/drawn/1/card.md").read_text()
     assert load(trained / "models/drawn/1").parts == ["card", "report", "map"]
     assert re.search(r"\| accuracy \| [01]\.\d{4} \| 120 \|", card)
+    assert re.search(r"\| set_coverage \| [01]\.\d{4} \| 120 \|", card)
+    for label in GARMENTS:
+        assert re.search(rf"^\| {label} \| 30 \| \d+\.\d\d% \| ", card, re.MULTILINE), label
+    assert "Prediction sets" in (trained / "models/drawn/1/report.html").read_text()
     published = "".join(path.read_bytes().decode("latin-1") for path in (trained / "models/drawn/1").iterdir())
     assert str(images) not in published, "a bundle names its data, not where it lay"
     assert "site-packages" not in published

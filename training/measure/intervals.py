@@ -1,4 +1,4 @@
-"""Intervals of 95 %: of a mean over seeds, a share of images, an accuracy by left-out images, a false-alarm rate."""
+"""Intervals of 95 %: of a mean over seeds, a share of images, left-out accuracy, rates of conformal tests."""
 
 import math
 from collections.abc import Sequence
@@ -74,8 +74,8 @@ def across_folds_resampled(value: float, samples: np.ndarray, images: int) -> tu
     return across_folds(value * trials, trials)
 
 
-def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, float]:
-    """Where 95 % of measured false-alarm rates fall by chance, in the calibration sample and in the test sample.
+def false_alarms(rate: float, calibrated_on: int, tested: int, outside: float = 0.05) -> tuple[float, float]:
+    """Where all but `outside` of measured false-alarm rates fall by chance, in calibration and test sample.
 
     The threshold is the k-th highest of n calibration scores, so the alarms among m fresh normals are beta-binomial
     with parameters k and n + 1 - k.
@@ -90,9 +90,15 @@ def false_alarms(rate: float, calibrated_on: int, tested: int) -> tuple[float, f
     for alarms in range(m + 1):
         ways = constant - math.lgamma(alarms + 1) - math.lgamma(m - alarms + 1)
         total += math.exp(ways + log_beta(k + alarms, n + 1 - k + m - alarms))
-        if total < 0.025:
+        if total < outside / 2:
             low = alarms + 1
-        if total >= 0.975:
+        if total >= 1 - outside / 2:
             high = alarms
             break
     return low / m, high / m
+
+
+def coverage(rate: float, calibrated_on: int, tested: int, outside: float = 0.05) -> tuple[float, float]:
+    """The same for the share of images whose prediction set holds the truth: they miss it as alarms are raised."""
+    low, high = false_alarms(1 - rate, calibrated_on, tested, outside)
+    return 1 - high, 1 - low

@@ -3,10 +3,11 @@
 import numpy as np
 
 from app.bundle import Bundle
-from app.bundle.manifest import Metric
+from app.bundle.manifest import Manifest, Metric
 from app.bundle.scoring import label_probabilities, probabilities, sigmoid, threshold_at
+from app.bundle.sets import SetOptions
 from training.data.imageset import ImageSet
-from training.measure import components, defects, drawn_domains
+from training.measure import components, defects, drawn_domains, sets
 from training.measure.clusters import k_means, normalised_mutual_information
 from training.measure.defects import Defects
 from training.measure.maps import highest, maps_of
@@ -20,6 +21,11 @@ def accuracy(bundle: Bundle, data: ImageSet, label: str) -> float:
     """Where an image may have several labels, the share of decisions that are right, at a half."""
     assert logits is not None  # the bundle has a head
     return share_right(logits, data)
+
+
+def test_part(test: ImageSet, manifest: Manifest) -> str:
+    """What metrics call the images that they are measured on."""
+    return f"all {len(test):,} test images of {manifest.provenance.target}"
 
 
 def measured_labels(bundle: Bundle, data: ImageSet, outputs: Outputs) -> LabelMeasures | None:
@@ -105,6 +111,7 @@ def _of_normals(
     if outputs.scores is not None and bundle.manifest.anomaly is not None:
         found["false_alarm_rate"] = float(np.mean(outputs.scores > bundle.manifest.anomaly.threshold))
     made = [Metric(name=name, value=value, images=len(data), how=how) for name, value in found.items()]
+    made += of_sets(bundle, data, outputs, how) if labelled else []
     if outputs.scores is not None:
         made.append(_out_of_distribution(bundle, outputs.scores, how))
     if bundle.peaks is not None and bundle.manifest.anomaly is not None:
@@ -114,6 +121,15 @@ def _of_normals(
         how = f"{how}; the share with any region"
         made.append(Metric(name="false_region_rate", value=share, images=len(data), how=how))
     return made
+
+
+def of_sets(bundle: Bundle, data: ImageSet, outputs: Outputs, how: str) -> list[Metric]:
+    measured = sets.measure(bundle, data, outputs, SetOptions(sets.COVERAGE))
+    if measured is None:
+        return []
+    how = f"{how}; sets at a coverage of {sets.COVERAGE:g}, {measured.calibrated_on.sum():,} calibration images"
+    covered = Metric(name="set_coverage", value=float(measured.covered.mean()), images=len(data), how=how)
+    return [covered, Metric(name="set_size", value=float(measured.sizes.mean()), images=len(data), how=how)]
 
 
 def _out_of_distribution(bundle: Bundle, normal: np.ndarray, how: str) -> Metric:

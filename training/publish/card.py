@@ -4,9 +4,18 @@ from collections.abc import Sequence
 
 from app.bundle import InputSpec, Manifest
 from app.bundle.manifest import Anomaly, Classifier, Metric
+from training.measure.sets import COVERAGE, HEADS
 
 
-def card(manifest: Manifest, validated: str, minutes: float, machine: str, tested: bool = True) -> str:
+def card(
+    manifest: Manifest,
+    validated: str,
+    minutes: float,
+    machine: str,
+    tested: bool = True,
+    sets: Sequence[Sequence[str]] = (),
+) -> str:
+    """`sets` has a row for each class, as `training.measure.sets.by_class` gives them."""
     p = manifest.provenance
     lines = [
         f"# {manifest.title}",
@@ -14,12 +23,13 @@ def card(manifest: Manifest, validated: str, minutes: float, machine: str, teste
         f"Trained on {p.source}, grafted onto {p.target}. {_takes(manifest.input)} "
         f"Its embedding has {manifest.latent_size} numbers.",
         "",
-        *_table(manifest.metrics),
+        *metrics_table(manifest.metrics),
     ]
     if manifest.classifier:
         lines += _labels(manifest.classifier, f", fitted on {validated}")
     if manifest.anomaly:
         lines += [_threshold(manifest.anomaly), ""]
+    lines += sets_table(sets)
     lines += _began_with(manifest)
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     lines += [
@@ -46,7 +56,7 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
         "",
     ]
     if manifest.metrics:
-        lines += _table(manifest.metrics)
+        lines += metrics_table(manifest.metrics)
     if manifest.classifier:
         lines += _labels(manifest.classifier, "")
     if manifest.anomaly:
@@ -90,7 +100,7 @@ def card_of_shots(
         "| --- | --- |",
         *(f"| {label} | {count} |" for label, count in counts.items()),
         "",
-        *_table([metric]),
+        *metrics_table([metric]),
         "No other image was used. The bound assumes that new images are like these: it does not cover other light, "
         "another camera or a class that is missing here. Measure it on other labelled images with "
         "`graft-train evaluate`.",
@@ -160,9 +170,23 @@ def _takes(spec: InputSpec) -> str:
     return f"Takes images of {width}×{height} pixels, {'grey' if channels == 1 else 'colour'}; others are resized."
 
 
-def _table(metrics: Sequence[Metric]) -> list[str]:
+def metrics_table(metrics: Sequence[Metric]) -> list[str]:
     rows = [f"| {metric.name} | {metric.value:.4f} | {metric.images:,} | {metric.how} |" for metric in metrics]
     return ["| measure | value | images | how |", "| --- | --- | --- | --- |", *rows, ""]
+
+
+def sets_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines on prediction sets, class by class; none without rows."""
+    if not rows:
+        return []
+    return [
+        f"Prediction sets at a coverage of {COVERAGE:.0%} (`coverage={COVERAGE:g}`), on the test images: how often the "
+        "set holds the truth, and how many labels it has. On the left with one threshold for all classes, on the right "
+        "with one for every class (`conditional=true`).",
+        "",
+        *(f"| {' | '.join(cells)} |" for cells in (HEADS, ["---"] * len(HEADS), *rows)),
+        "",
+    ]
 
 
 def _threshold(anomaly: Anomaly) -> str:

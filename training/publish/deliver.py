@@ -1,5 +1,6 @@
 """A measured draft → models/<name>/<version>/, with card and report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.bundle import save
@@ -11,9 +12,17 @@ from training.publish.provenance import machine
 from training.score import reference
 
 
-def deliver(models: Path, material: Material, draft: Draft, report: str, minutes: float) -> Path:
-    """Save the next version. `report` is HTML without images of the data, `minutes` the time that the run took."""
-    text = card(draft.bundle.manifest, label_source(material), minutes, machine(), tested=material.tested)
+def deliver(
+    models: Path,
+    material: Material,
+    draft: Draft,
+    report: str,
+    minutes: float,
+    sets: Sequence[Sequence[str]] = (),
+) -> Path:
+    """Save the next version. `report` is HTML without images of the data, `minutes` the time that the run took, `sets`
+    what is measured of prediction sets, by class."""
+    text = card(draft.bundle.manifest, label_source(material), minutes, machine(), tested=material.tested, sets=sets)
     files = {
         **draft.exported.files,
         reference.FILE: reference.to_bytes(draft.arrays),

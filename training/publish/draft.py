@@ -20,7 +20,7 @@ from training.learning.stages import Learnt
 from training.learning.teacher import Teacher
 from training.measure import defects, likelihood
 from training.measure.defects import Defects
-from training.measure.metrics import accuracy, bundle_metrics
+from training.measure.metrics import accuracy, bundle_metrics, test_part
 from training.measure.outputs import Outputs, outputs_of
 from training.networks.graph import OPSET
 from training.progress import say
@@ -39,6 +39,7 @@ from training.score import (
     marks,
     patches,
     reference,
+    sets,
     temperature,
 )
 
@@ -208,7 +209,11 @@ def fit_score(recipe: Recipe, material: Material, draft: Draft, crossed: Crossed
     calibrated = _calibrated_classifier(material, draft.bundle, crossed)
     if calibrated is not None:
         fields["classifier"] = calibrated
-    arrays |= drift.reference(draft.bundle, material.calibration, calibrated)
+    held_out = material.calibration is not material.target  # or a head has learnt from them
+    new = held_out or recipe.encoder_is_given
+    arrays |= drift.reference(draft.bundle, material.calibration, calibrated, new)
+    if held_out:
+        arrays |= sets.reference(draft.bundle, material.calibration, calibrated)
     return draft.with_references(fields, arrays)
 
 
@@ -316,7 +321,7 @@ def measure(material: Material, draft: Draft, crossed: Crossed | None = None) ->
         outputs = unseen(outputs, crossed, draft.scores)
     found = defects.measure(bundle, test, outputs.scores)
     if material.tested:
-        how = f"all {len(test):,} test images of {bundle.manifest.provenance.target}"
+        how = test_part(test, bundle.manifest)
         metrics = bundle_metrics(bundle, test, how, outputs=outputs, train=material.train, found=found)
     else:
         how = f"all {len(test):,} images of {bundle.manifest.provenance.target}, each by what learnt from other folds"

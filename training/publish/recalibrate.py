@@ -8,11 +8,13 @@ from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
 from training.publish.card import card_of_recalibrated
-from training.score import anomaly, distances, drift, marks, patches, reference
+from training.score import anomaly, distances, drift, marks, patches, reference, sets
 
-# Metrics of the former score.
-_OF_THE_SCORE = frozenset({"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", *defects.TITLES})
-_MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
+# Metrics of the former score, and of the former prediction sets.
+_OF_THE_SCORE = frozenset(
+    {"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", "set_coverage", "set_size", *defects.TITLES}
+)
+MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 
 def recalibrate(
@@ -25,9 +27,10 @@ def recalibrate(
 ) -> Path:
     """A new version of the bundle in `folder`: its score fitted on half of the normals, calibrated on the other half.
 
-    The other half is the reference for drift too. Distances, graphs, labels and temperature stay as they are. With
-    `anomalies` the threshold is that of the best F1, and the rate follows from it. The report is left out, because it
-    describes the former score. A memory of patches is one of the normals.
+    The other half is the reference for drift and, if it has the bundle's labels, calibrates prediction sets. Distances,
+    graphs, labels and temperature stay as they are. With `anomalies` the threshold is that of the best F1, and the rate
+    follows from it. The report is left out, because it describes the former score. A memory of patches is one of the
+    normals.
     """
     fitted_on, held_out = split(normals, (len(normals) // 2,), seed)
     bundle, models_of = _remembering(folder, bundle, fitted_on)
@@ -42,6 +45,7 @@ def recalibrate(
     arrays |= patches.peaks_of(bundle, held_out)
     before = bundle.manifest
     arrays |= drift.reference(bundle, held_out, before.classifier)
+    arrays |= sets.reference(bundle, held_out, before.classifier)
     if bundle.map is not None:
         arrays |= bundle.map.arrays()
     data = {**before.provenance.data, "calibration/normals": normals.fingerprint()}
@@ -60,7 +64,7 @@ def recalibrate(
     files[CARD_FILE] = card_of_recalibrated(
         after, version=bundle.version, normals=len(normals), anomalies=len(anomalies) if anomalies else 0
     ).encode()
-    fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in _MADE_BY_SAVE}
+    fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in MADE_BY_SAVE}
     return save(folder.parent.parent, bundle.name, fields, files, tolerances=before.golden.outputs)
 
 

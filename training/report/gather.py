@@ -14,7 +14,7 @@ from training.data import masks
 from training.data.imageset import ImageSet
 from training.data.material import Material
 from training.data.splits import groups_and_copies, stated_groups
-from training.measure import domains, review
+from training.measure import domains, review, sets
 from training.measure.defects import Defects
 from training.measure.detection import ClassScores, Curve, by_class
 from training.measure.maps import has_maps, maps_of
@@ -90,6 +90,7 @@ class Study:
     compared: Sequence[Result]
     between: list[domains.Distance]  # source and target, if they differ
     inspected: Inspected | None = None
+    sets: Sequence[Sequence[str]] = ()  # a row for each class
     by_labels: Sequence[Series] = ()  # the verdict's
 
 
@@ -132,6 +133,7 @@ def gather(
         compared=compared,
         between=between,
         inspected=None if found is None or outputs.scores is None else _inspected(bundle, test, outputs.scores, found),
+        sets=list(sets.by_class(bundle, test, outputs)) if material.tested and test.sound is None else [],
     )
 
 

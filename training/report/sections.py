@@ -9,7 +9,7 @@ import numpy as np
 
 from app.bundle.encode import png_of
 from app.bundle.manifest import Weights
-from training.measure import defects, several
+from training.measure import defects, sets, several
 from training.measure.detection import Curve, Measured
 from training.measure.metrics import class_measures
 from training.report import charts, comparison
@@ -31,6 +31,7 @@ def page(study: Study, pictures: bool) -> str:
         ("Learning curves", _curves(study.journal)),
         ("Confusion", _confusion(study)),
         ("Labels", _of_labels(study)),
+        ("Prediction sets", _sets(study)),
         ("Reconstructions", _pairs(study.reconstructions) if pictures else ""),
         ("Latent map", _latent_map(study)),
         ("How far apart source and target are", _domains(study)),
@@ -115,6 +116,18 @@ def _of_labels(study: Study) -> str:
     rows = [(escape(label), *numbers) for label, *numbers in study.of_labels.rows()]
     return "<p>An image may have several labels: those whose probability reaches their threshold.</p>" + table(
         several.HEADS, rows, numbers=tuple(range(1, len(several.HEADS)))
+    )
+
+
+def _sets(study: Study) -> str:
+    if not study.sets:
+        return ""
+    rows = [(escape(label), *numbers) for label, *numbers in study.sets]
+    return (
+        f"<p>At a coverage of {sets.COVERAGE:.0%}: the share of test images whose set holds the truth, and the labels "
+        "in a set. Left: one threshold for all classes, so easy classes are covered more often than hard ones. Right: "
+        "one for every class. An empty set means that no label is likely enough.</p>"
+        + table(sets.HEADS, rows, numbers=range(1, len(sets.HEADS)))
     )
 
 

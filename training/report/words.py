@@ -5,6 +5,7 @@ import numpy as np
 from app.bundle import Manifest
 from training.measure import intervals
 from training.measure.detection import auroc
+from training.measure.sets import COVERAGE
 
 
 def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
@@ -18,6 +19,12 @@ def in_words(manifest: Manifest, scores: dict[str, np.ndarray]) -> list[str]:
             f"Of {metric.images:,} test images {metric.value:.2%} are classified correctly (95 % interval "
             f"{low:.2%} to {high:.2%}). The stated confidence is off by "
             f"{metrics['calibration_error'].value:.1%} on average."
+        )
+    if "set_coverage" in metrics:
+        metric, size = metrics["set_coverage"], metrics["set_size"].value
+        sentences.append(
+            f"Prediction sets that are to hold the truth for {COVERAGE:.0%} of images hold it for {metric.value:.2%} "
+            f"of the test images, with {size:.2f} labels on average."
         )
     if "mean_average_precision" in metrics:
         metric = metrics["mean_average_precision"]

@@ -17,7 +17,6 @@ from app.api.schemas import (
     TuningResult,
 )
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
-from app.inference.drift import ALARM
 from app.inference.repository import Repository
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -101,13 +100,22 @@ async def latent_map(name: str, repository: Models) -> MapResponse:
 async def drift(name: str, repository: Models) -> DriftResponse:
     model = repository.get(name)
     drift = await repository.drift(model)
+    watched = drift.watched
     return DriftResponse(
         model=ModelRef.of(model.bundle),
         images=drift.images,
         window=drift.window,
         discrepancy=drift.discrepancy,
         p_value=drift.p_value,
-        drifted=None if drift.p_value is None else drift.p_value < ALARM,
+        drifted=drift.drifted,
         confidence_stability=drift.confidence,
         anomaly_score_stability=drift.anomaly_score,
+        watched=None if watched is None else watched.images,
+        martingale=None if watched is None else watched.martingale,
+        martingale_alarm_at=None if watched is None else watched.threshold,
+        martingale_over_time=None if watched is None else watched.history,
+        alarm=None if watched is None else await repository.alarmed(model),
+        alarm_after=None if watched is None else watched.alarm_at,
+        estimated_accuracy=None if drift.accuracy is None else drift.accuracy[0],
+        estimated_accuracy_interval=None if drift.accuracy is None else drift.accuracy[1:],
     )

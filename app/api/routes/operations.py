@@ -30,6 +30,8 @@ from app.bundle.encode import png_of
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
 from app.bundle.scoring import AnomalyScore
+from app.bundle.sets import By, SetOptions
+from app.errors import MalformedRequest
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
 from app.inference.predictor import Prediction
 from app.inference.results import (
@@ -45,6 +47,7 @@ from app.inference.results import (
     maps,
     merge,
     region_fields,
+    set_fields,
 )
 
 router = APIRouter(prefix="/v1", tags=["operations"])
@@ -62,6 +65,15 @@ Rate = Annotated[
     float | None,
     Query(gt=0, lt=1, description="false-alarm rate that sets the threshold; unset, the model's own"),
 ]
+Coverage = Annotated[
+    float | None,
+    Query(gt=0, lt=1, description="also return a set of labels that holds the truth at this rate, as 0.95"),
+]
+Sets = Annotated[
+    By | None,
+    Query(description="how sets are made: lac, the smallest on average; raps, larger for hard images. Unset, lac"),
+]
+Conditional = Annotated[bool, Query(description="the rate holds for every class, not over all images alone")]
 
 
 def _route(
@@ -91,13 +103,18 @@ def classify(
     in_domain: InDomain = False,
     explain: Explain = False,
     false_alarm_rate: Rate = None,
+    coverage: Coverage = None,
+    sets: Sets = None,
+    conditional: Conditional = False,
 ) -> Plan:
     call.choose_type(JSON)
+    options = _set_options(call, coverage, sets, conditional)
     outputs = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
+    needs += ["sets"] if options else []
 
     def shape(result: Prediction) -> Response:
-        fields = _classified(call, result, top_k)
+        fields = _classified(call, result, top_k, options)
         if in_domain:
             merge(fields, [in_domain_fields(each) for each in _scored(call, result, false_alarm_rate)])
         return json_response(result.bundle, fields)
@@ -180,11 +197,15 @@ def predict(
     heatmap: Heatmap = False,
     regions: Regions = False,
     false_alarm_rate: Rate = None,
+    coverage: Coverage = None,
+    sets: Sets = None,
+    conditional: Conditional = False,
 ) -> Plan:
     call.choose_type(JSON)
+    options = _set_options(call, coverage, sets, conditional)
     supported = call.bundle.operations
     drawn = map_output(call.bundle)
-    needs = ["predict", *(["explain"] if explain else [])]
+    needs = ["predict", *(["explain"] if explain else []), *(["sets"] if options else [])]
     needs += ["reconstruct"] if heatmap and drawn == RECONSTRUCTION else []
     outputs = [output for operation, output in OUTPUT_OF.items() if operation in supported]
     needs += ["regions"] if regions else []
@@ -193,7 +214,7 @@ def predict(
     def shape(result: Prediction) -> Response:
         fields = encode_fields(result.outputs)
         if "classify" in supported:
-            merge(fields, _classified(call, result, top_k))
+            merge(fields, _classified(call, result, top_k, options))
         if "reconstruct" in supported:
             merge(fields, _reconstructed(result))
         if "anomaly" in supported:
@@ -208,9 +229,26 @@ def predict(
     return Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape)
 
 
-def _classified(call: Call, result: Prediction, top_k: int | None) -> list[Fields]:
+def _set_options(call: Call, coverage: float | None, sets: By | None, conditional: bool) -> SetOptions | None:
+    """Refuses a coverage that cannot be promised before any image is decoded."""
+    if coverage is None:
+        if sets is not None or conditional:
+            raise MalformedRequest("query: sets and conditional say how prediction sets are made: give coverage, too")
+        return None
+    options, calibrated = SetOptions(coverage, sets or "lac", conditional), call.bundle.sets
+    try:
+        if calibrated is not None:
+            calibrated.require(options)
+    except ValueError as error:
+        raise MalformedRequest(f"coverage: {error}") from None
+    return options
+
+
+def _classified(call: Call, result: Prediction, top_k: int | None, options: SetOptions | None) -> list[Fields]:
     bundle = result.bundle
     fields = classify_fields(bundle, result.outputs, top_k)
+    if options is not None:
+        merge(fields, set_fields(bundle, result.images, result.outputs, options))
     call.metrics.classified(bundle.name, bundle.version, [each["confidence"] for each in fields])
     if EXPLANATION in result.outputs:
         height, width, _ = bundle.manifest.input.shape

@@ -2,18 +2,20 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from support import assert_problem, serving, tiny
+from support import assert_problem, eventually, serving, tiny
 
 from app.bundle import Bundle, load, save
-from app.bundle.drift import CONFIDENCES, EMBEDDINGS
+from app.bundle.drift import BASIS, CONFIDENCES, EMBEDDINGS, SCORES, StreamScores
 from app.bundle.encode import png
 from app.bundle.scoring import probabilities
+from app.bundle.sets import arrays_of
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, OutputRequest, answer
 from app.inference.drift import Window
 from app.settings import Settings
@@ -25,7 +27,8 @@ def images(rng: np.random.Generator, count: int, brightest: int = 120) -> np.nda
     return rng.integers(0, brightest, (count, 6, 4, 1), dtype=np.uint8)
 
 
-def with_reference(models: Path) -> Path:
+def with_reference(models: Path, stream: bool = True) -> Path:
+    """With `stream` also what a martingale and an estimated accuracy need; labels are drawn by the model itself."""
     fields, files = tiny()
     plain = load(save(models, "plain", fields, files))
     encoded = plain.encode(images(np.random.default_rng(0), 1000))
@@ -33,6 +36,12 @@ def with_reference(models: Path) -> Path:
         arrays = dict(stored)
     arrays[EMBEDDINGS] = encoded["embedding"]
     arrays[CONFIDENCES] = probabilities(plain.logits(encoded), 1.0).max(axis=1)
+    if stream:
+        others = plain.encode(images(np.random.default_rng(1), 1000))
+        arrays[BASIS] = StreamScores.basis_of(arrays[EMBEDDINGS])
+        arrays[SCORES] = StreamScores(arrays[EMBEDDINGS], arrays[BASIS]).of(others["embedding"])
+        rows = probabilities(plain.logits(others), 1.0)
+        arrays |= arrays_of(rows, (rows.cumsum(axis=1) < np.random.default_rng(2).random((1000, 1))).sum(axis=1))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return save(models, "tiny", fields, {**files, "reference.npz": buffer.getvalue()})
@@ -120,18 +129,58 @@ def test_the_service_tells_drift_and_counts_it(tmp_path: Path) -> None:
             "confidence": pytest.approx(body["confidence_stability"]),
             "anomaly_score": pytest.approx(body["anomaly_score_stability"]),
         }
+        assert "estimated_accuracy" not in body, "it is of images like the held-out ones"
         answer = client.get("/v1/models/plain/drift")
         assert_problem(answer, 409, "operation-unavailable", "plain@1 has no reference for drift")
         assert_problem(client.get("/v1/models/none/drift"), 404, "unknown-model")
+
+
+def test_the_martingale_sees_all_operations_and_its_alarm_withholds_the_accuracy(tmp_path: Path) -> None:
+    with_reference(tmp_path)
+    rng = np.random.default_rng(5)
+    with serving(Settings(models=tmp_path, default_model="tiny")) as client:
+
+        def ask(operation: str, brightest: int) -> dict[str, Any]:
+            files = [("image", png_of(image)) for image in images(rng, 40, brightest)]
+            client.post(f"/v1/{operation}?model=tiny", files=files).raise_for_status()
+            body: dict[str, Any] = client.get("/v1/models/tiny/drift").json()
+            return body
+
+        seen = [ask(operation, 120)["watched"] for operation in ("encode", "classify", "anomaly", "reconstruct")]
+        assert seen == [40, 80, 120, 160]
+        assert "estimated_accuracy" not in ask("encode", 120), "40 images were classified: too few"
+        body = [ask("classify", 120) for _ in range(3)][-1]
+        low, high = body["estimated_accuracy_interval"]
+        assert low < body["estimated_accuracy"] < high
+        assert body["alarm"] is False
+        assert body["martingale_alarm_at"] == 100
+        assert body["martingale_over_time"][0] == [0, 1.0]
+        assert body["martingale_over_time"][-1] == [320, pytest.approx(body["martingale"])]
+        output = gauges(client)
+        assert output["graft_drift_martingale"][""] == pytest.approx(body["martingale"])
+        assert output["graft_drift_alarm"][""] == 0
+        assert eventually(lambda: bool(ask("encode", 160)["alarm"]))
+        body = ask("classify", 120)
+        assert body["alarm"] is True, "it stays"
+        assert 320 < body["alarm_after"] <= body["watched"]
+        assert "estimated_accuracy" not in body
+        assert gauges(client)["graft_drift_alarm"][""] == 1
+        assert np.isnan(gauges(client, "graft_estimated_accuracy")["graft_estimated_accuracy"][""])
+
+
+def test_older_references_have_no_martingale(tmp_path: Path) -> None:
+    with_reference(tmp_path, stream=False)
+    with serving(Settings(models=tmp_path, default_model="tiny")) as client:
+        assert not {"watched", "martingale", "alarm"} & client.get("/v1/models/tiny/drift").json().keys()
 
 
 def png_of(image: np.ndarray) -> bytes:
     return png(Image.fromarray(image[..., 0]))
 
 
-def gauges(client: httpx.Client) -> dict[str, dict[str, float]]:
+def gauges(client: httpx.Client, prefix: str = "graft_drift") -> dict[str, dict[str, float]]:
     return {
         family.name: {sample.labels.get("of", ""): sample.value for sample in family.samples}
         for family in text_string_to_metric_families(client.get("/metrics").text)
-        if family.name.startswith("graft_drift")
+        if family.name.startswith(prefix)
     }

@@ -104,6 +104,7 @@ def count_everything(metrics: Metrics) -> None:
     metrics.classified("tiny", 1, [0.1])
     metrics.count_load("tiny", "loaded")
     metrics.drifted("tiny", 1, 0.01, 0.5, confidence=0.1, anomaly_score=None)
+    metrics.watched("tiny", 1, 1.5, alarm=False, accuracy=0.9)
 
 
 def test_the_series_of_an_unloaded_version_and_their_memory_are_freed(metrics: Metrics) -> None:
