@@ -90,14 +90,14 @@ OPEN = {
         "tiled",
     },
     "score": {
-        *("anomaly", "distances", "drift", "evidence", "label_thresholds"),
+        *("anomaly", "codes", "distances", "drift", "evidence", "examples", "label_thresholds"),
         *("latent_map", "marks", "patches", "prototypes", "reference", "temperature"),
     },
     "learning": {
         *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
-    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate"},
+    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate", "reindex"},
     "compare": {"arms", "bench", "results"},
     "report": {"charts", "comparison", "gather", "sections"},
     "shots": {"bases", "graft"},

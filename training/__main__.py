@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from app.bundle import GraftError
+from app.bundle.index import MOST_EXAMPLES
 from training import commands, malloc, ranks, recipe
 from training.compare.arms import ARMS
 from training.data import named
@@ -105,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     _evaluate_arguments(command(commands.evaluate, "measure a bundle with the code that serves it"))
     _calibrate_arguments(
         command(commands.calibrate, "refit a bundle's anomaly score on normal images of your own; needs no torch")
+    )
+    _index_arguments(
+        command(
+            commands.index, "put a folder of images into a bundle, to find those similar to a request's; needs no torch"
+        )
     )
     _graft_arguments(
         command(
@@ -242,6 +248,18 @@ def _calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--anomalies", help="a folder of anomalous images, to measure on, and for --threshold f1")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of the split: half to fit, half to calibrate")
+
+
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the next version of a bundle with an index of these images: /v1/similar finds the nearest of them, with "
+        f"label and file name. It takes the place of the index that the bundle has. At most {MOST_EXAMPLES:,} images."
+    )
+    parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    parser.add_argument("images", metavar="FOLDER", help="a folder of images, a list of them, or a named data set")
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="keep small pictures too: everyone who may ask the service sees them"
+    )
 
 
 def _graft_arguments(parser: argparse.ArgumentParser) -> None:

@@ -291,6 +291,15 @@ def calibrate(
     print(made)
 
 
+def index(bundle: Path, images: str, thumbnails: bool) -> None:
+    from training.publish.reindex import reindex
+
+    folder = bundle.resolve()
+    loaded = load(folder, providers=prefer_gpu())
+    found = read_part(images, "train", loaded.manifest.input)
+    print(reindex(folder, loaded, found, name=printable(Path(images).name), thumbnails=thumbnails))
+
+
 def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
     """Without the images of defects, where the folder has a class that is named as sound ones are."""
     sound = usual_sound(normals.classes)

@@ -26,6 +26,18 @@ class ModelRef(BaseModel):
         return cls(name=bundle.name, version=bundle.version, digest=bundle.digest)
 
 
+class Example(BaseModel):
+    """An image of the bundle's index."""
+
+    label: str | None = Field(None, description="absent where it has none")
+    file: str | None = Field(None, description="its name in the folder that was indexed; absent if it is no file")
+    distance: float = Field(description="between the embeddings, along the index's directions; within one digest")
+    thumbnail: str | None = Field(None, description="WebP in base64, with `thumbnails=true` where the index has them")
+
+
+EVIDENCE = Field(None, description="the most similar image of the bundle's index, with `evidence=true`")
+
+
 class ClassifyResult(BaseModel):
     label: str
     index: int
@@ -35,6 +47,7 @@ class ClassifyResult(BaseModel):
     explanation: str | None = Field(
         None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
     )
+    evidence: Example | None = EVIDENCE
 
 
 class PresentLabel(BaseModel):
@@ -51,15 +64,22 @@ class IndependentResult(BaseModel):
     confidence: float = Field(description="of the label that is decided least surely")
     probabilities: dict[str, float] = Field(description="each in 0…1, likeliest first; the first `top_k`, or all")
     in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
+    evidence: Example | None = EVIDENCE
 
 
 class EncodeResult(BaseModel):
     embedding: list[float] = Field(description="compares only within one digest")
+    evidence: Example | None = EVIDENCE
 
 
 class ReconstructResult(BaseModel):
     image: str = Field(description="PNG in base64")
     error: float = Field(description="mean squared error, in units of the full scale")
+    evidence: Example | None = EVIDENCE
+
+
+class SimilarResult(BaseModel):
+    similar: list[Example] = Field(description="the nearest first")
 
 
 class Region(BaseModel):
@@ -79,6 +99,7 @@ class AnomalyResult(BaseModel):
     distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
     heatmap: str | None = Field(None, description="PNG in base64: white where the image is least like normal ones")
     regions: list[Region] | None = Field(None, description="the highest first; none if no place is above the threshold")
+    evidence: Example | None = EVIDENCE
 
 
 class PredictResult(BaseModel):
@@ -103,6 +124,7 @@ class PredictResult(BaseModel):
     distances: dict[str, float] | None = None
     heatmap: str | None = None
     regions: list[Region] | None = None
+    evidence: Example | None = EVIDENCE
 
 
 class DecodeResult(BaseModel):
@@ -135,6 +157,10 @@ class AnomalyResponse(Response[AnomalyResult]):
 
 
 class PredictResponse(Response[PredictResult]):
+    pass
+
+
+class SimilarResponse(Response[SimilarResult]):
     pass
 
 

@@ -13,6 +13,7 @@ from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
 from app.bundle.encode import enlarged, enlarged_by
 from app.bundle.header import PIXELS_CEILING
+from app.bundle.index import Index
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import ANOMALY_MAP, MAP_STEP, PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
@@ -32,6 +33,7 @@ _NEEDS = {  # operation → the part that it needs, as messages name it
     "generate": "variational code",
     "explain": "linear head on feature maps",
     "regions": "memory of patches with a threshold for places",
+    "similar": "index of images",
 }
 
 
@@ -53,6 +55,7 @@ class Bundle:
     drift: DriftReference | None  # older bundles have none
     map: LatentMap | None
     documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
+    index: Index | None = None
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
         """One encoded file → (H, W, C) uint8; of a bundle that cuts tiles, of the picture's own size, scaled."""
@@ -270,6 +273,7 @@ class Bundle:
             "generate": self.decoder is not None and self.manifest.variational,
             "explain": self.explainer is not None,
             "regions": self.peaks is not None,
+            "similar": self.index is not None,
         }
         return [operation for operation, there in available.items() if there]
 

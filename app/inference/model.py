@@ -15,6 +15,7 @@ from app.inference.answer import (
     EMBEDDING,
     EXPLANATION,
     LOGITS,
+    NEAREST,
     RECONSTRUCTION,
     OutputRequest,
     Outputs,
@@ -26,7 +27,13 @@ from app.inference.drift import Window
 _MOST_ON_LOOP_S = 0.002  # so long may a batch block the event loop; a thread costs 30 µs per request
 _BATCH = 16  # images in the larger of the two batches that are timed
 _TRIES, _TIMED_S = 5, 0.05  # the best of these counts, as the first are cold; a slow model gets fewer tries
-_BY_OPERATION = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES, "explain": EXPLANATION}
+_BY_OPERATION = {
+    "classify": LOGITS,
+    "reconstruct": RECONSTRUCTION,
+    "anomaly": DISTANCES,
+    "explain": EXPLANATION,
+    "similar": NEAREST,
+}
 
 OnBatch = Callable[[str, int, int, float], None]  # called after each batch: model, version, images, seconds
 

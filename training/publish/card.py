@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from app.bundle import InputSpec, Manifest
 from app.bundle.manifest import Anomaly, Classifier, Metric
 
+_INDEX = "## Index"
+
 
 def card(manifest: Manifest, validated: str, minutes: float, machine: str, tested: bool = True) -> str:
     p = manifest.provenance
@@ -63,6 +65,16 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
         "",
     ]
     return "\n".join(lines)
+
+
+def card_of_reindexed(card: str, version: int, images: int, name: str, thumbnails: bool) -> str:
+    """The card of `version`, with what its index holds now."""
+    kept = card.partition(_INDEX)[0].rstrip("\n")
+    shown = "labels, file names and thumbnails" if thumbnails else "labels and file names, no thumbnails"
+    return (
+        f"{kept}\n\n{_INDEX}\n\nSimilar images are found among {images:,} of {name}: {shown}. Put there by "
+        f"`graft-train index`, from version {version}; all else is as above.\n"
+    )
 
 
 def card_of_shots(
