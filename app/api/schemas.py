@@ -164,6 +164,15 @@ class SimilarResponse(Response[SimilarResult]):
     pass
 
 
+class FeedbackResult(BaseModel):
+    label: str = Field(description="as it was stored")
+    predicted: str = Field(description="what the model says of the image")
+
+
+class FeedbackResponse(Response[FeedbackResult]):
+    """All of it is on the disk."""
+
+
 class DecodeResponse(Response[DecodeResult]):
     pass
 
@@ -291,6 +300,11 @@ IMAGE_BODY = json_schema.body(
     }
 )
 IMAGE_BODY["requestBody"]["content"]["multipart/form-data"]["encoding"] = {"image": {"contentType": "image/*"}}
+
+
+def optional_image_body() -> dict[str, Any]:
+    return {"requestBody": {**IMAGE_BODY["requestBody"], "required": False}}
+
 
 _EMBEDDINGS = json_schema.array(json_schema.array({"type": "number"}, minItems=1), minItems=1)
 EMBEDDINGS_BODY = json_schema.body(
