@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import auto, backbones, inspection, page
+from benchmarks import auto, backbones, feedback, inspection, page
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -205,7 +205,10 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
     return Normals({name: points[rows] for name, points in normals.encoded.items()}, None)
 
 
-PARTS = "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small"
+PARTS = (
+    "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small,similar,"
+    "feedback"
+)
 BY_NAME = "thawed, inspect-own or auto"  # take an hour or more: only where they are asked for
 PAGE = ROOT / "docs" / "quality.md"
 
@@ -235,6 +238,8 @@ def main() -> None:
         "inspect": lambda: inspection.inspect(given.out / "inspect"),
         "inspect-small": lambda: inspection.inspect_small(given.out / "inspect"),
         "inspect-own": lambda: inspection.inspect_own(given.out / "inspect-own"),
+        "similar": lambda: feedback.similar(newest()),
+        "feedback": lambda: feedback.feedback(given.out / "feedback"),
         "auto": lambda: auto.auto(given.out / "auto"),
     }
     for name in given.only.split(","):

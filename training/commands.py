@@ -300,6 +300,13 @@ def index(bundle: Path, images: str, thumbnails: bool) -> None:
     print(reindex(folder, loaded, found, name=printable(Path(images).name), thumbnails=thumbnails))
 
 
+def learn(bundle: Path, spool: Path, seed: int) -> None:
+    from training.feedback.learn import learn as learnt
+
+    folder = bundle.resolve()
+    print(learnt(folder, load(folder, providers=prefer_gpu()), spool, seed))
+
+
 def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
     """Without the images of defects, where the folder has a class that is named as sound ones are."""
     sound = usual_sound(normals.classes)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from app.bundle.manifest import Manifest
 from app.errors import NotStored, SettingsInvalid
 
 FILE = "feedback.jsonl"
@@ -38,12 +40,13 @@ class Record:
     version: int
     digest: str
     encoder: str  # SHA-256 of the encoder's file: `tensors` hold for every version that has it
+    scorer: str | None  # likewise of the anomaly score, for which `distances` hold
     image: str  # SHA-256 of the file: the same image is judged once
     label: str  # one of the model's labels, SOUND or DEFECT
     of_anomaly: bool  # whether SOUND and DEFECT are meant, and no label of that name
     predicted: str | None  # the label or verdict that the model gave
     tensors: Mapping[str, np.ndarray]  # (D,) float32: the embedding, and what the head reads
-    distances: np.ndarray | None  # (distances,) raw, of the anomaly score of this digest
+    distances: np.ndarray | None  # (distances,) raw, of the anomaly score
     picture: bytes | None = None  # the file, where pictures are kept
 
     def to_line(self) -> bytes:
@@ -76,8 +79,23 @@ _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("request_id", "model", "digest", "encoder", "image", "label"), str),
     **dict.fromkeys(("index", "version"), int),
     "of_anomaly": bool,
-    "predicted": str | None,
+    **dict.fromkeys(("scorer", "predicted"), str | None),
 }
+
+
+def encoder_of(manifest: Manifest) -> str:
+    """`Record.encoder`."""
+    return manifest.files[manifest.graphs.encoder.file]
+
+
+def scorer_of(manifest: Manifest) -> str | None:
+    """`Record.scorer`: the same where distances are."""
+    if manifest.anomaly is None or manifest.reference is None:
+        return None
+    parts = [manifest.graphs.encoder, manifest.graphs.decoder, manifest.graphs.patches]
+    files = [manifest.files[each.file] for each in parts if each is not None]
+    stated = [(each.measure, each.takes) for each in manifest.anomaly.distances]
+    return sha256(json.dumps([files, stated]).encode()).hexdigest()
 
 
 class Spool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from app.bundle.bundle import Bundle
-from app.bundle.spool import DEFECT, SOUND, Record, Spool
+from app.bundle.spool import DEFECT, SOUND, Record, Spool, encoder_of, scorer_of
 from app.errors import MalformedRequest, OperationUnavailable
 from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER
 from app.inference.predictor import Prediction
@@ -57,7 +57,8 @@ def records(
             model=bundle.name,
             version=bundle.version,
             digest=bundle.digest,
-            encoder=bundle.manifest.files[bundle.manifest.graphs.encoder.file],
+            encoder=encoder_of(bundle.manifest),
+            scorer=scorer_of(bundle.manifest),
             image=sha256(file).hexdigest(),
             label=label,
             of_anomaly=of_anomaly,

@@ -77,6 +77,14 @@ def card_of_reindexed(card: str, version: int, images: int, name: str, thumbnail
     )
 
 
+def card_of_learnt(card: str, version: int, table: Sequence[str]) -> str:
+    """The card of `version`, with what was learnt from feedback and how it was judged."""
+    return (
+        f"{card.rstrip()}\n\n## Learnt from feedback\n\nMade by `graft-train learn` from version {version}; the "
+        "numbers above are of that version. What the next version had to pass:\n\n```\n" + "\n".join(table) + "\n```\n"
+    )
+
+
 def card_of_shots(
     *,
     title: str,

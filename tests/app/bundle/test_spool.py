@@ -20,6 +20,7 @@ RECORD = Record(
     version=1,
     digest="d",
     encoder="e",
+    scorer=None,
     image="i",
     label="Hüte",
     of_anomaly=False,
