@@ -266,6 +266,7 @@ def _index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thumbnails", action="store_true", help="keep small pictures too: everyone who may ask the service sees them"
     )
+    parser.add_argument("--most", type=_positive, help="index so many of them, evenly spaced (default: all)")
 
 
 def _learn_arguments(parser: argparse.ArgumentParser) -> None:

@@ -291,13 +291,13 @@ def calibrate(
     print(made)
 
 
-def index(bundle: Path, images: str, thumbnails: bool) -> None:
+def index(bundle: Path, images: str, thumbnails: bool, most: int | None) -> None:
     from training.publish.reindex import reindex
 
     folder = bundle.resolve()
     loaded = load(folder, providers=prefer_gpu())
     found = read_part(images, "train", loaded.manifest.input)
-    print(reindex(folder, loaded, found, name=printable(Path(images).name), thumbnails=thumbnails))
+    print(reindex(folder, loaded, found, name=printable(Path(images).name), thumbnails=thumbnails, most=most))
 
 
 def learn(bundle: Path, spool: Path, seed: int) -> None:

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 from support import ROOT, environment, save_tiny
 
-from app.bundle import load
+from app.bundle import load, save
 from app.bundle.bundle import CARD_FILE
+from app.bundle.index import FILE
 from training.__main__ import main
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.publish.reindex import reindex
+from training.score import codes
 
 
 @pytest.fixture
@@ -65,3 +67,21 @@ def test_more_images_than_an_index_holds_are_refused(tmp_path: Path) -> None:
     many = ImageSet(np.broadcast_to(np.zeros((6, 4, 1), np.uint8), (100_001, 6, 4, 1)), np.array([]), ())
     with pytest.raises(TrainingError, match="100,001 images; an index holds at most 100,000"):
         reindex(path, load(path), many, "many", thumbnails=False)
+
+
+def test_of_its_own_images_a_bundle_gets_those_it_learnt_from_and_codes(trained: Path, images: Path) -> None:
+    """As older bundles, which have neither."""
+    [home] = [path for path in (trained / "models").iterdir() if path.is_dir()]
+    new, unread = home / "1", ("schema_version", "golden", "files", "seal")
+    before = load(new)
+    fields = {name: value for name, value in before.manifest if name not in unread}
+    kept = set(before.manifest.files) - {before.manifest.golden.file, FILE, codes.FILE}
+    files = {name: (new / name).read_bytes() for name in kept}
+    old = save(trained / "older", home.name, fields | {"index": None, "codes": None}, files)
+    assert main(["index", str(old), str(images), "--most", "7"]) == 0
+    after = load(old.parent / "2")
+    assert after.index is not None
+    assert len(after.index) == 7
+    first, second = (codes.read(before, (each / codes.FILE).read_bytes()) for each in (new, old.parent / "2"))
+    np.testing.assert_array_equal(first.held_out.labels, second.held_out.labels)
+    np.testing.assert_allclose(first.train.logits, second.train.logits, atol=1e-3)
