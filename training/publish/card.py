@@ -67,13 +67,13 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
     return "\n".join(lines)
 
 
-def card_of_reindexed(card: str, version: int, images: int, name: str, thumbnails: bool) -> str:
-    """The card of `version`, with what its index holds now."""
+def card_of_reindexed(card: str, version: int, images: int, name: str, holds: Sequence[str]) -> str:
+    """The card of `version`, with what its index `holds` now."""
     kept = card.partition(_INDEX)[0].rstrip("\n")
-    shown = "labels, file names and thumbnails" if thumbnails else "labels and file names, no thumbnails"
     return (
-        f"{kept}\n\n{_INDEX}\n\nSimilar images are found among {images:,} of {name}: {shown}. Put there by "
-        f"`graft-train index`, from version {version}; all else is as above.\n"
+        f"{kept}\n\n{_INDEX}\n\nSimilar images are found among {images:,} of {name}, with "
+        f"{', '.join(holds) or 'nothing else'}. Put there by `graft-train index`, from version {version}; all else is "
+        "as above.\n"
     )
 
 

@@ -45,7 +45,9 @@ def reindex(
     )
     old = (folder / CARD_FILE).read_text() if CARD_FILE in before.files else f"# {before.title}\n"
     kept = min(most or len(images), len(images))
-    card = card_of_reindexed(old, version=bundle.version, images=kept, name=name, thumbnails=thumbnails)
+    known = {"labels": images.labelled, "file names": bool(images.names), "thumbnails": thumbnails}
+    holds = [what for what, there in known.items() if there]
+    card = card_of_reindexed(old, version=bundle.version, images=kept, name=name, holds=holds)
     return revised(folder, before, after, {**files, CARD_FILE: card.encode()})
 
 

@@ -58,7 +58,7 @@ def test_the_card_says_what_the_index_holds_now(folder: Path, tmp_path: Path) ->
         assert main(["index", str(bundle), str(folder)]) == 0
     card = (tmp_path / "models/tiny/3" / CARD_FILE).read_text()
     assert card.count("## Index") == 1
-    assert "among 10 of own: labels and file names, no thumbnails" in card
+    assert "among 10 of own, with labels, file names. Put there" in card
     assert "from version 2" in card
 
 
