@@ -90,7 +90,7 @@ bench-training: $(VENV)/train.stamp ## training throughput against a plain loop
 scale: $(VENV)/dev.stamp ## what a second core brings to service and scorer: ONLY=workers or score
 	@PYTHONPATH=.:tests $(PY) -m benchmarks.scale $(if $(ONLY),--only '$(ONLY)')
 
-quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,int8,frozen,one-class,neu DOC=1
+quality: $(VENV)/train.stamp ## the bars of quality, each measured: ONLY=served,ood,int8,frozen,one-class,neu,similar,feedback DOC=1
 	@PYTHONPATH=. $(PY) benchmarks/quality.py $(if $(ONLY),--only '$(ONLY)') $(if $(DOC),--doc)
 
 methods: $(VENV)/train.stamp ## the ways to transfer beside fine-tuning, each measured: ONLY=adapt,shots,left-out,vae,augment,variants,labelling

@@ -29,6 +29,9 @@ GraftError
 │   └── TooManyImages
 ├── UnknownModel
 ├── LoadingNotAllowed         the settings do not let requests load or unload models
+├── FeedbackNotAllowed        the settings name no folder for feedback
+├── RequestForgotten          feedback on a request whose images are not in memory
+├── NotStored                 feedback for which the spool or the disk has no room
 ├── OperationUnavailable      the model lacks a part that the operation needs
 ├── PartMissing               the bundle has no such document or map
 ├── QueueFull                 has the seconds to wait before a retry
@@ -162,6 +165,18 @@ class UnknownModel(GraftError):
 
 
 class LoadingNotAllowed(GraftError):
+    pass
+
+
+class FeedbackNotAllowed(GraftError):
+    pass
+
+
+class RequestForgotten(GraftError):
+    pass
+
+
+class NotStored(GraftError):
     pass
 
 

@@ -19,16 +19,19 @@ from app.api.middleware.body_limits import BodyLimits
 from app.api.middleware.decompress import Decompress
 from app.api.middleware.head import Head
 from app.api.middleware.root_path import RootPath
-from app.api.routes import embeddings, health, models, openapi, operations, pages
+from app.api.routes import embeddings, feedback, health, models, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
 from app.bundle.session import cpu_limit
+from app.bundle.spool import Spool
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
+from app.inference.feedback import Feedback
 from app.inference.predictor import Predictor
+from app.inference.recent import Recent
 from app.inference.repository import Repository, repeat
-from app.settings import Settings
+from app.settings import PREFIX, Settings
 from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Requests
@@ -106,6 +109,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     app.state.repository = repository
     app.state.metrics = metrics
     app.state.deadlines = Deadlines()
+    app.state.feedback = _feedback(settings)
     limit, largest = settings.max_queue, settings.max_images
     admission = Admission(limit, metrics.queued, reserved=min(limit // _RESERVED, limit - largest))
     app.state.predictor = Predictor(repository, admission, decoding, settings.max_batch)
@@ -142,11 +146,18 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         cors=partial(CORSMiddleware, **cors) if settings.cors_origins else None,
     )
     openapi.correct_schema(app, keyed=bool(keys))
-    for module in (operations, embeddings, models, health):
+    for module in (operations, feedback, embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)
     pages.install(app)
     return app
+
+
+def _feedback(settings: Settings) -> Feedback | None:
+    if settings.feedback is None:
+        return None
+    spool = Spool(settings.feedback, settings.feedback_mb * 1_000_000, f"{PREFIX}FEEDBACK")
+    return Feedback(spool, Recent(settings.feedback_recent_mb * 1_000_000), settings.feedback_pictures)
 
 
 def threads_per_worker(settings: Settings, cpus: int) -> int:

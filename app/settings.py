@@ -124,6 +124,19 @@ class Settings(BaseSettings):
     cors_origins: str | None = Field(
         None, description="origins whose pages may call the service, comma-separated, or *; unset, none"
     )
+    feedback: Path | None = Field(
+        None, description="folder in which feedback is kept for graft-train learn; unset, none is accepted"
+    )
+    feedback_mb: int = Field(1000, ge=1, le=1_000_000, description="most MB of feedback in the folder; above it 507")
+    feedback_pictures: bool = Field(
+        False, description="keep the pictures that feedback is about, too; else what the model made of them"
+    )
+    feedback_recent_mb: int = Field(
+        64,
+        ge=0,
+        le=1_000_000,
+        description="MB of the latest images that each worker remembers, for feedback by request id",
+    )
     log_format: Literal["text", "json"] = Field("text", description="format of the log on standard error: text or json")
     log_requests: Literal["errors", "all", "none"] = Field(
         "errors", description="requests that get a line in the log: errors (4xx and 5xx), all or none"

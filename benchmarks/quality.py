@@ -21,7 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
-from benchmarks import auto, backbones, inspection, page, trust
+from benchmarks import auto, backbones, feedback, inspection, page, trust
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
 from benchmarks.home import ROOT, Skipped, made
@@ -206,7 +206,8 @@ def _some(normals: Normals, rows: np.ndarray) -> Normals:
 
 
 PARTS = (
-    "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small,sets,watch"
+    "served,ood,int8,frozen,one-class,neu,backbone,backbone-speed,distilled,literature,inspect,inspect-small,sets,watch,"
+    "similar,feedback"
 )
 BY_NAME = "thawed, inspect-own or auto"  # take an hour or more: only where they are asked for
 PAGE = ROOT / "docs" / "quality.md"
@@ -239,6 +240,8 @@ def main() -> None:
         "sets": lambda: trust.sets(given.out / "trust"),
         "watch": lambda: trust.watch(given.out / "trust"),
         "inspect-own": lambda: inspection.inspect_own(given.out / "inspect-own"),
+        "similar": lambda: feedback.similar(newest()),
+        "feedback": lambda: feedback.feedback(given.out / "feedback"),
         "auto": lambda: auto.auto(given.out / "auto"),
     }
     for name in given.only.split(","):

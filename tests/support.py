@@ -27,6 +27,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import app
 from app.api.fast_path import FastPath
 from app.bundle.drawings import GARMENTS, garment
+from app.bundle.encode import thumbnail_of
+from app.bundle.index import FILE as INDEX_FILE
+from app.bundle.index import text_of
 from app.bundle.manifest import (
     ANOMALY_MAP,
     PATCH_DISTANCE,
@@ -117,13 +120,15 @@ def tiny(
     anomaly: bool = True,
     variational: bool = False,
     patches: bool = False,
+    index: bool = False,
     thresholds: tuple[float, ...] | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """(fields, files) for `save`: linear encoder, linear head, linear decoder with a sigmoid.
 
     With `patches` the anomaly score is the distance of pixels from a memory of dark ones. With tiles it is that of
-    places of 8 × 8 pixels, and the bundle has no other part. With `thresholds` its labels are independent.
+    places of 8 × 8 pixels, and the bundle has no other part. With `thresholds` its labels are independent. With `index`
+    it has 40 examples, drawn at random.
     """
     shape = shape or spec()
     tiled = shape.tiles is not None
@@ -200,6 +205,8 @@ def tiny(
         calibration, files["reference.npz"] = tiny_anomaly(rng, patches)
         if tiled:
             calibration = calibration.model_copy(update={"distances": calibration.distances[:1]})
+    if index:
+        files[INDEX_FILE] = npz_bytes(tiny_index())
     fields = {
         "title": "a tiny bundle",
         "input": shape,
@@ -210,6 +217,7 @@ def tiny(
         "classifier": Classifier(labels=LABELS, temperature=1.0, thresholds=thresholds) if head else None,
         "anomaly": calibration,
         "reference": "reference.npz" if calibration else None,
+        "index": INDEX_FILE if index else None,
         "metrics": (),
         "provenance": Provenance(
             recipe="{}",
@@ -244,6 +252,28 @@ def tiny_patches(pixels: Tensor) -> tuple[Graph, bytes]:
     return graph, onnx_file(nodes, pixels, graph.outputs, weights)
 
 
+def tiny_index(count: int = 40, seed: int = 1) -> dict[str, np.ndarray]:
+    """Every second example has no label; thumbnails are of one pixel."""
+    rng = np.random.default_rng(seed)
+    dot = thumbnail_of(np.full((1, 1, 1), 9, np.uint8), 1, 70)
+    return {
+        "mean": np.zeros(LATENT, np.float32),
+        "basis": np.eye(LATENT, dtype=np.float16),
+        "codes": rng.normal(size=(count, LATENT)).astype(np.float16),
+        "labels": np.where(np.arange(count) % 2, -1, np.arange(count) % len(LABELS)),
+        "label_names": text_of(list(LABELS)),
+        "files": text_of([f"folder/{number}.png" for number in range(count)]),
+        "thumbnails": np.frombuffer(dot * count, np.uint8),
+        "thumbnail_sizes": np.full(count, len(dot)),
+    }
+
+
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
 def tiny_anomaly(rng: np.random.Generator, patches: bool = False) -> tuple[Anomaly, bytes]:
     scores = np.sort(rng.normal(size=199))
     arrays = {
@@ -255,8 +285,6 @@ def tiny_anomaly(rng: np.random.Generator, patches: bool = False) -> tuple[Anoma
     }
     if patches:
         arrays[PEAKS] = np.linspace(0.01, 0.2, 199).astype(np.float32)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     distances = (
         Distance(measure="reconstruction", takes="pixels", mean=0.1, std=0.1),
         Distance(measure="mahalanobis", takes="embedding", mean=1.0, std=1.0),
@@ -270,7 +298,7 @@ def tiny_anomaly(rng: np.random.Generator, patches: bool = False) -> tuple[Anoma
         calibrated_on=len(scores),
         quantiles={"0.5": 0.0},
     )
-    return anomaly, buffer.getvalue()
+    return anomaly, npz_bytes(arrays)
 
 
 def save_tiny(models: Path, name: str = "tiny", version: int | None = None, **changes: Any) -> Path:

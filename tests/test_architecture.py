@@ -51,6 +51,7 @@ ROOMS = (
     "compare",  # arms and their results
     "report",  # is handed results
     "shots",
+    "feedback",  # what people said of answers → the next version
     "label",  # which images to label, or whose labels to check
     "search",  # what recipes reach on folds of the training images
     "tracking",  # runs beside each other
@@ -91,17 +92,29 @@ OPEN = {
         "tiled",
     },
     "score": {
-        *("anomaly", "distances", "drift", "evidence", "label_thresholds"),
-        *("latent_map", "marks", "patches", "prototypes", "reference", "sets", "temperature"),
+        *("anomaly", "codes", "correction", "distances", "drift", "evidence", "examples", "label_thresholds"),
+        *("latent_map", "marks", "patches", "prototypes", "reference", "sets", "temperature", "thresholds"),
     },
     "learning": {
         *("distil", "finetune", "generate", "inference", "journal", "label_loss", "linear"),
         *("normalisation", "pretrain", "stages", "teacher", "workshop"),
     },
-    "publish": {"base", "card", "crossed", "deliver", "draft", "provenance", "recalibrate", "renew"},
+    "publish": {
+        "base",
+        "card",
+        "crossed",
+        "deliver",
+        "draft",
+        "provenance",
+        "recalibrate",
+        "reindex",
+        "renew",
+        "revise",
+    },
     "compare": {"arms", "bench", "results"},
     "report": {"charts", "comparison", "gather", "sections"},
     "shots": {"bases", "graft"},
+    "feedback": {"learn"},
     "label": {"label"},
     "search": {"crossing", "race", "tune"},
     "auto": {"build", "contenders", "look"},
@@ -109,7 +122,14 @@ OPEN = {
 }
 
 # Work where torch is not installed: nothing that they import at their head leads to it.
-WITHOUT_TORCH = ("training.__main__", "training.data", "training.score", "training.shots", "training.tracking")
+WITHOUT_TORCH = (
+    "training.__main__",
+    "training.data",
+    "training.score",
+    "training.shots",
+    "training.feedback",
+    "training.tracking",
+)
 
 # Package of others → the only places of ours that may import it.
 KEPT_TO = {
@@ -130,7 +150,13 @@ KEPT_TO = {
     ),
     "onnx": (
         *("training.networks.graph", "training.publish.quantise"),
-        *("training.score.evidence", "training.score.marks", "training.score.patches", "training.score.prototypes"),
+        *(
+            "training.score.correction",
+            "training.score.evidence",
+            "training.score.marks",
+            "training.score.patches",
+            "training.score.prototypes",
+        ),
         "training.score.onnx_model",
     ),
     "optuna": ("training.search",),

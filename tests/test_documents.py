@@ -19,13 +19,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from support import ROOT, draw_folder, draw_inspection, draw_named, serving
+from support import ROOT, draw_folder, draw_inspection, draw_named, save_tiny, serving, spec
 
 import app
 import training
 from app.bundle import load
 from app.bundle.drawings import garment
+from app.bundle.encode import png
 from app.settings import Settings
 from training import recipe
 from training.__main__ import main as graft_train
@@ -390,6 +392,41 @@ def test_the_steps_of_a_model_from_a_few_images_lead_to_one_that_says_what_the_p
     right, low = round(metric.value * metric.images), at_least(round(metric.value * metric.images), metric.images)
     assert f"{right} of {metric.images} images were classified correctly: {metric.value:.1%}; " in sample
     assert f"on new images at least {low:.1%} (95 % confidence)" in sample
+
+
+def test_the_commands_of_the_page_on_evidence_find_what_is_similar(tmp_path: Path) -> None:
+    first, second, index = shell("docs/evidence.md")
+    draw_folder(tmp_path / "complaints", 3, seed=0)
+    save_tiny(tmp_path / "models", "my-images", shape=spec(28, 28))
+    done = here(shlex.split(index, comments=True)[1:], tmp_path, {})
+    assert done.stdout.endswith("models/my-images/2\n"), done.stderr
+    with serving(Settings(models=tmp_path / "models")) as client:
+        [similar], [classified] = (curled(each, client) for each in (first, second))
+    assert [each["file"].endswith(".png") for each in similar["similar"]] == [True, True]
+    assert classified["evidence"] == similar["similar"][0]
+
+
+def test_the_commands_of_the_page_on_feedback_keep_it_and_learn_from_it(tmp_path: Path) -> None:
+    _, sent, named, learn = shell("docs/feedback.md")
+    save_tiny(tmp_path / "models", "my-images")
+    with serving(Settings(models=tmp_path / "models", feedback=tmp_path / "feedback")) as client:
+        [stored] = curled(sent.replace("label=Bag", "label=owl"), client)
+        answer = client.post("/v1/classify", content=png(garment("bag")), headers={"content-type": "image/png"})
+        [verdict] = curled(named.replace("5f1c", answer.headers["x-request-id"]), client)
+    assert (stored["label"], verdict["label"]) == ("owl", "sound")
+    done = here(shlex.split(learn)[1:], tmp_path, {})
+    assert done.returncode == 2
+    assert "1 images with a label, 1 with sound or defect" in done.stderr
+    assert "not published" in done.stderr
+
+
+def curled(command: str, client: httpx.Client) -> list[dict[str, Any]]:
+    """The results."""
+    words = shlex.split(command.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/")))
+    home = Path(app.__file__).parents[1]
+    done = subprocess.run([*words, "-sS"], cwd=home, capture_output=True, text=True, check=True)
+    results: list[dict[str, Any]] = json.loads(done.stdout)["results"]
+    return results
 
 
 def test_the_command_for_weights_of_others_is_one_that_a_recipe_takes() -> None:

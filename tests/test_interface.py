@@ -36,8 +36,8 @@ _HEAD = "HEAD is answered for every GET by the middleware head, and no longer a 
 _KEYS = "a key on the command line is shown to everybody by ps: refused, with the name of the variable"
 CHANGED: dict[str, str] = {
     "manifest > version": (
-        "2 adds input.padding and provenance.weights, 3 graphs.patches, 4 input.tiles, 5 classifier.thresholds, all "
-        "optional; older bundles load unchanged"
+        "2 adds input.padding and provenance.weights, 3 graphs.patches, 4 input.tiles, 5 classifier.thresholds, "
+        "6 index and codes, all optional; older bundles load unchanged"
     ),
     "routes > /": _HEAD,
     "routes > /docs": _HEAD,

@@ -22,14 +22,16 @@ from PIL import ExifTags, Image, ImageDraw
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 from support import ROOT, draw_folder, save_tiny, serving, spec, tiled_spec, tiny
 
-from app.bundle.drawings import samples
+from app.bundle.drawings import GARMENTS, garment, samples
 from app.bundle.encode import png
 from app.bundle.manifest import Distance, Manifest
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import thumbnail_size
-from app.bundle.store import save
+from app.bundle.store import assemble, save
 from app.settings import Settings
 from training.__main__ import main as training
+from training.data.imageset import ImageSet
+from training.score import examples
 
 SCREENSHOTS = ROOT / "screenshots"  # ignored; looked at by people
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -407,6 +409,32 @@ def test_odd_regions_lie_over_the_picture_and_follow_the_false_alarm_rate(
         slider.press("Home")
         expect(slider).to_have_attribute("aria-valuetext", "0.5 % of normal images")
         expect(boxes).to_have_count(1)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
+def test_the_most_similar_images_stand_beside_the_answer(
+    visit: Visitor, tmp_path: Path, size: str, scheme: str
+) -> None:
+    fields, files = tiny(spec(28, 28), index=True)
+    pixels = np.stack([np.asarray(garment(kind).resize((28, 28)))[..., None] for kind in GARMENTS])
+    images = ImageSet(pixels, np.arange(len(GARMENTS)), tuple(GARMENTS), tuple(f"{kind}.png" for kind in GARMENTS))
+    files |= examples.index(assemble("tiny", fields, files), images, thumbnails=True)
+    save(tmp_path, "tiny", fields, files)
+    save_tiny(tmp_path, "without", shape=spec(28, 28))
+    v = visit(size, scheme)
+    with serving(Settings(models=tmp_path, default_model="tiny")) as client:
+        v.open(str(client.base_url))
+        hand_over(v.page, "drop", {"bag.png": DRAWN["bag"]})
+        found = v.page.locator("[data-part=similar] li")
+        expect(found).to_have_count(len(GARMENTS))
+        expect(found.first).to_contain_text("bag")
+        expect(found.first).to_have_attribute("title", "bag.png")
+        assert found.first.locator("img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 28
+        expect(v.page.locator("[data-part=similar] p")).to_contain_text("the nearest first")
+        without_barriers(v.page)
+        v.kept("similar")
+        v.page.get_by_label("Model").select_option("without")
+        expect(v.page.locator("[data-part=similar]")).to_be_hidden()
 
 
 def test_a_false_alarm_rate_that_is_refused_leaves_the_last_answer(visit: Visitor, tmp_path: Path) -> None:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import get_args
 
 from app.bundle import GraftError
+from app.bundle.index import MOST_EXAMPLES
 from training import commands, malloc, ranks, recipe
 from training.compare.arms import ARMS
 from training.data import named
 from training.errors import TrainingError
 
 EXTRA = ("torch", "onnx", "onnxscript", "httpx", "rich", "optuna")  # packages of the extra `train`
+
+
+_BY_SHOTS = (commands.graft, commands.index, commands.learn)  # need no more than the extra `shots`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise
-        extra, target = ("shots", "install-shots") if command is commands.graft else ("train", "install-train")
+        extra, target = ("shots", "install-shots") if command in _BY_SHOTS else ("train", "install-train")
         message = f"{error.name} is not installed: pip install 'graft[{extra}]', or make {target}"
         print(f"graft-train: {message}", file=sys.stderr)
         return 2
@@ -108,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _renew_arguments(
         command(commands.renew, "add what newer exports hold to an older bundle: prediction sets, scores for drift")
+    )
+    _index_arguments(
+        command(
+            commands.index, "put a folder of images into a bundle, to find those similar to a request's; needs no torch"
+        )
+    )
+    _learn_arguments(
+        command(commands.learn, "learn from feedback, and publish the next version if it is better; needs no torch")
     )
     _graft_arguments(
         command(
@@ -256,6 +268,31 @@ def _renew_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
     parser.add_argument("--data", help="where the images of its target lie now (default: where its recipe says)")
     parser.add_argument("--models", type=Path, help="folder to publish it in (default: that of the bundle)")
+
+
+def _index_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the next version of a bundle with an index of these images: /v1/similar finds the nearest of them, with "
+        f"label and file name. It takes the place of the index that the bundle has. At most {MOST_EXAMPLES:,} images."
+    )
+    parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    parser.add_argument("images", metavar="FOLDER", help="a folder of images, a list of them, or a named data set")
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="keep small pictures too: everyone who may ask the service sees them"
+    )
+    parser.add_argument("--most", type=_positive, help="index so many of them, evenly spaced (default: all)")
+
+
+def _learn_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make the next version of a bundle from what people said of its answers: the head is corrected, temperature "
+        "and threshold are calibrated anew, and a memory of patches takes more normal images. It is published only if "
+        "it passes every check of a table, which is printed: better on feedback held out, no worse on the bundle's own "
+        "held-out images, and feedback that can be right. Otherwise the status is 2, and nothing is published."
+    )
+    parser.add_argument("bundle", type=Path, metavar="models/NAME/VERSION")
+    parser.add_argument("spool", type=Path, metavar="SPOOL", help="the folder that GRAFT_FEEDBACK names")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of what learns and what judges")
 
 
 def _graft_arguments(parser: argparse.ArgumentParser) -> None:

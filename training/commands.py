@@ -298,6 +298,22 @@ def renew(bundle: Path, data: str | None, models: Path | None) -> None:
     print(renewed(folder, load(folder, providers=prefer_gpu()), models or folder.parent.parent, data))
 
 
+def index(bundle: Path, images: str, thumbnails: bool, most: int | None) -> None:
+    from training.publish.reindex import reindex
+
+    folder = bundle.resolve()
+    loaded = load(folder, providers=prefer_gpu())
+    found = read_part(images, "train", loaded.manifest.input)
+    print(reindex(folder, loaded, found, name=printable(Path(images).name), thumbnails=thumbnails, most=most))
+
+
+def learn(bundle: Path, spool: Path, seed: int) -> None:
+    from training.feedback.learn import learn as learnt
+
+    folder = bundle.resolve()
+    print(learnt(folder, load(folder, providers=prefer_gpu()), spool, seed))
+
+
 def _sound_alone(normals: ImageSet, where: str) -> ImageSet:
     """Without the images of defects, where the folder has a class that is named as sound ones are."""
     sound = usual_sound(normals.classes)

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from app.bundle import InputSpec
+from app.bundle.index import MOST_EXAMPLES
 from app.bundle.manifest import TILE_STEP, Colour, Tiles
 from app.bundle.scoring import PATCHES, takes_and_measure
 from training.errors import TrainingError, in_short, printable
@@ -480,6 +481,12 @@ class Export(_Part):
     most_lost: Annotated[float, Field(ge=0, lt=1)] = 0.002
     least_cosine: Annotated[float, Field(ge=-1, le=1)] = 0.95
     most_auroc_lost: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    # Images to train on that the bundle names as evidence, and of which /v1/similar finds the nearest; 0: none.
+    index: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 2000
+    thumbnails: bool = False  # of these images; everyone who may ask the service sees them
+    # Codes of images to train on and of held-out ones, of each part, by which `graft-train learn` fits and judges a
+    # head again; 0: none.
+    codes: Annotated[int, Field(ge=0, le=MOST_EXAMPLES)] = 2000
 
 
 class Input(_Part):

@@ -27,7 +27,7 @@ from training.measure.outputs import outputs_of
 from training.progress import say
 from training.publish.crossed import Crossed
 from training.publish.deliver import deliver
-from training.publish.draft import Measured, fit_score, in_integers, measure, unseen
+from training.publish.draft import Measured, fit_score, in_integers, measure, unseen, with_images
 from training.publish.draft import export as export_draft
 from training.recipe import Recipe
 from training.report import comparison
@@ -266,8 +266,8 @@ def _publish(
     study = replace(study, words=[*first.sentences, *study.words], by_labels=first.by_labels)
     minutes = (sum(epoch["seconds"] for epoch in epochs) + time.monotonic() - start) / 60
     _write(folder / REPORT_FILE, page(study, pictures=True))
-    without_pictures = page(study, pictures=False)
-    path = deliver(models, material, measured.draft, report=without_pictures, minutes=minutes, sets=study.sets)
+    without_pictures, draft = page(study, pictures=False), with_images(recipe, material, measured.draft)
+    path = deliver(models, material, draft, report=without_pictures, minutes=minutes, sets=study.sets)
     metrics = bundle.manifest.metrics
     Journal(folder / JOURNAL_FILE).write(stage="test", **{metric.name: metric.value for metric in metrics})
     for metric in metrics:

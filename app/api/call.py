@@ -14,10 +14,11 @@ from app.api.negotiation import choose
 from app.bundle.bundle import Bundle
 from app.errors import DeadlinePassed
 from app.inference.answer import RECONSTRUCTION, Outputs
+from app.inference.feedback import Feedback
 from app.inference.model import Model
 from app.inference.predictor import Prediction, Predictor
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import current_record
+from app.telemetry.requests import current_record, request_id
 
 Result = TypeVar("Result")
 SHAPED_ON_LOOP = 1 << 16  # pixel values; a few milliseconds of PNG and JSON
@@ -48,6 +49,7 @@ class Call:
         self.predictor: Predictor = state.predictor
         self.metrics: Metrics = state.metrics
         self._deadlines: Deadlines = state.deadlines
+        self._feedback: Feedback | None = state.feedback
         allowed = state.settings.timeout_ms
         self._milliseconds = min(allowed, timeout_ms) if timeout_ms else allowed
 
@@ -87,6 +89,8 @@ class Call:
         async def work() -> Response:
             result = await self.predictor.predict(images, model, frozenset(outputs))
             record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
+            if self._feedback is not None:
+                self._feedback.recent.add(request_id.get(), result)
             return await shape_response(value_count(result), lambda: shape(result))
 
         return await self.within_deadline(work())

@@ -39,6 +39,7 @@ from app.api.problems import answer_to
 from app.api.request_body import images_of
 from app.errors import GraftError, MalformedRequest, QueueFull
 from app.inference.admission import Bytes
+from app.inference.feedback import Feedback
 from app.inference.model import Model
 from app.inference.predictor import Prediction, PredictionTask, Predictor
 from app.telemetry.logs import ErrorThrottle, RequestLog
@@ -118,6 +119,7 @@ class FastPath:
         self._app, self._parse_infer = app, parse_infer
         self.room, self.deadlines, self.request_log, self._keys = room, deadlines, request_log, keys
         self.predictor: Predictor = app.state.predictor
+        self.feedback: Feedback | None = app.state.feedback
         self._cors_headers = None if cors is None else lru_cache(_MAX_ORIGINS)(lambda origin: _added_by(cors, origin))
         self._timeout_ms: int = settings.timeout_ms
         self._max_images, self._max_bytes = settings.max_images, min(_MAX_BYTES, settings.max_body_bytes)
@@ -434,6 +436,8 @@ class PendingRequest:
         self._release()
         record = self._record
         record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
+        if self._fast_path.feedback is not None:
+            self._fast_path.feedback.recent.add(self._own_id.decode(), result)
         self._fast_path.send(self._request, response, self._own_id, record, client=client, since=self._start)
 
     def _count(self, status: int) -> None:

@@ -21,6 +21,9 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.UnknownModel: HTTPStatus.NOT_FOUND,
     errors.LoadingNotAllowed: HTTPStatus.FORBIDDEN,
+    errors.FeedbackNotAllowed: HTTPStatus.FORBIDDEN,
+    errors.RequestForgotten: HTTPStatus.NOT_FOUND,
+    errors.NotStored: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.BundleError: HTTPStatus.UNPROCESSABLE_ENTITY,  # a request to load it; it failed a check
     errors.OperationUnavailable: HTTPStatus.CONFLICT,
     errors.PartMissing: HTTPStatus.NOT_FOUND,

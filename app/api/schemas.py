@@ -27,6 +27,18 @@ class ModelRef(BaseModel):
         return cls(name=bundle.name, version=bundle.version, digest=bundle.digest)
 
 
+class Example(BaseModel):
+    """An image of the bundle's index."""
+
+    label: str | None = Field(None, description="absent where it has none")
+    file: str | None = Field(None, description="its name in the folder that was indexed; absent if it is no file")
+    distance: float = Field(description="between the embeddings, along the index's directions; within one digest")
+    thumbnail: str | None = Field(None, description="WebP in base64, with `thumbnails=true` where the index has them")
+
+
+EVIDENCE = Field(None, description="the most similar image of the bundle's index, with `evidence=true`")
+
+
 class ClassifyResult(BaseModel):
     label: str
     index: int
@@ -39,6 +51,7 @@ class ClassifyResult(BaseModel):
     explanation: str | None = Field(
         None, description="PNG in base64: white speaks for the label, black against it, 128 is indifference"
     )
+    evidence: Example | None = EVIDENCE
 
 
 class PresentLabel(BaseModel):
@@ -55,15 +68,22 @@ class IndependentResult(BaseModel):
     confidence: float = Field(description="of the label that is decided least surely")
     probabilities: dict[str, float] = Field(description="each in 0…1, likeliest first; the first `top_k`, or all")
     in_domain: bool | None = Field(None, description="whether the anomaly score finds the image normal")
+    evidence: Example | None = EVIDENCE
 
 
 class EncodeResult(BaseModel):
     embedding: list[float] = Field(description="compares only within one digest")
+    evidence: Example | None = EVIDENCE
 
 
 class ReconstructResult(BaseModel):
     image: str = Field(description="PNG in base64")
     error: float = Field(description="mean squared error, in units of the full scale")
+    evidence: Example | None = EVIDENCE
+
+
+class SimilarResult(BaseModel):
+    similar: list[Example] = Field(description="the nearest first")
 
 
 class Region(BaseModel):
@@ -83,6 +103,7 @@ class AnomalyResult(BaseModel):
     distances: dict[str, float] = Field(description="what the score sums, before each is scaled")
     heatmap: str | None = Field(None, description="PNG in base64: white where the image is least like normal ones")
     regions: list[Region] | None = Field(None, description="the highest first; none if no place is above the threshold")
+    evidence: Example | None = EVIDENCE
 
 
 class PredictResult(BaseModel):
@@ -108,6 +129,7 @@ class PredictResult(BaseModel):
     distances: dict[str, float] | None = None
     heatmap: str | None = None
     regions: list[Region] | None = None
+    evidence: Example | None = EVIDENCE
 
 
 class DecodeResult(BaseModel):
@@ -141,6 +163,19 @@ class AnomalyResponse(Response[AnomalyResult]):
 
 class PredictResponse(Response[PredictResult]):
     pass
+
+
+class SimilarResponse(Response[SimilarResult]):
+    pass
+
+
+class FeedbackResult(BaseModel):
+    label: str = Field(description="as it was stored")
+    predicted: str = Field(description="what the model says of the image")
+
+
+class FeedbackResponse(Response[FeedbackResult]):
+    """All of it is on the disk."""
 
 
 class DecodeResponse(Response[DecodeResult]):
@@ -331,6 +366,11 @@ IMAGE_BODY = json_schema.body(
     }
 )
 IMAGE_BODY["requestBody"]["content"]["multipart/form-data"]["encoding"] = {"image": {"contentType": "image/*"}}
+
+
+def optional_image_body() -> dict[str, Any]:
+    return {"requestBody": {**IMAGE_BODY["requestBody"], "required": False}}
+
 
 _EMBEDDINGS = json_schema.array(json_schema.array({"type": "number"}, minItems=1), minItems=1)
 EMBEDDINGS_BODY = json_schema.body(

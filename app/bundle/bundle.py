@@ -13,6 +13,7 @@ from app.bundle.decode import decode_if_quick
 from app.bundle.drift import DriftReference
 from app.bundle.encode import enlarged, enlarged_by
 from app.bundle.header import PIXELS_CEILING
+from app.bundle.index import Index
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import ANOMALY_MAP, MAP_STEP, PATCH_DISTANCE, Manifest
 from app.bundle.preprocess import preprocess, preprocess_if_quick
@@ -34,6 +35,7 @@ _NEEDS = {  # operation → the part that it needs, as messages name it
     "explain": "linear head on feature maps",
     "regions": "memory of patches with a threshold for places",
     "sets": "labelled calibration images",
+    "similar": "index of images",
 }
 _DOES = {"sets": "give prediction sets"}  # operation → the verb, where its name is none
 
@@ -57,6 +59,7 @@ class Bundle:
     map: LatentMap | None
     sets: PredictionSets | None
     documents: Mapping[str, bytes]  # card.md and report.html, where the bundle has them
+    index: Index | None = None
 
     def preprocess(self, data: bytes, max_pixels: int = PIXELS_CEILING) -> np.ndarray:
         """One encoded file → (H, W, C) uint8; of a bundle that cuts tiles, of the picture's own size, scaled."""
@@ -275,6 +278,7 @@ class Bundle:
             "explain": self.explainer is not None,
             "regions": self.peaks is not None,
             "sets": self.sets is not None,
+            "similar": self.index is not None,
         }
         return [operation for operation, there in available.items() if there]
 

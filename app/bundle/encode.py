@@ -1,4 +1,4 @@
-"""Images → PNG bytes."""
+"""Images → bytes of PNG and WebP files."""
 
 import io
 from functools import cache
@@ -75,3 +75,12 @@ def png_of(pixels: np.ndarray, longest: int | None = None) -> bytes:
     if longest is not None:
         image.thumbnail((longest, longest))
     return png(image)
+
+
+def thumbnail_of(pixels: np.ndarray, longest: int, quality: int) -> bytes:
+    """(H, W, 1 or 3) uint8 → WebP, scaled down to a longer side of at most `longest` pixels."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((longest, longest))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()

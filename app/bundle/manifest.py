@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from app.errors import ChecksumMismatch, ManifestInvalid, SchemaTooNew, UnsafePath
 
 # 2 added input.padding and provenance.weights, 3 graphs.patches and the distance that it gives, 4 input.tiles,
-# 5 classifier.thresholds.
-SCHEMA_VERSION = 5
+# 5 classifier.thresholds, 6 index and codes.
+SCHEMA_VERSION = 6
 MANIFEST_FILE = "manifest.json"
 PATCH_FEATURES = "patch_features"  # the encoder's output that graphs.patches reads
 ANOMALY_MAP, PATCH_DISTANCE = "anomaly_map", "patch_distance"  # outputs of graphs.patches
@@ -244,6 +244,8 @@ class Manifest(Strict):
     metrics: tuple[Metric, ...]
     provenance: Provenance
     files: dict[str, Sha256]
+    index: str | None = None  # of example images: see app/bundle/index.py
+    codes: str | None = None  # of images that heads are fitted and judged by again: see training/score/codes.py
     seal: Sha256  # of all other fields: a changed temperature or threshold is detected like a changed weight
 
     @model_validator(mode="after")
@@ -335,7 +337,8 @@ class Manifest(Strict):
         graphs = self.graphs
         named = [(f"graphs.{part}.file", graph.file) for part, graph in graphs if graph is not None]
         named.append(("golden.file", self.golden.file))
-        return named if self.reference is None else [*named, ("reference", self.reference)]
+        optional = {"reference": self.reference, "index": self.index, "codes": self.codes}
+        return [*named, *((field, file) for field, file in optional.items() if file is not None)]
 
     @classmethod
     def sealed(cls, **fields: Any) -> "Manifest":
@@ -397,8 +400,9 @@ def _file_names(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"graphs.{part}.file", graph["file"]
     if isinstance(golden, dict) and isinstance(golden.get("file"), str):
         yield "golden.file", golden["file"]
-    if isinstance(raw.get("reference"), str):
-        yield "reference", raw["reference"]
+    for field in ("reference", "index", "codes"):
+        if isinstance(raw.get(field), str):
+            yield field, raw[field]
     yield from (("files", name) for name in (files if isinstance(files, dict) else ()))
 
 

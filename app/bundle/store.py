@@ -16,6 +16,7 @@ import numpy as np
 from app.bundle import golden, regions
 from app.bundle.bundle import CARD_FILE, REPORT_FILE, Bundle
 from app.bundle.drift import EMBEDDINGS, DriftReference
+from app.bundle.index import Index
 from app.bundle.latent_map import LatentMap
 from app.bundle.manifest import MANIFEST_FILE, Graph, Manifest, refuse_unsafe
 from app.bundle.scoring import AnomalyScorer, thumbnail_size
@@ -115,8 +116,18 @@ def _assemble(
         explainer=explainer,
         patches=patches,
         documents=documents,
+        index=_index(manifest, contents, where),
         **references._asdict(),
     )
+
+
+def _index(manifest: Manifest, contents: dict[str, bytes], where: str) -> Index | None:
+    if manifest.index is None:
+        return None
+    try:
+        return Index(_arrays(contents[manifest.index], f"{where}/{manifest.index}"), manifest.latent_size)
+    except ValueError as error:
+        raise ReferenceInvalid(f"{where}/{manifest.index}: {error}") from None
 
 
 class _References(NamedTuple):

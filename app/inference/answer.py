@@ -17,6 +17,7 @@ Outputs = dict[str, np.ndarray]
 EMBEDDING, LOGITS, EXPLANATION = "embedding", "logits", "explanation"
 PROBABILITIES, ORDER = "probabilities", "order"  # computed together with the logits
 RECONSTRUCTION, ERRORS, DISTANCES = "reconstruction", "errors", "distances"
+NEAREST, NEAREST_DISTANCES = "nearest", "nearest_distances"  # (n, k) rows of the index, and how far they are
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ def answer(bundle: Bundle, requests: Sequence[OutputRequest]) -> list[Outputs]:
         if DISTANCES in request.outputs and scorer is not None:
             taken = bundle.taken(request.images, _rows(encoded, [span]) | outputs, scorer.tensors)
             outputs[DISTANCES] = finite(bundle, DISTANCES, scorer.distances(taken, outputs.get(ERRORS)))
+        if NEAREST in request.outputs:
+            outputs |= nearest(bundle, outputs[EMBEDDING])
     return answers
 
 
@@ -82,7 +85,16 @@ def of_picture(bundle: Bundle, parts: Sequence[Outputs], grid: tiles.Grid, outpu
     if DISTANCES in outputs and bundle.scorer is not None:
         taken = bundle.taken(np.empty(0), joined, bundle.scorer.tensors)
         joined[DISTANCES] = finite(bundle, DISTANCES, bundle.scorer.distances(taken, None))
+    if NEAREST in outputs:
+        joined |= nearest(bundle, joined[EMBEDDING])
     return joined
+
+
+def nearest(bundle: Bundle, embeddings: np.ndarray) -> Outputs:
+    """Of the bundle's index."""
+    assert bundle.index is not None  # the caller has required "similar"
+    rows, distances = bundle.index.nearest(embeddings)
+    return {NEAREST: rows, NEAREST_DISTANCES: distances}
 
 
 def answer_pictures(bundle: Bundle, pictures: Sequence[np.ndarray] | np.ndarray, outputs: frozenset[str]) -> Outputs:

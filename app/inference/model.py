@@ -15,6 +15,7 @@ from app.inference.answer import (
     EMBEDDING,
     EXPLANATION,
     LOGITS,
+    NEAREST,
     RECONSTRUCTION,
     OutputRequest,
     Outputs,
@@ -28,7 +29,13 @@ _MOST_ON_LOOP_S = 0.002  # so long may a batch block the event loop; a thread co
 _BATCH = 16  # images in the larger of the two batches that are timed
 _TRIES, _TIMED_S = 5, 0.05  # the best of these counts; a slow model gets fewer tries
 _TRIES_AT_START = 2  # which must not take long; the golden pairs have warmed the graphs
-_BY_OPERATION = {"classify": LOGITS, "reconstruct": RECONSTRUCTION, "anomaly": DISTANCES, "explain": EXPLANATION}
+_BY_OPERATION = {
+    "classify": LOGITS,
+    "reconstruct": RECONSTRUCTION,
+    "anomaly": DISTANCES,
+    "explain": EXPLANATION,
+    "similar": NEAREST,
+}
 
 OnBatch = Callable[[str, int, int, float], None]  # called after each batch: model, version, images, seconds
 

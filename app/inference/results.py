@@ -1,5 +1,6 @@
 """Outputs of a batch → results of an operation: fields for the API and the offline scorer, tensors for /v2."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,17 @@ from app.bundle.manifest import ANOMALY_MAP, Classifier
 from app.bundle.regions import Region, Size
 from app.bundle.sets import SetOptions, shares_of
 from app.errors import MalformedRequest
-from app.inference.answer import DISTANCES, EMBEDDING, LOGITS, ORDER, PROBABILITIES, RECONSTRUCTION, Outputs
+from app.inference.answer import (
+    DISTANCES,
+    EMBEDDING,
+    LOGITS,
+    NEAREST,
+    NEAREST_DISTANCES,
+    ORDER,
+    PROBABILITIES,
+    RECONSTRUCTION,
+    Outputs,
+)
 
 Fields = dict[str, Any]
 
@@ -145,6 +156,29 @@ def _region(region: Region) -> Fields:
 def in_domain_fields(score: scoring.AnomalyScore) -> Fields:
     """An anomalous image is outside the model's domain."""
     return {"in_domain": not score.anomalous}
+
+
+def similar_fields(bundle: Bundle, outputs: Outputs, count: int, thumbnails: bool = False) -> list[list[Fields]]:
+    """Of each image the nearest examples of the bundle's index, the nearest first."""
+    pairs = zip(outputs[NEAREST][:, :count].tolist(), outputs[NEAREST_DISTANCES][:, :count].tolist(), strict=True)
+    return [
+        [_similar(bundle, row, distance, thumbnails) for row, distance in zip(rows, distances, strict=True)]
+        for rows, distances in pairs
+    ]
+
+
+def _similar(bundle: Bundle, row: int, distance: float, thumbnails: bool) -> Fields:
+    assert bundle.index is not None
+    example = bundle.index.example(row)
+    named = {"label": example.label, "file": example.file}
+    fields = {name: value for name, value in named.items() if value is not None} | {"distance": distance}
+    if thumbnails and example.thumbnail is not None:
+        fields["thumbnail"] = base64.b64encode(example.thumbnail).decode()
+    return fields
+
+
+def evidence_fields(bundle: Bundle, outputs: Outputs) -> list[Fields]:
+    return [{"evidence": nearest} for [nearest] in similar_fields(bundle, outputs, 1)]
 
 
 def merge(fields: Sequence[Fields], more: Sequence[Fields]) -> None:

@@ -36,9 +36,11 @@ export const mapsPatches = (model) => Boolean(model.manifest.graphs.patches && m
 export const share = (value) => `${Number((100 * value).toPrecision(2))} %`;
 
 let regions = null; // loaded for the first model that maps patches
+let similar = null; // loaded for the first model that has an index
 
 export async function prepare(model) {
   if (mapsPatches(model)) regions ??= await import("./regions.js");
+  if (model.operations.includes("similar")) similar ??= await import("./similar.js");
 }
 
 let shown = ""; // the picture and the model of the answer on the page
@@ -58,6 +60,7 @@ export function show(item, model) {
   anomaly(item, model, again);
   regions?.slider(model);
   if (!again) pictures(item, model);
+  if (!again) similar?.show(item, model);
   regions?.show(item, figure("odd").querySelector(".frame"));
   code(item.result);
   timing(item);

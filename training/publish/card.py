@@ -6,6 +6,8 @@ from app.bundle import InputSpec, Manifest
 from app.bundle.manifest import Anomaly, Classifier, Metric
 from training.measure.sets import COVERAGE, HEADS
 
+_INDEX = "## Index"
+
 
 def card(
     manifest: Manifest,
@@ -73,6 +75,24 @@ def card_of_recalibrated(manifest: Manifest, version: int, normals: int, anomali
         "",
     ]
     return "\n".join(lines)
+
+
+def card_of_reindexed(card: str, version: int, images: int, name: str, holds: Sequence[str]) -> str:
+    """The card of `version`, with what its index `holds` now."""
+    kept = card.partition(_INDEX)[0].rstrip("\n")
+    return (
+        f"{kept}\n\n{_INDEX}\n\nSimilar images are found among {images:,} of {name}, with "
+        f"{', '.join(holds) or 'nothing else'}. Put there by `graft-train index`, from version {version}; all else is "
+        "as above.\n"
+    )
+
+
+def card_of_learnt(card: str, version: int, table: Sequence[str]) -> str:
+    """The card of `version`, with what was learnt from feedback and how it was judged."""
+    return (
+        f"{card.rstrip()}\n\n## Learnt from feedback\n\nMade by `graft-train learn` from version {version}; the "
+        "numbers above are of that version. What the next version had to pass:\n\n```\n" + "\n".join(table) + "\n```\n"
+    )
 
 
 def card_of_shots(

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from app.bundle import Bundle, assemble, with_patches, with_references
+from app.bundle.index import FILE as INDEX_FILE
 from app.bundle.manifest import PATCH_FEATURES, Anomaly, Classifier, Graph, Metric, Weights
 from app.bundle.regions import PEAKS
 from app.bundle.scoring import PATCHES
 from training.data.folds import folds_of
 from training.data.material import Material
+from training.data.splits import split
 from training.errors import TrainingError
 from training.learning.inference import accuracy_of
 from training.learning.stages import Learnt
@@ -32,8 +34,10 @@ from training.publish.quantise import gate, quantised
 from training.recipe import DistilMode, PasteMode, Recipe
 from training.score import (
     anomaly,
+    codes,
     distances,
     drift,
+    examples,
     label_thresholds,
     latent_map,
     marks,
@@ -337,6 +341,25 @@ def measure(material: Material, draft: Draft, crossed: Crossed | None = None) ->
     labels = test.labels if bundle.manifest.classifier else np.array([])
     shown = latent_map.fit(outputs.encoded["embedding"], labels).arrays()
     return Measured(draft.with_references({"metrics": (*metrics, *draft.notes)}, shown), outputs, found)
+
+
+def with_images(recipe: Recipe, material: Material, draft: Draft) -> Draft:
+    """With an index of images that were learnt from, and with codes by which a head is fitted and judged again."""
+    bundle, asked, files = draft.bundle, recipe.export, {}
+    if asked.index:
+        files = examples.index(bundle, material.train, asked.thumbnails, most=asked.index)
+    train, held_out = material.train, material.labelled_held_out
+    if material.folds is not None:  # none is held out: half of the images to fit by, half to judge by
+        train, held_out = split(material.target, (len(material.target) // 2,), recipe.seed)
+    elif recipe.transfer.adapts:
+        train = material.source_train
+    files_of_codes = codes.codes(bundle, train, held_out, asked.codes)
+    fields = {
+        "index": INDEX_FILE if asked.index else None,
+        "codes": codes.FILE if files_of_codes else None,
+    }
+    exported = replace(draft.exported, files={**draft.exported.files, **files, **files_of_codes})
+    return replace(draft, exported=exported, fields=draft.fields | fields)
 
 
 def unseen(outputs: Outputs, crossed: Crossed | None, scores: np.ndarray | None = None) -> Outputs:

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from app.bundle import Bundle, Manifest, save, with_patches
+from app.bundle import Bundle, with_patches
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
 from training.publish.card import card_of_recalibrated
+from training.publish.revise import revised
 from training.score import anomaly, distances, drift, marks, patches, reference, sets
 
 # Metrics of the former score, and of the former prediction sets.
 _OF_THE_SCORE = frozenset(
     {"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", "set_coverage", "set_size", *defects.TITLES}
 )
-MADE_BY_SAVE = frozenset({"schema_version", "golden", "files", "seal"})
 
 
 def recalibrate(
@@ -57,15 +57,11 @@ def recalibrate(
             "provenance": before.provenance.model_copy(update={"data": data}),
         }
     )
-    left_out = (before.golden.file, before.reference, REPORT_FILE, CARD_FILE)
-    files = {name: (folder / name).read_bytes() for name in before.files if name not in left_out}
-    files |= models_of
-    files[reference.FILE] = reference.to_bytes(arrays)
-    files[CARD_FILE] = card_of_recalibrated(
+    card = card_of_recalibrated(
         after, version=bundle.version, normals=len(normals), anomalies=len(anomalies) if anomalies else 0
-    ).encode()
-    fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in MADE_BY_SAVE}
-    return save(folder.parent.parent, bundle.name, fields, files, tolerances=before.golden.outputs)
+    )
+    files = {**models_of, reference.FILE: reference.to_bytes(arrays), CARD_FILE: card.encode()}
+    return revised(folder, before, after, files, left_out=(REPORT_FILE,))
 
 
 def _remembering(folder: Path, bundle: Bundle, normals: ImageSet) -> tuple[Bundle, dict[str, bytes]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bundle import Bundle, Manifest, save, with_references
+from app.bundle import Bundle, with_references
 from app.bundle.bundle import CARD_FILE
 from training.data.material import Material, gather
 from training.errors import TrainingError
@@ -18,7 +18,7 @@ from training.measure.outputs import outputs_of
 from training.measure.sets import by_class
 from training.progress import say
 from training.publish.card import metrics_table, sets_table
-from training.publish.recalibrate import MADE_BY_SAVE
+from training.publish.revise import revised
 from training.recipe import Recipe
 from training.score import drift, reference, sets
 
@@ -47,15 +47,12 @@ def renew(folder: Path, bundle: Bundle, models: Path, data: str | None = None) -
         metrics += tuple(of_sets(renewed, material.test, outputs, how))
         rows = sets_table(list(by_class(renewed, material.test, outputs)))
         card = None if card is None else _card(card, metrics_table(metrics), rows)
-    left_out = (manifest.golden.file, reference.FILE, CARD_FILE)
-    files = {name: (folder / name).read_bytes() for name in manifest.files if name not in left_out}
-    files[reference.FILE] = reference.to_bytes({**arrays, **new})
+    files = {reference.FILE: reference.to_bytes({**arrays, **new})}
     if card is not None:
         files[CARD_FILE] = card.encode()
     after = manifest.model_copy(update={"metrics": metrics, "reference": reference.FILE})
-    fields = {name: getattr(after, name) for name in Manifest.model_fields if name not in MADE_BY_SAVE}
     golden = (folder / manifest.golden.file).read_bytes()
-    return save(models, bundle.name, fields, files, tolerances=manifest.golden.outputs, golden_file=golden)
+    return revised(folder, manifest, after, files, models=models, golden_file=golden)
 
 
 def _material(bundle: Bundle, data: str | None) -> Material:

@@ -38,6 +38,7 @@ _NEIGHBOURS = 15  # whose mean distance is a patch's reach
 _LEAST_REACH = 1e-3  # of the mean: copies would divide by zero
 _AT_ONCE = 4096
 _TINY = 1e-12  # in place of a variance of 0
+_SHARE_MORE = 4  # a memory grows by a quarter at a time, at most
 _PROJECTED = 64  # dimensions in which is chosen
 _PIXELS = 1 << 21  # of a batch
 
@@ -318,6 +319,57 @@ def refitted(bundle: Bundle, data: ImageSet, model: bytes, opset: int) -> bytes:
     count = max(each.shape[1] for each in memories)
     memory = fit([read_parts(bundle, data, shapes, "patches")], shapes, count, "patches")
     return to_onnx(memory, stated, opset)
+
+
+def extended(bundle: Bundle, data: ImageSet, model: bytes, opset: int) -> bytes:
+    """The graph `model` of the bundle with patches of more normal images, of each level a quarter more at most.
+
+    What was remembered stays as it was, so that no distance grows.
+    """
+    arrays = {each.name: numpy_helper.to_array(each) for each in load_from_string(model).graph.initializer}
+    stated = graph_of(bundle.manifest.graphs.encoder)
+    shapes, memories = _remembered(arrays, stated)
+    if not memories or "memory" in arrays:
+        raise TrainingError(
+            f"{bundle.name}@{bundle.version}: {FILE} is of an older Graft, or of none: its memory takes no more patches"
+        )
+    parts = read_parts(bundle, data, shapes, "patches")
+    memory = tuple(
+        _with_more(_level_of(arrays, number, shape), part.vectors)
+        for number, (shape, part) in enumerate(zip(shapes, parts, strict=True))
+    )
+    return to_onnx(memory, stated, opset)
+
+
+def _level_of(arrays: dict[str, np.ndarray], number: int, shape: Shape) -> Level:
+    """The inverse of `_weights`."""
+    own = _Named(number)
+    weight, memory = arrays[own("scale")][:, :-1], arrays[own("memory")]
+    reach = 1 / np.sqrt(memory[-1])
+    mean = np.linalg.solve(weight.T.astype(np.float64), -arrays[own("offset")][:-1])
+    points = (-0.5 * memory[:-2] * reach**2).T
+    return Level(shape, mean.astype(np.float32), weight, points, reach=reach)
+
+
+def _with_more(level: Level, vectors: np.ndarray) -> Level:
+    """Chosen greedily among the vectors, as those furthest from what is remembered."""
+    known = level.points
+    points = (vectors - level.mean) @ level.weight
+    count = min(len(points), max(1, len(known) // _SHARE_MORE))
+    squares = np.square(points).sum(axis=1)
+    nearest = np.full(len(points), np.inf, np.float32)
+    for start in range(0, len(known), _AT_ONCE):
+        some = known[start : start + _AT_ONCE]
+        apart = squares[:, None] + np.square(some).sum(axis=1) - 2 * points @ some.T
+        np.minimum(nearest, apart.min(axis=1), out=nearest)
+    chosen = []
+    for _ in range(count):
+        last = points[int(nearest.argmax())]
+        chosen.append(last)
+        np.minimum(nearest, squares + (last @ last - 2 * (points @ last)), out=nearest)
+    together = np.concatenate([known, np.stack(chosen)])
+    reach = np.concatenate([level.reach, _reach(together)[len(known) :]])
+    return replace(level, points=together, reach=reach.astype(np.float32))
 
 
 def _remembered(arrays: dict[str, np.ndarray], stated: Graph) -> tuple[list[Shape], list[np.ndarray]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from app.bundle import Bundle, Manifest, save
 from app.bundle.bundle import CARD_FILE
+from app.bundle.index import FILE as INDEX_FILE
 from app.bundle.manifest import MANIFEST_FILE, Anomaly, Classifier, Graph, Graphs, Metric, Provenance, Tensor
 from app.bundle.scoring import PATCHES
 from app.bundle.store import versions as versions_in
@@ -19,7 +20,7 @@ from training.measure import intervals
 from training.progress import say
 from training.publish.card import card_of_shots
 from training.publish.provenance import commit, versions
-from training.score import anomaly, distances, drift, evidence, latent_map, prototypes, reference, temperature
+from training.score import anomaly, distances, drift, evidence, examples, latent_map, prototypes, reference, temperature
 from training.shots.bases import MADE_BY, Shots, called, choose, is_grafted
 
 Reads = Literal["embedding", "features"]
@@ -66,10 +67,12 @@ def graft(
     fields |= {
         "title": f"{shown}, by prototypes of {len(labels)} images on the encoder of {chosen.base.name}",
         "reference": reference.FILE,
+        "index": INDEX_FILE,
         "metrics": (metric,),
         "provenance": _provenance(chosen, shots, recipe),
         "anomaly": calibration,
     }
+    files |= examples.index(chosen.base, chosen.images, thumbnails=False)
     files[reference.FILE] = reference.to_bytes(arrays)
     files[CARD_FILE] = card_of_shots(
         title=fields["title"],

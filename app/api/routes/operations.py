@@ -1,4 +1,4 @@
-"""/v1/<operation>: classify, encode, reconstruct, anomaly and predict."""
+"""/v1/<operation>: classify, encode, reconstruct, anomaly, similar and predict."""
 
 import io
 from collections.abc import Callable, Sequence, Sized
@@ -22,17 +22,19 @@ from app.api.schemas import (
     EncodeResponse,
     PredictResponse,
     ReconstructResponse,
+    SimilarResponse,
     binary,
 )
 from app.bundle.bundle import Bundle
 from app.bundle.decode import upright_size
 from app.bundle.encode import png_of
+from app.bundle.index import MOST_FOUND
 from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
 from app.bundle.scoring import AnomalyScore
 from app.bundle.sets import By, SetOptions
 from app.errors import MalformedRequest
-from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, RECONSTRUCTION
+from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, NEAREST, RECONSTRUCTION
 from app.inference.predictor import Prediction
 from app.inference.results import (
     OUTPUT_OF,
@@ -41,6 +43,7 @@ from app.inference.results import (
     anomaly_scores,
     classify_fields,
     encode_fields,
+    evidence_fields,
     heatmaps,
     in_domain_fields,
     map_output,
@@ -48,6 +51,7 @@ from app.inference.results import (
     merge,
     region_fields,
     set_fields,
+    similar_fields,
 )
 
 router = APIRouter(prefix="/v1", tags=["operations"])
@@ -74,6 +78,9 @@ Sets = Annotated[
     Query(description="how sets are made: lac, the smallest on average; raps, larger for hard images. Unset, lac"),
 ]
 Conditional = Annotated[bool, Query(description="the rate holds for every class, not over all images alone")]
+Evidence = Annotated[bool, Query(description="also return the most similar image of the bundle's index")]
+Neighbours = Annotated[int, Query(ge=1, le=MOST_FOUND, description="how many images to return")]
+Thumbnails = Annotated[bool, Query(description="also return their thumbnails, if the index has them")]
 
 
 def _route(
@@ -102,6 +109,7 @@ def classify(
     top_k: TopK = None,
     in_domain: InDomain = False,
     explain: Explain = False,
+    evidence: Evidence = False,
     false_alarm_rate: Rate = None,
     coverage: Coverage = None,
     sets: Sets = None,
@@ -117,21 +125,21 @@ def classify(
         fields = _classified(call, result, top_k, options)
         if in_domain:
             merge(fields, [in_domain_fields(each) for each in _scored(call, result, false_alarm_rate)])
-        return json_response(result.bundle, fields)
+        return _answer(result, fields)
 
-    return Plan(needs, outputs, shape)
+    return _with_evidence(Plan(needs, outputs, shape), evidence)
 
 
 @_route("encode", "Embedding of the image", EncodeResponse, NPY, binary_description="numpy's .npy of N × D float32")
-def encode(call: ACall, images: Images) -> Plan:
+def encode(call: ACall, images: Images, evidence: Evidence = False) -> Plan:
     media_type = call.choose_type(JSON, NPY)
 
     def shape(result: Prediction) -> Response:
         if media_type == NPY:
             return npy_response(result.outputs[EMBEDDING])
-        return json_response(result.bundle, encode_fields(result.outputs))
+        return _answer(result, encode_fields(result.outputs))
 
-    return Plan(["encode"], frozenset([EMBEDDING]), shape)
+    return _with_evidence(Plan(["encode"], frozenset([EMBEDDING]), shape), evidence)
 
 
 @_route(
@@ -141,16 +149,16 @@ def encode(call: ACall, images: Images) -> Plan:
     PNG,
     binary_description="of one image",
 )
-def reconstruct(call: ACall, images: Images) -> Plan:
+def reconstruct(call: ACall, images: Images, evidence: Evidence = False) -> Plan:
     media_type = call.choose_type(JSON, *if_single(PNG, images))
 
     def shape(result: Prediction) -> Response:
         drawn = result.outputs[RECONSTRUCTION]
         if media_type == PNG:
             return Response(pictures.unit_png(drawn[0]), media_type=PNG)
-        return json_response(result.bundle, _reconstructed(result))
+        return _answer(result, _reconstructed(result))
 
-    return Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape)
+    return _with_evidence(Plan(["reconstruct"], frozenset([RECONSTRUCTION]), shape), evidence)
 
 
 @_route(
@@ -162,7 +170,12 @@ def reconstruct(call: ACall, images: Images) -> Plan:
     binary_description="the heatmap of one image, or numpy's .npy of the maps, N × rows × columns float32",
 )
 def anomaly(
-    call: ACall, images: Images, heatmap: Heatmap = False, regions: Regions = False, false_alarm_rate: Rate = None
+    call: ACall,
+    images: Images,
+    heatmap: Heatmap = False,
+    regions: Regions = False,
+    evidence: Evidence = False,
+    false_alarm_rate: Rate = None,
 ) -> Plan:
     single = if_single(PNG, images)  # maps of pictures in tiles have no common shape
     media_type = call.choose_type(JSON, *([NPY] if single or not call.bundle.tiled else []), *single)
@@ -183,9 +196,9 @@ def anomaly(
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
         if regions:
             merge(fields, _regions(result, false_alarm_rate))
-        return json_response(result.bundle, fields)
+        return _answer(result, fields)
 
-    return Plan(needs, frozenset(outputs), shape)
+    return _with_evidence(Plan(needs, frozenset(outputs), shape), evidence)
 
 
 @_route("predict", "All operations that the model supports, in one pass", PredictResponse)
@@ -196,6 +209,7 @@ def predict(
     explain: Explain = False,
     heatmap: Heatmap = False,
     regions: Regions = False,
+    evidence: Evidence = False,
     false_alarm_rate: Rate = None,
     coverage: Coverage = None,
     sets: Sets = None,
@@ -224,9 +238,31 @@ def predict(
             merge(fields, [{"heatmap": pictures.base64_of(picture)} for picture in _heatmaps(result)])
         if regions:
             merge(fields, _regions(result, false_alarm_rate))
-        return json_response(result.bundle, fields)
+        return _answer(result, fields)
 
-    return Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape)
+    return _with_evidence(Plan(needs, frozenset([*outputs, *([EXPLANATION] if explain else [])]), shape), evidence)
+
+
+@_route("similar", "The most similar images of the bundle's index", SimilarResponse)
+def similar(call: ACall, images: Images, k: Neighbours = 5, thumbnails: Thumbnails = False) -> Plan:
+    call.choose_type(JSON)
+
+    def shape(result: Prediction) -> Response:
+        found = similar_fields(result.bundle, result.outputs, k, thumbnails)
+        return json_response(result.bundle, [{"similar": each} for each in found])
+
+    return Plan(["similar"], frozenset([NEAREST]), shape)
+
+
+def _with_evidence(plan: Plan, evidence: bool) -> Plan:
+    """`_answer` adds it to the results."""
+    return Plan([*plan.needs, "similar"], plan.outputs | {NEAREST}, plan.shape) if evidence else plan
+
+
+def _answer(result: Prediction, fields: list[Fields]) -> Response:
+    if NEAREST in result.outputs:
+        merge(fields, evidence_fields(result.bundle, result.outputs))
+    return json_response(result.bundle, fields)
 
 
 def _set_options(call: Call, coverage: float | None, sets: By | None, conditional: bool) -> SetOptions | None:
@@ -279,7 +315,8 @@ def _heatmaps(result: Prediction) -> list[bytes]:
     return [png_of(grey[..., None]) for grey in heatmaps(result.bundle, result.images, result.outputs)]
 
 
-BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in (classify, encode, reconstruct, anomaly, predict)}
+_OPERATIONS = (classify, encode, reconstruct, anomaly, similar, predict)
+BY_PATH = {f"{router.prefix}/{each.__name__}": each for each in _OPERATIONS}
 
 
 def if_single(media_type: str, images: Sized) -> tuple[str, ...]:

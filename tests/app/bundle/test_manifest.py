@@ -45,6 +45,8 @@ LATER = {
     ("graphs", "patches"): 3,
     ("input", "tiles"): 4,
     ("classifier", "thresholds"): 5,
+    ("index",): 6,
+    ("codes",): 6,
 }
 
 

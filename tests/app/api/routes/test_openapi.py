@@ -19,8 +19,9 @@ def openapi(client: httpx.Client) -> dict[str, Any]:
 
 
 def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, Any]) -> None:
-    operations = {f"/v1/{name}" for name in ("classify", "encode", "reconstruct", "anomaly", "predict")}
+    operations = {f"/v1/{name}" for name in ("classify", "encode", "reconstruct", "anomaly", "similar", "predict")}
     others = {
+        "/v1/feedback",
         "/v1/decode",
         "/v1/generate",
         "/v1/models",

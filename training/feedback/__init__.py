@@ -1,0 +1,1 @@
+"""Learning from feedback: a next version that is published only if it is better, without torch."""
