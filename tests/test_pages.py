@@ -834,7 +834,8 @@ def test_a_prediction_set_is_told_in_words(visit: Visitor, tmp_path: Path) -> No
             expect(words).to_contain_text(label)
         promise = "such a set holds the truth for 95 of 100 images."
         kept = {
-            (): "None of its labels is likely enough; of 100 images like those that it knows this happens to at most 5.",
+            (): "None of its labels is likely enough; "
+            "of 100 images like those that it knows this happens to at most 5.",
             ("owl",): f"Nothing but owl is likely enough: {promise}",
             ("owl", "cat"): f"It cannot tell these apart: owl, cat: {promise}",
         }
