@@ -104,7 +104,8 @@ function setIn({ set, anomalous }) {
   const strong = element("strong", { textContent: set.join(", ") });
   const said = set.length === 0 ? ["None of its labels is likely enough"]
     : set.length === 1 ? ["Nothing but ", strong, " is likely enough"] : ["It cannot tell these apart: ", strong];
-  const promise = anomalous ? "; for an image like this nothing is promised." : `: such a set holds the truth for ${100 * COVERAGE} of 100 images.`;
+  const promise = set.length === 0 ? `; of 100 images like those that it knows this happens to at most ${Math.round(100 - 100 * COVERAGE)}.`
+    : anomalous ? "; for an image like this nothing is promised." : `: such a set holds the truth for ${100 * COVERAGE} of 100 images.`;
   words.replaceChildren(...said, promise);
 }
 
