@@ -101,6 +101,8 @@ async def drift(name: str, repository: Models) -> DriftResponse:
     model = repository.get(name)
     drift = await repository.drift(model)
     watched = drift.watched
+    alarm = None if watched is None else await repository.alarmed(model)
+    accuracy = None if alarm else drift.accuracy  # nor once another worker has raised it
     return DriftResponse(
         model=ModelRef.of(model.bundle),
         images=drift.images,
@@ -110,12 +112,12 @@ async def drift(name: str, repository: Models) -> DriftResponse:
         drifted=drift.drifted,
         confidence_stability=drift.confidence,
         anomaly_score_stability=drift.anomaly_score,
-        watched=None if watched is None else watched.images,
-        martingale=None if watched is None else watched.martingale,
-        martingale_alarm_at=None if watched is None else watched.threshold,
-        martingale_over_time=None if watched is None else watched.history,
-        alarm=None if watched is None else await repository.alarmed(model),
-        alarm_after=None if watched is None else watched.alarm_at,
-        estimated_accuracy=None if drift.accuracy is None else drift.accuracy[0],
-        estimated_accuracy_interval=None if drift.accuracy is None else drift.accuracy[1:],
+        watched=watched and watched.images,
+        martingale=watched and watched.martingale,
+        martingale_alarm_at=watched and watched.threshold,
+        martingale_over_time=watched and watched.history,
+        alarm=alarm,
+        alarm_after=watched and watched.alarm_at,
+        estimated_accuracy=accuracy and accuracy[0],
+        estimated_accuracy_interval=accuracy and accuracy[1:],
     )
