@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from support import LATENT, save_tiny, tiny
+from support import LABELS, LATENT, save_tiny, tiny, with_sets
 
 import training
 from app.bundle import load, save
@@ -181,3 +181,21 @@ def test_a_memory_of_patches_is_one_of_the_new_normals(tmp_path: Path) -> None:
     fresh, old = RNG.integers(180, 250, shape, dtype=np.uint8), RNG.integers(0, 70, shape, dtype=np.uint8)
     assert np.mean([score.anomalous for score in after.anomaly(fresh)]) < 0.2
     assert all(score.anomalous for score in after.anomaly(old))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_prediction_sets_are_of_the_held_out_half_if_it_has_the_labels(tmp_path: Path, labelled: bool) -> None:
+    """Those of the former images would promise nothing for these."""
+    fields, files = tiny()
+    metric = Metric(name="set_coverage", value=0.95, images=10, how="before")
+    old = save(tmp_path, "tiny", {**fields, "metrics": (metric,)}, with_sets(files))
+    images = RNG.integers(0, 120, (300, 6, 4, 1), dtype=np.uint8)
+    labels = np.arange(300) % 3 if labelled else np.array([], np.int64)
+    normals = ImageSet(images, labels, LABELS if labelled else ())
+    after = load(recalibrate(old, load(old), normals, false_alarm_rate=0.05, seed=0))
+    assert after.manifest.metrics == ()
+    if not labelled:
+        assert after.sets is None
+        return
+    assert after.sets is not None
+    assert np.bincount(after.sets.labels).tolist() == [50, 50, 50]
