@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,7 +58,13 @@ def plausible(logits: np.ndarray, labels: np.ndarray) -> Check:
     count = logits.shape[1] - 1  # labels beside the first guess
     differ = logits.argmax(axis=1) != labels
     what, rows = "labels beside the model's next guesses", (logits - logits.mean(axis=0))[differ]
-    if count < 2 or not len(rows):
+    if count < 2:  # there is no next guess: images with either label must be ordered by the model's margin
+        margins = logits[:, 1] - logits[:, 0]
+        reason = "the labels do not go with the model's margin: are they right? Confirm right answers, too"
+        return replace(
+            ordered("labels beside the model's margin", margins[labels == 0], margins[labels == 1]), reason=reason
+        )
+    if not len(rows):
         return Check(what, "-", "-", passed=True, reason="")
     own = rows[np.arange(len(rows)), labels[differ]]
     rows[np.arange(len(rows)), logits[differ].argmax(axis=1)] = np.inf  # the first guess is not one of the next
@@ -74,8 +80,10 @@ def plausible(logits: np.ndarray, labels: np.ndarray) -> Check:
 
 def ordered(what: str, sound: np.ndarray, defect: np.ndarray) -> Check:
     """Images that are said to be defects score higher than sound ones, and not by chance (Mann and Whitney)."""
-    wins = float((defect[:, None] > sound).sum() + 0.5 * (defect[:, None] == sound).sum())
     pairs = len(sound) * len(defect)
+    if not pairs:
+        return Check(what, "-", "-", passed=True, reason="")
+    wins = float((defect[:, None] > sound).sum() + 0.5 * (defect[:, None] == sound).sum())
     spread = math.sqrt(pairs * (len(sound) + len(defect) + 1) / 12)
     reason = "images said to be defects do not score higher than those said to be sound: are the verdicts right?"
     passed = (wins - pairs / 2) / spread > _z(SURE)

@@ -206,3 +206,24 @@ def test_a_refitted_memory_has_the_levels_that_it_had(bundle: Bundle, shape: Sha
     del model.graph.initializer[:]
     with pytest.raises(TrainingError, match=r"patches\.onnx was not made by Graft"):
         patches.refitted(bundle, normals(20), model.SerializeToString(), 20)
+
+
+def test_an_extended_memory_knows_more_images_and_forgets_none(bundle: Bundle) -> None:
+    stated = patches.graph_of(bundle.manifest.graphs.encoder)
+    dark, bright = (
+        ImageSet(RNG.integers(low, low + 20, (30, 4, 4, 1), dtype=np.uint8), np.array([], np.int64), ())
+        for low in (10, 200)
+    )
+    memory = patches.fit([patches.read_parts(bundle, dark, SHAPES, "")], SHAPES, 20, "")
+    before = patches.to_onnx(memory, stated, 20)
+    after = patches.extended(bundle, bright, before, 20)
+    found = {}
+    for name, model in (("before", before), ("after", after)):
+        session = Session(model, stated, stated.file, threads=1)
+        for of, images in (("dark", dark), ("bright", bright)):
+            maps = bundle.encode(images.images, patches=True)[PATCH_FEATURES]
+            found[name, of] = session.run(maps)[PATCH_DISTANCE][:, 0]
+    assert (found["after", "bright"] < 0.1 * found["before", "bright"]).all()
+    assert (found["after", "dark"] <= found["before", "dark"] + 1e-3).all()
+    [grown] = [each.dims[1] for each in onnx.load_from_string(after).graph.initializer if each.name == "memory0"]
+    assert grown == len(memory[0].points) * 5 // 4
