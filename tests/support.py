@@ -335,7 +335,7 @@ def serving(settings: Settings, app: FastAPI | None = None) -> Iterator[httpx.Cl
 
 def environment(**settings: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GRAFT_")}
-    return {**kept, "PYTHONPATH": str(PACKAGE_PARENT), **settings}
+    return {**kept, "PYTHONPATH": str(PACKAGE_PARENT), "GRAFT_TUNE": "off", **settings}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ CPU = ("CPUExecutionProvider",)
 GPU = "CUDAExecutionProvider"  # part of onnxruntime-gpu
 OPENVINO = "OpenVINOExecutionProvider"  # part of onnxruntime-openvino
 CompiledIn = Callable[[], Sequence[str]]
+_one_prints = threading.Lock()
 Started = Callable[[Sequence[str]], Sequence[str]]
 # TF32 keeps 10 bits of a float32's mantissa, too few to reproduce the golden pairs.
 _OPTIONS = {GPU: {"use_tf32": "0"}}
@@ -110,8 +112,17 @@ def _open(model: bytes, execution: Execution) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads must not burn CPU
     own = {OPENVINO: {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(execution.threads)}}
     requested = [(name, _OPTIONS.get(name) or own.get(name, {})) for name in providers]
-    with contextlib.redirect_stdout(sys.stderr):  # onnxruntime prints its fallbacks to stdout
+    if providers == CPU:
+        return onnxruntime.InferenceSession(model, options, providers=requested)
+    with _printing_to_stderr():
         return onnxruntime.InferenceSession(model, options, providers=requested, enable_fallback=CPU[0] in providers)
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """onnxruntime prints to stdout what it falls back from. Two threads that redirected it at once would not undo it."""
+    with _one_prints, contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 # --- providers -------------------------------------------------------------------------------------------------
@@ -124,8 +135,13 @@ _PROBE = (
 
 def compiled_in() -> list[str]:
     """The providers of this onnxruntime build. Whether they start on this machine: `started`."""
-    with contextlib.redirect_stdout(sys.stderr):
+    with _printing_to_stderr():
         onnxruntime.preload_dlls()  # loads CUDA's libraries from pip packages, if there are any
+    return available()
+
+
+def available() -> list[str]:
+    """The same, for those of which the libraries are loaded already or found by themselves."""
     return list(onnxruntime.get_available_providers())
 
 

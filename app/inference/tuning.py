@@ -20,7 +20,7 @@ import numpy as np
 
 from app.bundle.bundle import Bundle
 from app.bundle.manifest import Graph
-from app.bundle.session import CPU, LEVELS, OPENVINO, Execution, Session, compiled_in
+from app.bundle.session import CPU, LEVELS, OPENVINO, Execution, Session, available
 from app.bundle.store import golden_pairs, graph_bytes
 from app.errors import BundleError
 
@@ -71,7 +71,7 @@ def tune(
     folder: Path,
     threads: Sequence[int],
     pause: Pause = time.sleep,
-    providers: Callable[[], Sequence[str]] = compiled_in,
+    providers: Callable[[], Sequence[str]] = available,
     open_session: Open = open_session,
 ) -> Iterator[list[Trial]]:
     """Yields what was tried for each graph, when it runs in the fastest way that was found.

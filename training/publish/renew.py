@@ -51,8 +51,7 @@ def renew(folder: Path, bundle: Bundle, models: Path, data: str | None = None) -
     if card is not None:
         files[CARD_FILE] = card.encode()
     after = manifest.model_copy(update={"metrics": metrics, "reference": reference.FILE})
-    golden = (folder / manifest.golden.file).read_bytes()
-    return revised(folder, manifest, after, files, models=models, golden_file=golden)
+    return revised(folder, manifest, after, files, models=models)
 
 
 def _material(bundle: Bundle, data: str | None) -> Material:

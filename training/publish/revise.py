@@ -15,12 +15,11 @@ def revised(
     files: Mapping[str, bytes],
     left_out: Collection[str] = (),
     models: Path | None = None,
-    golden_file: bytes | None = None,
 ) -> Path:
     """The folder of the version after the one in `folder`: all its files but those `left_out`, and `files` over them.
 
     It is published beside the one before, or in `models`. Golden tolerances stay those of `before`; the pairs are made
-    anew, unless they are given.
+    anew where a graph is new.
     """
     kept = set(before.files) - {before.golden.file, *left_out, *files}
     contents = {name: (folder / name).read_bytes() for name in sorted(kept)} | dict(files)
@@ -28,4 +27,7 @@ def revised(
     tensors = set(after.graphs.tensors())
     tolerances = {name: off for name, off in before.golden.outputs.items() if name in tensors}
     models = models or folder.parent.parent
+    graphs = {graph.file for _, graph in after.graphs if graph is not None}
+    same = before.graphs == after.graphs and graphs.isdisjoint(files)
+    golden_file = (folder / before.golden.file).read_bytes() if same else None
     return save(models, folder.parent.name, fields, contents, tolerances=tolerances, golden_file=golden_file)

@@ -1,3 +1,5 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +147,10 @@ def test_a_gpu_is_preferred_where_it_is_compiled_in_and_starts(
 
 def test_of_a_name_that_onnxruntime_never_heard_nothing_starts() -> None:
     assert started(["NoSuchExecutionProvider"]) == []
+
+
+def test_sessions_that_open_side_by_side_leave_stdout_where_it_was() -> None:
+    before = sys.stdout
+    with ThreadPoolExecutor(8) as side_by_side:
+        list(side_by_side.map(lambda _: (started((GPU, *CPU)), compiled_in()), range(200)))
+    assert sys.stdout is before
