@@ -120,7 +120,7 @@ def _open(model: bytes, execution: Execution) -> onnxruntime.InferenceSession:
 
 @contextlib.contextmanager
 def _printing_to_stderr() -> Iterator[None]:
-    """onnxruntime prints to stdout what it falls back from. Two threads that redirected it at once would not undo it."""
+    """onnxruntime prints to stdout what it falls back from. Two threads that redirect it at once would leave it so."""
     with _one_prints, contextlib.redirect_stdout(sys.stderr):
         yield
 
