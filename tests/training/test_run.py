@@ -417,7 +417,7 @@ def test_weights_of_others_stay_as_they_are_and_are_served_at_the_recipes_size(i
         assert (model["manifest"]["input"]["height"], model["manifest"]["input"]["channels"]) == (64, 3)
         recipe = json.loads(model["manifest"]["provenance"]["recipe"])
         assert recipe["network"]["weights"] == "resnet18.pth", "its name, not where it lay"
-        assert model["operations"] == ["classify", "encode", "anomaly", "predict", "explain"]
+        assert model["operations"] == ["classify", "encode", "anomaly", "predict", "explain", "sets", "similar"]
         begun = {
             "backbone": "resnet18",
             "file": "resnet18.pth",
@@ -523,6 +523,7 @@ def test_where_there_are_no_labels_none_are_learnt_and_it_is_said(
         "anomaly",
         "predict",
         "decode",
+        "similar",
     ]
 
 
