@@ -804,7 +804,7 @@ def test_the_page_is_light_and_asks_nobody_else(visit: Visitor, address: str) ->
     v.page.wait_for_load_state("networkidle")
     assert all(url.startswith((address, "data:")) for url in loaded), loaded
     assert len(loaded) > 10
-    assert sum(loaded.values()) < 105_000, loaded
+    assert sum(loaded.values()) < 110_000, loaded
 
 
 @pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])

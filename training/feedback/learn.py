@@ -6,15 +6,19 @@ from typing import Any, TypeVar
 
 from app.bundle import Bundle, Manifest
 from app.bundle.bundle import CARD_FILE, REPORT_FILE
+from app.bundle.drift import CONFIDENCES
+from app.bundle.sets import ARRAYS
 from training.errors import TrainingError
 from training.feedback import heads, normals
 from training.feedback.gate import Check, table
 from training.feedback.spooled import Judged, judged
+from training.measure.metrics import OF_SETS
 from training.progress import say
 from training.publish.card import card_of_learnt
 from training.publish.revise import revised
 from training.score import codes, reference
 
+_OF_THE_HEAD = (*ARRAYS, CONFIDENCES)
 Learnt = TypeVar("Learnt", heads.Head, normals.Normals)
 
 
@@ -45,10 +49,14 @@ def learn(folder: Path, bundle: Bundle, spool: Path, seed: int) -> Path:
         if before.graphs.explain is not None:  # it explains the head without its correction
             left_out.append(before.graphs.explain.file)
             changes["graphs"] = before.graphs.model_copy(update={"explain": None})
+        if before.reference is not None:  # calibration images were scored by the head as it was: a set promises nothing
+            files[before.reference] = reference.without((folder / before.reference).read_bytes(), _OF_THE_HEAD)
+            changes["metrics"] = tuple(each for each in before.metrics if each.name not in OF_SETS)
     if score is not None:
         assert before.reference is not None  # it has calibration scores
         changes["anomaly"] = score.anomaly
-        files[before.reference] = reference.with_arrays((folder / before.reference).read_bytes(), score.arrays)
+        stored = files.get(before.reference) or (folder / before.reference).read_bytes()
+        files[before.reference] = reference.with_arrays(stored, score.arrays)
         checks += score.checks
         if score.patches is not None:
             assert before.graphs.patches is not None  # it was extended

@@ -123,6 +123,9 @@ def _of_normals(
     return made
 
 
+OF_SETS = ("set_coverage", "set_size")
+
+
 def of_sets(bundle: Bundle, data: ImageSet, outputs: Outputs, how: str) -> list[Metric]:
     measured = sets.measure(bundle, data, outputs, SetOptions(sets.COVERAGE))
     if measured is None:

@@ -7,13 +7,14 @@ from app.bundle.bundle import CARD_FILE, REPORT_FILE
 from training.data.imageset import ImageSet
 from training.data.splits import split
 from training.measure import defects
+from training.measure.metrics import OF_SETS
 from training.publish.card import card_of_recalibrated
 from training.publish.revise import revised
 from training.score import anomaly, distances, drift, marks, patches, reference, sets
 
 # Metrics of the former score, and of the former prediction sets.
 _OF_THE_SCORE = frozenset(
-    {"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", "set_coverage", "set_size", *defects.TITLES}
+    {"false_alarm_rate", "false_region_rate", "out_of_distribution_auroc", *OF_SETS, *defects.TITLES}
 )
 
 

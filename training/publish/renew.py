@@ -13,7 +13,7 @@ from app.bundle import Bundle, with_references
 from app.bundle.bundle import CARD_FILE
 from training.data.material import Material, gather
 from training.errors import TrainingError
-from training.measure.metrics import of_sets, test_part
+from training.measure.metrics import OF_SETS, of_sets, test_part
 from training.measure.outputs import outputs_of
 from training.measure.sets import by_class
 from training.progress import say
@@ -22,7 +22,6 @@ from training.publish.revise import revised
 from training.recipe import Recipe
 from training.score import drift, reference, sets
 
-_OF_SETS = ("set_coverage", "set_size")
 _TABLE = re.compile(r"^\| measure \|.*?\n\n", re.MULTILINE | re.DOTALL)
 _MADE_BY = re.compile(r"^Made by `", re.MULTILINE)
 _SAME = 1e-3  # by which scores that were computed on another machine may differ, as a share of their spread
@@ -43,7 +42,7 @@ def renew(folder: Path, bundle: Bundle, models: Path, data: str | None = None) -
     if renewed.sets is not None and material.tested and material.test.labelled:
         how = f"exported bundle through app.bundle, {test_part(material.test, manifest)}"
         outputs = outputs_of(renewed, material.test, f"evaluate {bundle.name}", ("logits",))
-        metrics = tuple(each for each in metrics if each.name not in _OF_SETS)
+        metrics = tuple(each for each in metrics if each.name not in OF_SETS)
         metrics += tuple(of_sets(renewed, material.test, outputs, how))
         rows = sets_table(list(by_class(renewed, material.test, outputs)))
         card = None if card is None else _card(card, metrics_table(metrics), rows)

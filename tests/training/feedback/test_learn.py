@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
-from support import LABELS, ROOT, environment, onnx_file, save_tiny, tiny
+from support import LABELS, ROOT, environment, onnx_file, save_tiny, tiny, with_sets
 
 from app.bundle import Bundle, assemble, load, save
 from app.bundle.bundle import CARD_FILE
@@ -53,6 +53,7 @@ def labelled(bundle: Bundle, pixels: np.ndarray) -> ImageSet:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose labels are right by construction, with the codes that learning needs."""
     fields, files = tiny()
+    files = with_sets(files)
     graph = fields["graphs"].head
     means = assemble("tiny", fields, files).encode(PATTERNS.astype(np.uint8))["embedding"]
     node = helper.make_node("Gemm", ["embedding", "weight", "bias"], ["logits"])  # of the nearest mean
@@ -129,6 +130,8 @@ def test_where_torch_is_not_installed_corrections_give_back_what_a_camera_took(o
     assert before < 0.8
     assert accuracy(after, shifted, wanted) > (1 + before) / 2
     assert accuracy(after, others, wanted) > 0.9
+    assert bundle.sets is not None
+    assert after.sets is None, "calibration images were scored by the head before"
     assert after.manifest.anomaly == bundle.manifest.anomaly
     assert after.manifest.files["encoder.onnx"] == bundle.manifest.files["encoder.onnx"]
     assert "Made by `graft-train learn` from version 1" in (made / CARD_FILE).read_text()
