@@ -7,12 +7,7 @@ to MNIST, to mirrored and to upside-down garments, five times each, and it is co
 """
 
 import argparse
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import numpy as np
@@ -20,7 +15,7 @@ import numpy as np
 from app.bundle.encode import png_of
 from app.bundle.manifest import InputSpec
 from benchmarks.bars import Bar
-from benchmarks.home import ROOT
+from benchmarks.service import serving
 from training.data.read import read_part
 
 WINDOWS, TURNS, MOST, STEP = 100, 5, 500, 20
@@ -44,22 +39,6 @@ class Service:
     def window(self) -> int:
         output = self._client.get(f"/v1/models/{self._model}/drift").raise_for_status().json()
         return int(output["window"])
-
-
-@contextmanager
-def serving() -> Iterator[httpx.Client]:
-    environment = {**os.environ, "GRAFT_LOG_REQUESTS": "none"}
-    command = [sys.executable, "-m", "app", "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        address = re.search(r"http://\S+", process.stdout.readline())
-        assert address is not None, "the service did not start"
-        with httpx.Client(base_url=address[0].rstrip("/"), timeout=60) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def measure(service: Service) -> Iterator[Bar]:

@@ -6,16 +6,12 @@ from. A drawn camera makes these darker, shifted and noisy; 200 are sent to a se
 and `graft-train learn` runs, where torch cannot be imported. The accuracy is that of the other 700.
 """
 
-import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 from PIL import Image
 
@@ -25,6 +21,7 @@ from app.bundle.index import MOST_EXAMPLES, Index
 from app.bundle.store import versions
 from benchmarks.bars import Bar
 from benchmarks.home import ROOT, Skipped
+from benchmarks.service import serving
 from training import recipe, run
 from training.data import named
 from training.data.read import read_part
@@ -161,7 +158,7 @@ def _learn(
     """(the bundle that was published, or None; the last line that was said)."""
     start = time.monotonic()
     spool = home.parent.parent / f"spool-{time.monotonic_ns()}"
-    with _serving(home.parent, spool) as client:
+    with serving(GRAFT_MODELS=str(home.parent), GRAFT_FEEDBACK=str(spool)) as client:
         for path, label in zip(paths, labels, strict=True):
             data = png_of(_pixels(path, camera))
             query = {"label": label, "model": f"{bundle.name}@{bundle.version}"}
@@ -173,24 +170,3 @@ def _learn(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     said = (done.stderr.strip().splitlines() or [""])[-1]
     return (load(Path(done.stdout.strip()).resolve(), threads=1) if done.returncode == 0 else None), said
-
-
-@contextmanager
-def _serving(models: Path, spool: Path) -> Iterator[httpx.Client]:
-    environment = {
-        **os.environ,
-        "GRAFT_MODELS": str(models),
-        "GRAFT_FEEDBACK": str(spool),
-        "GRAFT_LOG_REQUESTS": "none",
-    }
-    command = [sys.executable, "-m", "app", "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        address = re.search(r"http://\S+", process.stdout.readline())
-        assert address is not None, "the service did not start"
-        with httpx.Client(base_url=address[0].rstrip("/"), timeout=60) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.wait()
