@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.bundle import Bundle, load, preprocess_pixels
 from app.bundle.encode import png_of
-from app.bundle.index import MOST_EXAMPLES, Index
+from app.bundle.index import MOST_EXAMPLES, Index, in_blocks
 from app.bundle.store import versions
 from benchmarks.bars import Bar
 from benchmarks.home import ROOT, Skipped
@@ -48,6 +48,8 @@ def similar(default: Bundle) -> Iterator[Bar]:
     queries = outputs_of(default, test, "queries", ("embedding",)).encoded["embedding"].astype(np.float32)
     mean, basis = examples.projection(embeddings, examples.DIRECTIONS, "embedding")
     codes = examples.halved((embeddings - mean) @ basis.astype(np.float32), "embedding")
+    order = in_blocks(codes)
+    embeddings, codes = embeddings[order], codes[order]
     file = reference.to_bytes({"mean": mean, "basis": basis, "codes": codes}, compressed=False)
     ready = []
     for _ in range(5):

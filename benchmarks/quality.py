@@ -21,6 +21,7 @@ import onnx
 from app.bundle import Bundle, load
 from app.bundle.scoring import AnomalyScorer, thumbnails
 from app.bundle.store import versions
+from app.errors import GraftError
 from benchmarks import auto, backbones, feedback, inspection, page, trust
 from benchmarks.bars import Bar, table
 from benchmarks.bundles import bundle
@@ -244,16 +245,23 @@ def main() -> None:
         "feedback": lambda: feedback.feedback(given.out / "feedback"),
         "auto": lambda: auto.auto(given.out / "auto"),
     }
-    for name in given.only.split(","):
+    asked = given.only.split(",")
+    for name in asked:
+        if name not in measures:
+            parser.error(f"--only: no part {name!r}; there are {', '.join(measures)}")
+    pages = page.blocks(PAGE)
+    for name in asked:
         start = time.monotonic()
         try:
             reached = []
             for bar in measures[name]():
                 print(bar.line(), flush=True)
                 reached.append(bar)
-            if given.doc:
+            if given.doc and name in pages:
                 page.write(PAGE, name, table(reached, digits=4), [now])
-        except Skipped as skipped:
+            elif given.doc:
+                print(f"        {name} has no table in {PAGE.name}: nothing is written there")
+        except (Skipped, GraftError) as skipped:
             print(f"        {name}: skipped: {skipped}")
         print(f"        ({name}: {time.monotonic() - start:,.0f} s)", flush=True)
 

@@ -8,8 +8,9 @@ The bundle's index file holds arrays:
     label_names, files        UTF-8 text with a name on each line; `files` has N, and is absent if they are not files
     thumbnails, thumbnail_sizes (N,)   WebP files, one behind the other, and the bytes of each; absent without any
 
-The search is exact. The distance by a code's first numbers alone bounds the whole distance from below, so that few
-examples have to be compared by all of them.
+The search is exact. Of each block of rows that follow one another the least and the greatest of each of the codes' first
+numbers are known; they bound the distance of the whole block from below, so that few blocks have to be compared. That
+pays where the rows of a block are alike, as `in_blocks` puts them.
 """
 
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ FILE = "index.npz"
 MOST_FOUND = 20  # nearest examples that a search gives, at most
 MOST_EXAMPLES = 100_000
 _NONE = -1
-_COMPARED_FIRST = 3 / 8  # share of a code's numbers
-_BLOCK = 32  # examples; a power of two
-_FEW = 4096  # examples that are compared by all numbers at once
-_WORTH_IT = 8  # more candidates than an eighth take longer to gather than to compare all examples
+_BLOCK = 32  # rows
+_BOUNDED = 16  # of a code's numbers
+_FEW = 4096  # rows that are compared at once
+_FIRST = 16  # blocks, the closest by their bounds; they hold MOST_FOUND
+_WORTH_IT = 4  # more blocks than a quarter take longer to gather than to compare all rows
 _ROUNDING = 1e-4  # of the largest squared length: what float32 may be off
 
 
@@ -49,16 +51,15 @@ class Index:
         self._labels = _labels(arrays, self._count, len(self._label_names))
         self._files = _lines(arrays, "files", self._count)
         self._thumbnails = _thumbnails(arrays, self._count)
-        padding = -self._count % _BLOCK  # examples at an infinite distance, which no search finds
-        self._codes = np.pad(codes.astype(np.float32), ((0, padding), (0, 0)))
-        lengths = np.square(self._codes).sum(axis=1)
+        padding = -self._count % _BLOCK  # rows at an infinite distance, which no search finds
+        padded = np.pad(codes.astype(np.float32), ((0, padding), (0, 0)), mode="edge")
+        lengths = np.square(padded).sum(axis=1)
         self._rounding = _ROUNDING * float(lengths.max())
         lengths[self._count :] = np.inf
-        first = max(1, round(_COMPARED_FIRST * self._codes.shape[1]))
-        # (K + 1, N): [x, 1] times it is |code|² - 2 x · code.
-        self._all = np.vstack([-2 * self._codes.T, lengths])
-        self._first = np.vstack([-2 * self._codes[:, :first].T, np.square(self._codes[:, :first]).sum(axis=1)])
-        self._first[-1, self._count :] = np.inf
+        self._lengths = lengths.reshape(-1, _BLOCK)
+        self._codes = padded.reshape(-1, _BLOCK, codes.shape[1])
+        bounded = np.ascontiguousarray(self._codes[:, :, :_BOUNDED].T)  # (numbers, row of a block, block)
+        self._least, self._greatest = bounded.min(axis=1), bounded.max(axis=1)
 
     def __len__(self) -> int:
         return self._count
@@ -74,26 +75,25 @@ class Index:
         return np.stack([rows for rows, _ in found]), np.stack([distances for _, distances in found])
 
     def _nearest(self, point: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self._candidates(point, count)
-        if rows is None:
-            squared = np.append(point, np.float32(1)) @ self._all
-            rows = np.argpartition(squared, count - 1)[:count]
-        squared = np.square(self._codes[rows] - point).sum(axis=1)
-        order = np.lexsort((rows, squared))[:count]
+        blocks = None if self._count <= _FEW else self._blocks(point, count)
+        chosen = slice(None) if blocks is None else blocks
+        products = self._codes[chosen].reshape(-1, len(point)) @ point
+        squared = self._lengths[chosen].ravel() - 2 * products
+        found = np.argpartition(squared, count - 1)[:count]
+        rows = found if blocks is None else blocks[found // _BLOCK] * _BLOCK + found % _BLOCK
+        squared = np.square(self._codes.reshape(-1, len(point))[rows] - point).sum(axis=1)
+        order = np.lexsort((rows, squared))
         return rows[order], np.sqrt(squared[order])
 
-    def _candidates(self, point: np.ndarray, count: int) -> np.ndarray | None:
-        """Rows that hold the nearest; None where all examples have to be compared."""
-        if self._count <= _FEW:
-            return None
-        head = point[: len(self._first) - 1]
-        bounds = np.append(head, np.float32(1)) @ self._first  # (N,), without |head|²
-        blocks = bounds.reshape(_BLOCK, -1)
-        columns = np.argpartition(blocks.min(axis=0), count - 1)[:count]
-        near = blocks[:, columns].argmin(axis=0) * blocks.shape[1] + columns
-        farthest = float(np.square(self._codes[near] - point).sum(axis=1).max())
-        rows = np.flatnonzero(bounds <= farthest - float(head @ head) + self._rounding)
-        return rows if len(rows) <= self._count // _WORTH_IT else None
+    def _blocks(self, point: np.ndarray, count: int) -> np.ndarray | None:
+        """Those that hold the nearest; None where all have to be compared."""
+        head = point[:_BOUNDED, None]
+        outside = np.maximum(np.maximum(self._least - head, head - self._greatest), 0)
+        bounds = np.square(outside).sum(axis=0)
+        first = np.argpartition(bounds, _FIRST)[:_FIRST]
+        squared = np.square(self._codes[first] - point).sum(axis=2)[np.isfinite(self._lengths[first])]
+        blocks = np.flatnonzero(bounds <= np.partition(squared, count - 1)[count - 1] + self._rounding)
+        return blocks if len(blocks) <= len(bounds) // _WORTH_IT else None
 
     def example(self, row: int) -> Example:
         label = None if self._labels is None or self._labels[row] == _NONE else self._label_names[self._labels[row]]
@@ -102,6 +102,22 @@ class Index:
             data, ends = self._thumbnails
             thumbnail = data[ends[row] : ends[row + 1]].tobytes()
         return Example(label, None if self._files is None else self._files[row], thumbnail)
+
+
+def in_blocks(codes: np.ndarray) -> np.ndarray:
+    """An order of the rows in which those that are alike share a block: halved by the number that varies most, again
+    and again."""
+    ordered, waiting = [], [np.arange(len(codes))]
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) <= _BLOCK:
+            ordered.append(rows)
+            continue
+        some = codes[rows].astype(np.float32)
+        half = max(_BLOCK, len(rows) // 2 // _BLOCK * _BLOCK)
+        halves = np.argpartition(some[:, some.var(axis=0).argmax()], half)
+        waiting += [rows[halves[half:]], rows[halves[:half]]]
+    return np.concatenate(ordered)
 
 
 def text_of(names: list[str]) -> np.ndarray:

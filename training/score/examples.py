@@ -7,7 +7,7 @@ import numpy as np
 
 from app.bundle import Bundle
 from app.bundle.encode import thumbnail_of
-from app.bundle.index import FILE, MOST_EXAMPLES, text_of
+from app.bundle.index import FILE, MOST_EXAMPLES, in_blocks, text_of
 from training.data.imageset import ImageSet
 from training.errors import TrainingError
 from training.measure.components import main_directions
@@ -27,8 +27,10 @@ def index(bundle: Bundle, images: ImageSet, thumbnails: bool, most: int = MOST_E
         images = images.take(np.linspace(0, len(images) - 1, most).astype(int))
     embeddings = outputs_of(bundle, images, "index", ("embedding",)).encoded["embedding"]
     mean, basis = projection(embeddings, DIRECTIONS, "embedding")
-    codes = (embeddings - mean) @ basis.astype(np.float32)
-    arrays = {"mean": mean, "basis": basis, "codes": halved(codes, "embedding"), **_names(images)}
+    codes = halved((embeddings - mean) @ basis.astype(np.float32), "embedding")
+    order = in_blocks(codes)
+    images = images.take(order)
+    arrays = {"mean": mean, "basis": basis, "codes": codes[order], **_names(images)}
     if thumbnails:
         numbers = track(range(len(images)), "thumbnails", len(images))
         files = [thumbnail_of(images.images[number], THUMBNAIL, _QUALITY) for number in numbers]

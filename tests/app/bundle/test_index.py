@@ -7,7 +7,7 @@ import pytest
 from support import LATENT, npz_bytes, save_tiny, tiny, tiny_index
 
 from app.bundle import load, save
-from app.bundle.index import FILE, MOST_FOUND, Index, text_of
+from app.bundle.index import FILE, MOST_FOUND, Index, in_blocks, text_of
 from app.errors import OperationUnavailable, ReferenceInvalid
 
 RNG = np.random.default_rng(0)
@@ -20,14 +20,27 @@ def of(codes: np.ndarray) -> Index:
 
 @pytest.mark.parametrize("count", [1, 7, 4096, 9001])
 @pytest.mark.parametrize("falling", [True, False])  # False: no number tells more than another, so all are compared
-def test_the_nearest_are_those_of_a_comparison_with_all(count: int, falling: bool) -> None:
-    scale = 0.8 ** np.arange(24) if falling else np.ones(24)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_nearest_are_those_of_a_comparison_with_all(count: int, falling: bool, ordered: bool) -> None:
+    scale = 0.6 ** np.arange(24) if falling else np.ones(24)
     codes, queries = ((RNG.normal(size=(rows, 24)) * scale).astype(np.float32) for rows in (count, 20))
+    if ordered:
+        codes = codes[in_blocks(codes)]
     rows, distances = of(codes).nearest(queries)
     every = np.linalg.norm(queries[:, None] - codes, axis=2)
     order = np.argsort(every, axis=1)[:, :MOST_FOUND]
     np.testing.assert_array_equal(rows, order)
     np.testing.assert_allclose(distances, np.take_along_axis(every, order, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 9001])
+def test_an_order_in_blocks_has_each_row_once_and_few_blocks_near_a_point(count: int) -> None:
+    codes = RNG.normal(size=(count, 3)).astype(np.float16)
+    order = in_blocks(codes)
+    assert sorted(order.tolist()) == list(range(count))
+    if count > 4096:
+        blocks = codes[order][: count // 32 * 32].astype(np.float32).reshape(-1, 32, 3)
+        assert np.ptp(blocks, axis=1).mean() < 0.3 * np.ptp(codes, axis=0).mean()
 
 
 def test_of_many_equal_examples_the_first_are_found_at_no_distance() -> None:
