@@ -8,7 +8,7 @@ The bundle's index file holds arrays:
     label_names, files        UTF-8 text with a name on each line; `files` has N, and is absent if they are not files
     thumbnails, thumbnail_sizes (N,)   WebP files, one behind the other, and the bytes of each; absent without any
 
-The search is exact. Of each block of rows that follow one another the least and the greatest of each of the codes' first
+The search is exact. Of each block of rows that follow one another the least and the greatest of the codes' first
 numbers are known; they bound the distance of the whole block from below, so that few blocks have to be compared. That
 pays where the rows of a block are alike, as `in_blocks` puts them.
 """
