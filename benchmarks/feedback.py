@@ -42,8 +42,8 @@ SPLIT = ("split.test=0.5", "input.height=128", "input.width=128")
 def similar(default: Bundle) -> Iterator[Bar]:
     spec = default.manifest.input
     parts = [read_part("fashion-mnist", "train", spec), read_part("mnist", "train", spec)]
-    found = [outputs_of(default, part, "embeddings", ("embedding",)).encoded["embedding"] for part in parts]
-    embeddings = np.concatenate(found)[:MOST_EXAMPLES].astype(np.float32)
+    encoded = [outputs_of(default, part, "embeddings", ("embedding",)).encoded["embedding"] for part in parts]
+    embeddings = np.concatenate(encoded)[:MOST_EXAMPLES].astype(np.float32)
     test = read_part("fashion-mnist", "test", spec).take(np.arange(QUERIES))
     queries = outputs_of(default, test, "queries", ("embedding",)).encoded["embedding"].astype(np.float32)
     mean, basis = examples.projection(embeddings, examples.DIRECTIONS, "embedding")
@@ -56,13 +56,15 @@ def similar(default: Bundle) -> Iterator[Bar]:
         start = time.perf_counter()
         index = Index(reference.arrays_of(file), embeddings.shape[1])
         ready.append(time.perf_counter() - start)
-    hits, times, lengths = 0, [], np.square(embeddings).sum(axis=1)
+    found, times = [], []
     for query in queries:
         start = time.thread_time()  # of one core: other processes may be at work
-        rows, _ = index.nearest(query[None])
+        found.append(index.nearest(query[None])[0][0, :NEAREST])
         times.append(time.thread_time() - start)
+    hits, lengths = 0, np.square(embeddings).sum(axis=1)
+    for query, rows in zip(queries, found, strict=True):
         exact = np.argpartition(lengths - 2 * embeddings @ query, NEAREST)[:NEAREST]
-        hits += len(set(exact.tolist()) & set(rows[0, :NEAREST].tolist()))
+        hits += len(set(exact.tolist()) & set(rows.tolist()))
     what = f"{len(index):,} embeddings of {embeddings.shape[1]} numbers"
     yield Bar(f"{what}: recall at {NEAREST}, against all in full precision", hits / NEAREST / QUERIES, 0.99, 1.0)
     yield Bar(f"{what}: milliseconds a query, one core, median", 1000 * float(np.median(times)), 1.0, 0.3, False)
