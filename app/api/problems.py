@@ -67,21 +67,41 @@ class Refusal(Response):
         return JSONResponse({"error": error}, problem.status, self._extra_headers)
 
 
+
 def problem(
     status: int, kind: str, detail: str, index: int | None = None, headers: dict[str, str] | None = None
 ) -> Refusal:
     """The response; its kind also goes into the request's record, which is counted and logged."""
     current_record().problem = kind
-    title = HTTPStatus(status).phrase
-    body = Problem(
+    return Refusal(_body(status, kind, detail, index), headers)
+
+
+def _body(status: int, kind: str, detail: str, index: int | None) -> Problem:
+    return Problem(
         type=f"urn:graft:problem:{kind}",
-        title=title,
+        title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         request_id=request_id.get(),
         index=index,
     )
-    return Refusal(body, headers)
+
+
+def problem_of_image(error: errors.GraftError, index: int) -> dict[str, Any]:
+    """What stands in the place of a bad image's result in a partial answer."""
+    return _body(_status_of(error), kind_of(error), str(error), index).model_dump()
+
+
+def kind_of(error: errors.GraftError) -> str:
+    return errors.kebab(type(error).__name__)
+
+
+def _status_of(error: errors.GraftError) -> HTTPStatus:
+    """By the table. Errors not in it are not the client's fault, and are raised again."""
+    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
+    if status is None:
+        raise error
+    return status
 
 
 _PROBLEM_SCHEMA = Problem.model_json_schema()
@@ -121,10 +141,8 @@ class UnexpectedErrors:
 
 
 def answer_to(error: errors.GraftError) -> Refusal:
-    """The response that the table gives. Errors not in it are not the client's fault, and are raised again."""
-    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
-    if status is None:
-        raise error
+    """The response that the table gives."""
+    status = _status_of(error)
     if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s", error)
     headers = {}
@@ -134,9 +152,7 @@ def answer_to(error: errors.GraftError) -> Refusal:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooSlow):
         headers["Connection"] = "close"  # or the rest of the body would keep arriving
-    return problem(
-        status, errors.kebab(type(error).__name__), str(error), index=getattr(error, "index", None), headers=headers
-    )
+    return problem(status, kind_of(error), str(error), index=getattr(error, "index", None), headers=headers)
 
 
 def install(app: FastAPI) -> None:

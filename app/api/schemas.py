@@ -140,32 +140,51 @@ class GenerateResult(DecodeResult):
     embedding: list[float] = Field(description="the embedding that was drawn")
 
 
+class Problem(BaseModel):
+    """RFC 9457. `index` is the position of the faulty image."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "detail", "request_id"]})
+
+    type: str = Field(description="urn:graft:problem:<what happened>")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    index: int | None = Field(
+        None, description="absent unless one of several images is faulty, or it stands among results"
+    )
+
+
 class Response(BaseModel, Generic[Result]):
     model: ModelRef
     results: list[Result] = Field(description="one for each image, in the order of the request")
 
 
-class ClassifyResponse(Response[ClassifyResult | IndependentResult]):
+class PartialResponse(Response[Result | Problem], Generic[Result]):
+    """With `partial=true` the problem of a bad image stands in the place of its result."""
+
+
+class ClassifyResponse(PartialResponse[ClassifyResult | IndependentResult]):
     pass
 
 
-class EncodeResponse(Response[EncodeResult]):
+class EncodeResponse(PartialResponse[EncodeResult]):
     pass
 
 
-class ReconstructResponse(Response[ReconstructResult]):
+class ReconstructResponse(PartialResponse[ReconstructResult]):
     pass
 
 
-class AnomalyResponse(Response[AnomalyResult]):
+class AnomalyResponse(PartialResponse[AnomalyResult]):
     pass
 
 
-class PredictResponse(Response[PredictResult]):
+class PredictResponse(PartialResponse[PredictResult]):
     pass
 
 
-class SimilarResponse(Response[SimilarResult]):
+class SimilarResponse(PartialResponse[SimilarResult]):
     pass
 
 
@@ -334,19 +353,6 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"]
-
-
-class Problem(BaseModel):
-    """RFC 9457. `index` is the position of the faulty image."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "detail", "request_id"]})
-
-    type: str = Field(description="urn:graft:problem:<what happened>")
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    index: int | None = Field(None, description="absent unless one of several images is faulty")
 
 
 _IMAGES = json_schema.array(

@@ -91,6 +91,9 @@ class Metrics(Collector):
         self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Answered requests.", "operation", *_MODEL, "status")
         self._refused = self._counter("graft_requests_refused_total", "Requests answered with a problem.", "type")
+        self._images_refused = self._counter(
+            "graft_images_refused_total", "Images of partial requests that were answered with a problem.", "type"
+        )
         self._handovers = self._counter(
             "graft_fast_path_handovers_total", "Plain requests that the ordinary path answered.", "reason"
         )
@@ -164,6 +167,11 @@ class Metrics(Collector):
     def refused(self, kind: str) -> None:
         """`kind` is the last part of the problem's type, such as not-an-image."""
         self._refused[(kind,)].inc()
+
+    def images_refused(self, kinds: Iterable[str]) -> None:
+        """Single images of requests that were answered."""
+        for kind in kinds:
+            self._images_refused[(kind,)].inc()
 
     def handed_over(self, reason: str) -> None:
         """`reason` is one of the fast path's own words."""
