@@ -19,7 +19,7 @@ from app.api.middleware.body_limits import BodyLimits
 from app.api.middleware.decompress import Decompress
 from app.api.middleware.head import Head
 from app.api.middleware.root_path import RootPath
-from app.api.routes import embeddings, feedback, health, models, openapi, operations, pages
+from app.api.routes import embeddings, feedback, health, models, openai_embeddings, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
 from app.bundle.session import cpu_limit
@@ -146,7 +146,7 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         cors=partial(CORSMiddleware, **cors) if settings.cors_origins else None,
     )
     openapi.correct_schema(app, keyed=bool(keys))
-    for module in (operations, feedback, embeddings, models, health):
+    for module in (operations, feedback, embeddings, openai_embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)
     pages.install(app)

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.api.middleware.root_path import in_protocol
-from app.api.schemas import Problem
+from app.api.middleware.root_path import EMBEDDINGS, in_protocol, route_path
+from app.api.schemas import OpenAIError, Problem
 from app.telemetry.logs import log
 from app.telemetry.requests import current_record, request_id
 
@@ -47,7 +47,10 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 
 
 class Refusal(Response):
-    """A problem document, or under /v2 the error object of the Open Inference Protocol."""
+    """A problem document, or under /v2 the error object of the Open Inference Protocol.
+
+    That of /v1/embeddings has an `error` besides, which clients of OpenAI's API read.
+    """
 
     media_type = "application/problem+json"
 
@@ -58,6 +61,8 @@ class Refusal(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if in_protocol(scope):
             await self.of_protocol()(scope, receive, send)
+        elif route_path(scope) == EMBEDDINGS:
+            await self._of_openai()(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -66,6 +71,13 @@ class Refusal(Response):
         error = problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
         return JSONResponse({"error": error}, problem.status, self._extra_headers)
 
+    def _of_openai(self) -> Response:
+        problem = self._problem
+        kind = "invalid_request_error" if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        message = problem.detail if problem.index is None else f"input {problem.index}: {problem.detail}"
+        error = OpenAIError(message=message, type=kind, param=None, code=problem.type.rpartition(":")[2])
+        body = problem.model_dump(exclude_none=True) | {"error": error.model_dump()}
+        return JSONResponse(body, problem.status, self._extra_headers, media_type=self.media_type)
 
 
 def problem(
@@ -107,9 +119,9 @@ def _status_of(error: errors.GraftError) -> HTTPStatus:
 _PROBLEM_SCHEMA = Problem.model_json_schema()
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int, schema: dict[str, Any] = _PROBLEM_SCHEMA) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these statuses have a Problem as their body."""
-    content = {"application/problem+json": {"schema": _PROBLEM_SCHEMA}}
+    content = {"application/problem+json": {"schema": schema}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 

@@ -160,6 +160,42 @@ class Response(BaseModel, Generic[Result]):
     results: list[Result] = Field(description="one for each image, in the order of the request")
 
 
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str = Field(description="the last part of the problem's type")
+
+
+# A problem with what clients of OpenAI's API read. Without a reference, which a route's description would not resolve.
+OPENAI_PROBLEM = Problem.model_json_schema()
+OPENAI_PROBLEM["properties"]["error"] = OpenAIError.model_json_schema()
+OPENAI_PROBLEM["required"] = [*OPENAI_PROBLEM["required"], "error"]
+
+
+class EmbeddingOfImage(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or float32 in base64, little-endian")
+
+
+class Usage(BaseModel):
+    """Images have no tokens."""
+
+    prompt_tokens: Literal[0]
+    total_tokens: Literal[0]
+
+
+class EmbeddingList(BaseModel):
+    """As OpenAI's API has it, with the digest of the bundle besides."""
+
+    object: Literal["list"]
+    data: list[EmbeddingOfImage] = Field(description="one for each image, in the order of the request")
+    model: str = Field(description="name@version of the bundle that answered")
+    digest: str = Field(description="embeddings compare only within one digest")
+    usage: Usage
+
+
 class PartialResponse(Response[Result | Problem], Generic[Result]):
     """With `partial=true` the problem of a bad image stands in the place of its result."""
 

@@ -27,7 +27,7 @@ from app.telemetry.multiprocess import FOLDER, live_workers, process_metrics, re
 __all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served"]
 
 UNKNOWN = "-"
-_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
+_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer", "embeddings"}
 OPERATIONS = frozenset(_ON_IMAGES | {"models", "drift", "healthz", "readyz", "metrics"})
 SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
