@@ -1,11 +1,12 @@
 """create_app(settings) builds the service from its parts. Nothing happens at import."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -24,6 +25,7 @@ from app.api.v2 import routes as oip
 from app.bundle import decoder
 from app.bundle.session import cpu_limit
 from app.bundle.spool import Spool
+from app.errors import SettingsInvalid
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
@@ -35,6 +37,9 @@ from app.settings import PREFIX, Settings
 from app.telemetry.logs import RequestLog
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import Requests
+
+if TYPE_CHECKING:
+    from app.api.rpc.server import RpcServer
 
 _WRITE_METRICS_S = 0.25  # how late other workers see the counts of this one
 _RESERVED = 8  # 1/8 of the queue and of the bytes for bodies is for requests of one small image
@@ -85,7 +90,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
             tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
             tasks.append(asyncio.create_task(repeat(_WRITE_METRICS_S, write, "metrics were not written")))
-        yield
+        async with _running(app.state.rpc):
+            yield
         request_log.close()
         metrics.write()
         for task in tasks:
@@ -145,12 +151,35 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         request_log=request_log,
         cors=partial(CORSMiddleware, **cors) if settings.cors_origins else None,
     )
+    app.state.rpc = _rpc_server(app, keys, request_log, room)
     openapi.correct_schema(app, keyed=bool(keys))
     for module in (operations, feedback, embeddings, openai_embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)
     pages.install(app)
     return app
+
+
+def _rpc_server(app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes) -> "RpcServer | None":
+    if app.state.settings.grpc_port is None:
+        return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or clients could fill the log with lines of gRPC's own
+    try:
+        from app.api.rpc.server import RpcServer  # here, because it takes memory, and the extra `grpc`
+    except ImportError as error:
+        raise SettingsInvalid(
+            f"{PREFIX}GRPC_PORT: {error.name} is not installed: run `make install-grpc`, or pip install 'graft[grpc]'"
+        ) from None
+    return RpcServer(app, keys, request_log, room)
+
+
+@asynccontextmanager
+async def _running(rpc: "RpcServer | None") -> AsyncIterator[None]:
+    if rpc is not None:
+        await rpc.start()
+    yield
+    if rpc is not None:
+        await rpc.stop(0)
 
 
 def _feedback(settings: Settings) -> Feedback | None:

@@ -66,10 +66,14 @@ class Refusal(Response):
         else:
             await super().__call__(scope, receive, send)
 
-    def of_protocol(self) -> Response:
+    @property
+    def message(self) -> str:
+        """What is wrong, in a sentence."""
         problem = self._problem
-        error = problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
-        return JSONResponse({"error": error}, problem.status, self._extra_headers)
+        return problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
+
+    def of_protocol(self) -> Response:
+        return JSONResponse({"error": self.message}, self.status_code, self._extra_headers)
 
     def _of_openai(self) -> Response:
         problem = self._problem

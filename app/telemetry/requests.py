@@ -76,7 +76,7 @@ class Requests:
         start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), CLIENT_DISCONNECTED
         own_id, trace_id = identify(scope["headers"])
         record = RequestRecord(trace_id=trace_id)
-        _set_context(own_id, record)
+        set_context(own_id, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -96,13 +96,13 @@ def in_context(own_id: bytes, record: RequestRecord, work: Callable[..., Result]
     """Calls `work` in a new context with the request's id and record. For requests that run in no task."""
 
     def entered() -> Result:
-        _set_context(own_id, record)
+        set_context(own_id, record)
         return work(*arguments)
 
     return Context().run(entered)
 
 
-def _set_context(own_id: bytes, record: RequestRecord) -> None:
+def set_context(own_id: bytes, record: RequestRecord) -> None:
     """Sets id and record in the current context."""
     request_id.set(own_id.decode())
     _record.set(record)
