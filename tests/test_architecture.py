@@ -141,6 +141,7 @@ KEPT_TO = {
     "grpc_health": ("app.api.rpc",),
     "grpc_reflection": ("app.api.rpc",),
     "google": ("app.api.rpc",),
+    "opentelemetry": ("app.telemetry.spans",),
     "onnxruntime": ("app.bundle.session", "training.publish.quantise"),
     "pyspng": ("app.bundle.decode",),
     "simplejpeg": ("app.bundle.decode",),

@@ -15,6 +15,7 @@ from app.errors import SettingsInvalid
 from app.inference.admission import Bytes
 from app.settings import PREFIX
 from app.telemetry.logs import RequestLog, log
+from app.telemetry.requests import Begin
 
 _HEALTH_S = 0.5  # between two looks at what the health service says
 _IDENTITY_ALONE = 1  # a bit for each compression: a small message may be unpacked to any size
@@ -23,9 +24,9 @@ _IDENTITY_ALONE = 1  # a bit for each compression: a small message may be unpack
 class RpcServer:
     """`stop` may be called twice; it returns when all calls have ended, or `grace` seconds have passed."""
 
-    def __init__(self, app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes) -> None:
+    def __init__(self, app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes, begin: Begin) -> None:
         self._settings, self._repository = app.state.settings, app.state.repository
-        self._service = Service(app, keys, request_log, room)
+        self._service = Service(app, keys, request_log, room, begin=begin)
         self._server: grpc.aio.Server | None = None
         _require_free(self._settings.host, self._settings.grpc_port, shared=self._settings.workers > 1)
         self.port = 0

@@ -32,7 +32,7 @@ from app.inference.model import Model
 from app.inference.predictor import Predictor
 from app.telemetry.logs import RequestLog, log
 from app.telemetry.metrics import UNKNOWN, Metrics
-from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, RequestRecord, identify, set_context
+from app.telemetry.requests import CLIENT_DISCONNECTED, HEADER, Begin, RequestRecord, identify, set_context
 
 INFER = "infer"
 _CODES = {
@@ -54,13 +54,13 @@ Context = Any  # grpc.aio.ServicerContext
 
 
 class Service:
-    def __init__(self, app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes) -> None:
+    def __init__(self, app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes, begin: Begin) -> None:
         self._settings, self._version = app.state.settings, app.version
         self._predictor: Predictor = app.state.predictor
         self._repository = self._predictor.repository
         self._metrics: Metrics = app.state.metrics
         self._deadlines: Deadlines = app.state.deadlines
-        self._keys, self._log, self._room = keys, request_log, room
+        self._keys, self._log, self._room, self.begin = keys, request_log, room, begin
         self.running = 0  # calls that have begun and not ended
         self._reading: set[asyncio.Task[Any]] = set()  # of the next message of each stream
 
@@ -206,6 +206,7 @@ class Service:
             record.images = len(resolved.images)
             result = await self._predictor.predict(resolved.images, model, resolved.needs)
             record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
+            record.ran_at = perf_counter()
             outputs, values = result.outputs, value_count(result)
 
         def shape() -> bytes:
@@ -295,8 +296,10 @@ class _Call:
     def __init__(self, service: Service, context: Context, method: str, operation: str = UNKNOWN) -> None:
         self._service, self._context = service, context
         self._path, self._start = f"/{SERVICE.full_name}/{method}", perf_counter()
-        self._own_id, trace_id = identify(headers_of(context))
-        self.record = RequestRecord(operation=operation, trace_id=trace_id)
+        headers = headers_of(context)
+        self._own_id, trace_id = identify(headers)
+        self.record = service.begin(headers, trace_id)
+        self.record.operation = operation
         self._status: int | None = None  # until it has failed
 
     def __enter__(self) -> "_Call":
