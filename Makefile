@@ -11,7 +11,7 @@ INSTALL = $(PIP) -r $< || { echo 'Not installed: pip said why above. Without a n
 	'(PIP_INDEX_URL, HTTPS_PROXY); the same command then goes on.' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help model serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots base
+.PHONY: help model serve test coverage test-wheel container-test check format swaps train bench bench-training quality methods drift clients ray scale lock install-gpu clean soak attack confined decoding audit install-train install-shots install-grpc base
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ decoding: $(VENV)/dev.stamp ## what decoding costs at the worst, for each format
 	@PYTHONPATH=tests $(PY) -m benchmarks.decoding
 
 install-train: $(VENV)/train.stamp ## what training needs, torch included, into .venv
+
+install-grpc: requirements/grpc.txt $(VENV)/serve.stamp ## what GRAFT_GRPC_PORT needs, into .venv
+	@$(INSTALL)
 
 install-shots: $(VENV)/shots.stamp ## what grafting a few images needs, no torch, into .venv
 

@@ -120,6 +120,9 @@ class DecoderEnded(ImageError):
     pass
 
 
+Faults = dict[int, GraftError]  # what is wrong with some images of a request, by their index
+
+
 class RequestError(GraftError):
     """`index` as for ImageError, if the fault lies in one image's part of the request."""
 

@@ -1,11 +1,12 @@
 """create_app(settings) builds the service from its parts. Nothing happens at import."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -19,11 +20,12 @@ from app.api.middleware.body_limits import BodyLimits
 from app.api.middleware.decompress import Decompress
 from app.api.middleware.head import Head
 from app.api.middleware.root_path import RootPath
-from app.api.routes import embeddings, feedback, health, models, openapi, operations, pages
+from app.api.routes import embeddings, feedback, health, models, openai_embeddings, openapi, operations, pages
 from app.api.v2 import routes as oip
 from app.bundle import decoder
 from app.bundle.session import cpu_limit
 from app.bundle.spool import Spool
+from app.errors import SettingsInvalid
 from app.inference import providers
 from app.inference.admission import Admission, Bytes
 from app.inference.decoding import Decoding, InProcessDecoder, Limits, default_memory
@@ -32,21 +34,26 @@ from app.inference.predictor import Predictor
 from app.inference.recent import Recent
 from app.inference.repository import Repository, repeat
 from app.settings import PREFIX, Settings
-from app.telemetry.logs import RequestLog
+from app.telemetry.logs import RequestLog, log
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import Requests
+from app.telemetry.requests import Begin, RequestRecord, Requests, Scope, begin_untraced
+
+if TYPE_CHECKING:
+    from app.api.rpc.server import RpcServer
 
 _WRITE_METRICS_S = 0.25  # how late other workers see the counts of this one
 _RESERVED = 8  # 1/8 of the queue and of the bytes for bodies is for requests of one small image
 _DRIFT_S = 10  # between two tests for drift
 _TUNE_S = 2  # until a new model is tuned
+_OTLP = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After")  # headers that pages of other origins may read
 
 
 def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) -> FastAPI:
     """`on_freed` is called in a thread when the memory of a version was freed."""
     metrics = Metrics(__version__)
-    request_log = RequestLog(metrics, settings.log_requests)
+    tracing = _tracing(os.environ)
+    request_log = RequestLog(metrics, settings.log_requests, trace=tracing.finished)
     threads = threads_per_worker(settings, cpu_limit())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="graft")
     decode_pool = ThreadPoolExecutor(threads, thread_name_prefix="graft-decode")
@@ -85,8 +92,10 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
             tasks.append(asyncio.create_task(repository.poll(settings.poll_s)))
         if metrics.shared:
             tasks.append(asyncio.create_task(repeat(_WRITE_METRICS_S, write, "metrics were not written")))
-        yield
+        async with _running(app.state.rpc):
+            yield
         request_log.close()
+        tracing.close()
         metrics.write()
         for task in tasks:
             task.cancel()
@@ -133,7 +142,8 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
     if settings.root_path.strip("/"):
         app.add_middleware(RootPath, prefix=settings.root_path)
     app.add_middleware(Head)
-    app.add_middleware(Requests, on_finished=request_log.finished)  # last added is outermost: every answer gets its id
+    # Last added is outermost: every answer gets its id.
+    app.add_middleware(Requests, on_finished=request_log.finished, begin=tracing.begin)
     parse_infer = partial(oip.parse_small_infer, metrics, settings.max_images)
     app.state.fast_path = FastPath(
         app,
@@ -144,13 +154,64 @@ def create_app(settings: Settings, on_freed: Callable[[], None] = lambda: None) 
         keys=keys,
         request_log=request_log,
         cors=partial(CORSMiddleware, **cors) if settings.cors_origins else None,
+        is_traced=tracing.finished is not None,
     )
+    app.state.rpc = _rpc_server(app, keys, request_log, room, begin=tracing.begin)
     openapi.correct_schema(app, keyed=bool(keys))
-    for module in (operations, feedback, embeddings, models, health):
+    for module in (operations, feedback, embeddings, openai_embeddings, models, health):
         app.include_router(module.router)
     app.include_router(oip.router)
     pages.install(app)
     return app
+
+
+class _Tracing(NamedTuple):
+    """How requests are traced; by default they are not."""
+
+    begin: Begin = begin_untraced
+    finished: Callable[[Scope, RequestRecord, int, float], None] | None = None
+    close: Callable[[], None] = lambda: None
+
+
+def _tracing(environment: Mapping[str, str]) -> _Tracing:
+    """Requests are traced where OpenTelemetry's variables ask for it, and it is installed."""
+    wanted = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(environment.get, _OTLP)) else "none")
+    if wanted == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return _Tracing()
+    try:
+        from app.telemetry.spans import Spans, exporter_of  # here: the extra `otel`
+
+        spans = Spans(exporter_of(environment), __version__)
+    except ValueError as error:
+        raise SettingsInvalid(str(error)) from None
+    except ImportError as error:  # platforms set the variables for all their containers
+        log.warning("no traces: OTEL_… variables ask for them, and %s is not installed (the extra otel)", error.name)
+        return _Tracing()
+    return _Tracing(spans.begin, spans.finished, spans.close)
+
+
+def _rpc_server(
+    app: FastAPI, keys: access.Keys, request_log: RequestLog, room: Bytes, begin: Begin
+) -> "RpcServer | None":
+    if app.state.settings.grpc_port is None:
+        return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or clients could fill the log with lines of gRPC's own
+    try:
+        from app.api.rpc.server import RpcServer  # here, because it takes memory, and the extra `grpc`
+    except ImportError as error:
+        raise SettingsInvalid(
+            f"{PREFIX}GRPC_PORT: {error.name} is not installed: run `make install-grpc`, or pip install 'graft[grpc]'"
+        ) from None
+    return RpcServer(app, keys, request_log, room, begin=begin)
+
+
+@asynccontextmanager
+async def _running(rpc: "RpcServer | None") -> AsyncIterator[None]:
+    if rpc is not None:
+        await rpc.start()
+    yield
+    if rpc is not None:
+        await rpc.stop(0)
 
 
 def _feedback(settings: Settings) -> Feedback | None:

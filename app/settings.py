@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsInvalid
@@ -34,6 +34,13 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port on which the Open Inference Protocol is served over gRPC, too, on the same host; 0 picks a "
+        "free one; unset, none",
+    )
     models: Path = Field(Path("models"), description="folder of bundles: <name>/<version>/")
     default_model: str | None = Field(None, description="model for requests that name none; unset, the first by name")
     threads: int | None = Field(
@@ -166,6 +173,14 @@ class Settings(BaseSettings):
             raise ValueError(message.format(one))
         return limit
 
+    @model_validator(mode="after")
+    def workers_share_a_port(self) -> "Settings":
+        if self.grpc_port == 0 and self.workers > 1:
+            raise ValueError(f"{PREFIX}GRPC_PORT=0 picks a port, and {self.workers} workers share one: name it")
+        if self.grpc_port and self.grpc_port == self.port:
+            raise ValueError(f"{PREFIX}GRPC_PORT={self.port} is {PREFIX}PORT, too: HTTP and gRPC need one each")
+        return self
+
     @field_validator("model_control")
     @classmethod
     def reaches_every_worker(cls, control: ModelControl, info: ValidationInfo) -> ModelControl:
@@ -190,6 +205,9 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         lines = []
         for problem in error.errors():
+            if not problem["loc"]:  # of several settings, which the message names
+                lines.append(problem["msg"])
+                continue
             name = str(problem["loc"][0])
             written = f"--{name.replace('_', '-')}" if name in overrides else f"{PREFIX}{name.upper()}"
             lines.append(f"{written}={problem['input']}: {problem['msg']}")

@@ -11,7 +11,8 @@ compile() {
 compile ../pyproject.toml --output-file serve.txt
 compile ../pyproject.toml --extra train --extra backbone --constraint serve.txt --output-file train.txt
 compile ../pyproject.toml --extra shots --constraint train.txt --output-file shots.txt
-compile ../pyproject.toml --extra train --extra backbone --extra dev --constraint train.txt --output-file dev.txt
+compile ../pyproject.toml --extra grpc --constraint train.txt --output-file grpc.txt
+compile ../pyproject.toml --extra train --extra backbone --extra grpc --extra otel --extra dev --constraint train.txt --output-file dev.txt
 # A build of torch for one kind of machine carries a label that no index knows, or asks for a GPU's libraries, which
 # pip finds by itself where the build it takes wants them.
 sed -i -E -e 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' -e '/^(nvidia-|cuda-|triton==)/d' train.txt dev.txt

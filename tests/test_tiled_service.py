@@ -132,7 +132,7 @@ def test_the_protocol_takes_files_and_gives_the_map_of_one_picture(client: httpx
     assert described["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     shapes = {each["name"]: each["shape"] for each in described["outputs"]}
     assert shapes == {"embedding": [-1, 5], "anomaly_score": [-1], "p_value": [-1], "anomaly_map": [-1, -1, -1]}
-    assert client.get("/v2/models/tiny/config").json()["input"][0]["data_type"] == "TYPE_BYTES"
+    assert client.get("/v2/models/tiny/config").json()["input"][0]["data_type"] == "TYPE_STRING"
     one = client.post(INFER, json=encoded(ODD)).json()["outputs"]
     assert [each["name"] for each in one] == list(shapes)
     assert one[-1]["shape"] == [1, 19, 42]

@@ -11,8 +11,9 @@ from starlette.requests import ClientDisconnect
 
 from app.api.deadlines import Deadline, Deadlines
 from app.api.negotiation import choose
+from app.api.problems import kind_of
 from app.bundle.bundle import Bundle
-from app.errors import DeadlinePassed
+from app.errors import DeadlinePassed, Faults
 from app.inference.answer import RECONSTRUCTION, Outputs
 from app.inference.feedback import Feedback
 from app.inference.model import Model
@@ -76,6 +77,24 @@ class Call:
         model = self.require_model(*plan.needs)  # before any image is decoded
         return await self.run_model(model, images, plan.outputs, plan.shape)
 
+    async def run_partial(
+        self,
+        images: Sequence[bytes],
+        faults: Faults,
+        plan: Plan,
+        none_good: Callable[[Bundle, Faults], Response],
+    ) -> Response:
+        """As `run`, of the images that are good. `faults` are of those that are known to be bad, and become all."""
+        model = self.require_model(*plan.needs)
+        current_record().images = len(images)
+
+        async def work() -> Response:
+            result = await self.predictor.predict_good(images, model, plan.outputs, faults)
+            self.metrics.images_refused(kind_of(error) for error in faults.values())
+            return none_good(model.bundle, faults) if result is None else await self._shaped(result, plan.shape)
+
+        return await self.within_deadline(work())
+
     async def run_model(
         self,
         model: Model,
@@ -83,17 +102,20 @@ class Call:
         outputs: Collection[str],
         shape: Callable[[Prediction], Response],
     ) -> Response:
-        record = current_record()
-        record.images = len(images)
+        current_record().images = len(images)
 
         async def work() -> Response:
-            result = await self.predictor.predict(images, model, frozenset(outputs))
-            record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
-            if self._feedback is not None:
-                self._feedback.recent.add(request_id.get(), result)
-            return await shape_response(value_count(result), lambda: shape(result))
+            return await self._shaped(await self.predictor.predict(images, model, frozenset(outputs)), shape)
 
         return await self.within_deadline(work())
+
+    async def _shaped(self, result: Prediction, shape: Callable[[Prediction], Response]) -> Response:
+        record = current_record()
+        record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
+        record.ran_at = perf_counter()
+        if self._feedback is not None:
+            self._feedback.recent.add(request_id.get(), result)
+        return await shape_response(value_count(result), lambda: shape(result))
 
     async def run_decoder(
         self, embeddings: np.ndarray, model: Model, shape: Callable[[np.ndarray], Response]
@@ -120,9 +142,9 @@ class Call:
         """Bring the deadline forward, if it is later than that."""
         self._milliseconds = min(self._milliseconds, milliseconds)
 
-    def choose_type(self, *offered: str) -> str:
-        """The media type that the Accept header prefers."""
-        return choose(self._accept, offered)
+    def choose_type(self, *offered: str, partial: bool = False) -> str:
+        """The media type that the Accept header prefers. Problems among results take the first, JSON."""
+        return choose(self._accept, offered[:1] if partial else offered)
 
     async def within_deadline(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The work's result. At the deadline, or when the client disconnects, the work is dropped.

@@ -110,13 +110,17 @@ class FastPath:
         keys: access.Keys,
         request_log: RequestLog,
         cors: Callable[[ASGIApp], ASGIApp] | None = None,
+        is_traced: bool = False,
     ) -> None:
-        """`operations` by path; `room` is shared with the bodies on the ordinary path; `cors` is the middleware."""
+        """`operations` by path; `room` is shared with the bodies on the ordinary path; `cors` is the middleware.
+
+        Requests that are traced are left to the ordinary path.
+        """
         settings = app.state.settings
         root = "/" + settings.root_path.strip("/") if settings.root_path.strip("/") else ""
         self._root_path, self._operations = root, operations
         self._adapters = {path: _adapters(operation) for path, operation in operations.items()}
-        self._app, self._parse_infer = app, parse_infer
+        self._app, self._parse_infer, self._is_traced = app, parse_infer, is_traced
         self.room, self.deadlines, self.request_log, self._keys = room, deadlines, request_log, keys
         self.predictor: Predictor = app.state.predictor
         self.feedback: Feedback | None = app.state.feedback
@@ -167,7 +171,7 @@ class FastPath:
     def _parse_target(self, url: bytes) -> Target | None:
         """Cached: parameters are parsed as FastAPI does, which takes its time."""
         path, _, query = url.decode("latin-1").partition("?")
-        if _NOT_PLAIN_PATH.search(path) or "#" in query:
+        if self._is_traced or _NOT_PLAIN_PATH.search(path) or "#" in query:
             return None
         route = path.removeprefix(self._root_path)
         operation = self._operations.get(route)

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
-from app.api.middleware.root_path import in_protocol
-from app.api.schemas import Problem
+from app.api.middleware.root_path import EMBEDDINGS, in_protocol, route_path
+from app.api.schemas import OpenAIError, Problem
 from app.telemetry.logs import log
 from app.telemetry.requests import current_record, request_id
 
@@ -47,7 +47,10 @@ STATUS: dict[type[errors.GraftError], HTTPStatus] = {
 
 
 class Refusal(Response):
-    """A problem document, or under /v2 the error object of the Open Inference Protocol."""
+    """A problem document, or under /v2 the error object of the Open Inference Protocol.
+
+    That of /v1/embeddings has an `error` besides, which clients of OpenAI's API read.
+    """
 
     media_type = "application/problem+json"
 
@@ -58,13 +61,27 @@ class Refusal(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if in_protocol(scope):
             await self.of_protocol()(scope, receive, send)
+        elif route_path(scope) == EMBEDDINGS:
+            await self._of_openai()(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
-    def of_protocol(self) -> Response:
+    @property
+    def message(self) -> str:
+        """What is wrong, in a sentence."""
         problem = self._problem
-        error = problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
-        return JSONResponse({"error": error}, problem.status, self._extra_headers)
+        return problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
+
+    def of_protocol(self) -> Response:
+        return JSONResponse({"error": self.message}, self.status_code, self._extra_headers)
+
+    def _of_openai(self) -> Response:
+        problem = self._problem
+        kind = "invalid_request_error" if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        message = problem.detail if problem.index is None else f"input {problem.index}: {problem.detail}"
+        error = OpenAIError(message=message, type=kind, param=None, code=problem.type.rpartition(":")[2])
+        body = problem.model_dump(exclude_none=True) | {"error": error.model_dump()}
+        return JSONResponse(body, problem.status, self._extra_headers, media_type=self.media_type)
 
 
 def problem(
@@ -72,24 +89,43 @@ def problem(
 ) -> Refusal:
     """The response; its kind also goes into the request's record, which is counted and logged."""
     current_record().problem = kind
-    title = HTTPStatus(status).phrase
-    body = Problem(
+    return Refusal(_body(status, kind, detail, index), headers)
+
+
+def _body(status: int, kind: str, detail: str, index: int | None) -> Problem:
+    return Problem(
         type=f"urn:graft:problem:{kind}",
-        title=title,
+        title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         request_id=request_id.get(),
         index=index,
     )
-    return Refusal(body, headers)
+
+
+def problem_of_image(error: errors.GraftError, index: int) -> dict[str, Any]:
+    """What stands in the place of a bad image's result in a partial answer."""
+    return _body(_status_of(error), kind_of(error), str(error), index).model_dump()
+
+
+def kind_of(error: errors.GraftError) -> str:
+    return errors.kebab(type(error).__name__)
+
+
+def _status_of(error: errors.GraftError) -> HTTPStatus:
+    """By the table. Errors not in it are not the client's fault, and are raised again."""
+    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
+    if status is None:
+        raise error
+    return status
 
 
 _PROBLEM_SCHEMA = Problem.model_json_schema()
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def documented(*statuses: int, schema: dict[str, Any] = _PROBLEM_SCHEMA) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these statuses have a Problem as their body."""
-    content = {"application/problem+json": {"schema": _PROBLEM_SCHEMA}}
+    content = {"application/problem+json": {"schema": schema}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
 
 
@@ -121,10 +157,8 @@ class UnexpectedErrors:
 
 
 def answer_to(error: errors.GraftError) -> Refusal:
-    """The response that the table gives. Errors not in it are not the client's fault, and are raised again."""
-    status = next((STATUS[c] for c in type(error).__mro__ if c in STATUS), None)
-    if status is None:
-        raise error
+    """The response that the table gives."""
+    status = _status_of(error)
     if status is HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s", error)
     headers = {}
@@ -134,9 +168,7 @@ def answer_to(error: errors.GraftError) -> Refusal:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.BodyTooSlow):
         headers["Connection"] = "close"  # or the rest of the body would keep arriving
-    return problem(
-        status, errors.kebab(type(error).__name__), str(error), index=getattr(error, "index", None), headers=headers
-    )
+    return problem(status, kind_of(error), str(error), index=getattr(error, "index", None), headers=headers)
 
 
 def install(app: FastAPI) -> None:

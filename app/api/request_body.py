@@ -5,18 +5,18 @@ import base64
 import binascii
 from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from app.api.multipart import files_of, refuse_too_many
-from app.errors import BodyTooLarge, MalformedRequest, TooManyImages, UnsupportedMediaType
+from app.errors import BodyTooLarge, Faults, MalformedRequest, TooManyImages, UnsupportedMediaType
 from app.settings import Settings
 from app.telemetry.requests import current_record
 
@@ -26,27 +26,45 @@ _FORM, _JSON = "multipart/form-data", "application/json"
 _PARSED_AT_ONCE = 256 << 10  # bytes of a body; larger ones are parsed in a thread
 
 
-async def read_images(request: Request) -> list[bytes]:
-    """In the order of the body; at least one."""
+@dataclass(frozen=True, slots=True)
+class RequestImages:
+    """The images of a request, as files in the order of its body."""
+
+    files: Sequence[bytes]
+    faults: Faults | None  # of a partial request: what is wrong with some of them already; else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+async def read_images(request: Request, faults: Faults | None = None) -> list[bytes]:
+    """In the order of the body; at least one. With `faults` what is wrong with a single image is added to it."""
     settings: Settings = request.app.state.settings
     media_type, declared, body = await read_body(request, (_FORM, "image/*", _JSON))
-    return await parsed(partial(images_of, media_type, declared), body, settings.max_images)
+    return await parsed(lambda body: images_of(media_type, declared, body, settings.max_images, faults=faults), body)
 
 
-def images_of(media_type: str, declared: str, body: bytes, most: int) -> list[bytes]:
+def images_of(media_type: str, declared: str, body: bytes, most: int, faults: Faults | None = None) -> list[bytes]:
     """`declared` is the Content-Type with its parameters."""
     if media_type == _FORM:
         images = files_of(body, declared, most)
     elif media_type == _JSON:
-        images = _from_json(body, most)
+        images = _from_json(body, most, faults)
     elif media_type.startswith("image/"):
         images = [body]
     else:
         raise UnsupportedMediaType(declared)
     for index, image in enumerate(images):
-        if not image:
-            raise MalformedRequest("the image is empty: zero bytes", _index(index, images))
+        if not image and (faults is None or index not in faults):
+            _refuse(MalformedRequest("the image is empty: zero bytes", _index(index, images)), index, faults)
     return images
+
+
+def _refuse(error: MalformedRequest, index: int, faults: Faults | None) -> None:
+    """Refuses one image, or without `faults` the whole request."""
+    if faults is None:
+        raise error
+    faults[index] = error
 
 
 async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, str, bytes]:
@@ -62,7 +80,15 @@ async def read_body(request: Request, accepted: Sequence[str]) -> tuple[str, str
     return media_type, declared, await _within_limits(request, headers)
 
 
-Images = Annotated[list[bytes], Depends(read_images)]
+Partial = Annotated[bool, Query(description="answer the good images: in the place of each bad one stands its problem")]
+
+
+async def _images(request: Request, partial: Partial = False) -> RequestImages:
+    faults: Faults | None = {} if partial else None
+    return RequestImages(await read_images(request, faults), faults)
+
+
+Images = Annotated[RequestImages, Depends(_images)]
 
 
 async def parsed(parse: Callable[..., Parsed], body: bytes, *arguments: object) -> Parsed:
@@ -140,7 +166,7 @@ def numbers_of(values: Any, kinds: Collection[type] = (int, float)) -> np.ndarra
         raise ValueError(str(error)) from None
 
 
-def _from_json(body: bytes, most: int) -> list[bytes]:
+def _from_json(body: bytes, most: int, faults: Faults | None) -> list[bytes]:
     document = json_of(body, 2 * most + 1)  # an object, a list, and a data URL's comma for each image
     shape = 'a JSON object {"images": ["<base64>", …]} is expected'
     if not isinstance(document, dict) or set(document) != {"images"} or not isinstance(document["images"], list):
@@ -151,12 +177,21 @@ def _from_json(body: bytes, most: int) -> list[bytes]:
     refuse_too_many(len(encoded), most)
     images = []
     for index, text in enumerate(encoded):
-        if not isinstance(text, str):
-            raise MalformedRequest(f"images[{index}] is not a string: {shape}", _index(index, encoded))
-        if text.startswith("data:"):
-            text = text.partition(",")[2]
         try:
-            images.append(base64.b64decode(b"".join(text.encode("ascii").split()), validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise MalformedRequest(f"images[{index}] is not base64: {error}", _index(index, encoded)) from None
+            if not isinstance(text, str):
+                raise MalformedRequest(f"images[{index}] is not a string: {shape}", _index(index, encoded))
+            if text.startswith("data:"):
+                text = text.partition(",")[2]
+            images.append(file_of_base64(text, f"images[{index}]", _index(index, encoded)))
+        except MalformedRequest as error:
+            _refuse(error, index, faults)
+            images.append(b"")
     return images
+
+
+def file_of_base64(text: str, name: str, index: int | None) -> bytes:
+    """White space is ignored, since many programs fold lines. `name` is what an error calls it."""
+    try:
+        return base64.b64decode(b"".join(text.encode("ascii").split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRequest(f"{name} is not base64: {error}", index) from None

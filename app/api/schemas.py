@@ -140,32 +140,87 @@ class GenerateResult(DecodeResult):
     embedding: list[float] = Field(description="the embedding that was drawn")
 
 
+class Problem(BaseModel):
+    """RFC 9457. `index` is the position of the faulty image."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "detail", "request_id"]})
+
+    type: str = Field(description="urn:graft:problem:<what happened>")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    index: int | None = Field(
+        None, description="absent unless one of several images is faulty, or it stands among results"
+    )
+
+
 class Response(BaseModel, Generic[Result]):
     model: ModelRef
     results: list[Result] = Field(description="one for each image, in the order of the request")
 
 
-class ClassifyResponse(Response[ClassifyResult | IndependentResult]):
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str = Field(description="the last part of the problem's type")
+
+
+# A problem with what clients of OpenAI's API read. Without a reference, which a route's description would not resolve.
+OPENAI_PROBLEM = Problem.model_json_schema()
+OPENAI_PROBLEM["properties"]["error"] = OpenAIError.model_json_schema()
+OPENAI_PROBLEM["required"] = [*OPENAI_PROBLEM["required"], "error"]
+
+
+class EmbeddingOfImage(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="numbers, or float32 in base64, little-endian")
+
+
+class Usage(BaseModel):
+    """Images have no tokens."""
+
+    prompt_tokens: Literal[0]
+    total_tokens: Literal[0]
+
+
+class EmbeddingList(BaseModel):
+    """As OpenAI's API has it, with the digest of the bundle besides."""
+
+    object: Literal["list"]
+    data: list[EmbeddingOfImage] = Field(description="one for each image, in the order of the request")
+    model: str = Field(description="name@version of the bundle that answered")
+    digest: str = Field(description="embeddings compare only within one digest")
+    usage: Usage
+
+
+class PartialResponse(Response[Result | Problem], Generic[Result]):
+    """With `partial=true` the problem of a bad image stands in the place of its result."""
+
+
+class ClassifyResponse(PartialResponse[ClassifyResult | IndependentResult]):
     pass
 
 
-class EncodeResponse(Response[EncodeResult]):
+class EncodeResponse(PartialResponse[EncodeResult]):
     pass
 
 
-class ReconstructResponse(Response[ReconstructResult]):
+class ReconstructResponse(PartialResponse[ReconstructResult]):
     pass
 
 
-class AnomalyResponse(Response[AnomalyResult]):
+class AnomalyResponse(PartialResponse[AnomalyResult]):
     pass
 
 
-class PredictResponse(Response[PredictResult]):
+class PredictResponse(PartialResponse[PredictResult]):
     pass
 
 
-class SimilarResponse(Response[SimilarResult]):
+class SimilarResponse(PartialResponse[SimilarResult]):
     pass
 
 
@@ -334,19 +389,6 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"]
-
-
-class Problem(BaseModel):
-    """RFC 9457. `index` is the position of the faulty image."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["type", "title", "status", "detail", "request_id"]})
-
-    type: str = Field(description="urn:graft:problem:<what happened>")
-    title: str
-    status: int
-    detail: str
-    request_id: str
-    index: int | None = Field(None, description="absent unless one of several images is faulty")
 
 
 _IMAGES = json_schema.array(

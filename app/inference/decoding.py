@@ -32,7 +32,7 @@ from app.bundle.header import Header, read_header, require_memory
 from app.bundle.manifest import InputSpec
 from app.bundle.preprocess import preprocess
 from app.bundle.tiles import scaled_size
-from app.errors import DecoderEnded, ImageError, TooManyPixels
+from app.errors import DecoderEnded, Faults, ImageError, TooManyPixels
 
 Result = TypeVar("Result")
 Hold = Callable[[int], Callable[[], None]]  # Admission.hold
@@ -133,21 +133,22 @@ class Decoding:
 
     # --- headers -----------------------------------------------------------------------------------------------------
 
-    async def read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
-        """Refuses files that are not images, and requests that are too large."""
+    async def read_headers(self, files: Sequence[bytes], spec: InputSpec, faults: Faults | None = None) -> Headers:
+        """Refuses files that are not images, and requests that are too large. With `faults` those files are added to
+        it, and the headers are those of the others."""
         if len(files) <= _HEADERS_ON_LOOP and sum(map(len, files)) <= _BYTES_ON_LOOP:
-            return self._read_headers(files, spec)
-        return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec))
+            return self._read_headers(files, spec, faults)
+        return await asyncio.wrap_future(self._pool.submit(self._read_headers, files, spec, faults))
 
-    def _read_headers(self, files: Sequence[bytes], spec: InputSpec) -> Headers:
+    def _read_headers(self, files: Sequence[bytes], spec: InputSpec, faults: Faults | None = None) -> Headers:
         headers, pixels, seconds, most, limit = [], 0, 0.0, 0, self.limits.request_pixels
         for index, data in enumerate(files):
-            with _naming(index, files):
+            with set_aside(index, faults), _naming(index, files):
                 header = read_header(data, self.limits.image_pixels)
                 most = max(most, require_memory(header, spec, self.limits.memory))
-            headers.append(header)
-            pixels += header.pixels
-            seconds += header.seconds(spec)
+                headers.append(header)
+                pixels += header.pixels
+                seconds += header.seconds(spec)
         if pixels > limit:
             raise TooManyPixels(
                 f"the images of this request have {pixels:,} pixels in total; at most {limit:,} are allowed "
@@ -160,14 +161,29 @@ class Decoding:
         headers = self._read_headers(files, spec)
         if not headers.small or headers.seconds > seconds:
             return None
-        return self._decode_all(files, headers, spec, lambda: None)
+        return self._decode_all(files, headers, spec, raise_if_abandoned=lambda: None)
 
     # --- decoding ----------------------------------------------------------------------------------------------------
 
-    async def decode(self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold) -> np.ndarray:
-        """(n, H, W, C) uint8."""
+    async def decode(
+        self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold, faults: Faults | None = None
+    ) -> np.ndarray:
+        """(n, H, W, C) uint8. With `faults` broken files are added to it, and have no row."""
+        found: Faults | None = None if faults is None else {}
         if headers.small:
-            return await self.in_thread(lambda check: self._decode_all(files, headers, spec, check), len(files), hold)
+            images = await self.in_thread(
+                lambda check: self._decode_all(files, headers, spec, check, faults=found), len(files), hold
+            )
+        else:
+            images = await self._decode_in_turn(files, headers, spec, hold, faults=found)
+        if not found or faults is None:
+            return images
+        faults |= found
+        return np.delete(images, list(found), axis=0)
+
+    async def _decode_in_turn(
+        self, files: Sequence[bytes], headers: Headers, spec: InputSpec, hold: Hold, faults: Faults | None
+    ) -> np.ndarray:
         loop = asyncio.get_running_loop()
         clock, jobs = self._clock, []
         for data, header in zip(files, headers.each, strict=True):
@@ -179,7 +195,7 @@ class Decoding:
         images = np.empty((len(files), *spec.shape), np.uint8)
         try:
             for index, job in enumerate(jobs):
-                with _naming(index, files):
+                with set_aside(index, faults), _naming(index, files):
                     images[index] = await job.future
         finally:
             self._drop([job for job in jobs if not job.future.done() or job.future.cancelled()], hold)
@@ -223,12 +239,17 @@ class Decoding:
                     self._start_next()
 
     def _decode_all(
-        self, files: Sequence[bytes], headers: Headers, spec: InputSpec, raise_if_abandoned: RaiseIfAbandoned
+        self,
+        files: Sequence[bytes],
+        headers: Headers,
+        spec: InputSpec,
+        raise_if_abandoned: RaiseIfAbandoned,
+        faults: Faults | None = None,
     ) -> np.ndarray:
         images = np.empty((len(files), *spec.shape), np.uint8)
         for index, (data, header) in enumerate(zip(files, headers.each, strict=True)):
             raise_if_abandoned()
-            with _naming(index, files):
+            with set_aside(index, faults), _naming(index, files):
                 images[index] = preprocess(data, spec, self.limits.image_pixels, header)
         return images
 
@@ -345,6 +366,18 @@ def _picture_bytes(header: Header, spec: InputSpec) -> int:
 def _are_small(headers: Sequence[Header], seconds: float, peak_bytes: int) -> bool:
     """Given what decoding all of them takes, and the most memory that one of them does."""
     return seconds <= _SMALL_S and peak_bytes <= _SMALL_BYTES and all(each.kind in _SMALL_KINDS for each in headers)
+
+
+@contextlib.contextmanager
+def set_aside(index: int, faults: Faults | None) -> Iterator[None]:
+    """Adds an image's error to `faults`, where there are some. That a decoder ended is not the image's error alone, and
+    starting another for each would cost too much."""
+    try:
+        yield
+    except ImageError as error:
+        if faults is None or isinstance(error, DecoderEnded):
+            raise
+        faults[index] = error
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from app.bundle import tiles
 from app.bundle.bundle import Bundle
 from app.bundle.header import Header
 from app.bundle.manifest import InputSpec
-from app.errors import ImageError, TooManyPixels
+from app.errors import Faults, ImageError, TooManyPixels
 from app.inference.admission import Admission
 from app.inference.answer import (
     LOGITS,
@@ -25,7 +25,7 @@ from app.inference.answer import (
     of_tiles,
 )
 from app.inference.batcher import Completed, Pending
-from app.inference.decoding import Decoding, RaiseIfAbandoned
+from app.inference.decoding import Decoding, Headers, RaiseIfAbandoned, set_aside
 from app.inference.model import Model
 from app.inference.repository import Repository
 
@@ -44,9 +44,11 @@ class Prediction:
     queue_s: float
     run_s: float
     batch: int  # images in the same run of the graph
+    faults: Faults | None = None  # of a partial request: what is wrong with the images that are missing here
 
 
 OnResult = Callable[[Prediction | Exception], None]
+Item = TypeVar("Item")
 
 
 class PredictionTask(Protocol):
@@ -178,14 +180,47 @@ class Predictor:
         """Like `begin`, for a caller that waits; if it leaves, the work is dropped."""
         return await _result_of(partial(self.begin, files, model, outputs))
 
-    async def _predict(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:
-        if model.bundle.tiled:
-            return await self._predict_pictures(files, model, outputs)
+    async def predict_good(
+        self, files: Sequence[bytes], model: Model, outputs: frozenset[str], faults: Faults
+    ) -> Prediction | None:
+        """Like `predict`, of the files that are not in `faults`; to it are added those that turn out to be bad. None if
+        no file is good."""
+        places = _without(faults, range(len(files)))
+        bad: Faults = {}
+        headers = await self.decoding.read_headers([files[at] for at in places], model.bundle.manifest.input, bad)
+        faults |= {places[index]: error for index, error in bad.items()}
+        places = _without(bad, places)
+        if not places:
+            return None
+        broken: Faults = {}
+        try:
+            result = await self._predict([files[at] for at in places], model, outputs, headers, faults=broken)
+        except _NoneGood:
+            result = None
+        faults |= {places[index]: error for index, error in broken.items()}
+        if result is not None:
+            result.faults = faults
+        return result
+
+    async def _predict(
+        self,
+        files: Sequence[bytes],
+        model: Model,
+        outputs: frozenset[str],
+        headers: Headers | None = None,
+        faults: Faults | None = None,
+    ) -> Prediction:
+        """With `faults` broken files are added to it, and are not in the result; raises _NoneGood if all are."""
         spec = model.bundle.manifest.input
-        headers = await self.decoding.read_headers(files, spec)
+        headers = headers or await self.decoding.read_headers(files, spec)
+        if model.bundle.tiled:
+            return await self._predict_pictures(files, model, outputs, headers, faults=faults)
         with self.admission.admit(len(files), model.seconds, large=not headers.small):
             start = time.perf_counter()
-            images = await self.decoding.decode(files, headers, spec, self.admission.hold)
+            images = await self.decoding.decode(files, headers, spec, self.admission.hold, faults=faults)
+            files = _without(faults or {}, files)
+            if not files:
+                raise _NoneGood
             decode_s = time.perf_counter() - start
             return await _result_of(
                 lambda on_result: self._run(
@@ -193,14 +228,19 @@ class Predictor:
                 )
             )
 
-    async def _predict_pictures(self, files: Sequence[bytes], model: Model, outputs: frozenset[str]) -> Prediction:
+    async def _predict_pictures(
+        self,
+        files: Sequence[bytes],
+        model: Model,
+        outputs: frozenset[str],
+        headers: Headers,
+        faults: Faults | None,
+    ) -> Prediction:
         """Of a model that cuts tiles: picture by picture, and of each some tiles at a time.
 
         So one picture is in memory, and no more than one batch of its tiles waits before those of other requests.
         """
-        bundle = model.bundle
-        spec, most = bundle.manifest.input, min(self._max_batch, bundle.tiles_at_once)
-        headers = await self.decoding.read_headers(files, spec)
+        spec = model.bundle.manifest.input
         count = sum(_tiles_of(header, spec) for header in headers.each)
         room = self.admission.most - self.admission.reserved
         if count > max(1, room):
@@ -212,28 +252,16 @@ class Predictor:
         decode_s = 0.0
         with self.admission.admit(count, model.seconds, large=count > 1 or not headers.small):
             for index, header in enumerate(headers.each):
-                start = time.perf_counter()
-                async with self.decoding.picture(files, index, header, spec, hold=self.admission.hold) as picture:
-                    decode_s += time.perf_counter() - start
-                    grid = bundle.grid(picture)
-                    parts = [
-                        await model.batcher.submit(OutputRequest(some, of_tiles(outputs)))
-                        for some in tiles.cut(picture, grid, most)
-                    ]
-                found = of_picture(bundle, [part.result for part in parts], grid, outputs)
-                done += [
-                    Completed(
-                        found,
-                        sum(each.queue_s for each in parts),
-                        sum(each.run_s for each in parts),
-                        max(each.batch for each in parts),
-                    )
-                ]
-                if model.drift is not None:
-                    model.drift.add([found])
+                with set_aside(index, faults):
+                    seconds, picture = await self._predict_picture(files, index, header, model, outputs=outputs)
+                    decode_s += seconds
+                    done.append(picture)
+        files = _without(faults or {}, files)
+        if not done:
+            raise _NoneGood
         whole = _merge(done)
         return Prediction(
-            bundle,
+            model.bundle,
             files,
             np.empty((len(files), 0, 0, spec.channels), np.uint8),
             outputs=whole.result,
@@ -242,6 +270,25 @@ class Predictor:
             run_s=whole.run_s,
             batch=whole.batch,
         )
+
+    async def _predict_picture(
+        self, files: Sequence[bytes], index: int, header: Header, model: Model, outputs: frozenset[str]
+    ) -> tuple[float, Completed[Outputs]]:
+        """(seconds of decoding, what all its tiles gave) of one of the files."""
+        bundle, start = model.bundle, time.perf_counter()
+        spec, most = bundle.manifest.input, min(self._max_batch, bundle.tiles_at_once)
+        async with self.decoding.picture(files, index, header, spec, hold=self.admission.hold) as picture:
+            decode_s = time.perf_counter() - start
+            grid = bundle.grid(picture)
+            parts = [
+                await model.batcher.submit(OutputRequest(some, of_tiles(outputs)))
+                for some in tiles.cut(picture, grid, most)
+            ]
+        found = of_picture(bundle, [part.result for part in parts], grid, outputs)
+        if model.drift is not None:
+            model.drift.add([found])
+        queue_s, run_s = sum(each.queue_s for each in parts), sum(each.run_s for each in parts)
+        return decode_s, Completed(found, queue_s, run_s, max(each.batch for each in parts))
 
     def _run(
         self,
@@ -310,6 +357,15 @@ class Predictor:
                 return None
             images[index] = pixels
         return images
+
+
+class _NoneGood(Exception):
+    """All files of a request are broken. `predict_good` catches it."""
+
+
+def _without(faults: Faults, items: Sequence[Item]) -> list[Item]:
+    """The items whose index is not in `faults`."""
+    return [item for index, item in enumerate(items) if index not in faults]
 
 
 async def _result_of(begin: Callable[[OnResult], PredictionTask]) -> Prediction:

@@ -14,9 +14,10 @@ class Recent:
         self._entries: OrderedDict[str, tuple[str, Sequence[bytes]]] = OrderedDict()
 
     def add(self, request_id: str, result: Prediction) -> None:
-        """The oldest make room. Pixels that were sent as a tensor are no files, and are not kept."""
+        """The oldest make room. Pixels that were sent as a tensor are no files, and are not kept. Nor are requests of
+        which some images are bad: an index would mean another image."""
         size = _size(result.files)
-        if not result.files or size > self._most:
+        if not result.files or result.faults or size > self._most:
             return
         self._remove(request_id)
         self._entries[request_id] = result.bundle.name, result.files

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -33,6 +34,9 @@ from app.serving.connection import Connection, connection_factory
 from app.serving.stop_listening import accept_pending, refuse_connections
 from app.settings import PREFIX, Settings
 from app.telemetry.logs import log
+
+if TYPE_CHECKING:
+    from app.api.rpc.server import RpcServer
 
 _IDLE_S = 1.0  # an idle connection may still get a request in this time
 _IDLE_TURNS = 10  # and in at least so many turns of the loop, because the machine may be slow
@@ -75,7 +79,12 @@ def serve(
         timeout_graceful_shutdown=settings.drain_s,
     )
     server = _Server(
-        config, settings.drain_s, ready=lambda: ready(listener), leave=app.state.repository.leave, has_parent=has_parent
+        config,
+        settings.drain_s,
+        ready=lambda: ready(listener),
+        leave=app.state.repository.leave,
+        has_parent=has_parent,
+        rpc=app.state.rpc,
     )
     server.run([listener])
     return server.status if server.started else 1
@@ -89,15 +98,17 @@ class _Server(uvicorn.Server):
         ready: Callable[[], None],
         leave: Callable[[], None],
         has_parent: bool,
+        rpc: "RpcServer | None" = None,
     ) -> None:
         super().__init__(config)
+        self._rpc = rpc
         self._drain_s, self._ready, self._leave, self._has_parent = drain_s, ready, leave, has_parent
         self._dropped = 0  # requests in flight at the end of `drain_s`
 
     @property
     def status(self) -> int:
         """The exit status."""
-        return 1 if self._dropped or self._in_flight() else 0
+        return 1 if self._dropped or self._in_flight() or (self._rpc is not None and self._rpc.dropped) else 0
 
     def _in_flight(self) -> list[Connection]:
         return [each for each in self.server_state.connections if isinstance(each, Connection) and each.busy]
@@ -135,6 +146,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         began = time.monotonic()
+        rpc = None if self._rpc is None else asyncio.ensure_future(self._rpc.stop(self._drain_s))
         listeners, state = sockets or [], self.server_state
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
         if not self._has_parent:  # a parent has done so for all its workers
@@ -156,6 +168,8 @@ class _Server(uvicorn.Server):
         while self._in_flight() and time.monotonic() - began < self._drain_s:  # noqa: ASYNC110  # nor for an answer
             await asyncio.sleep(0.01)
         self._drop()
+        if rpc is not None:
+            await rpc
         remaining = self._drain_s - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = remaining  # type: ignore[assignment]  # a float works too
         await super().shutdown(sockets)

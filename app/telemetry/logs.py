@@ -36,15 +36,22 @@ class RequestLog:
     """
 
     def __init__(
-        self, metrics: Metrics, log_requests: LogRequests = "errors", clock: Callable[[], float] = monotonic
+        self,
+        metrics: Metrics,
+        log_requests: LogRequests = "errors",
+        clock: Callable[[], float] = monotonic,
+        trace: Callable[[Scope, RequestRecord, int, float], None] | None = None,
     ) -> None:
-        self._metrics, self._log_requests = metrics, log_requests
+        """`trace` is called with each request that ran in a context of its own, its status and seconds."""
+        self._metrics, self._log_requests, self._trace = metrics, log_requests, trace
         self._overload, self._heads = RefusalThrottle(clock), RefusalThrottle(clock)
 
     def finished(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         operation = self._count(scope, record, status, seconds)
         if self._should_log(record, status):
             _log_access(scope, operation, record=record, status=status, seconds=seconds)
+        if self._trace is not None:
+            self._trace(scope, record, status, seconds)
 
     def finished_without_context(
         self, scope: Scope, own_id: bytes, record: RequestRecord, status: int, seconds: float

@@ -27,7 +27,7 @@ from app.telemetry.multiprocess import FOLDER, live_workers, process_metrics, re
 __all__ = ["CONTENT_TYPE", "OPERATIONS", "Metrics", "Sample", "Served"]
 
 UNKNOWN = "-"
-_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer"}
+_ON_IMAGES = {"classify", "encode", "reconstruct", "anomaly", "predict", "decode", "generate", "infer", "embeddings"}
 OPERATIONS = frozenset(_ON_IMAGES | {"models", "drift", "healthz", "readyz", "metrics"})
 SECONDS = (5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -91,6 +91,9 @@ class Metrics(Collector):
         self._versions: set[tuple[str, int]] = set()
         self._requests = self._counter("graft_requests_total", "Answered requests.", "operation", *_MODEL, "status")
         self._refused = self._counter("graft_requests_refused_total", "Requests answered with a problem.", "type")
+        self._images_refused = self._counter(
+            "graft_images_refused_total", "Images of partial requests that were answered with a problem.", "type"
+        )
         self._handovers = self._counter(
             "graft_fast_path_handovers_total", "Plain requests that the ordinary path answered.", "reason"
         )
@@ -164,6 +167,11 @@ class Metrics(Collector):
     def refused(self, kind: str) -> None:
         """`kind` is the last part of the problem's type, such as not-an-image."""
         self._refused[(kind,)].inc()
+
+    def images_refused(self, kinds: Iterable[str]) -> None:
+        """Single images of requests that were answered."""
+        for kind in kinds:
+            self._images_refused[(kind,)].inc()
 
     def handed_over(self, reason: str) -> None:
         """`reason` is one of the fast path's own words."""

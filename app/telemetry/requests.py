@@ -17,7 +17,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Result = TypeVar("Result")
 
-HEADER, TIMING = b"x-request-id", b"server-timing"
+HEADER, TIMING, TRACE = b"x-request-id", b"server-timing", b"traceresponse"
 STARTED_AT = "started_at"  # in a request's state: perf_counter() at the end of its head
 CLIENT_DISCONNECTED = 499  # nginx uses this status too
 _ACCEPTABLE = re.compile(rb"[!-~]{1,128}")  # a client's own id is kept if it is short and printable
@@ -41,6 +41,9 @@ class RequestRecord:
     run_s: float | None = None
     problem: str | None = None  # last part of the problem's type, such as not-an-image
     trace_id: str | None = None
+    ran_at: float | None = None  # perf_counter() when the results were there
+    span: Any = None  # of app.telemetry.spans, where requests are traced
+    traceresponse: bytes | None = None  # likewise: W3C's header for the answer
 
     def timing(self, total_s: float) -> bytes:
         """The Server-Timing header."""
@@ -63,11 +66,20 @@ def current_record() -> RequestRecord:
     return _record.get() or RequestRecord()
 
 
+def begin_untraced(_: list[tuple[bytes, bytes]], trace_id: str | None) -> RequestRecord:
+    return RequestRecord(trace_id=trace_id)
+
+
+Begin = Callable[[list[tuple[bytes, bytes]], str | None], RequestRecord]  # headers, trace id → the request's record
+
+
 class Requests:
     """Middleware that gives each request a record and an id: its X-Request-ID or a new one. Every answer has the id."""
 
-    def __init__(self, app: App, on_finished: Callable[[Scope, RequestRecord, int, float], None]) -> None:
-        self.app, self._on_finished = app, on_finished
+    def __init__(
+        self, app: App, on_finished: Callable[[Scope, RequestRecord, int, float], None], begin: Begin = begin_untraced
+    ) -> None:
+        self.app, self._on_finished, self._begin = app, on_finished, begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,8 +87,8 @@ class Requests:
             return
         start, status = scope.get("state", {}).get(STARTED_AT) or perf_counter(), CLIENT_DISCONNECTED
         own_id, trace_id = identify(scope["headers"])
-        record = RequestRecord(trace_id=trace_id)
-        _set_context(own_id, record)
+        record = self._begin(scope["headers"], trace_id)
+        set_context(own_id, record)
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -84,6 +96,8 @@ class Requests:
                 status = message["status"]
                 timing = record.timing(perf_counter() - start)
                 message["headers"] = [*message.get("headers", ()), (HEADER, own_id), (TIMING, timing)]
+                if record.traceresponse is not None:
+                    message["headers"].append((TRACE, record.traceresponse))
             await send(message)
 
         try:
@@ -96,13 +110,13 @@ def in_context(own_id: bytes, record: RequestRecord, work: Callable[..., Result]
     """Calls `work` in a new context with the request's id and record. For requests that run in no task."""
 
     def entered() -> Result:
-        _set_context(own_id, record)
+        set_context(own_id, record)
         return work(*arguments)
 
     return Context().run(entered)
 
 
-def _set_context(own_id: bytes, record: RequestRecord) -> None:
+def set_context(own_id: bytes, record: RequestRecord) -> None:
     """Sets id and record in the current context."""
     request_id.set(own_id.decode())
     _record.set(record)

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PROTOCOL = "/v2"
+EMBEDDINGS = "/v1/embeddings"  # whose errors are also those of OpenAI's API
 
 
 def route_path(scope: Scope) -> str:

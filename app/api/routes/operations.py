@@ -13,8 +13,8 @@ from pydantic_core import to_json
 from app.api import pictures
 from app.api.call import ACall, Call, Plan
 from app.api.negotiation import JSON, NPY, PNG
-from app.api.problems import documented
-from app.api.request_body import Images
+from app.api.problems import documented, problem_of_image
+from app.api.request_body import Images, Partial, RequestImages
 from app.api.schemas import (
     IMAGE_BODY,
     AnomalyResponse,
@@ -33,7 +33,7 @@ from app.bundle.manifest import ANOMALY_MAP
 from app.bundle.regions import Size
 from app.bundle.scoring import AnomalyScore
 from app.bundle.sets import By, SetOptions
-from app.errors import MalformedRequest
+from app.errors import Faults, MalformedRequest
 from app.inference.answer import DISTANCES, EMBEDDING, ERRORS, EXPLANATION, LOGITS, NEAREST, RECONSTRUCTION
 from app.inference.predictor import Prediction
 from app.inference.results import (
@@ -93,8 +93,11 @@ def _route(
 
     def register(plan: PlanFunction) -> PlanFunction:
         @wraps(plan)  # FastAPI reads the wrapped function's parameters
-        async def handler(call: Call, images: list[bytes], **parameters: Any) -> Response:
-            return await call.run(images, plan(call, images, **parameters))
+        async def handler(call: Call, images: RequestImages, **parameters: Any) -> Response:
+            planned = plan(call, images, **parameters)
+            if images.faults is None:
+                return await call.run(images.files, planned)
+            return await call.run_partial(images.files, images.faults, planned, none_good=_only_problems)
 
         route(handler)
         return plan
@@ -114,8 +117,9 @@ def classify(
     coverage: Coverage = None,
     sets: Sets = None,
     conditional: Conditional = False,
+    partial: Partial = False,
 ) -> Plan:
-    call.choose_type(JSON)
+    call.choose_type(JSON, partial=partial)
     options = _set_options(call, coverage, sets, conditional)
     outputs = frozenset([LOGITS, *([DISTANCES] if in_domain else []), *([EXPLANATION] if explain else [])])
     needs = ["classify", *(["anomaly"] if in_domain else []), *(["explain"] if explain else [])]
@@ -131,8 +135,8 @@ def classify(
 
 
 @_route("encode", "Embedding of the image", EncodeResponse, NPY, binary_description="numpy's .npy of N × D float32")
-def encode(call: ACall, images: Images, evidence: Evidence = False) -> Plan:
-    media_type = call.choose_type(JSON, NPY)
+def encode(call: ACall, images: Images, evidence: Evidence = False, partial: Partial = False) -> Plan:
+    media_type = call.choose_type(JSON, NPY, partial=partial)
 
     def shape(result: Prediction) -> Response:
         if media_type == NPY:
@@ -149,8 +153,8 @@ def encode(call: ACall, images: Images, evidence: Evidence = False) -> Plan:
     PNG,
     binary_description="of one image",
 )
-def reconstruct(call: ACall, images: Images, evidence: Evidence = False) -> Plan:
-    media_type = call.choose_type(JSON, *if_single(PNG, images))
+def reconstruct(call: ACall, images: Images, evidence: Evidence = False, partial: Partial = False) -> Plan:
+    media_type = call.choose_type(JSON, *if_single(PNG, images), partial=partial)
 
     def shape(result: Prediction) -> Response:
         drawn = result.outputs[RECONSTRUCTION]
@@ -176,9 +180,10 @@ def anomaly(
     regions: Regions = False,
     evidence: Evidence = False,
     false_alarm_rate: Rate = None,
+    partial: Partial = False,
 ) -> Plan:
     single = if_single(PNG, images)  # maps of pictures in tiles have no common shape
-    media_type = call.choose_type(JSON, *([NPY] if single or not call.bundle.tiled else []), *single)
+    media_type = call.choose_type(JSON, *([NPY] if single or not call.bundle.tiled else []), *single, partial=partial)
     with_heatmap = heatmap or media_type in (PNG, NPY)
     drawn = map_output(call.bundle) if with_heatmap else RECONSTRUCTION
     needs = ["anomaly", *(["reconstruct"] if with_heatmap and drawn == RECONSTRUCTION else [])]
@@ -214,8 +219,9 @@ def predict(
     coverage: Coverage = None,
     sets: Sets = None,
     conditional: Conditional = False,
+    partial: Partial = False,
 ) -> Plan:
-    call.choose_type(JSON)
+    call.choose_type(JSON, partial=partial)
     options = _set_options(call, coverage, sets, conditional)
     supported = call.bundle.operations
     drawn = map_output(call.bundle)
@@ -244,12 +250,18 @@ def predict(
 
 
 @_route("similar", "The most similar images of the bundle's index", SimilarResponse)
-def similar(call: ACall, images: Images, k: Neighbours = 5, thumbnails: Thumbnails = False) -> Plan:
-    call.choose_type(JSON)
+def similar(
+    call: ACall,
+    images: Images,
+    k: Neighbours = 5,
+    thumbnails: Thumbnails = False,
+    partial: Partial = False,
+) -> Plan:
+    call.choose_type(JSON, partial=partial)
 
     def shape(result: Prediction) -> Response:
         found = similar_fields(result.bundle, result.outputs, k, thumbnails)
-        return json_response(result.bundle, [{"similar": each} for each in found])
+        return _results(result, [{"similar": each} for each in found])
 
     return Plan(["similar"], frozenset([NEAREST]), shape)
 
@@ -262,7 +274,22 @@ def _with_evidence(plan: Plan, evidence: bool) -> Plan:
 def _answer(result: Prediction, fields: list[Fields]) -> Response:
     if NEAREST in result.outputs:
         merge(fields, evidence_fields(result.bundle, result.outputs))
-    return json_response(result.bundle, fields)
+    return _results(result, fields)
+
+
+def _results(result: Prediction, fields: list[Fields]) -> Response:
+    return json_response(result.bundle, _with_problems(fields, result.faults) if result.faults else fields)
+
+
+def _with_problems(fields: Sequence[Fields], faults: Faults) -> list[Fields]:
+    """The results of the good images, and in the place of each bad one its problem."""
+    good = iter(fields)
+    count = len(fields) + len(faults)
+    return [problem_of_image(faults[at], at) if at in faults else next(good) for at in range(count)]
+
+
+def _only_problems(bundle: Bundle, faults: Faults) -> Response:
+    return json_response(bundle, _with_problems([], faults))
 
 
 def _set_options(call: Call, coverage: float | None, sets: By | None, conditional: bool) -> SetOptions | None:

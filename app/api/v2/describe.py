@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from app.api.v2.schemas import ModelMetadata, TensorMetadata
+from app.api.v2.schemas import IndexEntry, ModelMetadata, TensorMetadata
 from app.api.v2.tensors import IMAGE, IMAGE_TYPE, outputs_of
 from app.api.v2.wire import BYTES
 from app.bundle.bundle import Bundle
+from app.inference.repository import Repository
 from app.telemetry.metrics import Sample
 
 PLATFORM = "onnx_onnxv1"
@@ -28,6 +29,19 @@ def metadata(bundle: Bundle, versions: Sequence[int]) -> ModelMetadata:
     )
 
 
+def versions(repository: Repository, name: str) -> list[int]:
+    """Those of a model that are loaded."""
+    return [model.bundle.version for model in repository.all() if model.bundle.name == name]
+
+
+def index(repository: Repository, ready_only: bool) -> list[IndexEntry]:
+    return [
+        IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
+        for each in repository.index()
+        if each.state == "READY" or not ready_only
+    ]
+
+
 def configuration(bundle: Bundle, most: int) -> dict[str, Any]:
     """`most` is the number of images allowed in one request."""
     tensors = metadata(bundle, ())
@@ -43,7 +57,8 @@ def configuration(bundle: Bundle, most: int) -> dict[str, Any]:
 
 
 def _configuration(tensor: TensorMetadata) -> dict[str, Any]:
-    return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": tensor.shape[1:]}
+    datatype = "STRING" if tensor.datatype == BYTES else tensor.datatype  # as Triton calls it there
+    return {"name": tensor.name, "data_type": f"TYPE_{datatype}", "dims": tensor.shape[1:]}
 
 
 def statistics(bundle: Bundle, samples: Iterable[Sample]) -> dict[str, Any]:

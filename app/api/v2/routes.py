@@ -35,7 +35,16 @@ from app.api.v2.tensors import (
     resolve,
     top_classes,
 )
-from app.api.v2.wire import LENGTH, InferRequest, infer_response, json_length, parameters_of, parse_infer_request
+from app.api.v2.wire import (
+    LENGTH,
+    InferRequest,
+    Parameters,
+    infer_response,
+    json_length,
+    parameters_of,
+    parse_infer_request,
+)
+from app.api.v2.wire import Outputs as RequestedOutputs
 from app.bundle.bundle import Bundle
 from app.errors import MalformedRequest
 from app.inference import results
@@ -102,8 +111,7 @@ async def ready(repository: Models) -> ServerHealth:
 
 @_of_model("get", "", "Input and output tensors of a model", responses=failures(401, 404, 500, 503))
 async def metadata(model: AModel, repository: Models) -> ModelMetadata:
-    name = model.bundle.name
-    return describe.metadata(model.bundle, [m.bundle.version for m in repository.all() if m.bundle.name == name])
+    return describe.metadata(model.bundle, describe.versions(repository, model.bundle.name))
 
 
 @_of_model("get", "/ready", "Whether a model is ready", responses=failures(401, 404, 500, 503))
@@ -177,20 +185,26 @@ def _parse(body: bytes, length_header: str | None, bundle: Bundle, most: int) ->
 
 
 def _respond(metrics: Metrics, bundle: Bundle, resolved: ResolvedRequest, outputs: Outputs) -> Response:
+    request = resolved.request
+    head = {"model_name": bundle.name, "model_version": str(bundle.version)}
+    head |= {} if request.id is None else {"id": request.id}
+    return infer_response(
+        {**head, "parameters": {"digest": bundle.digest}}, computed(metrics, bundle, resolved, outputs)
+    )
+
+
+def computed(metrics: Metrics, bundle: Bundle, resolved: ResolvedRequest, outputs: Outputs) -> RequestedOutputs:
+    """The requested outputs in order, from those of the graphs; counts confidences and scores."""
     for name, array in outputs.items():
         if resolved.encoded and not np.isfinite(array).all():
             raise MalformedRequest(f"{name} is not finite: the inputs are too far from outputs of the encoder")
     values = {requested.name: output.compute(bundle, outputs) for requested, output in resolved.outputs}
     _count(metrics, bundle, outputs, values)
-    request = resolved.request
-    head = {"model_name": bundle.name, "model_version": str(bundle.version)}
-    head |= {} if request.id is None else {"id": request.id}
     labels = bundle.manifest.classifier.labels if bundle.manifest.classifier else ()
-    tensors = [
+    return [
         (each, values[each.name] if each.classes is None else top_classes(values[each.name], labels, each.classes))
         for each, _ in resolved.outputs
     ]
-    return infer_response({**head, "parameters": {"digest": bundle.digest}}, tensors)
 
 
 def _count(metrics: Metrics, bundle: Bundle, outputs: Outputs, values: dict[str, np.ndarray]) -> None:
@@ -216,11 +230,7 @@ async def index(request: Request, repository: Models) -> list[IndexEntry]:
     ready_only = (await _read_object(request)).get("ready", False)
     if not isinstance(ready_only, bool):
         raise MalformedRequest(f"ready {ready_only!r:.40} is neither true nor false")
-    return [
-        IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
-        for each in repository.index()
-        if each.state == "READY" or not ready_only
-    ]
+    return describe.index(repository, ready_only)
 
 
 _GUARDED = [Depends(refuse_cross_origin)]
@@ -236,12 +246,7 @@ _CONTROL = failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 500)
 )
 async def load(request: Request, name: str, repository: Models) -> dict[str, str]:
     """The parameter `version` may name an earlier version to go back to."""
-    parameters = parameters_of(await _read_object(request), "the request")
-    version = parameters.pop("version", None)
-    if not (version is None or (isinstance(version, str | int) and not isinstance(version, bool))):
-        raise MalformedRequest(f"version {version!r:.40}: a string or a whole number is expected")
-    if parameters:
-        raise MalformedRequest(f"parameters: {', '.join(parameters)[:100]}: only version is supported")
+    version = version_to_load(parameters_of(await _read_object(request), "the request"))
     model = await repository.load(name, version)
     return {"name": model.bundle.name, "version": str(model.bundle.version)}
 
@@ -257,6 +262,17 @@ async def unload(request: Request, name: str, repository: Models) -> dict[str, s
     await _read_object(request)
     await repository.unload(name)
     return {"name": name}
+
+
+def version_to_load(parameters: Parameters) -> str | int | None:
+    """None: the highest in the folder."""
+    others = [name for name in parameters if name != "version"]
+    version = parameters.get("version")
+    if not (version is None or (isinstance(version, str | int) and not isinstance(version, bool))):
+        raise MalformedRequest(f"version {version!r:.40}: a string or a whole number is expected")
+    if others:
+        raise MalformedRequest(f"parameters: {', '.join(others)[:100]}: only version is supported")
+    return version
 
 
 async def _read_object(request: Request) -> dict[str, Any]:

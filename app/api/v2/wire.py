@@ -4,7 +4,7 @@ import base64
 import binascii
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH_BYTES = 4  # before each element of BYTES
 _EXTRA_VALUES = 1000  # commas and brackets around the tensors of a normal request
-_MAX_JSON_VALUES = 1_000_000  # parsing this many blocks the event loop for 0.1 s
+MAX_LISTED_VALUES = 1_000_000  # parsing this many blocks the event loop for 0.1 s
 _CHUNK = 1 << 16  # numbers; between chunks other threads may run
 _MAX_DIMENSIONS = 8
 _SHARED_MEMORY = "shared_memory_region"
@@ -144,10 +144,15 @@ def json_length(value: str | None, body: bytes) -> int:
 
 def parse_infer_request(body: bytes, length: int, most_values: int) -> InferRequest:
     """The first `length` bytes of the body are JSON, whose tensors may have `most_values` numbers."""
-    most = min(_MAX_JSON_VALUES, 4 * most_values + _EXTRA_VALUES)  # [[[[1]]], [[[2]]], …
+    most = min(MAX_LISTED_VALUES, 4 * most_values + _EXTRA_VALUES)  # [[[[1]]], [[[2]]], …
     document = json_of(body[:length], most)
     if not isinstance(document, dict):
         raise MalformedRequest('a JSON object {"inputs": [{"name", "shape", "datatype", "data"}, …]} is expected')
+    return infer_request_of(document, memoryview(body)[length:])
+
+
+def infer_request_of(document: dict[str, Any], rest: memoryview) -> InferRequest:
+    """`rest` holds the binary tensors."""
     parameters = parameters_of(document, "the request")
     inputs, outputs = document.get("inputs"), document.get("outputs")
     if not isinstance(inputs, list) or not inputs:
@@ -157,7 +162,7 @@ def parse_infer_request(body: bytes, length: int, most_values: int) -> InferRequ
     binary = _flag(parameters, "binary_data_output", False, "the request")
     return InferRequest(
         id=_id(document.get("id")),
-        inputs=_distinct(list(_inputs(inputs, memoryview(body)[length:])), "inputs"),
+        inputs=_distinct(list(_inputs(inputs, rest)), "inputs"),
         outputs=_distinct([_requested_output(each, binary) for each in outputs], "outputs") if outputs else None,
         binary=binary,
         timeout_ms=_timeout_ms(parameters.get("timeout")),
@@ -249,17 +254,38 @@ def _timeout_ms(microseconds: Any) -> int | None:
     return max(1, int(microseconds) // 1000)
 
 
-def infer_response(
-    head: dict[str, Any], outputs: Sequence[tuple[RequestedOutput, np.ndarray | list[list[str]]]]
-) -> Response:
-    """The response with its outputs in order: arrays of a dtype in DTYPES, or rows of text, which are BYTES."""
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """An output to send: an array of a dtype in DTYPES, or of text, which is BYTES."""
+
+    name: str
+    datatype: str
+    array: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray | list[list[str]]) -> "OutputTensor":
+        if isinstance(values, list):
+            return cls(name, BYTES, np.array(values, object))
+        return cls(name, DATATYPES[values.dtype], values)
+
+    def data(self) -> bytes:
+        if self.datatype == BYTES:
+            return joined_elements(text.encode() for text in self.array.ravel())
+        return self.array.tobytes()
+
+
+Outputs = Sequence[tuple[RequestedOutput, np.ndarray | list[list[str]]]]
+
+
+def infer_response(head: dict[str, Any], outputs: Outputs) -> Response:
+    """The response with its outputs in order."""
     tensors, binary = [], []
     for requested, values in outputs:
-        array = np.array(values, object) if isinstance(values, list) else values
-        datatype = BYTES if isinstance(values, list) else DATATYPES[array.dtype]
-        tensor: dict[str, Any] = {"name": requested.name, "datatype": datatype, "shape": list(array.shape)}
+        output = OutputTensor.of(requested.name, values)
+        array = output.array
+        tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(array.shape)}
         if requested.binary:
-            data = _encode_texts(array) if datatype == BYTES else array.tobytes()
+            data = output.data()
             tensor["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
@@ -271,6 +297,6 @@ def infer_response(
     return Response(b"".join((document, *binary)), media_type=BINARY, headers={LENGTH: str(len(document))})
 
 
-def _encode_texts(texts: np.ndarray) -> bytes:
-    encoded = [text.encode() for text in texts.ravel()]
-    return b"".join(part for text in encoded for part in (len(text).to_bytes(_LENGTH_BYTES, "little"), text))
+def joined_elements(elements: Iterable[bytes]) -> bytes:
+    """The data of a BYTES tensor."""
+    return b"".join(part for each in elements for part in (len(each).to_bytes(_LENGTH_BYTES, "little"), each))

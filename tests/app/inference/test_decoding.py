@@ -208,6 +208,18 @@ def test_when_a_decoder_dies_its_image_fails_and_another_decodes_the_next() -> N
     assert [each.order for each in made] == [[LARGE], [MIDDLE]]
 
 
+def test_that_a_decoder_dies_is_no_fault_of_one_image_alone() -> None:
+    one = RecordingDecoder()
+    one.dies = True
+
+    async def ask(of: Decoding) -> np.ndarray:
+        files = [LARGE, MIDDLE]
+        return await of.decode(files, await of.read_headers(files, SPEC), SPEC, hold, {})
+
+    with decoding(lambda: one) as of, pytest.raises(DecoderEnded):
+        asyncio.run(ask(of))
+
+
 def test_a_decoder_that_died_while_idle_fails_no_image() -> None:
     made: list[RecordingDecoder] = []
 

@@ -96,6 +96,7 @@ def test_unknown_models_and_operations_do_not_become_labels(metrics: Metrics) ->
 def count_everything(metrics: Metrics) -> None:
     metrics.request("classify", "tiny", 1, 200, 0.1)
     metrics.refused("overloaded")
+    metrics.images_refused(["not-an-image"])
     metrics.handed_over("error")
     metrics.observe_queue("tiny", 1, 0.1)
     metrics.observe_decoding("tiny", 1, 0.1)

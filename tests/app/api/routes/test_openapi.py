@@ -24,6 +24,7 @@ def test_every_route_is_described_with_the_errors_it_gives(openapi: dict[str, An
         "/v1/feedback",
         "/v1/decode",
         "/v1/generate",
+        "/v1/embeddings",
         "/v1/models",
         "/v1/models/{name}",
         "/v1/models/{name}/drift",
