@@ -109,6 +109,7 @@ def test_what_is_wrong_with_the_whole_request_refuses_it(client: httpx.Client) -
     ):
         assert_problem(client.post("/v1/classify?partial=true", **send), status, kind)
     assert_problem(client.post("/v1/classify?partial=some", **form(*GOOD)), 400, "malformed-request", "partial")
+    assert client.post("/v1/classify?partial=some", **form(*GOOD)).json()["detail"].count("query.partial") == 1
     assert_problem(client.post("/v1/classify?partial=true&model=x", **form(*MIXED)), 404, "unknown-model")
     assert_problem(client.post("/v1/regions?partial=true", **form(*MIXED)), 404, "not-found")
 

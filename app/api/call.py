@@ -110,9 +110,7 @@ class Call:
         return await self.within_deadline(work())
 
     async def _shaped(self, result: Prediction, shape: Callable[[Prediction], Response]) -> Response:
-        record = current_record()
-        record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
-        record.ran_at = perf_counter()
+        current_record().ran(result.queue_s, result.decode_s, result.run_s)
         if self._feedback is not None:
             self._feedback.recent.add(request_id.get(), result)
         return await shape_response(value_count(result), lambda: shape(result))

@@ -66,20 +66,18 @@ class Refusal(Response):
         else:
             await super().__call__(scope, receive, send)
 
-    @property
-    def message(self) -> str:
-        """What is wrong, in a sentence."""
+    def message(self, item: str = "image") -> str:
+        """What is wrong, and with which item of the request."""
         problem = self._problem
-        return problem.detail if problem.index is None else f"image {problem.index}: {problem.detail}"
+        return problem.detail if problem.index is None else f"{item} {problem.index}: {problem.detail}"
 
     def of_protocol(self) -> Response:
-        return JSONResponse({"error": self.message}, self.status_code, self._extra_headers)
+        return JSONResponse({"error": self.message()}, self.status_code, self._extra_headers)
 
     def _of_openai(self) -> Response:
         problem = self._problem
         kind = "invalid_request_error" if problem.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        message = problem.detail if problem.index is None else f"input {problem.index}: {problem.detail}"
-        error = OpenAIError(message=message, type=kind, param=None, code=problem.type.rpartition(":")[2])
+        error = OpenAIError(message=self.message("input"), type=kind, param=None, code=problem.type.rpartition(":")[2])
         body = problem.model_dump(exclude_none=True) | {"error": error.model_dump()}
         return JSONResponse(body, problem.status, self._extra_headers, media_type=self.media_type)
 
@@ -192,7 +190,8 @@ def install(app: FastAPI) -> None:
     async def on_bad_query(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         messages = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, not {e['input']!r:.80}" for e in error.errors()]
-        return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(messages))
+        once = dict.fromkeys(messages)  # a parameter that a dependency reads, too, is reported for each
+        return problem(HTTPStatus.BAD_REQUEST, "malformed-request", "; ".join(once))
 
     app.add_exception_handler(errors.GraftError, on_graft_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -45,6 +45,10 @@ class RequestRecord:
     span: Any = None  # of app.telemetry.spans, where requests are traced
     traceresponse: bytes | None = None  # likewise: W3C's header for the answer
 
+    def ran(self, queue_s: float, decode_s: float, run_s: float) -> None:
+        """The results are there."""
+        self.queue_s, self.decode_s, self.run_s, self.ran_at = queue_s, decode_s, run_s, perf_counter()
+
     def timing(self, total_s: float) -> bytes:
         """The Server-Timing header."""
         queue, decode, run = self.queue_s, self.decode_s, self.run_s

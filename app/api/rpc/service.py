@@ -205,8 +205,7 @@ class Service:
         else:
             record.images = len(resolved.images)
             result = await self._predictor.predict(resolved.images, model, resolved.needs)
-            record.queue_s, record.decode_s, record.run_s = result.queue_s, result.decode_s, result.run_s
-            record.ran_at = perf_counter()
+            record.ran(result.queue_s, result.decode_s, result.run_s)
             outputs, values = result.outputs, value_count(result)
 
         def shape() -> bytes:
@@ -321,7 +320,7 @@ class _Call:
             detail = "an error in the service; its log has the cause under this request id"
             refusal = problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-server-error", detail)
         self._status = refusal.status_code
-        return _CODES.get(HTTPStatus(refusal.status_code), grpc.StatusCode.INVALID_ARGUMENT), refusal.message
+        return _CODES.get(HTTPStatus(refusal.status_code), grpc.StatusCode.INVALID_ARGUMENT), refusal.message()
 
     async def refuse(self, error: Exception) -> NoReturn:
         code, text = self.failed(error)
